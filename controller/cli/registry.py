@@ -1,0 +1,23 @@
+"""Which file holds which command. Groups import their heavy parts only when a command runs."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import typer
+
+# (module under controller.cli, group name or None for top-level commands, help of the group)
+GROUPS: tuple[tuple[str, str | None, str], ...] = (
+    ("hil", "hil", "Run the hardware-in-the-loop bench."),
+    ("bench", "bench", "Measure performance beside a baseline."),
+)
+
+
+def add_all(app: typer.Typer) -> None:
+    """Attach every command group: each module has a Typer called `app`."""
+    for module, name, help_text in GROUPS:
+        group: typer.Typer = import_module(f"controller.cli.{module}").app
+        if name is None:
+            app.add_typer(group)
+        else:
+            app.add_typer(group, name=name, help=help_text, no_args_is_help=True)

@@ -1,0 +1,145 @@
+"""What the core expects of the outside, as Protocols with one job each.
+
+Drivers and the bench implement these; the composition in `app` joins them. Every method that touches the outside is
+async, has a deadline of its own, raises only `DriverError` (or CancelledError), and never returns a bare float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Protocol
+
+from controller.types import (
+    BatteryCommand,
+    BatterySample,
+    GpuCap,
+    GpuId,
+    GpuOriginals,
+    GpuSpec,
+    GpuTelemetry,
+    GridSignal,
+    Margin,
+    MeterSample,
+    NodeCommand,
+    NodeReport,
+    Reading,
+    SiteCommand,
+    SiteImage,
+    UpsSample,
+)
+
+
+class DriverError(Exception):
+    """An expected fault of a device or wire. Kinds are subclasses in `drivers.errors`; `device` names the culprit."""
+
+    def __init__(self, device: str, message: str) -> None:
+        super().__init__(f"{device}: {message}")
+        self.device = device
+
+
+class Clock(Protocol):
+    """Time as the process sees it; the only way to learn it or to wait."""
+
+    def now_ns(self) -> int:
+        """Monotonic nanoseconds."""
+
+    def now_s(self) -> float:
+        """Monotonic seconds; the same clock as `now_ns`."""
+
+    def wall_utc_s(self) -> float:
+        """Seconds since 1970 UTC; for signals and records, never for control."""
+
+    async def sleep_until_ns(self, t_ns: int) -> None:
+        """Return at or after monotonic `t_ns`."""
+
+
+class PowerMeter(Protocol):
+    async def read(self) -> Reading[MeterSample]:
+        """The newest sample, stamped with the instant it was true at (arrival less the declared delay)."""
+
+
+class Battery(Protocol):
+    async def read(self) -> Reading[BatterySample]:
+        """State, limits and the reference read back, stamped like a meter sample."""
+
+    async def write(self, command: BatteryCommand) -> None:
+        """Write reference, slope and reversion timer in the safe order; returns once the device acknowledged."""
+
+
+class Ups(Protocol):
+    async def read(self) -> Reading[UpsSample]:
+        """State of the UPS."""
+
+
+class GpuNode(Protocol):
+    """One GPU as a node agent drives it; calls are made from that GPU's own worker."""
+
+    spec: GpuSpec
+
+    async def read(self) -> Reading[GpuTelemetry]:
+        """Power, clocks and the limits in force."""
+
+    async def write(self, cap: GpuCap) -> None:
+        """Apply a cap; returns once the driver accepted it. Read back with `read`."""
+
+    async def restore(self, originals: GpuOriginals) -> None:
+        """Give the saved settings back."""
+
+    async def originals(self) -> GpuOriginals:
+        """The settings in force now, to be saved before the first write."""
+
+
+class NodeLink(Protocol):
+    """The site's end of the wire to its node agents."""
+
+    def reports(self) -> Mapping[str, Reading[NodeReport]]:
+        """The newest report of every node heard from, by node id; never blocks."""
+
+    async def send(self, commands: Sequence[NodeCommand]) -> None:
+        """Send each command to its node; delivery is proven by a later report's acknowledged sequence."""
+
+
+class AgentLink(Protocol):
+    """The node agent's end of the same wire."""
+
+    async def publish(self, report: NodeReport) -> None: ...
+
+    def commands(self) -> AsyncIterator[NodeCommand]:
+        """Commands for this node in order of arrival; bounded, the newest kept."""
+
+
+class GridSource(Protocol):
+    """Grid signals that passed the acceptance rules, and the way back to their issuers."""
+
+    def active(self, now_s: float) -> tuple[GridSignal, ...]:
+        """Accepted signals that are in force now or scheduled; sorted by start."""
+
+    @property
+    def is_link_up(self) -> bool: ...
+
+    async def report(self, image: SiteImage, command: SiteCommand, margins: Sequence[Margin]) -> None:
+        """Publish status to the grid; drops rather than waits."""
+
+
+class JobSource(Protocol):
+    def assignment(self) -> Mapping[GpuId, str]:
+        """Job class of each GPU; a GPU not named is a class of its node."""
+
+
+class LoadBank(Protocol):
+    async def arm(self, *, floor_w: float, ttl_s: float) -> None:
+        """Hold the site's load at or above `floor_w` until `ttl_s` passes."""
+
+
+class Recorder(Protocol):
+    def record(self, kind: str, payload: Mapping[str, object]) -> None:
+        """Queue one record; never blocks control and never raises."""
+
+
+class Lease(Protocol):
+    @property
+    def epoch(self) -> int:
+        """Monotonically increasing over restarts; a higher one deposes a lower."""
+
+    @property
+    def is_held(self) -> bool: ...

@@ -1,0 +1,206 @@
+"""Frozen settings as the core sees them: SI units, resolved fractions, no defaults for safety numbers.
+
+`controller.config` reads what people write and makes these; nothing else does. Standard library and `types` only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum, unique
+
+from controller.types import ClassId, Contract, Following, NodeId
+
+
+@unique
+class Role(StrEnum):
+    SITE = "site"
+    NODE = "node"
+    BOTH = "both"
+
+
+@unique
+class Policy(StrEnum):
+    """Which planner decides. MPC falls back to RULE by itself; NONE holds no limit (bench only)."""
+
+    MPC = "mpc"
+    RULE = "rule"
+    RULE_MAX = "rule-max"
+    NONE = "none"
+
+
+@unique
+class Stance(StrEnum):
+    ENFORCE = "enforce"
+    REPORT = "report"
+
+
+@unique
+class ContingencyKind(StrEnum):
+    FULL_SITE = "full_site"  # every GPU job stops at once
+    LARGEST_JOB = "largest_job"  # N-1
+
+
+@dataclass(frozen=True, slots=True)
+class ContingencySettings:
+    """One event the site must survive, and which of its conditions may cost compute."""
+
+    kind: ContingencyKind
+    slew_frac_per_s: float  # of the block that drops; 1.9 measured (NERC white paper 2025)
+    transient: Stance
+    power: Stance
+    energy: Stance
+    rise: Stance
+
+
+@dataclass(frozen=True, slots=True)
+class MeterSettings:
+    """The PCC meter. `delay_s`: how old a sample is on arrival."""
+
+    name: str
+    delay_s: float
+    update_s: float
+    nameplate_w: float  # a reading beyond it is a unit error
+
+
+@dataclass(frozen=True, slots=True)
+class BatterySettings:
+    """The battery as its profile and nameplate declare it; powers are magnitudes at the PCC."""
+
+    name: str
+    charge_w_max: float
+    discharge_w_max: float
+    energy_j: float  # usable at soc 0..1
+    soc_frac_min: float
+    soc_frac_max: float
+    eta: float  # one way
+    lag_s: float  # first-order, of a set-point
+    following: Following
+    follow_lag_s: float  # first-order, of the device's own following
+    ramp_w_per_s_max: float  # the device's own fastest slope
+    deadband_w: float
+    dwell_s: float
+    taper_soc_frac: float  # charge limit falls to zero over this last share of soc
+
+
+@dataclass(frozen=True, slots=True)
+class JobClassSettings:
+    """A class of jobs that share priority and flexibility."""
+
+    class_id: ClassId
+    priority: int  # higher is kept longer
+    tolerated_loss_frac: float  # tier: 0, 0.1, 0.25, 0.5 of throughput over `window_s`
+    window_s: float
+    weight: float  # cost of lost work relative to 1
+
+
+@dataclass(frozen=True, slots=True)
+class SiteSettings:
+    """One site. `other_load_w` is what Rampart does not control, when no meter tells."""
+
+    name: str
+    contract: Contract
+    fallback_contract: Contract
+    policy: Policy
+    tracker_period_s: float
+    planner_period_s: float
+    following: Following
+    meter: MeterSettings | None
+    battery: BatterySettings | None
+    classes: tuple[JobClassSettings, ...]
+    contingencies: tuple[ContingencySettings, ...]
+    registered_peak_w: float
+    gpu_peak_w: float  # all GPUs of the site at their nameplate
+    gpu_idle_w: float  # all GPUs idle
+    gpu_fallback_w: float  # all GPUs at their fallback caps
+    other_load_w: float
+    other_load_w_max: float
+    guaranteed_floor_w: float  # load that stays after a crash (armed floor, load bank); 0: none
+    service_floor_frac: float  # of a node's clock range: no cap below it
+    ttl_periods: float  # command TTL in planner periods (5 by default in config)
+    grace_s: float  # after the grid link is lost, before the fallback contract
+    raise_dwell_s: float
+    max_export_w: float
+    release_stagger_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """One node agent."""
+
+    node_id: NodeId
+    stands_for: int
+    state_dir: str
+    telemetry_period_s: float
+    fallback_clock_mhz: int
+    fallback_power_limit_w: float | None
+    release_stagger_s: float
+    driver_versions: str  # pattern the NVML driver version must match
+    other_w: float  # the node's draw beside its GPUs
+    call_deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModbusSettings:
+    """Where a Modbus device answers and which profile reads it."""
+
+    name: str
+    host: str
+    port: int
+    unit_id: int
+    profile: str
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class MqttSettings:
+    """The broker both links use. Secrets come by file."""
+
+    host: str
+    port: int
+    keepalive_s: int
+    username: str | None
+    password_file: str | None
+    ca_file: str | None
+    cert_file: str | None
+    key_file: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class IssuerSettings:
+    """Someone who may publish signals, the keys they sign with (public, PEM or JWK file) and what they may change."""
+
+    name: str
+    key_files: tuple[str, ...]
+    may_set_target: bool
+    may_set_ramp: bool
+    may_exempt_ramp: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GridSettings:
+    """Our identity as flex agent and whom we listen to."""
+
+    agent_id: str
+    feeds: tuple[str, ...]
+    issuers: tuple[IssuerSettings, ...]
+    signing_key_file: str | None
+    clock_skew_s: float
+    status_period_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything one process runs from."""
+
+    role: Role
+    site: SiteSettings | None
+    node: NodeSettings | None
+    meter: ModbusSettings | None
+    battery: ModbusSettings | None
+    ups: tuple[ModbusSettings, ...]
+    mqtt: MqttSettings | None
+    grid: GridSettings | None
+    state_dir: str
+    runtime_dir: str
+    metrics_port: int | None
+    config_path: str

@@ -1,0 +1,532 @@
+"""The nouns every part of Rampart shares: readings, limits, commands, verdicts, modes.
+
+Frozen, slotted dataclasses and enums; standard library and numpy only. Nothing here computes a decision, reads a clock
+or does I/O. Units follow the suffix of the name (`_w _wh _j _s _hz _frac _w_per_s`, clocks `_mhz`). Grid import is
+positive; battery discharge is positive; limits are magnitudes >= 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum, StrEnum, unique
+from typing import Generic, NewType, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+QualityArray = NDArray[np.int8]
+
+NodeId = NewType("NodeId", str)
+GpuId = NewType("GpuId", str)  # NVML UUID: indices move after a hot swap, UUIDs do not
+ClassId = NewType("ClassId", str)
+LimitId = NewType("LimitId", str)
+
+T = TypeVar("T")
+
+
+# --------------------------------------------------------------------------------------------------- readings
+
+
+@unique
+class Quality(IntEnum):
+    """How far a reading may be trusted; a higher value is worse."""
+
+    GOOD = 0
+    STALE = 1  # true once, too old now
+    SUSPECT = 2  # fresh, but contradicted by another source
+    MISSING = 3  # no value; `value` then holds the last one or a safe stand-in
+
+
+@dataclass(frozen=True, slots=True)
+class Reading(Generic[T]):
+    """One value with the monotonic time it was true at, its quality and its source."""
+
+    value: T
+    t_mono_s: float
+    quality: Quality
+    source: str
+
+    def age_s(self, now_s: float) -> float:
+        return now_s - self.t_mono_s
+
+    @property
+    def is_good(self) -> bool:
+        return self.quality is Quality.GOOD
+
+
+@dataclass(frozen=True, slots=True)
+class MeterSample:
+    """What a power meter says at one instant; import positive, absent points None."""
+
+    power_w: float
+    frequency_hz: float | None = None
+    voltage_pu: float | None = None
+    import_wh: float | None = None
+    export_wh: float | None = None
+
+
+@unique
+class BatteryState(StrEnum):
+    OFF = "off"
+    STANDBY = "standby"
+    RUNNING = "running"
+    FAULT = "fault"
+
+
+@unique
+class Following(StrEnum):
+    """Who keeps metered power on the grid target."""
+
+    DEVICE = "device"  # the battery's own controller, in milliseconds; we move its target
+    SOFTWARE = "software"  # our loop, at the tracker's rate; we move its set-point
+
+
+@dataclass(frozen=True, slots=True)
+class BatterySample:
+    """State of the battery as read back; power and set-point discharge positive, limits magnitudes.
+
+    `reference_w` is what the device says it was last told: the set-point under software following, the target at the
+    point of common coupling under device following. `reversion_s_left` is None where the device has no such timer.
+    """
+
+    power_w: float
+    soc_frac: float
+    charge_w_max: float
+    discharge_w_max: float
+    state: BatteryState
+    is_remote: bool  # False: LocRemCtl is LOCAL and writes are refused
+    reference_w: float
+    is_following: bool
+    reversion_s_left: float | None = None
+    temperature_c: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpsSample:
+    """State of a UPS (read-only): what it feeds and what feeds it."""
+
+    output_w: float
+    is_on_battery: bool
+    is_on_bypass: bool
+    minutes_left: float | None
+    load_frac: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingBlock:
+    """The same quantity from many sources at once, as parallel arrays of length n."""
+
+    ids: tuple[str, ...]
+    values: FloatArray
+    ages_s: FloatArray
+    quality: QualityArray
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        assert self.values.shape == self.ages_s.shape == self.quality.shape == (n,)
+
+
+# --------------------------------------------------------------------------------------------------- GPU nodes
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSpec:
+    """What a GPU can do, as its driver and the prior for its model say; clocks ascending in `clocks_mhz`."""
+
+    gpu_id: GpuId
+    model: str
+    idle_w: float
+    power_limit_w_min: float
+    power_limit_w_max: float
+    power_limit_w_default: float
+    clocks_mhz: tuple[int, ...]
+
+    @property
+    def clock_mhz_min(self) -> int:
+        return self.clocks_mhz[0]
+
+    @property
+    def clock_mhz_max(self) -> int:
+        return self.clocks_mhz[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuTelemetry:
+    """One GPU as its driver reports it; caps are read back. `power_w` is the mean over >= 1 s where there is one."""
+
+    power_w: float
+    instant_w: float
+    clock_mhz: float
+    clock_cap_mhz: float | None  # None: no locked clock
+    power_limit_w: float
+    requested_limit_w: float | None  # differs from ours when another tool wrote
+    energy_j: float | None
+    temperature_c: float | None
+    throttle_reasons: int
+
+
+@dataclass(frozen=True, slots=True)
+class GpuOriginals:
+    """Settings found before the first write, to be given back. A locked clock of None means none was set."""
+
+    gpu_id: GpuId
+    power_limit_w: float
+    power_limit_w_default: float
+    requested_limit_w: float | None
+    locked_clock_mhz: tuple[int, int] | None
+
+
+@unique
+class AgentState(StrEnum):
+    """Where a node agent stands; the site counts anything but ARMED as uncontrolled."""
+
+    STARTING = "starting"
+    ARMED = "armed"  # originals saved, read-back proven, obeying commands
+    FALLBACK = "fallback"  # last command expired; GPUs at the fallback cap
+    MONITOR_ONLY = "monitor_only"  # may not set clocks (permission, refused driver); still reports
+    RELEASED = "released"  # originals given back
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """One node's telemetry: per-GPU arrays of length n in the order of `gpu_ids`.
+
+    `stands_for` is how many nodes like it this one reports for (sampled fleets); every power here is of this one node.
+    `clock_cap_mhz` and `power_limit_w` are read back, never echoed. `other_w` is what the node draws beside its GPUs.
+    """
+
+    node_id: NodeId
+    boot_id: str
+    t_mono_s: float  # on the receiver's clock
+    state: AgentState
+    stands_for: int
+    gpu_ids: tuple[GpuId, ...]
+    power_w: FloatArray
+    clock_mhz: FloatArray
+    clock_cap_mhz: FloatArray
+    power_limit_w: FloatArray
+    quality: QualityArray
+    is_controllable: NDArray[np.bool_]
+    other_w: float
+    acked_epoch: int
+    acked_seq: int
+    specs: tuple[GpuSpec, ...]
+    fallback_clock_mhz: float
+
+
+@dataclass(frozen=True, slots=True)
+class GpuCap:
+    """What one GPU may do: the locked SM clock bounds peaks, the power limit is the backstop. None leaves it free."""
+
+    gpu_id: GpuId
+    clock_mhz: int | None
+    power_limit_w: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCommand:
+    """Caps for one node, with all the node needs if nothing more ever arrives.
+
+    At `ttl_s` after receipt the node moves to its fallback cap, after `release_slot_s`, no faster than
+    `release_w_per_s` of its own power. `is_release` asks for the saved originals instead of caps.
+    """
+
+    node_id: NodeId
+    epoch: int
+    seq: int
+    ttl_s: float
+    caps: tuple[GpuCap, ...]
+    release_slot_s: float
+    release_w_per_s: float
+    is_release: bool = False
+
+
+# --------------------------------------------------------------------------------------------------- grid limits
+
+
+@unique
+class Direction(StrEnum):
+    UP = "up"
+    DOWN = "down"
+    BOTH = "both"
+
+
+@unique
+class RampReading(StrEnum):
+    WITHIN = "within"  # every pair of instants in the window
+    ENDPOINT = "endpoint"  # the window's two ends only; the auditor's reading, never the controller's
+
+
+@unique
+class LimitStatus(StrEnum):
+    PUBLISHED = "published"
+    PROPOSED = "proposed"
+    QUOTED = "quoted"
+    LOCAL = "local"  # the site's own, or set over the wire
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a limit comes from and what in it is our assumption."""
+
+    source: str
+    date: str
+    status: LimitStatus
+    assumption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RampLimit:
+    id: LimitId
+    max_w: float
+    window_s: float
+    direction: Direction
+    mean_s: float
+    provenance: Provenance
+    reading: RampReading = RampReading.WITHIN
+    percentile: float | None = None  # None: every window; else this share (0..1] of windows must hold
+
+
+@dataclass(frozen=True, slots=True)
+class SwingLimit:
+    id: LimitId
+    max_w: float
+    window_s: float
+    mean_s: float
+    provenance: Provenance
+    band_hz: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    id: LimitId
+    max_w_per_s: float
+    above_w: float
+    mean_s: float
+    provenance: Provenance
+    horizon_s: float = 600.0  # how far back s reaches
+
+
+@dataclass(frozen=True, slots=True)
+class BandLimit:
+    id: LimitId
+    max_w: float
+    band_hz: tuple[float, float]
+    provenance: Provenance
+    mean_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class OscillationLimit:
+    id: LimitId
+    max_w: float
+    band_hz: tuple[float, float]
+    span_s: float
+    provenance: Provenance
+    mean_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CeilingLimit:
+    id: LimitId
+    max_w: float
+    from_s: float  # on the record's or controller's time axis; -inf: always
+    provenance: Provenance
+    mean_s: float = 0.0
+    until_s: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class FloorLimit:
+    id: LimitId
+    min_w: float
+    from_s: float
+    provenance: Provenance
+    mean_s: float = 0.0
+    until_s: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class CurveSegment:
+    """A box of a ride-through curve: stay connected for `hold_s` while the quantity is in [low, high)."""
+
+    low: float
+    high: float
+    hold_s: float  # inf: continuous
+
+
+@dataclass(frozen=True, slots=True)
+class RideThroughLimit:
+    id: LimitId
+    voltage_pu: tuple[CurveSegment, ...]
+    frequency_hz: tuple[CurveSegment, ...]
+    recover_frac: float
+    recover_s: float
+    suspends_ramps: bool
+    provenance: Provenance
+    mean_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DroopLimit:
+    id: LimitId
+    deadband_hz: float
+    w_per_hz: float
+    max_w: float
+    provenance: Provenance
+    nominal_hz: float = 60.0
+    mean_s: float = 0.0
+
+
+Limit = (
+    RampLimit
+    | SwingLimit
+    | RateLimit
+    | BandLimit
+    | OscillationLimit
+    | CeilingLimit
+    | FloorLimit
+    | RideThroughLimit
+    | DroopLimit
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """A set of limits, all in force at once at the point of common coupling; fractions already resolved."""
+
+    name: str
+    limits: tuple[Limit, ...]
+    registered_peak_w: float
+
+
+@unique
+class RowVerdict(StrEnum):
+    HELD = "held"
+    HELD_PARTIAL = "held_partial"  # the band was cut at the record's Nyquist frequency
+    BROKEN = "broken"
+    NOT_COVERED = "not_covered"
+    NOT_BINDING = "not_binding"
+
+
+# --------------------------------------------------------------------------------------------------- grid signals
+
+
+@unique
+class SignalKind(StrEnum):
+    LOAD_TARGET = "load_target"
+    RAMP_LIMIT = "ramp_limit"
+
+
+@dataclass(frozen=True, slots=True)
+class GridSignal:
+    """A verified and accepted wish of the grid, already bounded by the acceptance rules.
+
+    `from_s` and `until_s` are on the controller's monotonic clock; `target_w` is None when the signal carries limits or
+    reverts a target. `ramp_exempt` is the issuer's signed waiver of the ramp rows.
+    """
+
+    kind: SignalKind
+    issuer: str
+    signal_id: str
+    correlation_id: str
+    feeds: tuple[str, ...]
+    from_s: float
+    until_s: float
+    target_w: float | None
+    limits: tuple[Limit, ...]
+    is_best_effort: bool
+    ramp_exempt: bool
+
+
+@unique
+class Acceptance(StrEnum):
+    ACCEPTED = "accepted"
+    BOUNDED = "bounded"  # followed as fast as the contract lets; `met_at_s` says when
+    REFUSED = "refused"
+
+
+# --------------------------------------------------------------------------------------------------- decisions
+
+
+@unique
+class Mode(IntEnum):
+    """Ordered: the higher wins."""
+
+    NORMAL = 0
+    DEGRADED = 1
+    SHED = 2
+    HOLD = 3
+    RELEASE = 4
+    FALLBACK = 5
+    LOCKOUT = 6
+
+
+@dataclass(frozen=True, slots=True)
+class BatteryCommand:
+    """One write to the battery. Under SOFTWARE `reference_w` is its discharge power; under DEVICE the PCC target."""
+
+    following: Following
+    reference_w: float
+    ramp_w_per_s: float  # the device's own slope bound while it follows this command, and after it expires
+    epoch: int
+    seq: int
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SiteCommand:
+    """Everything one cycle may write. Nodes whose caps do not change still get their command renewed (TTL)."""
+
+    epoch: int
+    seq: int
+    battery: BatteryCommand | None
+    nodes: tuple[NodeCommand, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One invariant that a proposal broke, and what was done about it."""
+
+    invariant: int
+    subject: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class SiteImage:
+    """All that was known at one instant; the only input of a cycle.
+
+    `pcc` is None on a site without a meter. `nodes` is sorted by node id. `wall_utc_s` serves signals and records only.
+    """
+
+    t_mono_s: float
+    wall_utc_s: float
+    tick: int
+    pcc: Reading[MeterSample] | None
+    battery: Reading[BatterySample] | None
+    ups: Mapping[str, Reading[UpsSample]]
+    nodes: tuple[Reading[NodeReport], ...]
+    signals: tuple[GridSignal, ...]
+    is_grid_link_up: bool
+    overrun_count: int = 0
+    meters: Mapping[str, Reading[MeterSample]] = field(default_factory=dict)  # sub-meters, by name
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """How far one condition of safety is from breaking; negative when it is broken. `name` says which."""
+
+    name: str
+    contingency: str
+    value: float
+    unit: str  # "W" or "J"
+
+
+class Unset(Enum):
+    """Distinguishes `not given` from None where None means something."""
+
+    UNSET = 0
