@@ -1,0 +1,99 @@
+"""Reads one YAML document into its pydantic model, or says in one line what is wrong with it.
+
+Every file a person writes comes in through `load_document`; shipped files are found with `data_path` in an installed
+wheel and in an editable checkout alike.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from controller.errors import BadInput
+
+M = TypeVar("M", bound=BaseModel)
+
+FILE_BYTES_MAX = 1_048_576  # no document of ours is near it; a larger one is not a document
+
+
+class Document(BaseModel):
+    """Base of all file models: unknown keys are errors, values are frozen, infinities and NaN are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def data_root() -> Path:
+    """The folder that holds `configs/` and `systemd/`: inside the wheel, or the checkout of an editable install."""
+    packaged = Path(__file__).resolve().parent.parent / "_data"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent.parent
+
+
+def data_path(kind: str, name_or_file: str) -> Path:
+    """Path of a shipped document of `kind` (contracts, devices, gpus, scenarios) by name, or of a file as given.
+
+    Raises BadInput that lists the known names.
+    """
+    given = Path(name_or_file)
+    if given.is_file():
+        return given
+    folder = data_root() / "configs" / kind
+    shipped = folder / f"{name_or_file}.yaml"
+    if shipped.is_file():
+        return shipped
+    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+    raise BadInput(f"{name_or_file}: no such file, nor one of the shipped {kind}: {known}")
+
+
+def read_yaml(path: Path) -> object:
+    """The parsed YAML of `path`; BadInput when it cannot be read, is too large or is not YAML."""
+    try:
+        if path.stat().st_size > FILE_BYTES_MAX:
+            raise BadInput(f"{path}: larger than {FILE_BYTES_MAX} bytes; not a configuration")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise BadInput(f"{path}: not UTF-8 text") from None
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror or error}") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise BadInput(f"{path}:{where}: not valid YAML: {error.problem or 'cannot be parsed'}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+
+
+def parse_document(raw: object, model: type[M], *, origin: str) -> M:
+    """`raw` as `model`; BadInput names `origin`, the key, the value and what is allowed."""
+    if not isinstance(raw, dict):
+        raise BadInput(f"{origin}: expected keys and values, found {type(raw).__name__}")
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise BadInput(f"{origin}: {explain(error)}") from None
+
+
+def load_document(path: Path, model: type[M]) -> M:
+    """Read and validate `path` as `model`."""
+    return parse_document(read_yaml(path), model, origin=str(path))
+
+
+def explain(error: ValidationError) -> str:
+    """All faults of a validation in one line: `key: value: what is allowed`, at most five."""
+    parts: list[str] = []
+    for fault in error.errors(include_url=False)[:5]:
+        key = ".".join(str(step) for step in fault["loc"]) or "document"
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "missing":
+            parts.append(f"{key}: required, not given")
+        elif fault["type"] == "extra_forbidden":
+            parts.append(f"{key}: unknown key")
+        else:
+            shown = repr(fault["input"])
+            parts.append(f"{key}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {message}")
+    more = error.error_count() - 5
+    return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
