@@ -94,6 +94,14 @@ class JobClassSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassMembers:
+    """Which nodes belong to a class: shell patterns of node ids, first match wins."""
+
+    class_id: ClassId
+    node_patterns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SiteSettings:
     """One site. `other_load_w` is what Rampart does not control, when no meter tells."""
 
@@ -107,6 +115,7 @@ class SiteSettings:
     meter: MeterSettings | None
     battery: BatterySettings | None
     classes: tuple[JobClassSettings, ...]
+    members: tuple[ClassMembers, ...]
     contingencies: tuple[ContingencySettings, ...]
     registered_peak_w: float
     gpu_peak_w: float  # all GPUs of the site at their nameplate
