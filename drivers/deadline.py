@@ -1,0 +1,125 @@
+"""Deadlines for everything that waits on the outside: awaits, and blocking calls on a worker thread per device.
+
+`deadline` bounds an await. `DeviceWorker` runs blocking calls of one device on one thread of its own. A call that
+overruns is reported at its deadline and left to end by itself; until it does, nothing more is started on that device,
+so a wedged driver costs one thread and one `DeviceBusy` per period, and no other device waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from drivers.errors import DeviceBusy, DeviceGone, DeviceTimeout
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def deadline(device: str, seconds: float, what: str = "no answer") -> AsyncIterator[None]:
+    """Bound the body to `seconds`; a timeout (ours or the operating system's) is raised as DeviceTimeout."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise DeviceTimeout(device, f"{what} within {seconds:g} s") from error
+
+
+class _Job:
+    """One blocking call and where its outcome goes; touched by the worker only until `finish` is scheduled."""
+
+    __slots__ = ("fn", "future", "loop", "name", "started_s")
+
+    def __init__(self, fn: Callable[[], Any], name: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.fn = fn
+        self.name = name
+        self.loop = loop
+        self.future: asyncio.Future[Any] = loop.create_future()
+        self.started_s = loop.time()
+
+
+class DeviceWorker:
+    """Runs blocking calls of one device, one at a time, on one daemon thread.
+
+    All methods belong to one event loop. The thread is a daemon because a driver call can be unkillable: waiting for it
+    would keep a dying process, and with it the GPU, from being cleaned up by the kernel.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.late_count = 0  # calls that overran their deadline
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._turn = asyncio.Lock()
+        self._running: _Job | None = None
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """True while a call runs, one that overran its deadline included."""
+        return self._running is not None
+
+    async def call(self, fn: Callable[[], T], *, deadline_s: float, name: str) -> T:
+        """The result of `fn()`, or what it raised; waits its turn behind a call that is in time.
+
+        Raises DeviceBusy at once while an overrun call has not returned, DeviceTimeout at the deadline (the time spent
+        waiting for the turn counts), DeviceGone after `close`.
+        """
+        if self._is_closed:
+            raise DeviceGone(self.device, f"{name}: worker closed")
+        self._refuse_if_overrun(name)
+        async with deadline(self.device, deadline_s, f"{name}: no answer"), self._turn:
+            self._refuse_if_overrun(name)
+            return await self._run(fn, name)
+
+    def close(self) -> None:
+        """Let the thread end once its call returns; never waits for it."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._jobs.put(None)
+
+    def _refuse_if_overrun(self, name: str) -> None:
+        job = self._running
+        if job is not None and job.future.done():
+            age_s = job.loop.time() - job.started_s
+            raise DeviceBusy(self.device, f"{name}: {job.name} has not returned for {age_s:.1f} s")
+
+    async def _run(self, fn: Callable[[], T], name: str) -> T:
+        job = _Job(fn, name, asyncio.get_running_loop())
+        self._running = job
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name=f"worker {self.device}", daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+        try:
+            result: T = await job.future
+        except asyncio.CancelledError:
+            self.late_count += self._running is job  # by the deadline or by our caller: the call itself goes on
+            raise
+        return result
+
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            result: Any = None
+            error: BaseException | None = None
+            try:
+                result = job.fn()
+            except BaseException as caught:  # noqa: BLE001 - handed to the caller, whatever it is
+                error = caught
+            try:
+                job.loop.call_soon_threadsafe(self._finish, job, result, error)
+            except RuntimeError:  # the loop closed while the call ran: nobody is left to tell
+                return
+
+    def _finish(self, job: _Job, result: Any, error: BaseException | None) -> None:
+        self._running = None
+        if job.future.done():
+            return  # overrun: its caller was told at the deadline
+        if error is None:
+            job.future.set_result(result)
+        else:
+            job.future.set_exception(error)

@@ -1,0 +1,58 @@
+"""Every way a device or a wire may fail, as types that callers can act on.
+
+Each kind says what happened to one call on one device; `device` names the culprit and the message carries the cause.
+Drivers raise these and nothing else. What a kind means for control (age out, remove, lock out) is decided above:
+`sense` turns them into quality, `actuate` into a missing acknowledgement.
+"""
+
+from __future__ import annotations
+
+from controller.ports import DriverError
+
+
+class DeviceTimeout(DriverError):
+    """No answer by the deadline. The call may still take effect: read back before trusting either outcome."""
+
+
+class DeviceBusy(DriverError):
+    """The device, or our one worker for it, is still occupied. Nothing was sent; try again next period."""
+
+
+class DeviceGone(DriverError):
+    """It was there and is not: connection lost, GPU fallen off the bus, unit removed. Needs a new connection."""
+
+
+class DriverUnavailable(DriverError):
+    """The software under the device is missing or not answering (no NVML library, driver not loaded or mismatched)."""
+
+
+class PermissionDenied(DriverError):
+    """We may not do this with our rights. Retrying does not help; reading usually still works."""
+
+
+class NotSupported(DriverError):
+    """This device cannot do or say this, now or later."""
+
+
+class BadReply(DriverError):
+    """An answer came and cannot be right: garbled, wrong unit, wrong length, not-available sentinel, impossible."""
+
+
+class Refused(DriverError):
+    """The device understood and said no (exception code, local mode, insufficient power); nothing changed."""
+
+
+class InvalidValue(Refused):
+    """Refused because of the value: outside the device's range, or a register we do not allow to be written."""
+
+
+class NotApplied(DriverError):
+    """The device accepted a write and its read-back shows another value."""
+
+
+class WrongDevice(DriverError):
+    """What answers is not what the configuration names (map marker, model, driver version, identity): never armed."""
+
+
+class DeviceFault(DriverError):
+    """The device reports a fault of its own that we can neither name better nor clear."""
