@@ -1,0 +1,173 @@
+"""Sense: every device at once, one shared deadline, one frozen `SiteImage`.
+
+A read that misses the deadline goes on in the background and serves a later cycle; there is never more than one read
+in flight per device. A device that fails keeps its last value, whose quality falls with age. Nothing here decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Generic, TypeVar
+
+from controller.ports import Battery, Clock, DriverError, GridSource, NodeLink, PowerMeter, Ups
+from controller.types import (
+    BatterySample,
+    BatteryState,
+    MeterSample,
+    NodeReport,
+    Quality,
+    Reading,
+    SiteImage,
+    UpsSample,
+)
+
+T = TypeVar("T")
+
+STALE_PERIODS = 3.0  # FAULTS S4: older than three tracker periods beyond the device's own delay is missing
+UPS_PERIOD_S = 1.0  # a UPS is read-only and slow; its battery lasts minutes
+NODE_STALE_S = 2.0  # ten reports at the default telemetry rate
+
+
+class Source(Generic[T]):
+    """One device: at most one read in flight, the last reading kept, changes of health told once."""
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[], Awaitable[Reading[T]]],
+        *,
+        stand_in: T,
+        fresh_s: float,
+        on_change: Callable[[str, str], None],
+    ) -> None:
+        self.name = name
+        self._read = read
+        self._fresh_s = fresh_s
+        self._on_change = on_change
+        self._last = Reading(value=stand_in, t_mono_s=float("-inf"), quality=Quality.MISSING, source=name)
+        self._task: asyncio.Task[Reading[T]] | None = None
+        self._is_lost = True
+
+    def start(self) -> asyncio.Task[Reading[T]]:
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._call())
+        return self._task
+
+    async def _call(self) -> Reading[T]:
+        return await self._read()
+
+    def collect(self, now_s: float) -> Reading[T]:
+        """The newest reading, its quality as its age at `now_s` deserves."""
+        if self._task is not None and self._task.done():
+            task, self._task = self._task, None
+            try:
+                self._last = task.result()
+                self._say(lost=self._last.quality is Quality.MISSING, why="no value")
+            except DriverError as error:
+                self._say(lost=True, why=str(error))
+        age_s = self._last.age_s(now_s)
+        if age_s <= self._fresh_s:
+            return self._last
+        quality = Quality.STALE if age_s <= STALE_PERIODS * self._fresh_s else Quality.MISSING
+        return Reading(self._last.value, self._last.t_mono_s, max(quality, self._last.quality), self._last.source)
+
+    def _say(self, *, lost: bool, why: str) -> None:
+        if lost != self._is_lost:
+            self._is_lost = lost
+            self._on_change(self.name, why if lost else "")
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+
+class Sense:
+    """Builds the image of one cycle."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        period_s: float,
+        meter: PowerMeter | None,
+        meter_delay_s: float,
+        battery: Battery | None,
+        ups: Mapping[str, Ups],
+        node_link: NodeLink,
+        grid: GridSource | None,
+        on_change: Callable[[str, str], None],
+    ) -> None:
+        self._clock = clock
+        self._deadline_s = 0.5 * period_s
+        self._node_link = node_link
+        self._grid = grid
+        fresh_s = period_s + meter_delay_s
+        self._meter = (
+            Source("pcc", meter.read, stand_in=MeterSample(0.0), fresh_s=fresh_s, on_change=on_change)
+            if meter
+            else None
+        )
+        self._battery = (
+            Source("battery", battery.read, stand_in=NO_BATTERY, fresh_s=fresh_s, on_change=on_change)
+            if battery
+            else None
+        )
+        self._ups = tuple(
+            Source(name, ups[name].read, stand_in=NO_UPS, fresh_s=3 * UPS_PERIOD_S, on_change=on_change)
+            for name in sorted(ups)
+        )
+        self._ups_ticks = max(1, round(UPS_PERIOD_S / period_s))
+
+    async def image(self, tick: int, *, overrun_count: int) -> SiteImage:
+        """Everything known now; returns within the shared deadline whatever the devices do."""
+        await self._read_all(tick)
+        now_s = self._clock.now_s()
+        reports = self._node_link.reports()
+        return SiteImage(
+            t_mono_s=now_s,
+            wall_utc_s=self._clock.wall_utc_s(),
+            tick=tick,
+            pcc=self._meter.collect(now_s) if self._meter else None,
+            battery=self._battery.collect(now_s) if self._battery else None,
+            ups={source.name: source.collect(now_s) for source in self._ups},
+            nodes=tuple(_aged(reports[node_id], now_s) for node_id in sorted(reports)),
+            signals=self._grid.active(now_s) if self._grid else (),
+            is_grid_link_up=self._grid.is_link_up if self._grid else True,
+            overrun_count=overrun_count,
+        )
+
+    async def _read_all(self, tick: int) -> None:
+        due = [source.start() for source in (self._meter, self._battery) if source is not None]
+        if tick % self._ups_ticks == 0:
+            for ups in self._ups:
+                ups.start()
+        if due:
+            await asyncio.wait(due, timeout=self._deadline_s)
+
+    def close(self) -> None:
+        """Cancel reads in flight."""
+        for source in (self._meter, self._battery, *self._ups):
+            if source is not None:
+                source.cancel()
+
+
+def _aged(reading: Reading[NodeReport], now_s: float) -> Reading[NodeReport]:
+    age_s = now_s - reading.t_mono_s
+    if age_s <= NODE_STALE_S:
+        return reading
+    quality = Quality.STALE if age_s <= STALE_PERIODS * NODE_STALE_S else Quality.MISSING
+    return Reading(reading.value, reading.t_mono_s, max(quality, reading.quality), reading.source)
+
+
+NO_BATTERY = BatterySample(
+    power_w=0.0,
+    soc_frac=0.0,
+    charge_w_max=0.0,
+    discharge_w_max=0.0,
+    state=BatteryState.OFF,
+    is_remote=False,
+    reference_w=0.0,
+    is_following=False,
+)
+NO_UPS = UpsSample(output_w=0.0, is_on_battery=False, is_on_bypass=False, minutes_left=None, load_frac=None)
