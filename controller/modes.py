@@ -1,0 +1,335 @@
+"""Modes: health flags in, one ordered mode out, with the reason and the way back in words.
+
+Faults set flags; `TABLE` alone says what a flag asks for and how it clears; the highest mode asked for wins. A flag is
+a statement ("the meter is stuck"), set anew on every step while it is true. Nothing here detects a fault, reads a clock
+or writes to a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum, unique
+
+from controller.types import Mode
+
+DWELL_CYCLES = 10  # planner periods a flag must stay away before it clears
+
+
+@unique
+class Clear(StrEnum):
+    """What must happen before a flag that is no longer set stops counting."""
+
+    WHEN_CLEAR = "when it has been absent for the dwell"
+    ON_NEW_SIGNAL = "with the next verified grid signal or heartbeat"
+    ON_OPERATOR = "when an operator resets it"
+    NEVER_THIS_BOOT = "by a restart of this process only"
+
+
+@unique
+class Flag(StrEnum):
+    """Every condition that can be detected; the value is the name in status, logs and recordings."""
+
+    # Site meters
+    METER_STUCK = "meter_stuck"
+    METER_STALE = "meter_stale"
+    METER_MISSING = "meter_missing"
+    METER_SPIKE = "meter_spike"
+    METER_UNIT_WRONG = "meter_unit_wrong"
+    METER_SIGN_SUSPECT = "meter_sign_suspect"
+    METER_SIGN_WRONG = "meter_sign_wrong"
+    METER_DRIFT = "meter_drift"
+    METERS_DISAGREE = "meters_disagree"
+    METER_SLOW = "meter_slow"
+    COUNTER_RESET = "counter_reset"
+    IMAGE_LOST = "image_lost"
+    # GPUs and their nodes
+    GPU_HUNG = "gpu_hung"
+    GPU_LOST = "gpu_lost"
+    GPU_PERMISSION = "gpu_permission"
+    GPU_IGNORES_CAPS = "gpu_ignores_caps"
+    CAP_CLAMPED = "cap_clamped"
+    FOREIGN_WRITER = "foreign_writer"
+    FOREIGN_WRITER_WON = "foreign_writer_won"
+    POWER_ABOVE_CAP = "power_above_cap"
+    GPU_RESET = "gpu_reset"
+    GPU_INDEX_MOVED = "gpu_index_moved"
+    GPU_THROTTLED = "gpu_throttled"
+    NODE_LOST = "node_lost"
+    NODES_ALL_LOST = "nodes_all_lost"
+    # Modbus devices
+    DEVICE_TIMEOUT = "device_timeout"
+    DEVICE_GARBAGE = "device_garbage"
+    DEVICE_WRONG_REPLY = "device_wrong_reply"
+    DEVICE_LATE_REPLY = "device_late_reply"
+    DEVICE_PARTIAL_WRITE = "device_partial_write"
+    DEVICE_BUSY = "device_busy"
+    DEVICE_REFUSES = "device_refuses"
+    DEVICE_CHANGED = "device_changed"
+    DEVICE_WRONG = "device_wrong"
+    DEVICE_HALF_OPEN = "device_half_open"
+    BATTERY_LIMITED = "battery_limited"
+    BATTERY_LOST = "battery_lost"
+    BATTERY_NOT_FOLLOWING = "battery_not_following"
+    # Grid signals
+    GRID_LINK_LOST = "grid_link_lost"
+    GRID_SILENT = "grid_silent"
+    SIGNAL_DUPLICATE = "signal_duplicate"
+    SIGNAL_OUT_OF_ORDER = "signal_out_of_order"
+    SIGNAL_OVERSIZED = "signal_oversized"
+    SIGNAL_MALFORMED = "signal_malformed"
+    SIGNAL_FORGED = "signal_forged"
+    SIGNAL_REPLAYED = "signal_replayed"
+    SIGNAL_STALE = "signal_stale"
+    SIGNAL_ABSURD = "signal_absurd"
+    SIGNAL_FLAPPING = "signal_flapping"
+    SIGNAL_FLOOD = "signal_flood"
+    # Planner
+    SOLVER_INFEASIBLE = "solver_infeasible"
+    SOLVER_TIMEOUT = "solver_timeout"
+    SOLVER_INVALID = "solver_invalid"
+    SOLVER_CRASHED = "solver_crashed"
+    MODEL_MISMATCH = "model_mismatch"
+    ENVELOPE_BUSY = "envelope_busy"
+    # Clocks, processes, files
+    CLOCK_STEPPED = "clock_stepped"
+    CLOCK_UNSYNCED = "clock_unsynced"
+    LOOP_STALLED = "loop_stalled"
+    RESUMED = "resumed"
+    RESTARTED = "restarted"
+    DISK_FULL = "disk_full"
+    MEMORY_SHORT = "memory_short"
+    LEADERSHIP_LOST = "leadership_lost"
+    CONFIG_REFUSED = "config_refused"
+    ORIGINALS_CORRUPT = "originals_corrupt"
+    # People
+    OPERATOR_RELEASE = "operator_release"
+    OPERATOR_FALLBACK = "operator_fallback"
+    OPERATOR_LOCKOUT = "operator_lockout"
+
+
+@dataclass(frozen=True, slots=True)
+class Reaction:
+    """What one flag asks for. `row` names the fault catalogue's row; `words` is what status says."""
+
+    row: str
+    mode: Mode
+    clear: Clear
+    words: str
+
+
+def _rows() -> dict[Flag, Reaction]:
+    normal, degraded, shed, hold, fallback = Mode.NORMAL, Mode.DEGRADED, Mode.SHED, Mode.HOLD, Mode.FALLBACK
+    when, signal, operator, never = Clear.WHEN_CLEAR, Clear.ON_NEW_SIGNAL, Clear.ON_OPERATOR, Clear.NEVER_THIS_BOOT
+    f = Flag
+    rows: tuple[tuple[Flag, str, Mode, Clear, str], ...] = (
+        (f.METER_STUCK, "S1", degraded, when, "the site meter repeats one value while load changes; sub-meters serve"),
+        (f.METER_MISSING, "S2", shed, when, "the site meter gives no value; power is estimated and nothing rises"),
+        (f.METER_SPIKE, "S3", degraded, when, "the site meter jumped beyond what the site can do"),
+        (f.METER_STALE, "S4", degraded, when, "the site meter's reading is old"),
+        (f.METER_UNIT_WRONG, "S5", shed, operator, "the site meter reads beyond its nameplate: unit error; locked out"),
+        (f.METER_SIGN_SUSPECT, "S6", degraded, when, "the site meter moves against the battery: sign suspect"),
+        (f.METER_SIGN_WRONG, "S6", fallback, when, "the only site meter moves against the battery: sign wrong"),
+        (f.METER_DRIFT, "S7", degraded, when, "the site meter drifts away from a second meter; margin grows"),
+        (f.METERS_DISAGREE, "S8", degraded, when, "two meters disagree; the higher import counts"),
+        (f.METER_SLOW, "S9", degraded, when, "the site meter is slower than declared; rises are limited"),
+        (f.COUNTER_RESET, "S10", normal, when, "an energy counter wrapped or was reset; re-based"),
+        (f.IMAGE_LOST, "S2", hold, when, "neither meter nor node reports: site power is unknown"),
+        (f.GPU_HUNG, "G1", degraded, when, "an NVML call hangs; that GPU counts at its largest cap"),
+        (f.GPU_LOST, "G2", degraded, when, "a GPU fell off the bus"),
+        (f.GPU_PERMISSION, "G3", degraded, when, "a node may not set clocks; it only reports"),
+        (f.GPU_IGNORES_CAPS, "G4", degraded, when, "a GPU accepts caps and does not apply them"),
+        (f.CAP_CLAMPED, "G5", normal, when, "a cap outside a GPU's range was clamped"),
+        (f.FOREIGN_WRITER, "G6", degraded, when, "another tool changes GPU settings"),
+        (f.FOREIGN_WRITER_WON, "G6", fallback, operator, "another tool holds most GPUs after three fights"),
+        (f.POWER_ABOVE_CAP, "G7", degraded, when, "a GPU draws more than its cap"),
+        (f.GPU_RESET, "G8", degraded, when, "a GPU or its driver was reset and is armed again"),
+        (f.GPU_INDEX_MOVED, "G9", normal, when, "GPU indices moved; GPUs stay bound by UUID"),
+        (f.GPU_THROTTLED, "G10", normal, when, "a GPU slows itself (thermal or ECC)"),
+        (f.DEVICE_TIMEOUT, "M1", degraded, when, "a Modbus device does not answer"),
+        (f.DEVICE_GARBAGE, "M2", degraded, when, "a Modbus device sends garbage"),
+        (f.DEVICE_WRONG_REPLY, "M3", degraded, when, "a Modbus reply names another unit or function; dropped"),
+        (f.DEVICE_LATE_REPLY, "M4", normal, when, "a Modbus reply came too late; connection renewed"),
+        (f.DEVICE_PARTIAL_WRITE, "M5", degraded, when, "a write was applied in part; last consistent set restored"),
+        (f.DEVICE_BUSY, "M6", normal, when, "a Modbus device is busy; tried again next period"),
+        (f.DEVICE_REFUSES, "M6", degraded, operator, "a Modbus device refuses our writes; locked out"),
+        (f.DEVICE_CHANGED, "M7", degraded, operator, "a device changed model, scale or layout; locked out"),
+        (f.DEVICE_WRONG, "M8", degraded, operator, "another product answers at a device's address; locked out"),
+        (f.DEVICE_HALF_OPEN, "M9", degraded, when, "a Modbus connection is half open; renewed"),
+        (f.GRID_LINK_LOST, "Q1", degraded, when, "the grid link is down; the last limits hold until grace ends"),
+        (f.GRID_SILENT, "Q1", degraded, signal, "the grid was silent beyond its grace; the fallback contract holds"),
+        (f.SIGNAL_DUPLICATE, "Q2", normal, when, "a grid message came twice; ignored"),
+        (f.SIGNAL_OUT_OF_ORDER, "Q3", normal, when, "a grid message came out of order; ignored"),
+        (f.SIGNAL_OVERSIZED, "Q4", normal, when, "an oversized grid message was dropped"),
+        (f.SIGNAL_MALFORMED, "Q5", normal, when, "a malformed grid message was dropped"),
+        (f.SIGNAL_FORGED, "Q6", normal, operator, "a grid message failed its signature check: security event"),
+        (f.SIGNAL_REPLAYED, "Q7", normal, when, "an old grid message was replayed; dropped"),
+        (f.SIGNAL_STALE, "Q8", degraded, signal, "only a stale retained grid message is known"),
+        (f.SIGNAL_ABSURD, "Q9", normal, when, "a grid limit beyond reason was bounded"),
+        (f.SIGNAL_FLAPPING, "Q10", normal, when, "a grid limit flaps; raises wait"),
+        (f.SIGNAL_FLOOD, "Q11", normal, when, "grid messages flood in; the newest are kept"),
+        (f.SOLVER_INFEASIBLE, "P1", shed, when, "the planner's problem has no solution; the rule planner decides"),
+        (f.SOLVER_TIMEOUT, "P2", shed, when, "the solver is late; the rule planner decides"),
+        (f.SOLVER_INVALID, "P3", shed, when, "the solver's answer failed its checks; the rule planner decides"),
+        (f.SOLVER_CRASHED, "P4", shed, when, "the solver crashed; the rule planner decides"),
+        (f.MODEL_MISMATCH, "P5", degraded, when, "GPU power strays from the model; margin grows"),
+        (f.ENVELOPE_BUSY, "P5", shed, when, "the envelope overruled the planner too often; it is not trusted"),
+        (f.CLOCK_STEPPED, "C1", degraded, when, "the wall clock stepped; nothing rises until it is in step again"),
+        (f.CLOCK_UNSYNCED, "C2", degraded, when, "the wall clock is not synchronised"),
+        (f.LOOP_STALLED, "C3", degraded, when, "the control loop stalled; cycles were skipped"),
+        (f.RESUMED, "C4", degraded, when, "the machine was suspended; commands expired, arming again"),
+        (f.RESTARTED, "X1", degraded, when, "the controller restarted and takes over from recorded state"),
+        (f.DISK_FULL, "X2", normal, when, "the disk is full; recording stopped, control goes on"),
+        (f.MEMORY_SHORT, "X3", degraded, when, "memory is nearly used up"),
+        (f.LEADERSHIP_LOST, "X4", Mode.LOCKOUT, never, "another controller leads this site; this one stepped down"),
+        (f.CONFIG_REFUSED, "X5", normal, when, "a changed configuration is invalid; the old one stays in force"),
+        (f.ORIGINALS_CORRUPT, "X6", normal, operator, "saved GPU settings are damaged; device defaults stand in"),
+        (f.NODE_LOST, "X7", degraded, when, "a node agent is silent; its node counts at nameplate"),
+        (f.NODES_ALL_LOST, "X7", hold, when, "no node agent answers: load cannot be moved"),
+        (f.BATTERY_LIMITED, "B1", degraded, when, "the battery is empty, full, derated, faulted or in local control"),
+        (f.BATTERY_LOST, "B1", degraded, when, "the battery does not report; planned without it"),
+        (f.BATTERY_NOT_FOLLOWING, "B2", degraded, when, "the battery does not follow; it counts for nothing"),
+        (f.OPERATOR_RELEASE, "-", Mode.RELEASE, when, "an operator asked to give all settings back"),
+        (f.OPERATOR_FALLBACK, "-", fallback, when, "an operator asked for fallback"),
+        (f.OPERATOR_LOCKOUT, "-", Mode.LOCKOUT, operator, "an operator locked the controller out"),
+    )
+    return {flag: Reaction(row, mode, clear, words) for flag, row, mode, clear, words in rows}
+
+
+TABLE: dict[Flag, Reaction] = _rows()
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One flag that counts now. `is_set` is False while only its clear condition keeps it."""
+
+    flag: Flag
+    mode: Mode
+    since_s: float
+    is_set: bool
+    words: str
+    clears: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModeState:
+    """The mode and every flag that counts, the gravest first."""
+
+    mode: Mode
+    since_s: float
+    reasons: tuple[Reason, ...]
+
+    @property
+    def may_raise(self) -> bool:
+        """True where the mode itself does not forbid raising a cap or cutting battery discharge."""
+        return self.mode <= Mode.DEGRADED
+
+    @property
+    def flags(self) -> frozenset[Flag]:
+        return frozenset(reason.flag for reason in self.reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class _Latch:
+    since_s: float
+    seen_s: float
+
+
+class ModeMachine:
+    """Remembers flags until their clear condition is met.
+
+    `holds_by_device`: the battery follows load by itself, so a held target is safe. Where we close the loop a held
+    set-point would pass the raw ripple on, so HOLD goes on to FALLBACK.
+    """
+
+    def __init__(self, *, period_s: float, holds_by_device: bool) -> None:
+        assert period_s > 0
+        self._dwell_s = DWELL_CYCLES * period_s
+        self._holds_by_device = holds_by_device
+        self._latches: dict[Flag, _Latch] = {}
+        self._mode = Mode.NORMAL
+        self._mode_since_s = 0.0
+        self._is_first = True
+
+    def step(
+        self,
+        flags: frozenset[Flag],
+        *,
+        now_s: float,
+        has_new_signal: bool = False,
+        is_operator_reset: bool = False,
+    ) -> ModeState:
+        """The mode at `now_s`, given the flags that are set now and the events since the last step."""
+        for flag in flags:
+            before = self._latches.get(flag)
+            self._latches[flag] = _Latch(before.since_s if before else now_s, now_s)
+        for flag, latch in list(self._latches.items()):
+            if flag not in flags and self._is_clear(
+                flag, latch, now_s=now_s, has_new_signal=has_new_signal, is_operator_reset=is_operator_reset
+            ):
+                del self._latches[flag]
+        return self._state(flags, now_s)
+
+    def _is_clear(
+        self, flag: Flag, latch: _Latch, *, now_s: float, has_new_signal: bool, is_operator_reset: bool
+    ) -> bool:
+        clear = TABLE[flag].clear
+        if clear is Clear.WHEN_CLEAR:
+            return is_operator_reset or now_s - latch.seen_s >= self._dwell_s
+        if clear is Clear.ON_NEW_SIGNAL:
+            return is_operator_reset or has_new_signal
+        return clear is Clear.ON_OPERATOR and is_operator_reset
+
+    def _state(self, flags: frozenset[Flag], now_s: float) -> ModeState:
+        reasons = [
+            Reason(
+                flag=flag,
+                mode=self._escalated(TABLE[flag].mode),
+                since_s=latch.since_s,
+                is_set=flag in flags,
+                words=TABLE[flag].words,
+                clears=TABLE[flag].clear.value,
+            )
+            for flag, latch in self._latches.items()
+        ]
+        reasons.sort(key=lambda reason: (-reason.mode, reason.since_s, reason.flag))
+        mode = reasons[0].mode if reasons else Mode.NORMAL
+        if mode is not self._mode or self._is_first:
+            self._mode, self._mode_since_s, self._is_first = mode, now_s, False
+        return ModeState(mode=mode, since_s=self._mode_since_s, reasons=tuple(reasons))
+
+    def _escalated(self, mode: Mode) -> Mode:
+        return Mode.FALLBACK if mode is Mode.HOLD and not self._holds_by_device else mode
+
+
+@dataclass(frozen=True, slots=True)
+class ArmingFacts:
+    """What must be true before the first write. `battery_reversion_seen` is None on a site without a battery."""
+
+    are_originals_saved: bool
+    is_read_back_proven: bool  # on every GPU that counts as controllable
+    is_meter_fresh: bool  # True on a site without a meter: then it holds caps only, and says so
+    is_clock_synchronised: bool
+    has_verified_signal: bool
+    is_fallback_contract_active: bool
+    is_leader: bool
+    is_dead_man_armed: bool
+    battery_reversion_seen: bool | None
+    is_battery_bounded_without_reversion: bool  # declared absent, and its share bounded for it
+
+
+def unmet(facts: ArmingFacts) -> tuple[str, ...]:
+    """The arming conditions not met, each in the words status shows; empty when writing may begin."""
+    has_limits = facts.has_verified_signal or facts.is_fallback_contract_active
+    reverts = facts.battery_reversion_seen is not False or facts.is_battery_bounded_without_reversion
+    checks: Iterable[tuple[bool, str]] = (
+        (facts.are_originals_saved, "original GPU settings are not saved on every node"),
+        (facts.is_read_back_proven, "settings were not read back from every GPU"),
+        (facts.is_meter_fresh, "the site meter has no fresh reading"),
+        (facts.is_clock_synchronised, "the wall clock is not synchronised"),
+        (has_limits, "no grid signal is verified and no fallback contract is in force"),
+        (facts.is_leader, "another controller holds this site's lease"),
+        (facts.is_dead_man_armed, "the nodes' dead-man is not armed"),
+        (reverts, "the battery's reversion timer was not seen counting down, and its share is not bounded without one"),
+    )
+    return tuple(words for holds, words in checks if not holds)
