@@ -1,0 +1,117 @@
+"""The loop: sense, decide, check, act, plan, record. Read `Cycle.step` first; everything else in Rampart serves it.
+
+It has no branch on what is simulated or real. The watchdog is fed only by a completed cycle, and planning comes after
+acting, so that the tracker never waits for the planner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from controller.actuate import Acks, Actuate
+from controller.clock import NS_PER_S, Ticker
+from controller.core import Checked, Decision, SiteCore
+from controller.ports import Clock, GridSource, Lease, Recorder
+from controller.sense import Sense
+from controller.types import SiteImage
+
+STALL_PERIODS = 5  # FAULTS C3: after a longer stall the watchdog is not fed
+
+
+@dataclass(frozen=True, slots=True)
+class TickTrace:
+    """One completed cycle, for status, metrics and the bench."""
+
+    image: SiteImage
+    decision: Decision
+    checked: Checked
+    acks: Acks
+    tick_ms: float  # from the instant the tick was due to the set-point acknowledged
+    plan_ms: float  # 0 when no plan was due
+    overrun_count: int
+
+
+Observer = Callable[[TickTrace], None]
+
+
+class Cycle:
+    """Runs the core at the tracker's rate."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        period_s: float,
+        sense: Sense,
+        core: SiteCore,
+        actuate: Actuate,
+        grid: GridSource | None,
+        recorder: Recorder,
+        lease: Lease,
+        feed_watchdog: Callable[[], None],
+    ) -> None:
+        self._clock = clock
+        self._period_s = period_s
+        self._sense = sense
+        self._core = core
+        self._actuate = actuate
+        self._grid = grid
+        self._recorder = recorder
+        self._lease = lease
+        self._feed_watchdog = feed_watchdog
+        self._observers: list[Observer] = []
+
+    def observe(self, observer: Observer) -> None:
+        """Call `observer` after every completed cycle; it must be quick and must not raise."""
+        self._observers.append(observer)
+
+    async def run(self) -> None:
+        """Cycle until cancelled."""
+        ticker = Ticker(self._clock, period_s=self._period_s)
+        try:
+            async for tick in ticker.ticks():
+                await self.step(tick, due_ns=ticker.due_ns, overrun_count=ticker.overrun_count)
+        finally:
+            self._sense.close()
+            self._actuate.close()
+
+    async def step(self, tick: int, *, due_ns: int, overrun_count: int) -> None:
+        """One cycle."""
+        image = await self._sense.image(tick, overrun_count=overrun_count)
+        decision = self._core.decide(image, is_leader=self._lease.is_held)
+        checked = self._core.check(image, decision)
+        acks = await self._actuate.apply(checked.command)
+        acted_ns = self._clock.now_ns()
+        self._core.acknowledge(acks.battery)
+        planned = self._core.plan_if_due(image, decision)
+        plan_ms = (self._clock.now_ns() - acted_ns) * 1e3 / NS_PER_S if planned else 0.0
+        self._recorder.record("cycle", _record(image, checked, self._lease.is_held, acks))
+        trace = TickTrace(
+            image=image,
+            decision=decision,
+            checked=checked,
+            acks=acks,
+            tick_ms=(acted_ns - due_ns) * 1e3 / NS_PER_S,
+            plan_ms=plan_ms,
+            overrun_count=overrun_count,
+        )
+        for observer in self._observers:
+            observer(trace)
+        if self._grid is not None:
+            await self._tell_grid(image, checked, decision)
+        if (self._clock.now_ns() - due_ns) <= STALL_PERIODS * self._period_s * NS_PER_S:
+            self._feed_watchdog()
+
+    async def _tell_grid(self, image: SiteImage, checked: Checked, decision: Decision) -> None:
+        assert self._grid is not None
+        try:
+            async with asyncio.timeout(self._period_s):
+                await self._grid.report(image, checked.command, decision.margins)
+        except TimeoutError:
+            return  # the link tells of its own loss; status is renewed with the next heartbeat
+
+
+def _record(image: SiteImage, checked: Checked, is_leader: bool, acks: Acks) -> Mapping[str, object]:
+    return {"image": image, "command": checked.command, "is_leader": is_leader, "acks": acks}

@@ -1,0 +1,41 @@
+"""Shared by all tests: where optional material lies, and the rule that a test which could run may not be skipped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+TRACES = SHARED / "traces"
+NO_SHARED = "measured traces are not beside this checkout"
+NO_GPU = "needs a real NVIDIA GPU"
+
+_skips: list[tuple[str, str]] = []
+
+
+@pytest.fixture(scope="session")
+def traces() -> Path:
+    """Folder of measured traces; skips where it is absent."""
+    if not TRACES.is_dir():
+        pytest.skip(NO_SHARED)
+    return TRACES
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        _skips.append((report.nodeid, report.longrepr[2]))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """With RAMPART_NO_SKIPS set, fail the run for every skip whose reason does not hold on this machine."""
+    if not os.environ.get("RAMPART_NO_SKIPS") or exitstatus not in (0, pytest.ExitCode.OK):
+        return
+    excuses = {NO_SHARED: not TRACES.is_dir(), NO_GPU: not Path("/dev/nvidia0").exists()}
+    unexcused = [(test, why) for test, why in _skips if not any(why.endswith(e) and ok for e, ok in excuses.items())]
+    for test, why in unexcused:
+        print(f"skipped though it could have run: {test}: {why}")
+    if unexcused:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

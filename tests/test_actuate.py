@@ -1,0 +1,95 @@
+"""Actuate writes once at a time and reports what was acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from controller.actuate import Actuate
+from controller.ports import DriverError
+from controller.types import (
+    BatteryCommand,
+    BatterySample,
+    Following,
+    NodeCommand,
+    NodeId,
+    NodeReport,
+    Reading,
+    SiteCommand,
+)
+
+
+class ScriptedBattery:
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.fault: DriverError | None = None
+        self.written: list[float] = []
+        self.in_flight_max = 0
+        self._in_flight = 0
+
+    async def read(self) -> Reading[BatterySample]:
+        raise DriverError("battery", "not read here")
+
+    async def write(self, command: BatteryCommand) -> None:
+        self._in_flight += 1
+        self.in_flight_max = max(self.in_flight_max, self._in_flight)
+        try:
+            await self.gate.wait()
+        finally:
+            self._in_flight -= 1
+        if self.fault:
+            raise self.fault
+        self.written.append(command.reference_w)
+
+
+class Link:
+    def __init__(self) -> None:
+        self.sent: list[NodeCommand] = []
+        self.fault: DriverError | None = None
+
+    def reports(self) -> Mapping[str, Reading[NodeReport]]:
+        return {}
+
+    async def send(self, commands: Sequence[NodeCommand]) -> None:
+        if self.fault:
+            raise self.fault
+        self.sent.extend(commands)
+
+
+def command(seq: int) -> SiteCommand:
+    battery = BatteryCommand(Following.SOFTWARE, float(seq), 1e6, epoch=1, seq=seq, ttl_s=5.0)
+    node = NodeCommand(NodeId("n"), 1, seq, 5.0, (), 0.0, 1.0)
+    return SiteCommand(epoch=1, seq=seq, battery=battery, nodes=(node,))
+
+
+def make(battery: ScriptedBattery, link: Link, told: list[tuple[str, str]]) -> Actuate:
+    return Actuate(battery=battery, node_link=link, deadline_s=0.02, on_change=lambda s, w: told.append((s, w)))
+
+
+async def test_a_write_under_way_is_never_doubled() -> None:
+    """While one write hangs the next commands are not acknowledged and not queued; then the newest goes out."""
+    battery, link, told = ScriptedBattery(), Link(), []
+    actuate = make(battery, link, told)
+    battery.gate.clear()
+    for seq in (1, 2, 3):
+        assert not (await actuate.apply(command(seq))).battery
+    assert battery.in_flight_max == 1
+    battery.gate.set()
+    acks = await actuate.apply(command(4))
+    assert acks.battery and acks.nodes_sent
+    assert battery.written == [1.0, 4.0]
+
+
+async def test_faults_become_missing_acknowledgements() -> None:
+    """A refused write and a lost link never raise; each change of state is told once."""
+    battery, link, told = ScriptedBattery(), Link(), []
+    actuate = make(battery, link, told)
+    battery.fault = DriverError("battery", "locked to local")
+    link.fault = DriverError("mqtt", "down")
+    for seq in (1, 2):
+        acks = await actuate.apply(command(seq))
+        assert not acks.battery and not acks.nodes_sent
+    battery.fault = None
+    assert (await actuate.apply(command(3))).battery
+    assert told == [("battery write", "battery: locked to local"), ("battery write", "")]

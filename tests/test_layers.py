@@ -1,0 +1,106 @@
+"""The direction of imports: a core that could reach a socket, a driver that could reach a planner, would fail here."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("controller", "drivers", "hil")
+
+BASE = {"controller.types", "controller.settings", "controller.errors", "controller.codec"}
+PORTS = BASE | {"controller.ports"}
+CORE_LOW = {
+    "controller.contract",
+    "controller.slope_bound",
+    "controller.reserve",
+    "controller.gpu_model",
+    "controller.headroom",
+}
+CORE_MID = {"controller.estimate", "controller.forecast"}
+CORE_HIGH = {"controller.allocate", "controller.tracker", "controller.emergency", "controller.schedule"}
+CORE_TOP = {"controller.modes", "controller.signals"}
+CORE = CORE_LOW | CORE_MID | CORE_HIGH | CORE_TOP
+ENVELOPES = {"controller.envelope", "controller.envelope_node"}
+FORBIDDEN_IN_CORE = {"asyncio", "socket", "threading", "time", "subprocess", "logging", "structlog", "os", "pathlib"}
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = []
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found.append((".".join(parts if parts[-1] != "__init__" else parts[:-1]), path))
+    return found
+
+
+def imports(path: Path, *, lazily: bool = True) -> set[str]:
+    """Absolute module names that `path` imports; `lazily` includes imports inside functions."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = ast.walk(tree) if lazily else iter(tree.body)
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own(names: set[str]) -> set[str]:
+    """Our own modules among `names` (members of a module are dropped)."""
+    known = {name for name, _ in modules()}
+    return names & known - set(PACKAGES)
+
+
+def is_core(name: str) -> bool:
+    return name in CORE or name == "controller.core" or name.startswith("controller.plan")
+
+
+@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda v: v if isinstance(v, str) else "")
+def test_imports_point_down(name: str, path: Path) -> None:
+    """Each layer imports only what lies below it."""
+    used = own(imports(path)) - {"controller.plan", "controller.config", "controller.audit", "controller.node"}
+    if name in {"controller.types", "controller.errors", "controller.codec"} or name == "controller.settings":
+        assert used <= {"controller.types"}
+    elif name == "controller.ports":
+        assert used <= BASE
+    elif name in ENVELOPES:
+        assert used <= {"controller.types"}
+    elif name in CORE_LOW:
+        assert used <= PORTS | CORE_LOW
+    elif is_core(name):
+        allowed = PORTS | CORE | ENVELOPES | {m for m, _ in modules() if m.startswith("controller.plan")}
+        assert used <= allowed | {"controller.core"}
+    elif name.startswith("controller.audit"):
+        assert used <= BASE | {m for m, _ in modules() if m.startswith("controller.audit")}
+    elif name.startswith("drivers"):
+        assert {m for m in used if not m.startswith("drivers")} <= PORTS | {"controller.signals"}
+    if not name.startswith(("hil", "controller.cli")):
+        assert not {m for m in used if m.startswith("hil")}, "only the command line may import the bench"
+    if name.startswith("controller") and not name.startswith(("controller.cli", "controller.app", "controller.node")):
+        assert not {m for m in used if m.startswith("drivers")}, "the core never sees a driver"
+
+
+@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda v: v if isinstance(v, str) else "")
+def test_core_has_no_outside(name: str, path: Path) -> None:
+    """The pure core has no event loop, no I/O and no clock."""
+    if is_core(name) or name in ENVELOPES or name in BASE:
+        roots = {module.split(".")[0] for module in imports(path)}
+        assert not roots & FORBIDDEN_IN_CORE
+
+
+def test_bench_is_imported_lazily() -> None:
+    """`rampart run` must not pay for the bench: the CLI imports `hil` inside functions only."""
+    for name, path in modules():
+        if name.startswith("controller.cli"):
+            assert not {m for m in imports(path, lazily=False) if m.split(".")[0] == "hil"}, name
+
+
+def test_packages_are_empty() -> None:
+    """The import packages hold no code of their own."""
+    for package in PACKAGES:
+        assert (ROOT / package / "__init__.py").read_text(encoding="utf-8").strip() == ""

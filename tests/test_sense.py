@@ -1,0 +1,112 @@
+"""Sense keeps its deadline whatever a device does, and never invents freshness."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from controller.ports import DriverError
+from controller.sense import Sense
+from controller.types import MeterSample, NodeCommand, NodeReport, Quality, Reading
+
+
+class StepClock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.t_s = 100.0
+
+    def now_ns(self) -> int:
+        return round(self.t_s * 1e9)
+
+    def now_s(self) -> float:
+        return self.t_s
+
+    def wall_utc_s(self) -> float:
+        return 1.8e9
+
+    async def sleep_until_ns(self, t_ns: int) -> None:
+        self.t_s = max(self.t_s, t_ns / 1e9)
+
+
+class ScriptedMeter:
+    """Answers, hangs or fails as told; counts reads in flight."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self.clock = clock
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.fault: DriverError | None = None
+        self.in_flight = 0
+        self.in_flight_max = 0
+
+    async def read(self) -> Reading[MeterSample]:
+        self.in_flight += 1
+        self.in_flight_max = max(self.in_flight_max, self.in_flight)
+        try:
+            await self.gate.wait()
+        finally:
+            self.in_flight -= 1
+        if self.fault:
+            raise self.fault
+        return Reading(MeterSample(42.0), self.clock.t_s, Quality.GOOD, "pcc")
+
+
+class NoNodes:
+    def reports(self) -> Mapping[str, Reading[NodeReport]]:
+        return {}
+
+    async def send(self, commands: Sequence[NodeCommand]) -> None:
+        del commands
+
+
+def make(clock: StepClock, meter: ScriptedMeter, told: list[tuple[str, str]]) -> Sense:
+    return Sense(
+        clock=clock,
+        period_s=0.05,
+        meter=meter,
+        meter_delay_s=0.03,
+        battery=None,
+        ups={},
+        node_link=NoNodes(),
+        grid=None,
+        on_change=lambda subject, why: told.append((subject, why)),
+    )
+
+
+async def test_a_hanging_meter_does_not_hold_the_cycle() -> None:
+    """The image comes within the deadline; the same read serves a later cycle; never two reads at once."""
+    clock, told = StepClock(), []
+    meter = ScriptedMeter(clock)
+    sense = make(clock, meter, told)
+    meter.gate.clear()
+    for tick in range(3):
+        image = await sense.image(tick, overrun_count=0)
+        assert image.pcc is not None and image.pcc.quality is Quality.MISSING
+    assert meter.in_flight_max == 1
+    meter.gate.set()
+    await asyncio.sleep(0)
+    image = await sense.image(3, overrun_count=0)
+    assert image.pcc is not None and image.pcc.value.power_w == 42.0 and image.pcc.is_good
+    sense.close()
+
+
+async def test_a_failing_meter_ages_and_is_told_once() -> None:
+    """GOOD, then STALE, then MISSING as the last value ages; lost and recovered are one line each."""
+    clock, told = StepClock(), []
+    meter = ScriptedMeter(clock)
+    sense = make(clock, meter, told)
+    await sense.image(0, overrun_count=0)
+    meter.fault = DriverError("pcc", "no answer")
+    seen = []
+    for tick in range(1, 9):
+        clock.t_s += 0.05
+        image = await sense.image(tick, overrun_count=0)
+        assert image.pcc is not None
+        seen.append(image.pcc.quality)
+    assert seen[0] is Quality.GOOD and Quality.STALE in seen and seen[-1] is Quality.MISSING
+    assert seen == sorted(seen)
+    meter.fault = None
+    await sense.image(9, overrun_count=0)
+    assert [subject for subject, _ in told] == ["pcc", "pcc", "pcc"]  # first value, lost, recovered
+    assert told[1][1] == "pcc: no answer" and told[2][1] == ""
