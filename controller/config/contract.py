@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from controller.config.load import Document, data_path, load_document
+from controller.config.load import Document, data_path, load_document, parse_document
 from controller.errors import BadInput
 from controller.types import (
     BandLimit,
@@ -242,6 +242,22 @@ def load_contract(names: Sequence[str], *, registered_peak_w: float | None) -> C
             titles.append(document.name)
     peak_w = math.inf if registered_peak_w is None else registered_peak_w
     return Contract(name="+".join(titles), limits=tuple(limits.values()), registered_peak_w=peak_w)
+
+
+def with_local_rows(
+    contract: Contract | None, rows: Sequence[dict[str, object]], *, origin: str, registered_peak_w: float
+) -> Contract:
+    """`contract` and the rows a site file gives inline; they need no source, their source is that file."""
+    if not rows:
+        assert contract is not None
+        return contract
+    stated = {"source": origin, "date": "0000", "status": LimitStatus.LOCAL.value}
+    raw = {"name": "local", "title": "rows of the site file", "limits": [{**stated, **row} for row in rows]}
+    document = parse_document(raw, ContractDocument, origin=origin)
+    limits: dict[LimitId, Limit] = {limit.id: limit for limit in contract.limits} if contract else {}
+    _gather(document, Path(origin), peak_w=registered_peak_w, into=limits, depth=0)
+    name = f"{contract.name}+local" if contract else "local"
+    return Contract(name=name, limits=tuple(limits.values()), registered_peak_w=registered_peak_w)
 
 
 def needs_registered_peak(names: Sequence[str]) -> bool:

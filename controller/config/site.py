@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from controller.config.contract import LimitRow, build_contract
+from controller.config.contract import load_contract, with_local_rows
 from controller.config.load import Document, parse_document, read_yaml
 from controller.errors import BadInput
 from controller.settings import (
@@ -214,7 +214,7 @@ class SiteDoc(Document):
     role: Role
     name: Name = "site"
     contract: tuple[str, ...] = ()
-    limits: tuple[LimitRow, ...] = ()
+    limits: tuple[dict[str, object], ...] = ()
     fallback_contract: tuple[str, ...] = ()
     registered_peak_megawatt: Positive | None = None
     controller: Policy = Policy.MPC
@@ -275,7 +275,7 @@ def parse_site(raw: object, *, origin: str) -> Settings:
 def _settings(doc: SiteDoc, *, origin: str, base: Path) -> Settings:
     return Settings(
         role=doc.role,
-        site=_site(doc, base) if doc.role is not Role.NODE else None,
+        site=_site(doc, base, origin) if doc.role is not Role.NODE else None,
         node=_node(doc) if doc.node is not None else None,
         meter=doc.pcc_meter.settings("pcc") if doc.pcc_meter else None,
         battery=doc.battery.settings("battery") if doc.battery else None,
@@ -289,12 +289,14 @@ def _settings(doc: SiteDoc, *, origin: str, base: Path) -> Settings:
     )
 
 
-def _site(doc: SiteDoc, base: Path) -> SiteSettings:
+def _site(doc: SiteDoc, base: Path, origin: str) -> SiteSettings:
     assert doc.load is not None and doc.registered_peak_megawatt is not None
     peak_w = doc.registered_peak_megawatt * W_PER_MEGAWATT
     load, commands = doc.load, doc.commands
-    contract = _contract(doc.contract, doc.limits, peak_w, base)
-    fallback = _contract(doc.fallback_contract, (), peak_w, base) if doc.fallback_contract else contract
+    contract = _contract(doc.contract, doc.limits, peak_w=peak_w, base=base, origin=origin)
+    fallback = contract
+    if doc.fallback_contract:
+        fallback = _contract(doc.fallback_contract, (), peak_w=peak_w, base=base, origin=origin)
     battery = _battery(doc.battery) if doc.battery else None
     return SiteSettings(
         name=doc.name,
@@ -325,9 +327,12 @@ def _site(doc: SiteDoc, base: Path) -> SiteSettings:
     )
 
 
-def _contract(names: tuple[str, ...], rows: tuple[LimitRow, ...], peak_w: float, base: Path) -> Contract:
+def _contract(
+    names: tuple[str, ...], rows: tuple[dict[str, object], ...], *, peak_w: float, base: Path, origin: str
+) -> Contract:
     resolved = tuple(str(base / n) if (base / n).is_file() else n for n in names)
-    return build_contract(resolved, rows=rows, registered_peak_w=peak_w)
+    named = load_contract(resolved, registered_peak_w=peak_w) if resolved else None
+    return with_local_rows(named, rows, origin=origin, registered_peak_w=peak_w)
 
 
 def _meter(doc: MeterDoc) -> MeterSettings:
