@@ -92,6 +92,8 @@ def explain(error: ValidationError) -> str:
             parts.append(f"{key}: required, not given")
         elif fault["type"] == "extra_forbidden":
             parts.append(f"{key}: unknown key")
+        elif not fault["loc"]:
+            parts.append(message)
         else:
             shown = repr(fault["input"])
             parts.append(f"{key}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {message}")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from controller.config.contract import load_contract, with_local_rows
 from controller.config.load import Document, parse_document, read_yaml
@@ -40,6 +40,7 @@ W_PER_MEGAWATT = 1e6
 W_PER_KILOWATT = 1e3
 J_PER_MEGAWATT_HOUR = 3.6e9
 PLANNER_CLASSES_MAX = 8
+TIERS = (0.0, 0.1, 0.25, 0.5)  # tolerated throughput loss, as flexibility programmes grade jobs
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -129,9 +130,16 @@ class ClassDoc(Document):
     name: Name
     nodes: tuple[str, ...] = ()
     priority: Annotated[int, Field(ge=0, le=100)] = 50
-    tolerated_loss: Literal[0, 0.1, 0.25, 0.5] = 0.1
+    tolerated_loss: Fraction = 0.1
     window_s: Annotated[float, Field(gt=0, le=86_400)] = 3_600.0
     weight: Positive = 1.0
+
+    @field_validator("tolerated_loss")
+    @classmethod
+    def _tier(cls, value: float) -> float:
+        if value not in TIERS:
+            raise ValueError(f"one of {', '.join(f'{tier:g}' for tier in TIERS)}")
+        return value
 
 
 class ContingencyDoc(Document):
@@ -367,7 +375,7 @@ def _class(doc: ClassDoc) -> JobClassSettings:
     return JobClassSettings(
         class_id=ClassId(doc.name),
         priority=doc.priority,
-        tolerated_loss_frac=float(doc.tolerated_loss),
+        tolerated_loss_frac=doc.tolerated_loss,
         window_s=doc.window_s,
         weight=doc.weight,
     )
