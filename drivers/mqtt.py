@@ -1,0 +1,334 @@
+"""One MQTT session that mends itself: reconnect with back-off, a loop-back ping, bounded queues, bounded packets.
+
+Uses MQTT 3.1.1 features only. The link counts as up while a broker session exists and our own ping comes back through
+it: a frozen broker and a half-dead connection look the same as a lost one. Nothing here blocks or waits for the outside
+but `run`; a payload is never interpreted here. A command that found no session is dropped, never sent late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum, unique
+from pathlib import Path
+from typing import cast
+
+import aiomqtt
+import numpy as np
+import structlog
+
+from controller.errors import BadInput
+from controller.ports import Clock
+from controller.settings import MqttSettings
+
+PAYLOAD_BYTES_MAX = 65_536  # larger packets are dropped and counted; no message of ours is near it
+CONNECT_S_MAX = 5.0  # for the broker's answer to CONNECT and to SUBSCRIBE
+CLOSE_S_MAX = 0.5
+BACKOFF_S_FIRST = 0.1
+BACKOFF_S_MAX = 5.0
+PING_KEEPALIVES_MAX = 3  # a ping unanswered for so many keepalives means the link is lost
+INCOMING_MAX = 4096  # messages waiting for the loop; when full the oldest goes
+EVENTS_MAX = 256  # events waiting for the broker; when full the oldest goes
+IN_FLIGHT_MAX = 128  # publications waiting for the broker's acknowledgement
+QOS_REFUSED = 128  # granted QoS of a refused subscription
+
+NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # with Nagle on, QoS 1 stalls for 40 ms
+KEEP_ALIVE = (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+log = structlog.get_logger("mqtt")
+
+Handler = Callable[["Incoming"], None]
+
+
+@unique
+class Keep(StrEnum):
+    """What becomes of a message that cannot be sent at once."""
+
+    NEWEST = "newest"  # one per topic, the newest; dropped while there is no session: a late command is a wrong one
+    ALL = "all"  # in order, kept over a reconnect; beyond EVENTS_MAX the oldest is dropped and counted
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """One message as it came: never larger than PAYLOAD_BYTES_MAX, stamped on arrival in our loop."""
+
+    topic: str
+    payload: bytes
+    is_retained: bool
+    t_mono_s: float
+
+
+@dataclass(slots=True)
+class MqttCounts:
+    """What was dropped, and how often the session was made; for metrics."""
+
+    sessions: int = 0
+    oversized: int = 0
+    overflowed_in: int = 0
+    overflowed_out: int = 0
+    dropped_without_session: int = 0
+
+
+class _SessionLost(Exception):
+    """Ends one session from inside it; the text is the reason that is logged."""
+
+
+class _DropOldest(asyncio.Queue[aiomqtt.Message]):
+    """A full queue loses its oldest message: under a flood the newest is what counts."""
+
+    def __init__(self, counts: MqttCounts) -> None:
+        super().__init__(maxsize=INCOMING_MAX)
+        self._counts = counts
+
+    def put_nowait(self, item: aiomqtt.Message) -> None:
+        if self.full():
+            self.get_nowait()
+            self._counts.overflowed_in += 1
+        super().put_nowait(item)
+
+
+class MqttSession:
+    """A connection to one broker that keeps itself alive while `run` runs.
+
+    `on_message` before `run`. All methods belong to one event loop. `client_id` must be unique on the broker: two
+    sessions of one name throw each other out.
+    """
+
+    def __init__(self, settings: MqttSettings, *, client_id: str, clock: Clock, rng: np.random.Generator) -> None:
+        self.settings = settings
+        self.client_id = client_id
+        self.counts = MqttCounts()
+        self.is_up = False
+        self.down_reason = "not connected yet"
+        self._clock = clock
+        self._rng = rng
+        self._handlers: list[tuple[str, Handler, int]] = []
+        self._newest: dict[str, tuple[bytes, int]] = {}
+        self._events: deque[tuple[str, bytes, int]] = deque()
+        self._wake = asyncio.Event()
+        self._up = asyncio.Event()
+        self._has_session = False
+        self._said_down = False
+        self._pong_s = 0.0
+        self._ping_topic = f"rampart/v1/ping/{client_id}"
+        self._tls = tls_context(settings)
+        read_password(settings)  # a wrong path is the person's to mend: said before anything starts
+
+    def on_message(self, topic_filter: str, handler: Handler, *, qos: int = 1) -> None:
+        """Subscribe `handler` (synchronous, quick, never raises on bad bytes) to a topic filter."""
+        self._handlers.append((topic_filter, handler, qos))
+
+    def publish(self, topic: str, payload: bytes, *, qos: int, keep: Keep) -> None:
+        """Queue a message; returns at once. Oversized is a programming error: our own messages are bounded."""
+        assert len(payload) <= PAYLOAD_BYTES_MAX, f"{topic}: {len(payload)} bytes"
+        if keep is Keep.NEWEST:
+            if not self._has_session:
+                self.counts.dropped_without_session += 1
+                return
+            self.counts.overflowed_out += topic in self._newest
+            self._newest[topic] = (payload, qos)
+        else:
+            if len(self._events) >= EVENTS_MAX:
+                self._events.popleft()
+                self.counts.overflowed_out += 1
+            self._events.append((topic, payload, qos))
+        self._wake.set()
+
+    async def wait_up(self, *, deadline_s: float) -> bool:
+        """True as soon as the link is up, False at the deadline."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._up.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def run(self) -> None:
+        """Keep a session until cancelled."""
+        attempt = 0
+        try:
+            while True:
+                was_up_before = self.counts.sessions
+                reason = await self._one_session()
+                self._set_down(reason)
+                attempt = 0 if self.counts.sessions > was_up_before else attempt + 1
+                await self._back_off(attempt)
+        finally:
+            self._set_down("stopped")
+
+    async def _back_off(self, attempt: int) -> None:
+        """Wait between half of and the whole of a doubling, bounded delay, so that many nodes do not return at once."""
+        ceiling_s = min(BACKOFF_S_MAX, BACKOFF_S_FIRST * 2.0 ** min(attempt, 10))
+        delay_s = ceiling_s * float(self._rng.uniform(0.5, 1.0))
+        await self._clock.sleep_until_ns(self._clock.now_ns() + round(delay_s * 1e9))
+
+    async def _one_session(self) -> str:
+        """Connect, serve until the link is lost, close. Returns why."""
+        client = self._new_client()
+        reason = "closed"
+        try:
+            await client.__aenter__()
+            await self._subscribe(client)
+            await self._serve(client)
+        except* (aiomqtt.MqttError, _SessionLost, OSError) as lost:
+            reason = _first_reason(lost)
+        finally:
+            self._has_session = False
+            self._newest.clear()
+            client.timeout = CLOSE_S_MAX
+            with suppress(aiomqtt.MqttError):
+                await client.__aexit__(None, None, None)
+        return reason
+
+    def _new_client(self) -> aiomqtt.Client:
+        settings = self.settings
+        logger = logging.getLogger("rampart.mqtt.wire")
+        logger.propagate = False  # the library speaks of every packet; changes of state are logged here
+        client = aiomqtt.Client(
+            settings.host,
+            settings.port,
+            username=settings.username,
+            password=read_password(settings),
+            identifier=self.client_id,
+            clean_session=True,  # the broker keeps nothing for us: a queued command would arrive late
+            keepalive=settings.keepalive_s,
+            timeout=CONNECT_S_MAX,
+            tls_context=self._tls,
+            socket_options=(NO_DELAY, KEEP_ALIVE),
+            max_inflight_messages=IN_FLIGHT_MAX,
+            queue_type=cast("type[asyncio.Queue[aiomqtt.Message]]", lambda maxsize: _DropOldest(self.counts)),
+            logger=logger,
+        )
+        client.pending_calls_threshold = IN_FLIGHT_MAX
+        return client
+
+    async def _subscribe(self, client: aiomqtt.Client) -> None:
+        filters = [(f, qos) for f, _, qos in self._handlers] + [(self._ping_topic, 0)]
+        for topic_filter, qos in filters:
+            granted = await client.subscribe(topic_filter, qos)
+            if any((code if isinstance(code, int) else code.value) >= QOS_REFUSED for code in granted):
+                raise _SessionLost(f"the broker refuses the subscription to {topic_filter}")
+
+    async def _serve(self, client: aiomqtt.Client) -> None:
+        self._has_session = True
+        self._pong_s = self._clock.now_s()
+        self._wake.set()  # events may be waiting from before
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._receive(client))
+            group.create_task(self._ping(client))
+            group.create_task(self._send(client, group))
+
+    async def _receive(self, client: aiomqtt.Client) -> None:
+        async for message in client.messages:
+            topic, payload = message.topic.value, message.payload
+            if not isinstance(payload, bytes | bytearray):
+                continue
+            if len(payload) > PAYLOAD_BYTES_MAX:
+                self.counts.oversized += 1
+                continue
+            if topic == self._ping_topic:
+                self._set_up()
+                continue
+            incoming = Incoming(topic, bytes(payload), message.retain, self._clock.now_s())
+            for topic_filter, handler, _ in self._handlers:
+                if message.topic.matches(topic_filter):
+                    handler(incoming)
+
+    async def _ping(self, client: aiomqtt.Client) -> None:
+        """Publish to ourselves through the broker, and end the session when that stays unanswered too long."""
+        period_ns = round(self.settings.keepalive_s * 1e9)
+        while True:
+            await client.publish(self._ping_topic, b"ping", qos=0)
+            await self._clock.sleep_until_ns(self._clock.now_ns() + period_ns)
+            silent_s = self._clock.now_s() - self._pong_s
+            if silent_s >= PING_KEEPALIVES_MAX * self.settings.keepalive_s:
+                raise _SessionLost(f"own ping unanswered for {silent_s:.1f} s")
+
+    async def _send(self, client: aiomqtt.Client, group: asyncio.TaskGroup) -> None:
+        slots = asyncio.Semaphore(IN_FLIGHT_MAX)
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._events or self._newest:
+                if self._events:
+                    keep, (topic, payload, qos) = Keep.ALL, self._events.popleft()
+                else:
+                    topic = next(iter(self._newest))
+                    keep, (payload, qos) = Keep.NEWEST, self._newest.pop(topic)
+                if qos == 0:
+                    await client.publish(topic, payload, qos=0)
+                    continue
+                await slots.acquire()
+                group.create_task(self._deliver(client, slots, (topic, payload, qos), keep))
+
+    async def _deliver(
+        self, client: aiomqtt.Client, slots: asyncio.Semaphore, item: tuple[str, bytes, int], keep: Keep
+    ) -> None:
+        topic, payload, qos = item
+        is_delivered = False
+        try:
+            await client.publish(topic, payload, qos=qos)
+            is_delivered = True
+        finally:
+            slots.release()
+            if not is_delivered and keep is Keep.ALL:
+                self._events.appendleft(item)
+
+    def _set_up(self) -> None:
+        self._pong_s = self._clock.now_s()
+        if not self.is_up:
+            self.is_up = True
+            self._said_down = False
+            self.counts.sessions += 1
+            self._up.set()
+            log.info("mqtt link up", client=self.client_id, broker=f"{self.settings.host}:{self.settings.port}")
+
+    def _set_down(self, reason: str) -> None:
+        self.is_up = False
+        self._up.clear()
+        self.down_reason = reason
+        if not self._said_down and reason != "stopped":
+            self._said_down = True
+            broker = f"{self.settings.host}:{self.settings.port}"
+            log.warning("mqtt link lost", client=self.client_id, broker=broker, reason=reason)
+
+
+def tls_context(settings: MqttSettings) -> ssl.SSLContext | None:
+    """TLS as the settings ask: server checked against `ca_file`, own certificate if given; BadInput on files."""
+    if settings.ca_file is None and settings.cert_file is None:
+        return None
+    if (settings.cert_file is None) != (settings.key_file is None):
+        raise BadInput("mqtt: cert_file and key_file belong together; give both or none")
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if settings.cert_file is not None:
+            context.load_cert_chain(settings.cert_file, settings.key_file)
+    except (OSError, ssl.SSLError) as error:
+        files = ", ".join(f for f in (settings.ca_file, settings.cert_file, settings.key_file) if f)
+        raise BadInput(f"mqtt: cannot use the TLS files {files}: {error}") from None
+    return context
+
+
+def read_password(settings: MqttSettings) -> str | None:
+    """The broker password from its file, read anew for each session so that it can be rotated."""
+    if settings.password_file is None:
+        return None
+    try:
+        return Path(settings.password_file).read_text(encoding="utf-8").strip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"mqtt.password_file: {settings.password_file}: {error}") from None
+
+
+def _first_reason(group: BaseExceptionGroup[BaseException]) -> str:
+    """The first plain message inside a nested group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error) or type(error).__name__
