@@ -1,0 +1,463 @@
+"""The admissible interval, judged by a brute force that shares no code with it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controller.contract import KEPT_FRAC, AdmissibleInterval, Interval
+from controller.slope_bound import band_seconds, line_seconds, swing_seconds
+from controller.types import (
+    BandLimit,
+    CeilingLimit,
+    Direction,
+    FloorLimit,
+    Limit,
+    LimitId,
+    LimitStatus,
+    OscillationLimit,
+    Provenance,
+    RampLimit,
+    RateLimit,
+    SwingLimit,
+)
+
+HERE = Provenance(source="test", date="", status=LimitStatus.LOCAL)
+
+
+def ramp(max_w: float, window_s: float, direction: Direction = Direction.BOTH, name: str = "ramp") -> RampLimit:
+    return RampLimit(LimitId(name), max_w, window_s, direction, 1.0, HERE)
+
+
+def swing(max_w: float, window_s: float, name: str = "swing") -> SwingLimit:
+    return SwingLimit(LimitId(name), max_w, window_s, 1.0, HERE)
+
+
+def rate(max_w_per_s: float, above_w: float, horizon_s: float = 600.0) -> RateLimit:
+    return RateLimit(LimitId("rate"), max_w_per_s, above_w, 1.0, HERE, horizon_s)
+
+
+def ceiling(max_w: float, from_s: float, until_s: float = math.inf) -> CeilingLimit:
+    return CeilingLimit(LimitId("ceiling"), max_w, from_s, HERE, until_s=until_s)
+
+
+def allowed_w(limit: Limit, lag_s: np.ndarray, *, is_up: bool) -> np.ndarray:
+    """What a row lets power change over each lag; written from the meaning of the rows alone."""
+    if isinstance(limit, RampLimit):
+        is_judged = limit.direction in (Direction.BOTH, Direction.UP if is_up else Direction.DOWN)
+        return np.where((lag_s <= limit.window_s) & is_judged, limit.max_w, np.inf)
+    if isinstance(limit, SwingLimit):
+        return np.where(lag_s <= limit.window_s, limit.max_w, np.inf)
+    assert isinstance(limit, RateLimit)
+    flat = np.maximum(limit.above_w, limit.max_w_per_s * lag_s)
+    return np.where(lag_s <= limit.horizon_s, flat, np.inf)
+
+
+def instants_to_judge(times: np.ndarray, limits: list[Limit]) -> np.ndarray:
+    """Every point, every middle and every instant at which a window's edge meets a point, from either side."""
+    spans = [0.0]
+    for limit in limits:
+        if isinstance(limit, RateLimit):
+            spans += [limit.horizon_s, limit.above_w / limit.max_w_per_s]
+        else:
+            spans.append(limit.window_s)
+    shifted = [times + span for span in spans] + [times - span for span in spans]
+    middles = (times[1:] + times[:-1]) / 2.0
+    every = np.unique(np.concatenate([*shifted, middles]))
+    return every[(every >= times[0]) & (every <= times[-1])]
+
+
+def worst_excess_w(times: np.ndarray, powers: np.ndarray, limits: list[Limit], *, from_s: float = -math.inf) -> float:
+    """How far the piecewise linear path breaks any row in windows that end after `from_s`; negative when it holds."""
+    at = instants_to_judge(times, limits)
+    value = np.interp(at, times, powers)
+    lag = at[:, None] - at[None, :]
+    change = value[:, None] - value[None, :]
+    judged = (lag >= 0.0) & (at[None, :] >= from_s)
+    worst = -math.inf
+    for limit in limits:
+        # A lag a rounding error above the window is the window itself.
+        near = np.maximum(lag - 1e-9, 0.0)
+        for is_up in (True, False):
+            excess = (change if is_up else -change) - allowed_w(limit, near, is_up=is_up)
+            worst = max(worst, float(np.max(np.where(judged, excess, -np.inf))))
+    return worst
+
+
+plain_rows = st.lists(
+    st.one_of(
+        st.builds(
+            ramp,
+            st.floats(0.5e6, 30e6),
+            st.floats(0.5, 40.0),
+            st.sampled_from(list(Direction)),
+        ),
+        st.builds(swing, st.floats(0.5e6, 30e6), st.floats(0.5, 40.0)),
+        st.builds(rate, st.floats(0.05e6, 2e6), st.floats(1e6, 20e6), st.floats(2.0, 60.0)),
+    ),
+    min_size=1,
+    max_size=4,
+)
+# Where in the interval each step goes, and how long it takes: mostly to an edge, for that is where rows break.
+moves = st.lists(
+    st.tuples(
+        st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.0, 1.0)), st.sampled_from([0.01, 0.05, 0.1, 0.7, 3.0, 11.0])
+    ),
+    min_size=5,
+    max_size=60,
+)
+
+
+def follow(interval: AdmissibleInterval, steps: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Walk the interval: each step goes to a share of the way from low to high (bounded where no row binds)."""
+    times, powers = [interval.now_s], [interval.now_w]
+    for share, dt_s in steps:
+        t_s = times[-1] + dt_s
+        found = interval.bounds(t_s)
+        assert found.low_w <= powers[-1] <= found.high_w, "holding is always admissible"
+        low_w, high_w = max(found.low_w, powers[-1] - 60e6), min(found.high_w, powers[-1] + 60e6)
+        interval.push(t_s, low_w + share * (high_w - low_w))
+        times.append(t_s)
+        powers.append(interval.now_w)
+    return np.array(times), np.array(powers)
+
+
+@settings(max_examples=150, deadline=None)
+@given(limits=plain_rows, steps=moves)
+def test_following_the_interval_never_breaks_a_row(limits: list[Limit], steps: list[tuple[float, float]]) -> None:
+    """Random rows, edges and tick lengths: no row breaks at any instant, and holding is always allowed."""
+    interval = AdmissibleInterval(limits, start_s=5.0, start_w=40e6, tick_s=0.05)
+    interval._known_since_s = -1e9  # the past is known, so that whole bursts are free
+    times, powers = follow(interval, steps)
+    assert worst_excess_w(times, powers, limits) <= 1e-3
+
+
+@settings(max_examples=120, deadline=None)
+@given(before=plain_rows, after=plain_rows, first=moves, second=moves)
+def test_a_change_of_limits_at_any_moment_is_safe(
+    before: list[Limit], after: list[Limit], first: list[tuple[float, float]], second: list[tuple[float, float]]
+) -> None:
+    """The new rows hold in every window since the change, and rows of both contracts hold across it."""
+    interval = AdmissibleInterval(before, start_s=0.0, start_w=40e6, tick_s=0.05)
+    interval._known_since_s = -1e9
+    kept = before[0]
+    t0, p0 = follow(interval, first)
+    change_s = interval.now_s
+    interval.set_limits([kept, *after], change_s)
+    t1, p1 = follow(interval, second)
+    assert worst_excess_w(t1, p1, [kept, *after], from_s=change_s) <= 1e-3
+    times, powers = np.concatenate([t0, t1[1:]]), np.concatenate([p0, p1[1:]])
+    assert worst_excess_w(times, powers, [kept]) <= 1e-3
+
+
+@settings(max_examples=80, deadline=None)
+@given(limits=plain_rows, first=moves, second=moves, residual=st.floats(0.0, 2e6), dip=st.floats(0.0, 4e6))
+def test_a_growing_shrink_never_empties_the_interval(
+    limits: list[Limit],
+    first: list[tuple[float, float]],
+    second: list[tuple[float, float]],
+    residual: float,
+    dip: float,
+) -> None:
+    """Residual and dip appear in the middle of a run: holding stays admissible and the full rows never break."""
+    interval = AdmissibleInterval(limits, start_s=0.0, start_w=40e6, tick_s=0.05)
+    interval._known_since_s = -1e9
+    t0, p0 = follow(interval, first)
+    interval.set_shrink(residual, {limit.id: dip for limit in limits})
+    t1, p1 = follow(interval, second)
+    times, powers = np.concatenate([t0, t1[1:]]), np.concatenate([p0, p1[1:]])
+    assert worst_excess_w(times, powers, limits) <= 1e-3
+
+
+def test_the_whole_swing_is_free_at_once_and_then_the_window_is_waited_out() -> None:
+    """A 5 MW / 15 s row allows 5 MW in one tick, nothing more for 15 s, then the next 5 MW."""
+    interval = AdmissibleInterval([swing(5e6, 15.0)], start_s=0.0, start_w=50e6, tick_s=0.05)
+    interval._known_since_s = -1e9
+    low_w = interval.bounds(0.05).low_w
+    assert low_w == pytest.approx(45e6, rel=1e-5)
+    interval.push(0.05, low_w)
+    assert interval.bounds(0.1).low_w == pytest.approx(low_w)
+    for tick in range(2, 302):
+        interval.push(tick * 0.05, low_w)
+    assert interval.bounds(15.15).low_w == pytest.approx(40e6, rel=1e-5)
+
+
+def test_swing_free_again_in_both_directions_has_no_stale_memory() -> None:
+    """Up rows bind upwards only: an upward ramp row leaves the downward side unbounded."""
+    interval = AdmissibleInterval([ramp(5e6, 15.0, Direction.UP)], start_s=0.0, start_w=50e6, tick_s=0.05)
+    interval._known_since_s = -1e9
+    found = interval.bounds(0.05)
+    assert found.low_w == -math.inf
+    assert found.high_w == pytest.approx(55e6, rel=1e-5)
+
+
+def test_unknown_past_limits_slopes_for_one_window() -> None:
+    """After start the past is the present mean: no burst until each row's window is known."""
+    interval = AdmissibleInterval([swing(5e6, 15.0), ramp(20e6, 60.0)], start_s=0.0, start_w=50e6, tick_s=0.05)
+    assert interval.bounds(0.1).low_w == pytest.approx(50e6 - 5e6 / 15.0 * 0.1, rel=1e-6)
+    for tick in range(1, 620):
+        interval.push(tick * 0.1, 50e6)
+    assert interval.bounds(62.1).low_w == pytest.approx(45e6, rel=1e-5)
+
+
+def test_slopes_carry_shrinks() -> None:
+    """R_n loses residual and dip, R_c the residual alone."""
+    interval = AdmissibleInterval([swing(5e6, 15.0)], start_s=0.0, start_w=50e6, tick_s=0.05)
+    interval.set_shrink(0.5e6, {LimitId("swing"): 2e6})
+    assert interval.slope_down_w_per_s == pytest.approx(2.5e6 / 15.05, rel=1e-4)
+    assert interval.contingency_slope_w_per_s == pytest.approx(4.5e6 / 15.05, rel=1e-4)
+    assert interval.slope_up_w_per_s == pytest.approx(4.5e6 / 15.05, rel=1e-4)
+
+
+def test_residual_may_be_given_per_row() -> None:
+    """Each row has its own metering, so its own residual."""
+    rows: list[Limit] = [swing(5e6, 15.0), ramp(20e6, 60.0)]
+    interval = AdmissibleInterval(rows, start_s=0.0, start_w=50e6, tick_s=0.05)
+    interval.set_shrink({LimitId("swing"): 1e6}, {})
+    assert interval.slope_down_w_per_s == pytest.approx(4e6 / 15.05, rel=1e-4)
+
+
+def test_an_overspent_row_keeps_a_share() -> None:
+    """A residual beyond the row leaves a tenth, and says so."""
+    interval = AdmissibleInterval([swing(5e6, 15.0)], start_s=0.0, start_w=50e6, tick_s=0.05)
+    interval.set_shrink(9e6, {})
+    assert interval.is_overspent
+    assert interval.slope_down_w_per_s == pytest.approx(KEPT_FRAC * 5e6 / 15.05, rel=1e-6)
+    interval.set_shrink(0.0, {})
+    assert not interval.is_overspent
+
+
+def test_spent_windows() -> None:
+    """Spent is the window's maximum less the present; the contingency line waits it out."""
+    interval = AdmissibleInterval([swing(5e6, 15.0)], start_s=0.0, start_w=50e6, tick_s=0.05)
+    interval.push(1.0, 47e6)
+    assert interval.spent_down_w()[LimitId("swing")] == pytest.approx(3e6)
+    assert interval.spent_up_w()[LimitId("swing")] == pytest.approx(0.0)
+    r_c = interval.contingency_slope_w_per_s
+    assert interval.contingency_excess_w == pytest.approx(3e6 - r_c * 1.0)
+    interval.push(11.0, 47e6)
+    assert interval.contingency_excess_w == pytest.approx(0.0, abs=1.0)
+
+
+def walk_at_high(interval: AdmissibleInterval, *, until_s: float, dt_s: float = 0.05) -> None:
+    while interval.now_s < until_s:
+        t_s = interval.now_s + dt_s
+        found = interval.bounds(t_s)
+        interval.push(t_s, min(found.high_w, 50e6))
+
+
+def test_a_ceiling_announced_early_is_met_in_time() -> None:
+    """20 MW of fall at 0.33 MW/s is announced 120 s ahead: the target waits, then reaches it, and no row breaks."""
+    rows: list[Limit] = [swing(5e6, 15.0)]
+    interval = AdmissibleInterval(rows, start_s=0.0, start_w=50e6, tick_s=0.05)
+    interval.set_limits([*rows, ceiling(30e6, 120.0)], 0.0)
+    assert interval.due_status()[0].is_bounded is False
+    times, powers = [0.0], [50e6]
+    while interval.now_s < 130.0:
+        t_s = interval.now_s + 0.05
+        interval.push(t_s, min(interval.bounds(t_s).high_w, 50e6))
+        times.append(t_s)
+        powers.append(interval.now_w)
+    path_t, path_p = np.array(times), np.array(powers)
+    assert path_p[path_t <= 50.0].min() == pytest.approx(50e6), "no earlier than it must"
+    assert path_p[path_t >= 120.0].max() <= 30e6 + 1.0
+    assert worst_excess_w(path_t[::7], path_p[::7], rows) <= 1e-3
+
+
+def test_a_ceiling_due_too_soon_is_followed_at_low_and_says_when() -> None:
+    """20 MW in 10 s cannot be: the target goes along `low`, and the promised time is kept."""
+    rows: list[Limit] = [swing(5e6, 15.0)]
+    interval = AdmissibleInterval([*rows, ceiling(30e6, 10.0)], start_s=0.0, start_w=50e6, tick_s=0.05)
+    status = interval.due_status()[0]
+    assert status.is_bounded
+    assert status.met_at_s == pytest.approx(20e6 / (5e6 / 15.05), rel=1e-3)
+    walk_at_high(interval, until_s=12.0)
+    found = interval.bounds(interval.now_s + 0.05)
+    assert found.high_w == found.low_w
+    walk_at_high(interval, until_s=status.met_at_s)
+    assert interval.now_w <= 30e6 + 1e3
+    assert not interval.due_status()[0].is_bounded
+
+
+def test_a_spent_window_is_counted_in_the_promised_time() -> None:
+    """A burst just before the announcement delays the promise, and the promise is still kept."""
+    rows: list[Limit] = [swing(5e6, 15.0)]
+    interval = AdmissibleInterval(rows, start_s=0.0, start_w=50e6, tick_s=0.05)
+    interval._known_since_s = -1e9
+    interval.push(1.0, interval.bounds(1.0).low_w)
+    interval.set_limits([*rows, ceiling(43e6, 1.0)], 1.0)
+    status = interval.due_status()[0]
+    assert status.is_bounded
+    assert status.met_at_s == pytest.approx(7e6 / (5e6 / 15.05), rel=0.06)
+    walk_at_high(interval, until_s=status.met_at_s)
+    assert interval.now_w <= 43e6 + 1e4
+
+
+def test_ceiling_beats_floor_and_ends_with_its_time() -> None:
+    """A floor above a ceiling gives way; after `until` the ceiling is gone."""
+    floor = FloorLimit(LimitId("floor"), 60e6, -math.inf, HERE)
+    interval = AdmissibleInterval(
+        [floor, ceiling(50e6, -math.inf, until_s=10.0)], start_s=0.0, start_w=50e6, tick_s=0.1
+    )
+    found = interval.bounds(0.1)
+    assert found.low_w <= found.high_w <= 50e6
+    assert interval.bounds(10.0).high_w == math.inf
+
+
+def test_floor_is_approached_from_below_as_rows_let() -> None:
+    """A floor due in 60 s is climbed to in time."""
+    floor = FloorLimit(LimitId("floor"), 60e6, 60.0, HERE)
+    interval = AdmissibleInterval([swing(5e6, 15.0), floor], start_s=0.0, start_w=50e6, tick_s=0.1)
+    while interval.now_s < 60.0:
+        t_s = interval.now_s + 0.1
+        interval.push(t_s, max(interval.bounds(t_s).low_w, 50e6))
+    assert interval.now_w >= 60e6 - 10.0
+
+
+def test_waiver_lets_jump_and_the_past_is_forgotten_after_it() -> None:
+    """An issuer's waiver lifts the rows until its end; from then on rows judge afresh and hold what is there."""
+    interval = AdmissibleInterval([swing(5e6, 15.0)], start_s=0.0, start_w=50e6, tick_s=0.1)
+    interval.waive_ramps(1.0, with_bands=True)
+    assert interval.bounds(0.1).low_w == -math.inf
+    interval.push(0.1, 20e6)
+    interval.push(1.0, 20e6)
+    interval._known_since_s = -1e9
+    found = interval.bounds(1.1)
+    assert (found.low_w, found.high_w) == (pytest.approx(15e6, rel=1e-4), pytest.approx(25e6, rel=1e-4))
+
+
+def test_waiver_keeps_the_slope_of_bands_unless_told() -> None:
+    """A jump would break a band row, so a waiver of ramps alone keeps its slope."""
+    band = BandLimit(LimitId("band"), 10e6, (0.1, 5.0), HERE)
+    interval = AdmissibleInterval([swing(5e6, 15.0), band], start_s=0.0, start_w=50e6, tick_s=0.1)
+    interval.waive_ramps(1.0, with_bands=False)
+    assert interval.bounds(0.1).low_w == pytest.approx(50e6 - 0.1 * 10e6 / band_seconds(0.1, 5.0), rel=1e-4)
+
+
+def test_reanchor_jumps_and_holding_stays_admissible() -> None:
+    """Metered power was 12 MW away from the target: the path takes it, and the interval still holds the present."""
+    interval = AdmissibleInterval([swing(5e6, 15.0)], start_s=0.0, start_w=50e6, tick_s=0.1)
+    interval.push(0.1, 50e6)
+    interval.reanchor(0.1, 38e6)
+    found = interval.bounds(0.2)
+    assert found.low_w == 38e6
+    assert found.high_w <= 43e6
+
+
+def test_project_agrees_with_bounds_of_a_held_path() -> None:
+    """What the past leaves at a future instant is what `bounds` says once the path was held until then."""
+    rows: list[Limit] = [swing(5e6, 15.0), ramp(9e6, 60.0), rate(0.5e6, 6e6, 100.0)]
+    interval = AdmissibleInterval(rows, start_s=0.0, start_w=50e6, tick_s=0.1)
+    interval._known_since_s = -1e9
+    rng = np.random.default_rng(3)
+    for _ in range(400):
+        t_s = interval.now_s + 0.1
+        found = interval.bounds(t_s)
+        interval.push(t_s, found.low_w + rng.uniform() * (found.high_w - found.low_w))
+    start_s, held_w = interval.now_s, interval.now_w
+    ahead = np.array([0.1, 5.0, 14.0, 30.0])
+    low, high = interval.project(start_s + ahead)
+    step = 0
+    for index, lead in enumerate(ahead):
+        while start_s + step * 0.1 < start_s + lead - 0.05 - 1e-9:
+            step += 1
+            interval.push(start_s + step * 0.1 - 0.05, held_w)
+        found = interval.bounds(start_s + lead)
+        # The projection binds at most as much as bounds (which also knows the held path), but never less by a step.
+        assert low[index] <= found.low_w + 0.2e6
+        assert high[index] >= found.high_w - 0.2e6
+    assert np.all(low <= held_w) and np.all(high >= held_w)
+
+
+def test_projection_is_never_looser_than_the_truth() -> None:
+    """A path kept inside the projection at one future instant breaks no row against the past."""
+    rows: list[Limit] = [swing(5e6, 15.0), ramp(9e6, 60.0), rate(0.5e6, 6e6, 100.0)]
+    rng = np.random.default_rng(11)
+    for _ in range(20):
+        interval = AdmissibleInterval(rows, start_s=0.0, start_w=50e6, tick_s=0.1)
+        interval._known_since_s = -1e9
+        times, powers = follow(interval, [(float(rng.uniform()), 0.4) for _ in range(120)])
+        lead_s = float(rng.uniform(0.1, 50.0))
+        low, high = interval.project([interval.now_s + lead_s])
+        for edge in (low[0], high[0]):
+            target = float(np.clip(edge, powers[-1] - 60e6, powers[-1] + 60e6))
+            at = np.append(times, times[-1] + lead_s)
+            value = np.append(powers, target)
+            change = target - np.interp(at, times, powers)
+            lag = at[-1] - at
+            for row in rows:
+                for is_up in (True, False):
+                    room = allowed_w(row, lag, is_up=is_up)[:-1]
+                    assert np.all((change if is_up else -change)[:-1] <= room + 1e-3)
+            assert value[-1] == target
+
+
+def test_slope_constants_match_the_published_filter() -> None:
+    """K of the auditor's filter: 1.95 s from 0.1 Hz, 0.039 s for 5-55 Hz, 3.76 s for the peak to peak of 5 s."""
+    assert band_seconds(0.1, 20.0) == pytest.approx(1.95, rel=0.005)
+    assert band_seconds(5.0, 55.0) == pytest.approx(0.039, rel=0.01)
+    assert swing_seconds(0.1, 55.0, 5.0) == pytest.approx(3.76, rel=0.005)
+    assert line_seconds(0.1, 20.0, 20.0) > line_seconds(1.0, 20.0, 20.0)
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_slope_bound_keeps_filtered_rows(seed: int) -> None:
+    """Any path along the interval of band, filtered swing and oscillation rows reads below them after the filter."""
+    from scipy import signal
+
+    rows: list[Limit] = [
+        BandLimit(LimitId("band"), 3e6, (0.1, 5.0), HERE),
+        SwingLimit(LimitId("ercot"), 6e6, 5.0, 0.0, HERE, (0.1, 55.0)),
+        OscillationLimit(LimitId("line"), 2.5e6, (0.1, 20.0), 20.0, HERE),
+    ]
+    interval = AdmissibleInterval(rows, start_s=0.0, start_w=50e6, tick_s=0.05)
+    rng = np.random.default_rng(seed)
+    dt_s, powers, share = 0.05, [50e6], 1.0
+    for _ in range(2400):
+        if rng.uniform() < 0.02:
+            share = float(rng.integers(0, 2))
+        t_s = interval.now_s + dt_s
+        found = interval.bounds(t_s)
+        interval.push(t_s, found.low_w + share * (found.high_w - found.low_w))
+        powers.append(interval.now_w)
+    fine = np.interp(np.arange(0, 120, 0.005), np.arange(2401) * dt_s, powers)
+    for lo_hz, hi_hz, limit_w, is_span in ((0.1, 5.0, 3e6, False), (0.1, 55.0, 6e6, True)):
+        sos = signal.butter(4, [lo_hz, hi_hz], "bandpass", fs=200.0, output="sos")
+        filtered = signal.sosfiltfilt(sos, fine)[2000:-2000]
+        if is_span:
+            windows = np.lib.stride_tricks.sliding_window_view(filtered, 1001)[::50]
+            assert (windows.max(axis=1) - windows.min(axis=1)).max() <= limit_w
+        else:
+            assert np.abs(filtered).max() <= limit_w
+    window = signal.get_window("hann", 4000)
+    for start in range(0, len(fine) - 4000, 2000):
+        part = signal.detrend(fine[start : start + 4000]) * window
+        lines = 2.0 * np.abs(np.fft.rfft(part)) / window.sum()
+        band = np.fft.rfftfreq(4000, 0.005)
+        assert lines[(band >= 0.1) & (band <= 20.0)].max() <= 2.5e6
+
+
+def test_path_is_trimmed_without_changing_the_answer() -> None:
+    """Over many windows memory stays bounded and bounds equal those of an interval that never trims."""
+    rows: list[Limit] = [swing(5e6, 15.0), rate(0.3e6, 6e6, 60.0)]
+    short = AdmissibleInterval(rows, start_s=0.0, start_w=50e6, tick_s=0.05, remember_s=1.0)
+    long = AdmissibleInterval(rows, start_s=0.0, start_w=50e6, tick_s=0.05, remember_s=1e9)
+    rng = np.random.default_rng(1)
+    for _ in range(30_000):
+        t_s = short.now_s + 0.05
+        found = short.bounds(t_s)
+        assert found == long.bounds(t_s)
+        power_w = found.low_w + rng.uniform() * (found.high_w - found.low_w)
+        short.push(t_s, power_w)
+        long.push(t_s, power_w)
+    assert len(short._path.times_s) < 12_000
+
+
+def test_clip() -> None:
+    assert Interval(1.0, 2.0).clip(5.0) == 2.0
+    assert Interval(1.0, 2.0).clip(0.0) == 1.0
