@@ -77,6 +77,7 @@ class BatterySettings:
     following: Following
     follow_lag_s: float  # first-order, of the device's own following
     ramp_w_per_s_max: float  # the device's own fastest slope
+    has_own_ramp: bool  # False: when commands stop it steps, it cannot ramp
     deadband_w: float
     dwell_s: float
     taper_soc_frac: float  # charge limit falls to zero over this last share of soc

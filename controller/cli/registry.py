@@ -8,6 +8,8 @@ import typer
 
 # (module under controller.cli, group name or None for top-level commands, help of the group)
 GROUPS: tuple[tuple[str, str | None, str], ...] = (
+    ("check", None, ""),
+    ("status", None, ""),
     ("hil", "hil", "Run the hardware-in-the-loop bench."),
     ("bench", "bench", "Measure performance beside a baseline."),
 )

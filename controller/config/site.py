@@ -90,6 +90,7 @@ class BatteryDoc(ModbusDoc):
     following: Following
     follow_lag_s: Annotated[float, Field(ge=0, le=10)] = 0.023
     ramp_megawatt_per_s: Positive
+    own_ramp: bool = True
     deadband_megawatt: NonNegative = 0.0
     dwell_s: NonNegative = 0.0
     taper_soc: Annotated[float, Field(ge=0, le=0.5)] = 0.05
@@ -365,6 +366,7 @@ def _battery(doc: BatteryDoc) -> BatterySettings:
         following=doc.following,
         follow_lag_s=doc.follow_lag_s,
         ramp_w_per_s_max=doc.ramp_megawatt_per_s * W_PER_MEGAWATT,
+        has_own_ramp=doc.own_ramp,
         deadband_w=doc.deadband_megawatt * W_PER_MEGAWATT,
         dwell_s=doc.dwell_s,
         taper_soc_frac=doc.taper_soc,

@@ -1,0 +1,81 @@
+"""`rampart check`: validates a site file and says what its contract means for this site."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from controller.check import CheckFindings
+    from controller.settings import Settings
+
+app = typer.Typer()
+
+
+@app.command()
+def check(
+    config: Path = typer.Option(..., "--config", "-c", help="The site file.", show_default=False),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON document."),
+) -> None:
+    """Validate a site file; say what each limit allows, what the hardware holds, and what a dead controller does.
+
+    Exit status 0: everything that must hold without a controller is proven; 1: it is not; 2: the file is wrong.
+
+    Example: rampart check -c configs/site.example.yaml
+    """
+    from controller.check import check_site
+    from controller.config.site import load_settings
+
+    settings = load_settings(config)
+    _profiles_exist(settings)
+    if settings.site is None:
+        if as_json:
+            typer.echo(json.dumps({"role": settings.role.value, "valid": True}))
+        else:
+            typer.echo(f"{config}: valid (role {settings.role.value}: limits are the site controller's)")
+        return
+    findings = check_site(settings.site)
+    if as_json:
+        typer.echo(json.dumps({**asdict(findings), "role": settings.role.value, "valid": True}))
+    else:
+        _print(findings, config)
+    if not findings.is_good:
+        raise typer.Exit(1)
+
+
+def _profiles_exist(settings: Settings) -> None:
+    from controller.config.load import data_path
+
+    for device in (settings.meter, settings.battery, *settings.ups):
+        if device is not None:
+            data_path("devices", device.profile)
+
+
+def _print(findings: CheckFindings, config: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from controller.check import megawatt
+
+    console = Console()
+    console.print(f"[bold]{config}[/bold]: valid; contract [bold]{findings.contract}[/bold]")
+    if findings.t_eff_s is not None:
+        ripple = "  ".join(f"{hz:g} Hz {share:.2f}" for hz, share in findings.leftover)
+        console.print(f"T_eff {findings.t_eff_s * 1e3:.0f} ms; share of a load ripple left on the meter: {ripple}")
+    table = Table(title="Limits", title_justify="left", expand=True)
+    for column in ("row", "allows", "binds", "declared hardware"):
+        table.add_column(column, overflow="fold")
+    for row in findings.rows:
+        style = {True: None, False: "red", None: "yellow"}[row.holds]
+        table.add_row(row.id, row.allows, row.binds, row.hardware, style=style)
+    console.print(table)
+    for proof in findings.proofs:
+        mark = "[green]proven[/green]" if proof.is_proven else "[red]NOT PROVEN[/red]"
+        console.print(f"{mark}  {proof.name}: {proof.words}")
+    console.print(f"death_step_w {findings.death_step_w:.0f} ({megawatt(findings.death_step_w)})")
+    for note in findings.notes:
+        console.print(f"note: {note}")

@@ -1,0 +1,64 @@
+"""`rampart status`: what the running controller knows of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from controller.errors import BadInput
+
+app = typer.Typer()
+
+
+@app.command()
+def status(
+    socket: Path | None = typer.Option(None, "--socket", help="Status socket; default: the runtime folder's."),
+    as_json: bool = typer.Option(False, "--json", help="Print the whole document."),
+) -> None:
+    """Say what the running controller sees, does and why its mode is what it is.
+
+    Exit status 0: mode is NORMAL or DEGRADED; 1: worse, or the controller does not answer.
+
+    Example: rampart status --json
+    """
+    from controller.config.site import default_dir
+    from controller.status import fetch
+
+    runtime = Path(default_dir("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR", ".local/state"))
+    candidates = [socket] if socket else [runtime / "site.sock", Path("/run/rampart/site.sock")]
+    path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    try:
+        document: dict[str, Any] = asyncio.run(fetch(path))
+    except PermissionError:
+        raise BadInput(f"{path}: permission denied; the group of the service may read it") from None
+    except (OSError, TimeoutError, ValueError):
+        typer.echo(f"rampart: {path}: no controller answers here", err=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+    else:
+        _print(document)
+    if document.get("mode") not in ("NORMAL", "DEGRADED"):
+        raise typer.Exit(1)
+
+
+def _print(document: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"[bold]{document['site']}[/bold]  mode [bold]{document['mode']}[/bold]  contract {document['contract']}"
+    )
+    for reason in document["reasons"]:
+        console.print(f"  because {reason}")
+    table = Table(show_header=False)
+    for key, value in document["power"].items():
+        table.add_row(key, value if isinstance(value, str) else f"{value:,.3f}")
+    console.print(table)
+    for margin in document["margins"]:
+        console.print(f"  margin {margin['name']} ({margin['contingency']}): {margin['value']:,.0f} {margin['unit']}")
