@@ -1,0 +1,181 @@
+"""Planners without a solver: `rule` (mean plus a gain on energy), `rule-max` (as high as a crash allows), `hold`.
+
+They are the MPC's baselines and its fallback. All of them cap only what the battery cannot cover, and share the cut
+among classes with `cut_classes`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, unique
+
+import numpy as np
+
+from controller.plan.plan import OFFSET_S, STEP_S, Plan, PlanInput, PlanStatus
+from controller.types import FloatArray
+
+# `rule` brings the battery back to its middle in about this time; slower than checkpoints (11-60 s), faster than jobs.
+RECOVERY_S = 180.0
+
+
+@unique
+class Sharing(Enum):
+    """How a cut is split among classes."""
+
+    PROPORTIONAL = 0  # every class gives the same share of what it can give
+    ORDERED = 1  # tiers first, then weight: the cheapest class gives all it may before the next gives anything
+
+
+@dataclass(slots=True)
+class RulePlanner:
+    """Mean load plus a gain on stored energy: follows the load slowly, and the battery back to its middle."""
+
+    name: str = "rule"
+    sharing: Sharing = Sharing.PROPORTIONAL
+
+    def plan(self, given: PlanInput) -> Plan:
+        """The target every step heads for is the mean load plus (e_mid - e) / RECOVERY_S, kept crash-safe."""
+        bounds = given.reserve.battery
+        load_w = given.load_w()
+        x_w = max(0.0, float(load_w.mean()) - float(given.load_left_w.min()))
+        top_j = given.reserve.energy_safe_j(min(x_w, bounds.charge_w_max), spent_w=given.spent_w)
+        top_j = min(max(top_j, bounds.energy_j_min), bounds.energy_j_max)
+        middle_j = 0.5 * (bounds.energy_j_min + top_j)
+        wish_w = np.full(given.steps, float(load_w[0]) + (middle_j - given.energy_j) / RECOVERY_S)
+        return follow(given, wish_w, policy=self.name, sharing=self.sharing, status=PlanStatus.SOLVED)
+
+
+@dataclass(slots=True)
+class RuleMaxPlanner:
+    """The target as high as a crash allows, always; caps take only what the battery cannot cover."""
+
+    name: str = "rule-max"
+    sharing: Sharing = Sharing.PROPORTIONAL
+
+    def plan(self, given: PlanInput) -> Plan:
+        wish_w = np.full(given.steps, np.inf)
+        return follow(given, wish_w, policy=self.name, sharing=self.sharing, status=PlanStatus.SOLVED)
+
+
+@dataclass(slots=True)
+class HoldPlanner:
+    """The target stays where it is, as long as a crash allows; the end of the fallback ladder."""
+
+    name: str = "hold"
+    sharing: Sharing = field(default=Sharing.ORDERED)
+
+    def plan(self, given: PlanInput) -> Plan:
+        wish_w = np.full(given.steps, given.target_w)
+        return follow(given, wish_w, policy=self.name, sharing=self.sharing, status=PlanStatus.HOLD)
+
+
+def follow(given: PlanInput, wish_w: FloatArray, *, policy: str, sharing: Sharing, status: PlanStatus) -> Plan:
+    """Walk the target towards `wish_w` step by step inside interval, slopes and crash-safe set; cap what is left over.
+
+    The battery is followed along, so that the path ahead knows when it runs full or empty.
+    """
+    bounds = given.reserve.battery
+    load_w = given.load_w()
+    target_w, energy_j = given.target_w, given.energy_j
+    targets, batteries, energies = (np.empty(given.steps) for _ in range(3))
+    caps = np.empty((len(given.classes), given.steps))
+    for h in range(given.steps):
+        step_s = float(STEP_S[h])
+        safe_w = crash_safe_target_w(given, energy_j, h)
+        # The battery must not overflow within the step either.
+        absorb_w = (bounds.energy_j_max - energy_j) / (bounds.eta * step_s)
+        full_w = float(load_w[h]) + max(0.0, min(bounds.charge_w_max, absorb_w))
+        low_w, high_w = _reach(given, target_w, h)
+        target_w = min(max(min(float(wish_w[h]), safe_w, full_w), low_w), high_w)
+        give_w = max(0.0, energy_j - bounds.energy_j_min) * bounds.eta / step_s
+        cover_w = min(given.cover_w(energy_j), give_w)
+        gpu_w_max = target_w + cover_w - float(given.other_w[h])
+        caps[:, h] = cut_classes(given, h, gpu_w_max, sharing=sharing)
+        drawn_w = float(np.minimum(caps[:, h], given.demand_w[:, h]).sum() + given.other_w[h])
+        battery_w = min(max(drawn_w - target_w, -bounds.charge_limit_w(energy_j)), cover_w)
+        stored_w = -battery_w / bounds.eta if battery_w > 0.0 else -battery_w * bounds.eta
+        energy_j = min(max(energy_j + stored_w * step_s, bounds.energy_j_min), bounds.energy_j_max)
+        targets[h], batteries[h], energies[h] = target_w, battery_w, energy_j
+    return Plan(
+        t_s=given.t_s,
+        offset_s=OFFSET_S[: given.steps],
+        target_w=targets,
+        cap_w=caps[:, 0].copy(),
+        cap_path_w=caps,
+        battery_w=batteries,
+        energy_path_j=energies,
+        prices=(),
+        policy=policy,
+        status=status,
+        solve_ms=0.0,
+    )
+
+
+def crash_safe_target_w(given: PlanInput, energy_j: float, step: int) -> float:
+    """The largest target in `step` that the enforced contingency survives from `energy_j`."""
+    spent_w = given.spent_w if step == 0 else 0.0
+    by_energy_w = given.reserve.surplus_safe_w(energy_j, spent_w=spent_w)
+    by_power_w = given.reserve.battery.charge_limit_w(energy_j) - given.contingency_ripple_w
+    return float(given.load_left_w[step]) + min(by_energy_w, by_power_w)
+
+
+def cut_classes(given: PlanInput, step: int, gpu_w_max: float, *, sharing: Sharing) -> FloatArray:
+    """Caps, shape (K,), whose sum with every class at the top of its ripple is at most `gpu_w_max`.
+
+    Caps never go below a class's own floor. Where nothing must be cut they are infinite, unless the rise is enforced:
+    then what is spare is shared out, so that no class may jump by more than the battery covers.
+    """
+    peak_w = class_peaks_w(given, step)
+    excess_w = float(peak_w.sum()) - gpu_w_max
+    if excess_w <= 0.0 and not given.is_rise_enforced:
+        return np.full(len(given.classes), np.inf)
+    floor_w = np.array([job_class.cap_w_min for job_class in given.classes])
+    if excess_w <= 0.0:
+        size_w = np.array([max(job_class.peak_w, 1.0) for job_class in given.classes])
+        spread: FloatArray = np.maximum(floor_w, peak_w - excess_w * size_w / size_w.sum())
+        return spread
+    give_w = np.maximum(0.0, peak_w - floor_w)
+    cut: FloatArray = peak_w - share_cut(given, give_w, excess_w, sharing=sharing)
+    kept: FloatArray = np.maximum(cut, np.minimum(floor_w, peak_w))
+    return kept
+
+
+def class_peaks_w(given: PlanInput, step: int) -> FloatArray:
+    """Each class at the top of the site's ripple, shape (K,): the ripple is shared in proportion to the draw."""
+    demand_w = given.demand_w[:, step]
+    total_w = float(demand_w.sum())
+    if total_w <= 0.0:
+        return np.zeros_like(demand_w)
+    peak_w: FloatArray = demand_w * (1.0 + float(given.ripple_up_w[step]) / total_w)
+    return peak_w
+
+
+def share_cut(given: PlanInput, give_w: FloatArray, excess_w: float, *, sharing: Sharing) -> FloatArray:
+    """Split `excess_w` among classes that can give `give_w` each, shape (K,); never more than they can give."""
+    if sharing is Sharing.PROPORTIONAL:
+        total_w = float(give_w.sum())
+        return give_w * min(1.0, excess_w / total_w) if total_w > 0.0 else np.zeros_like(give_w)
+    cut_w = np.zeros_like(give_w)
+    for k in cheapest_first(given):
+        cut_w[k] = min(float(give_w[k]), excess_w)
+        excess_w -= cut_w[k]
+    return cut_w
+
+
+def cheapest_first(given: PlanInput) -> list[int]:
+    """Class indices in the order they give: tolerated loss left first, then lowest priority, then lowest weight."""
+    classes = given.classes
+    return sorted(
+        range(len(classes)), key=lambda k: (classes[k].loss_left_j <= 0.0, classes[k].priority, classes[k].weight)
+    )
+
+
+def _reach(given: PlanInput, from_w: float, step: int) -> tuple[float, float]:
+    """Where the target may be at the end of `step`. The first step is free in the interval, later ones have slopes."""
+    low_w, high_w = float(given.low_w[step]), float(given.high_w[step])
+    if step == 0:
+        return low_w, high_w
+    length_s = float(STEP_S[step])
+    low_w = max(low_w, from_w - given.slope_down_w_per_s * length_s)
+    high_w = min(high_w, from_w + given.slope_up_w_per_s * length_s)
+    return low_w, max(low_w, high_w)
