@@ -1,0 +1,255 @@
+"""A grid battery: power conversion with lag, slope and limits, a store with losses, and its own controller.
+
+It obeys a set-point, or follows the load by itself so that the point of common coupling keeps a target. Both orders
+lapse when they are not renewed in time, as the device's reversion timer says. Discharge is positive.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum, unique
+
+from controller.types import BatteryState, FloatArray
+
+
+@unique
+class Reversion(StrEnum):
+    """What the device does when its order was not renewed."""
+
+    RAMP_TO_ZERO = "ramp_to_zero"
+    FREEZE = "freeze"  # a follower keeps its last target, an obeyed set-point stays
+
+
+@unique
+class Order(StrEnum):
+    IDLE = "idle"
+    SETPOINT = "setpoint"
+    FOLLOW = "follow"
+
+
+@dataclass(frozen=True, slots=True)
+class BatteryParams:
+    """Nameplate and behaviour; powers at the connection point, `eta` one way."""
+
+    charge_w_max: float
+    discharge_w_max: float
+    energy_j: float
+    soc_frac_start: float
+    soc_frac_min: float
+    soc_frac_max: float
+    eta: float
+    lag_s: float  # first-order lag of a set-point, wire and device together
+    follow_lag_s: float  # first-order lag of the device's own following
+    slope_w_per_s_max: float  # what the converter can do at most
+    deadband_w: float  # errors below it are not acted on
+    taper_soc_frac: float  # limits fall to zero over this share of charge at either end
+    standby_w: float  # auxiliaries, drawn from the store
+    reversion: Reversion
+    reversion_w_per_s: float  # slope back to zero when an order lapses
+
+    def __post_init__(self) -> None:
+        assert 0.0 < self.eta <= 1.0 and self.energy_j > 0.0 and self.slope_w_per_s_max > 0.0
+
+
+class Battery:
+    """State that moves in fixed steps; orders take effect at the next step."""
+
+    def __init__(self, params: BatteryParams) -> None:
+        self.params = params
+        self.power_w = 0.0
+        self.energy_j = params.soc_frac_start * params.energy_j
+        self.order = Order.IDLE
+        self.state = BatteryState.STANDBY
+        self.is_remote = True
+        self.is_deaf = False  # acknowledges orders and does not follow them
+        self.derate_frac = 1.0
+        self.throughput_j = 0.0
+        self.power_w_peak = 0.0
+        self._setpoint_w = 0.0
+        self._target_w = 0.0  # where a follower's target is going
+        self._target_now_w: float | None = None  # where it is; None until the first step of following
+        self._slope_w_per_s = params.slope_w_per_s_max
+        self._reversion_s_left: float | None = None
+
+    # -- orders
+
+    def set_setpoint(self, setpoint_w: float, ramp_w_per_s: float | None = None) -> None:
+        """Hold `setpoint_w`, reached no faster than `ramp_w_per_s` (the converter's own slope when None)."""
+        self.order, self._setpoint_w = Order.SETPOINT, setpoint_w
+        self._slope_w_per_s = self._bounded_slope(ramp_w_per_s)
+        self._target_now_w = None
+        self._run()
+
+    def set_follow_target(self, target_w: float, ramp_w_per_s: float) -> None:
+        """Keep the point of common coupling at `target_w`; the target itself moves there at `ramp_w_per_s`."""
+        self.order, self._target_w = Order.FOLLOW, target_w
+        self._slope_w_per_s = max(ramp_w_per_s, 0.0)
+        self._run()
+
+    def set_idle(self) -> None:
+        """Go to zero at the converter's own slope."""
+        self.order, self._setpoint_w = Order.IDLE, 0.0
+        self._slope_w_per_s = self.params.slope_w_per_s_max
+        self._target_now_w = None
+        self._reversion_s_left = None
+        if self.state is BatteryState.RUNNING:
+            self.state = BatteryState.STANDBY
+
+    def arm_reversion(self, timeout_s: float | None) -> None:
+        """The order in force lapses after `timeout_s` unless renewed; None disarms the timer."""
+        self._reversion_s_left = timeout_s
+
+    def trip(self) -> None:
+        """Open the breaker: power is zero at the next step, and stays."""
+        self.state = BatteryState.FAULT
+
+    def reset(self) -> None:
+        """Close it again, idle."""
+        self.state = BatteryState.STANDBY
+        self.set_idle()
+
+    # -- what the device shows
+
+    @property
+    def soc_frac(self) -> float:
+        return self.energy_j / self.params.energy_j
+
+    @property
+    def charge_w_limit(self) -> float:
+        p = self.params
+        return p.charge_w_max * self.derate_frac * _taper(p.soc_frac_max - self.soc_frac, p.taper_soc_frac)
+
+    @property
+    def discharge_w_limit(self) -> float:
+        p = self.params
+        return p.discharge_w_max * self.derate_frac * _taper(self.soc_frac - p.soc_frac_min, p.taper_soc_frac)
+
+    @property
+    def reference_w(self) -> float:
+        """What it was last told: the target under following, else the set-point."""
+        return self._target_w if self.order is Order.FOLLOW else self._setpoint_w
+
+    @property
+    def is_following(self) -> bool:
+        return self.order is Order.FOLLOW
+
+    @property
+    def reversion_s_left(self) -> float | None:
+        return self._reversion_s_left
+
+    # -- motion
+
+    def advance(self, load_w: FloatArray, *, dt_s: float, pcc_w_before: float) -> tuple[FloatArray, FloatArray]:
+        """Power and state of charge at the end of each step, given the load there.
+
+        `pcc_w_before` is where a follower's target starts when it has just been told to follow.
+        """
+        n = load_w.size
+        power = [0.0] * n
+        soc = [0.0] * n
+        self._count_down(n * dt_s)
+        if self.state is BatteryState.FAULT:
+            self.power_w = 0.0
+            return load_w * 0.0, load_w * 0.0 + self.soc_frac
+        if self.order is Order.FOLLOW:
+            self._follow(load_w.tolist(), power, soc, dt_s=dt_s, pcc_w_before=pcc_w_before)
+        else:
+            self._obey(power, soc, dt_s=dt_s)
+        return _array(power), _array(soc)
+
+    def _follow(
+        self, load_w: list[float], power: list[float], soc: list[float], *, dt_s: float, pcc_w_before: float
+    ) -> None:
+        p = self.params
+        gain = 1.0 - math.exp(-dt_s / p.follow_lag_s) if p.follow_lag_s > 0.0 else 1.0
+        step_max = p.slope_w_per_s_max * dt_s
+        target_step = self._slope_w_per_s * dt_s
+        now_w = self._target_now_w if self._target_now_w is not None else pcc_w_before
+        target_w, deadband_w, is_deaf = self._target_w, p.deadband_w, self.is_deaf
+        b = self.power_w
+        charge_w, discharge_w = self.charge_w_limit, self.discharge_w_limit
+        for i, at_w in enumerate(load_w):
+            gap = target_w - now_w
+            now_w = target_w if -target_step <= gap <= target_step else now_w + math.copysign(target_step, gap)
+            want = 0.0 if is_deaf else at_w - now_w
+            want = min(max(want, -charge_w), discharge_w)
+            error = want - b
+            if error > deadband_w or error < -deadband_w:
+                b += min(max(error * gain, -step_max), step_max)
+            b = min(max(b, -charge_w), discharge_w)
+            power[i] = b
+            soc[i] = self._store(b, dt_s)
+            if self.soc_frac < self._near_empty or self.soc_frac > self._near_full:
+                charge_w, discharge_w = self.charge_w_limit, self.discharge_w_limit
+        self.power_w, self._target_now_w = b, now_w
+
+    def _obey(self, power: list[float], soc: list[float], *, dt_s: float) -> None:
+        p = self.params
+        gain = 1.0 - math.exp(-dt_s / p.lag_s) if p.lag_s > 0.0 else 1.0
+        step_max = min(self._slope_w_per_s, p.slope_w_per_s_max) * dt_s
+        goal = 0.0 if self.is_deaf else self._setpoint_w
+        b = self.power_w
+        charge_w, discharge_w = self.charge_w_limit, self.discharge_w_limit
+        for i in range(len(power)):
+            error = min(max(goal, -charge_w), discharge_w) - b
+            if error > p.deadband_w or error < -p.deadband_w:
+                b += min(max(error * gain, -step_max), step_max)
+            b = min(max(b, -charge_w), discharge_w)
+            power[i] = b
+            soc[i] = self._store(b, dt_s)
+            if self.soc_frac < self._near_empty or self.soc_frac > self._near_full:
+                charge_w, discharge_w = self.charge_w_limit, self.discharge_w_limit
+        self.power_w = b
+
+    @property
+    def _near_empty(self) -> float:
+        return self.params.soc_frac_min + self.params.taper_soc_frac
+
+    @property
+    def _near_full(self) -> float:
+        return self.params.soc_frac_max - self.params.taper_soc_frac
+
+    def _store(self, power_w: float, dt_s: float) -> float:
+        """Move energy for one step; the new state of charge."""
+        p = self.params
+        drawn_w = power_w / p.eta if power_w > 0.0 else power_w * p.eta
+        self.energy_j = min(max(self.energy_j - (drawn_w + p.standby_w) * dt_s, 0.0), p.energy_j)
+        magnitude_w = power_w if power_w > 0.0 else -power_w
+        self.throughput_j += magnitude_w * dt_s
+        if magnitude_w > self.power_w_peak:
+            self.power_w_peak = magnitude_w
+        return self.energy_j / p.energy_j
+
+    def _count_down(self, duration_s: float) -> None:
+        left_s = self._reversion_s_left
+        if left_s is None:
+            return
+        self._reversion_s_left = left_s - duration_s
+        if self._reversion_s_left > 0.0:
+            return
+        self._reversion_s_left = None
+        if self.params.reversion is Reversion.RAMP_TO_ZERO:
+            self.order, self._setpoint_w = Order.SETPOINT, 0.0
+            self._slope_w_per_s = self.params.reversion_w_per_s
+            self._target_now_w = None
+
+    def _bounded_slope(self, ramp_w_per_s: float | None) -> float:
+        top = self.params.slope_w_per_s_max
+        return top if ramp_w_per_s is None else min(max(ramp_w_per_s, 0.0), top)
+
+    def _run(self) -> None:
+        if self.state in (BatteryState.STANDBY, BatteryState.OFF):
+            self.state = BatteryState.RUNNING
+
+
+def _taper(room_frac: float, taper_frac: float) -> float:
+    if room_frac <= 0.0:
+        return 0.0
+    return 1.0 if taper_frac <= 0.0 else min(room_frac / taper_frac, 1.0)
+
+
+def _array(values: list[float]) -> FloatArray:
+    import numpy as np
+
+    return np.array(values, dtype=np.float64)

@@ -1,0 +1,67 @@
+"""What happens to a plant from outside: jobs that start, stop or crash, sags, lost generators, battery trips.
+
+Each function changes the plant at the instant it is called; the bench schedules it there. An event that removes a block
+of power says how large it was, so that its effect on the grid can be judged alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hil.plant.fleet import Job
+from hil.plant.site import SitePlant
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A block of load that left: how much, and within what time."""
+
+    t_s: float
+    drop_w: float
+    within_s: float
+
+
+def drop_load(plant: SitePlant, job: Job, *, block_w: float | None, within_s: float) -> Drop:
+    """Take `block_w` off the job within `within_s`: its GPUs first, then the power that comes with them.
+
+    None takes the whole job. A block larger than the job takes the job.
+    """
+    now_s = plant.now_s
+    gpu_w, other_w = _living_w(job)
+    wanted_w = gpu_w + other_w if block_w is None else min(block_w, gpu_w + other_w)
+    from_gpu_w = min(wanted_w, gpu_w)
+    from_other_w = min(wanted_w - from_gpu_w, other_w)
+    gpu_share = job.activity.share * (1.0 - _ratio(from_gpu_w, gpu_w))
+    other_share = job.other_activity.share * (1.0 - _ratio(from_other_w, other_w))
+    job.activity.move(t_s=now_s, share=gpu_share, within_s=within_s)
+    job.other_activity.move(t_s=now_s, share=other_share, within_s=within_s)
+    return Drop(t_s=now_s, drop_w=from_gpu_w + from_other_w, within_s=within_s)
+
+
+def revive(plant: SitePlant, job: Job, *, within_s: float) -> None:
+    """Bring the job back to full strength; it goes on where its work had come to."""
+    job.activity.move(t_s=plant.now_s, share=1.0, within_s=within_s)
+    job.other_activity.move(t_s=plant.now_s, share=1.0, within_s=within_s)
+
+
+def job_named(plant: SitePlant, class_id: str | None) -> Job:
+    """The job of that class; the largest when no name is given."""
+    jobs = plant.fleet.jobs
+    if class_id is None:
+        return max(jobs, key=lambda job: job.gpus)
+    return next(job for job in jobs if job.class_id == class_id)
+
+
+def _living_w(job: Job) -> tuple[float, float]:
+    """What the job draws above idle at this point of its work and at full clocks: its GPUs, and beside them."""
+    gpu_w, other_w = job.workload.demand_w(np.array([job.work_s]))
+    return (
+        max(float(gpu_w[0]) - job.idle_w, 0.0) * job.activity.share,
+        float(other_w[0]) * job.other_activity.share,
+    )
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0.0 else 0.0

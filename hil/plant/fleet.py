@@ -1,0 +1,254 @@
+"""GPUs by the thousand as a few groups: clocks that move as real ones do, and what power and work follow from them.
+
+A group is the GPUs behind one reporting node and the nodes it stands for; they share caps. Groups of one synchronous
+job advance at the pace of the slowest, and the faster ones wait. The curves and delays are this plant's own, taken from
+measurements of real GPUs; the controller never sees them and has to find its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from controller.types import FloatArray
+from hil.plant.workload import Activity, Workload
+
+# Measured on a V100 whose power limit was moved: lower takes effect at once and is settled about 50 ms after the call
+# returned; higher starts after about 110 ms and closes 54, 80 and 95 % of the way at 0.22, 0.34 and 0.53 s.
+LOWER_DELAY_S, LOWER_LAG_S = 0.020, 0.015
+RAISE_DELAY_S, RAISE_LAG_S = 0.110, 0.140
+SETTLED_FRAC = 1e-5  # of the clock range; nearer than this a clock counts as arrived
+WAITING_POWER_FRAC = 0.35  # of a group's dynamic power while it waits at a barrier: spinning, not computing
+ACTIVE_FRAC = 0.02  # a job whose dynamic power is below this share of its peak wants no GPU time
+
+
+@dataclass(frozen=True, slots=True)
+class GpuKind:
+    """One GPU model. Dynamic power falls with the clock fraction f as `linear` f + (1 - linear) f ** `exponent`.
+
+    Work that is bound by the clock goes as f ** `work_exponent`.
+    """
+
+    name: str
+    idle_w: float
+    limit_w_min: float
+    limit_w_max: float
+    clock_mhz_min: int
+    clock_mhz_max: int
+    clock_mhz_step: int
+    linear: float
+    exponent: float
+    work_exponent: float
+
+    def power_share(self, clock_frac: FloatArray) -> FloatArray:
+        """Dynamic power relative to full clocks."""
+        return self.linear * clock_frac + (1.0 - self.linear) * clock_frac**self.exponent
+
+    def clock_for_share(self, share: float) -> float:
+        """The clock fraction at which dynamic power is `share` of its full value."""
+        grid = np.linspace(self.clock_mhz_min / self.clock_mhz_max, 1.0, 256)
+        return float(np.interp(share, self.power_share(grid), grid))
+
+    @property
+    def clocks_mhz(self) -> tuple[int, ...]:
+        return tuple(range(self.clock_mhz_min, self.clock_mhz_max + 1, self.clock_mhz_step))
+
+
+# Idle and peak: measured cards. Curves: A100 compute at 1005-1410 MHz; B300 GEMM at 450-1100 W (used for b200); H200
+# and H100 fitted to MLPerf inference at 71 % (0.80 of the work) and 50 % (0.61-0.65) of the power limit.
+KINDS: Mapping[str, GpuKind] = {
+    k.name: k
+    for k in (
+        GpuKind("a100", 56.0, 100.0, 400.0, 210, 1410, 15, 0.0, 3.3, 0.98),
+        GpuKind("h100", 72.0, 200.0, 700.0, 345, 1980, 15, 0.6, 3.0, 0.98),
+        GpuKind("h200", 75.0, 200.0, 700.0, 345, 1980, 15, 0.6, 3.0, 0.98),
+        GpuKind("b200", 140.0, 200.0, 1000.0, 120, 1965, 15, 0.0, 1.3, 0.98),
+    )
+}
+
+
+@dataclass(slots=True)
+class Job:
+    """One job class on its GPUs, and how far its work has come."""
+
+    class_id: str
+    kind: GpuKind
+    gpus: int
+    workload: Workload
+    activity: Activity  # of its GPUs
+    other_activity: Activity  # of its power beside the GPUs
+    work_s: float = 0.0
+    demand_gpu_s: float = 0.0
+    done_gpu_s: float = 0.0
+
+    @property
+    def idle_w(self) -> float:
+        return self.kind.idle_w * self.gpus
+
+    @property
+    def dynamic_w_max(self) -> float:
+        return max(self.workload.gpu_w_max - self.idle_w, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """GPUs that share caps: `count` of them, working on job number `job`."""
+
+    node_id: str
+    job: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class FleetBlock:
+    """Power over a run of steps: per group (groups x n), and beside the GPUs (n)."""
+
+    group_w: FloatArray
+    other_w: FloatArray
+
+
+class Fleet:
+    """All groups and jobs. Clock targets are set by `steer`, after the dead time the caller schedules."""
+
+    def __init__(self, jobs: tuple[Job, ...], groups: tuple[Group, ...]) -> None:
+        self.jobs, self.groups = jobs, groups
+        self._of_job = [
+            np.array([k for k, g in enumerate(groups) if g.job == j], dtype=np.int64) for j in range(len(jobs))
+        ]
+        for job, members in zip(jobs, self._of_job, strict=True):
+            assert sum(groups[k].count for k in members) == job.gpus, (
+                f"{job.class_id}: groups do not add up to its GPUs"
+            )
+        self.clock_frac = np.ones(len(groups))
+        self._target = np.ones(len(groups))
+        self._lag_s = np.full(len(groups), RAISE_LAG_S)
+        self._limit_w = np.array([jobs[g.job].kind.limit_w_max for g in groups])
+        self._share_of_job = np.array([g.count / jobs[g.job].gpus for g in groups])
+        self._is_moving = False
+        self._is_limited = False
+        self._dynamic_w_seen = [0.0] * len(jobs)  # mean of the last block, what a power limiter reacts to
+
+    def dead_time_s(self, group: int, clock_frac: float) -> float:
+        """How long after the call a clock begins to move."""
+        return RAISE_DELAY_S if clock_frac > self._target[group] else LOWER_DELAY_S
+
+    def steer(self, group: int, clock_frac: float) -> None:
+        """Let `group`'s clocks go to `clock_frac` from now on."""
+        kind = self.jobs[self.groups[group].job].kind
+        low = kind.clock_mhz_min / kind.clock_mhz_max
+        self._target[group] = min(max(clock_frac, low), 1.0)
+        self._lag_s[group] = RAISE_LAG_S if self._target[group] > self.clock_frac[group] else LOWER_LAG_S
+        self._is_moving = True
+
+    def limit_power(self, group: int, limit_w: float) -> None:
+        """Set the power limit of each GPU of `group`; the limiter reacts to the power of the block before."""
+        kind = self.jobs[self.groups[group].job].kind
+        self._limit_w[group] = min(max(limit_w, kind.limit_w_min), kind.limit_w_max)
+        tops = np.array([self.jobs[g.job].kind.limit_w_max for g in self.groups])
+        self._is_limited = bool(np.any(self._limit_w < tops))
+
+    def power_limit_w(self, group: int) -> float:
+        return float(self._limit_w[group])
+
+    @property
+    def gpus(self) -> int:
+        return sum(job.gpus for job in self.jobs)
+
+    @property
+    def idle_w(self) -> float:
+        return sum(job.idle_w for job in self.jobs)
+
+    def work(self) -> tuple[float, float]:
+        """GPU-seconds wanted and done since the start."""
+        return sum(j.demand_gpu_s for j in self.jobs), sum(j.done_gpu_s for j in self.jobs)
+
+    def advance(self, t_s: FloatArray, *, dt_s: float) -> FleetBlock:
+        """Power at each instant of `t_s` (the ends of equal steps), moving clocks and work to the last."""
+        clocks = self._clocks(t_s.size, dt_s)
+        group_w = np.empty((len(self.groups), t_s.size))
+        other_w = np.zeros(t_s.size)
+        for index, job in enumerate(self.jobs):
+            members = self._of_job[index]
+            power_w, beside_w = self._advance_job(index, job, clocks[members], t_s, dt_s=dt_s)
+            group_w[members] = power_w
+            other_w += beside_w
+        return FleetBlock(group_w=group_w, other_w=other_w)
+
+    def _clocks(self, n: int, dt_s: float) -> FloatArray:
+        """Clock fraction of each group over the block: one column when nothing moves."""
+        if not self._is_moving:
+            return self._limited(self.clock_frac[:, None])
+        steps_s = dt_s * np.arange(1, n + 1)
+        gap = (self.clock_frac - self._target)[:, None] * np.exp(-steps_s[None, :] / self._lag_s[:, None])
+        clocks: FloatArray = self._target[:, None] + gap
+        self.clock_frac = clocks[:, -1].copy()
+        if float(np.abs(gap[:, -1]).max()) < SETTLED_FRAC:
+            self.clock_frac[:] = self._target
+            self._is_moving = False
+        return self._limited(clocks)
+
+    def _limited(self, clocks: FloatArray) -> FloatArray:
+        """The lower of locked clock and what the power limiter allows."""
+        if not self._is_limited:
+            return clocks
+        result = clocks.copy()
+        for k, group in enumerate(self.groups):
+            job = self.jobs[group.job]
+            per_gpu_w = self._dynamic_w_seen[group.job] / job.gpus
+            room_w = self._limit_w[k] - job.kind.idle_w
+            if per_gpu_w > room_w:
+                result[k] = np.minimum(result[k], job.kind.clock_for_share(room_w / per_gpu_w))
+        return result
+
+    def _advance_job(
+        self, index: int, job: Job, clocks: FloatArray, t_s: FloatArray, *, dt_s: float
+    ) -> tuple[FloatArray, FloatArray]:
+        """Power of the job's groups (members x n) and beside its GPUs (n)."""
+        work = job.workload
+        pace, group_pace = self._pace(work, job.kind, clocks)
+        alive = _activity(job.activity, t_s)
+        other_alive = alive if job.other_activity is job.activity else _activity(job.other_activity, t_s)
+        moving = pace * np.asarray(alive > 0.0)  # a dead job makes no progress
+        at_s = t_s if work.is_wall_timed else job.work_s + dt_s * np.cumsum(np.broadcast_to(moving, t_s.shape))
+        wanted_w, beside_w = work.demand_w(at_s)
+        dynamic_w = np.maximum(wanted_w - job.idle_w, 0.0) * alive
+        static_w = np.minimum(wanted_w, job.idle_w)
+        self._account(job, dynamic_w, alive, pace, dt_s=dt_s)
+        if not work.is_wall_timed:
+            job.work_s = float(at_s[-1])
+        self._dynamic_w_seen[index] = float(dynamic_w.mean())
+        busy = WAITING_POWER_FRAC + (1.0 - WAITING_POWER_FRAC) * pace / group_pace
+        shares = self._share_of_job[self._of_job[index]][:, None]
+        group_w = shares * (static_w + dynamic_w * (job.kind.power_share(clocks) * busy))
+        return group_w, beside_w * other_alive + work.other_base_w
+
+    @staticmethod
+    def _pace(work: Workload, kind: GpuKind, clocks: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Progress per second of the job and of each group alone; a barrier makes the slowest group's the job's."""
+        bound = work.clock_bound_frac
+        group_pace = 1.0 / (bound / clocks**kind.work_exponent + (1.0 - bound))
+        if work.is_synchronous:
+            return group_pace.min(axis=0), group_pace
+        mean = group_pace.mean(axis=0)
+        return mean, mean  # nobody waits for anybody
+
+    def _account(
+        self, job: Job, dynamic_w: FloatArray, alive: FloatArray | float, pace: FloatArray, *, dt_s: float
+    ) -> None:
+        wants = np.where(dynamic_w > ACTIVE_FRAC * job.dynamic_w_max, alive, 0.0)
+        if job.workload.is_wall_timed:
+            # Requests occupy GPUs in proportion to their power above idle; slower GPUs serve fewer of them when full.
+            wants = wants * np.minimum(dynamic_w / job.dynamic_w_max, 1.0)
+        job.demand_gpu_s += float(wants.sum()) * job.gpus * dt_s
+        job.done_gpu_s += float((wants * pace).sum()) * job.gpus * dt_s
+
+
+def _activity(activity: Activity, t_s: FloatArray) -> FloatArray | float:
+    return activity.share if activity.is_settled(float(t_s[0])) else activity.at(t_s)
+
+
+def scaled(kind: GpuKind, *, idle_w: float | None) -> GpuKind:
+    """`kind` with another idle power, for cards that idle unlike the one measured."""
+    return kind if idle_w is None else replace(kind, idle_w=idle_w)
