@@ -12,6 +12,7 @@ from typing import Protocol
 from controller.types import (
     BatteryCommand,
     BatterySample,
+    FeedTarget,
     GpuCap,
     GpuId,
     GpuOriginals,
@@ -23,6 +24,8 @@ from controller.types import (
     NodeCommand,
     NodeReport,
     Reading,
+    SignalOffer,
+    SignalOutcome,
     SiteCommand,
     SiteImage,
     UpsSample,
@@ -106,6 +109,28 @@ class AgentLink(Protocol):
 
     def commands(self) -> AsyncIterator[NodeCommand]:
         """Commands for this node in order of arrival; bounded, the newest kept."""
+
+
+class SignalRules(Protocol):
+    """The acceptance rules a grid source asks; pure, so every call says what time it is."""
+
+    def offer(
+        self, offer: SignalOffer, *, now_s: float, utc_s: float, present_w: float | None
+    ) -> tuple[SignalOutcome, ...]:
+        """One outcome per request of a verified message."""
+
+    def step(self, *, now_s: float, utc_s: float, is_link_up: bool) -> None:
+        """Let time pass: expiry, silence, a stepped wall clock."""
+
+    def active(self, now_s: float) -> tuple[GridSignal, ...]:
+        """What is in force now or scheduled, at the point of common coupling; sorted by start."""
+
+    def feed_targets(self, now_s: float) -> tuple[FeedTarget, ...]:
+        """The targets of every feed, active and scheduled, as their issuers set them."""
+
+    @property
+    def is_silent(self) -> bool:
+        """The link has been gone for longer than the grace: the fallback contract is due."""
 
 
 class GridSource(Protocol):

@@ -196,6 +196,7 @@ class GridSettings:
     signing_key_file: str | None
     clock_skew_s: float
     status_period_s: float
+    feed_share_frac: tuple[float, ...] = ()  # of the registered peak, in the order of `feeds`; empty: equal shares
 
 
 @dataclass(frozen=True, slots=True)

@@ -449,6 +449,97 @@ class Acceptance(StrEnum):
     REFUSED = "refused"
 
 
+@unique
+class RefusalReason(StrEnum):
+    """Why a grid message, or one request in it, was not followed."""
+
+    OVERSIZED = "oversized"
+    FLOOD = "flood"  # more than the issuer's topic may carry
+    ENVELOPE = "envelope"  # not a CloudEvent of the expected kind
+    SIGNATURE = "signature"
+    UNKNOWN_KEY = "unknown_key"
+    ALGORITHM = "algorithm"  # not the one pinned to the key
+    SOURCE = "source"  # topic, source and key do not name the same issuer
+    SCHEMA = "schema"
+    NOT_PERMITTED = "not_permitted"
+    UNKNOWN_FEED = "unknown_feed"
+    DUPLICATE = "duplicate"
+    OUT_OF_ORDER = "out_of_order"  # not newer than the last of that issuer and feed
+    FROM_FUTURE = "from_future"
+    EXPIRED = "expired"
+    STALE_RAISE = "stale_raise"  # too old to loosen anything
+    UNTIMED_RAISE = "untimed_raise"  # without signed time and id a message may only tighten
+    CLOCK = "clock"  # our own clock stepped; nothing is loosened until it is trusted again
+    RANGE = "range"
+    SCHEDULE_FULL = "schedule_full"
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedTarget:
+    """One request of a verified message, in UTC, before any rule. No feeds: all. `is_revert` withdraws earlier ones."""
+
+    feeds: tuple[str, ...]
+    from_utc_s: float | None
+    until_utc_s: float | None
+    target_w: float | None  # of each feed named
+    limits: tuple[Limit, ...]
+    is_revert: bool
+    is_best_effort: bool
+    ramp_exempt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SignalOffer:
+    """A message whose signature was verified. `iat_utc_s` and `jti` are None when the issuer did not sign them."""
+
+    kind: SignalKind
+    issuer: str
+    key_id: str
+    message_id: str
+    correlation_id: str
+    digest: str  # of the signed data, so that a message without `jti` can be known again
+    iat_utc_s: float | None
+    jti: str | None
+    targets: tuple[OfferedTarget, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SignalOutcome:
+    """What became of one request; every one is written to the audit log. Times on the monotonic clock."""
+
+    kind: SignalKind
+    issuer: str
+    key_id: str
+    message_id: str
+    correlation_id: str
+    index: int
+    feeds: tuple[str, ...]
+    acceptance: Acceptance
+    reason: RefusalReason | None
+    detail: str
+    asked_w: float | None
+    applied_w: float | None  # of each feed named
+    from_s: float | None
+    until_s: float | None
+    met_at_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FeedTarget:
+    """A target of one feed as its issuer set it, for the status report."""
+
+    feed: str
+    issuer: str
+    correlation_id: str
+    asked_w: float
+    applied_w: float
+    from_s: float
+    until_s: float
+    met_at_s: float
+    is_active: bool
+    is_best_effort: bool
+
+
 # --------------------------------------------------------------------------------------------------- decisions
 
 
