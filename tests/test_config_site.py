@@ -1,0 +1,110 @@
+"""The site file: shipped examples load, and what a tired person types is answered in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from controller.cli.main import app, main
+from controller.config.load import read_yaml
+from controller.config.site import load_settings, parse_site
+from controller.errors import BadInput
+from controller.settings import Role
+from controller.types import CeilingLimit, Following, LimitStatus
+
+ROOT = Path(__file__).resolve().parent.parent
+SITE = ROOT / "configs" / "site.example.yaml"
+NODE = ROOT / "configs" / "node.example.yaml"
+
+
+def raw_site() -> dict[str, object]:
+    raw = read_yaml(SITE)
+    assert isinstance(raw, dict)
+    return raw
+
+
+def test_the_shipped_site_converts_once() -> None:
+    """Megawatts become watts, megawatt hours become joules, fractions are resolved."""
+    settings = load_settings(SITE)
+    assert settings.role is Role.SITE and settings.site is not None
+    battery = settings.site.battery
+    assert battery is not None and battery.charge_w_max == 70e6 and battery.energy_j == 35 * 3.6e9
+    assert battery.following is Following.DEVICE
+    assert settings.site.tracker_period_s == 0.05
+    assert [limit.id for limit in settings.site.contract.limits] == ["ieso-ramp.ramp-60s", "ieso-ramp.swing-15s"]
+
+
+def test_the_shipped_node_has_its_own_rows() -> None:
+    """Rows given inline are limits like any other, with the file as their source."""
+    settings = load_settings(NODE)
+    assert settings.site is not None and settings.node is not None and settings.meter is None
+    ceiling = settings.site.contract.limits[1]
+    assert isinstance(ceiling, CeilingLimit) and ceiling.max_w == 6500.0
+    assert ceiling.provenance.status is LimitStatus.LOCAL
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rolle": "site"}, "rolle: unknown key"),
+        ({"role": "king"}, "role: 'king'"),
+        ({"tracker_hz": 0}, "tracker_hz: 0"),
+        ({"tracker_hz": "fast"}, "tracker_hz: 'fast'"),
+        ({"registered_peak_megawatt": -1}, "registered_peak_megawatt: -1"),
+        ({"contract": ["atlantis"]}, "atlantis: no such file, nor one of the shipped contracts"),
+        ({"contract": [], "limits": []}, "needs contract"),
+        ({"pcc_meter": None}, "battery needs pcc_meter"),
+        ({"mqtt": None, "grid": None}, "needs mqtt"),
+        ({"limits": [{"id": "x", "kind": "ramp", "max_megawatt": 0, "window_s": 15}]}, "max_megawatt: 0"),
+        ({"limits": [{"id": "x", "kind": "ramp", "max_megawatt": 5}]}, "window_s: required"),
+        ({"registered_peak_megawatt": float("inf")}, "registered_peak_megawatt"),
+    ],
+)
+def test_bad_values_are_named(change: dict[str, object], said: str) -> None:
+    """File, key, value and what is allowed, in one line."""
+    with pytest.raises(BadInput) as caught:
+        parse_site({**raw_site(), **change}, origin="campus.yaml")
+    text = str(caught.value)
+    assert text.startswith("campus.yaml: ") and said in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"role: [site", "not valid YAML"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"- a\n- b\n", "expected keys and values"),
+        (b"", "expected keys and values"),
+        (b"a: " + b"[" * 2000, "not valid YAML"),
+    ],
+)
+def test_files_that_are_not_configurations(tmp_path: Path, content: bytes, said: str) -> None:
+    """Garbage is said to be garbage, with the file's name."""
+    path = tmp_path / "site.yaml"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=said) as caught:
+        load_settings(path)
+    assert str(path) in str(caught.value)
+
+
+def test_check_prints_words_and_exits_by_its_verdict(tmp_path: Path) -> None:
+    """`check` explains each row; a fallback above the ceiling is a failed proof, exit 1."""
+    runner = CliRunner()
+    good = runner.invoke(app, ["check", "-c", str(NODE)])
+    assert good.exit_code == 0 and "fallback fits without a controller" in good.output
+    text = NODE.read_text(encoding="utf-8").replace("max_kilowatt: 6.5", "max_kilowatt: 5.5")
+    tight = tmp_path / "tight.yaml"
+    tight.write_text(text, encoding="utf-8")
+    bad = runner.invoke(app, ["check", "-c", str(tight)])
+    assert bad.exit_code == 1 and "NOT PROVEN" in bad.output
+
+
+def test_bad_input_is_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing file gives no traceback."""
+    monkeypatch.setattr("sys.argv", ["rampart", "check", "-c", "no-such-file.yaml"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "rampart: no-such-file.yaml: No such file or directory\n"
