@@ -1,7 +1,7 @@
 """Reads grid contracts (`configs/contracts/*.yaml` or a file) and makes the `Contract` the core and the referee share.
 
-A file is a list of rows; each row names its kind, its limit, and where it comes from. A limit may be given several times
-over (`max_megawatt`, `max_kilowatt`, `max_frac`): the least of them holds, which is how texts that say "the lesser
+A file is a list of rows; each row names its kind, its limit, and where it comes from. A limit may be given in more than
+one way (`max_megawatt`, `max_kilowatt`, `max_frac`): the least of them holds, which is how texts that say "the lesser
 of" are written. Fractions resolve against the site's registered peak. `include` takes the rows of other contracts.
 Several contracts combine into one; rows keep the name of the file they come from.
 """
