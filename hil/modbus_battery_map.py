@@ -1,7 +1,7 @@
 """The SunSpec models of a simulated battery: which registers it shows, with which scale, and which may be written.
 
 Model 64901 is this bench's own vendor model for load following. Offsets count from the model's first register (its id):
-FlwEna 2 (1 = follow), FlwSt 3, FlwTgt 4 (int32, W at the point of common coupling, import positive), FlwRmp 6 (uint32,
+FlwSt 2, FlwEna 3 (1 = follow), FlwTgt 4 (int32, W at the point of common coupling, import positive), FlwRmp 6 (uint32,
 W/s, slope of the target), FlwRvrtTms 8 and FlwRvrtRem 10 (uint32, s), FlwRvrtMod 12 (0 holds the last target, 1 stops
 following and ramps power to zero), RvrtRmp 13 (uint32, W/s, slope of every reversion, that of 704 included; 0: `WRmp`),
 Tgt_SF 15, Rmp_SF 16.
@@ -51,8 +51,8 @@ WRITABLE_VENDOR = ("FlwEna", "FlwTgt", "FlwRmp", "FlwRvrtTms", "FlwRvrtMod", "Rv
 _VENDOR_POINTS: tuple[tuple[str, str, int, str | None], ...] = (
     ("ID", "uint16", 1, None),
     ("L", "uint16", 1, None),
-    ("FlwEna", "enum16", 1, None),
     ("FlwSt", "enum16", 1, None),
+    ("FlwEna", "enum16", 1, None),
     ("FlwTgt", "int32", 2, "Tgt_SF"),
     ("FlwRmp", "uint32", 2, "Rmp_SF"),
     ("FlwRvrtTms", "uint32", 2, None),

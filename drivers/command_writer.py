@@ -1,0 +1,214 @@
+"""Writes a battery command by its profile: values into registers, registers into frames, and the proof that they took.
+
+Keeps what the device acknowledged, so that a renewal writes no more than it must. Knows nothing of what a command is
+for.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterable, Sequence
+from typing import assert_never
+
+from controller.ports import Clock
+from controller.types import BatteryCommand
+from drivers.device_map import ControlPlace, DeviceMap
+from drivers.errors import BadReply, InvalidValue, NotApplied, NotSupported
+from drivers.modbus import WRITE_REGISTERS_MAX
+from drivers.profile import Control, Dispatch, Source
+from drivers.registers import SCALE_FACTOR_MAX
+
+HEARTBEAT_MODULUS = 1 << 31
+
+
+class CommandWriter:
+    """One battery's way of being written to. Any DriverError leaves it disarmed if the caller says `forget`."""
+
+    def __init__(self, map_: DeviceMap, clock: Clock) -> None:
+        self._map = map_
+        self._clock = clock
+        self._armed: tuple[Dispatch, int] | None = None  # what is in force, and on which connection it was written
+        self._acked: dict[str, bytes] = {}
+        self._scales: dict[int, int] = {}
+        self._beat = 0
+        self._beat_t_s = -math.inf
+
+    def forget(self) -> None:
+        """The next command is written in full."""
+        self._armed = None
+        self._acked.clear()
+
+    async def write(self, command: BatteryCommand, dispatch: Dispatch, *, rating_w: float) -> None:
+        """Write and read back. Raises DriverError; InvalidValue before anything is sent."""
+        await self._map.prepare()
+        here = (dispatch, self._map.epoch)
+        is_arming = self._armed != here
+        if is_arming:
+            self.forget()
+            self._require(dispatch)
+            await self._read_scales(dispatch.arm)
+        wanted = {name: self._encode(name, command, rating_w=rating_w) for name in dispatch.arm}
+        await self._beat_if_due()
+        if is_arming:
+            names: tuple[str, ...] = dispatch.arm
+        else:
+            changed = tuple(n for n in dispatch.arm if n not in dispatch.renew and self._acked.get(n) != wanted[n])
+            names = (*changed, *dispatch.renew)
+        for address, data in self._frames(names, wanted):
+            await self._map.device.write_registers(address, data)
+        await self._read_back(names, wanted, dispatch)
+        self._acked.update({name: wanted[name] for name in names})
+        self._armed = here
+
+    # ------------------------------------------------------------------------------------------------- values
+
+    def _require(self, dispatch: Dispatch) -> None:
+        missing = [name for name in dispatch.arm if name not in self._map.controls]
+        if missing:
+            raise NotSupported(self._map.device.name, f"the device lacks the control {missing[0]}")
+
+    async def _read_scales(self, names: Iterable[str]) -> None:
+        scales = {self._map.controls[name].scale_address for name in names}
+        for address in sorted(address for address in scales if address is not None):
+            raw = await self._map.device.read_registers(3, address, 1)
+            self._keep_scale(address, raw)
+
+    def _keep_scale(self, address: int, raw: bytes) -> None:
+        exponent = int.from_bytes(raw, "big", signed=True)
+        if not -SCALE_FACTOR_MAX <= exponent <= SCALE_FACTOR_MAX:
+            raise BadReply(self._map.device.name, f"scale factor {exponent} at {address} is not one")
+        self._scales[address] = exponent
+
+    def _encode(self, name: str, command: BatteryCommand, *, rating_w: float) -> bytes:
+        control, place = self._map.profile.controls[name], self._map.controls[name]
+        if control.source is Source.DIRECTION:
+            reference_w = command.reference_w
+            raw: float = control.choices["idle" if reference_w == 0 else "discharge" if reference_w > 0 else "charge"]
+            return place.codec.pack(raw)
+        value = self._bounded(name, control, _value(control, command, rating_w=rating_w))
+        raw = value / place.factor
+        if place.scale_address is not None:
+            raw /= 10.0 ** self._scales[place.scale_address]
+        if not place.codec.is_float:
+            raw = _rounded(raw, control.rounding)
+        return self._pack(name, control, place, raw)
+
+    def _bounded(self, name: str, control: Control, value: float) -> float:
+        low = -math.inf if control.min is None else control.min
+        high = math.inf if control.max is None else control.max
+        if control.clamp and not math.isnan(value):
+            value = min(max(value, low), high)
+        if not (low <= value <= high and math.isfinite(value)):
+            raise InvalidValue(self._map.device.name, f"{name}: {value:g} is outside {low:g}..{high:g}")
+        return value
+
+    def _pack(self, name: str, control: Control, place: ControlPlace, raw: float) -> bytes:
+        try:
+            return place.codec.pack(raw)
+        except (struct.error, OverflowError):
+            raise InvalidValue(self._map.device.name, f"{name}: {raw:g} does not fit {place.codec.kind}") from None
+
+    # ------------------------------------------------------------------------------------------------- frames
+
+    def _frames(self, names: Sequence[str], wanted: dict[str, bytes]) -> list[tuple[int, bytes]]:
+        """Registers in the order of `names`; neighbours that follow each other travel in one frame."""
+        frames: list[tuple[int, bytes]] = []
+        for name in names:
+            address, data = self._map.controls[name].address, wanted[name]
+            if frames:
+                start, before = frames[-1]
+                if start + len(before) // 2 == address and len(before) + len(data) <= 2 * WRITE_REGISTERS_MAX:
+                    frames[-1] = (start, before + data)
+                    continue
+            frames.append((address, data))
+        return frames
+
+    async def _beat_if_due(self) -> None:
+        heartbeat = self._map.profile.heartbeat
+        now_s = self._clock.now_s()
+        if heartbeat is None or now_s - self._beat_t_s < heartbeat.period_s:
+            return
+        place = self._map.controls.get(heartbeat.control)
+        if place is None:
+            raise NotSupported(self._map.device.name, f"the device lacks the control {heartbeat.control}")
+        self._beat = (self._beat + 1) % HEARTBEAT_MODULUS
+        modulus = 1 << (16 * place.codec.words - 1)
+        await self._map.device.write_registers(place.address, place.codec.pack(self._beat % modulus))
+        self._beat_t_s = now_s
+
+    # ---------------------------------------------------------------------------------------------- read-back
+
+    async def _read_back(self, names: Sequence[str], wanted: dict[str, bytes], dispatch: Dispatch) -> None:
+        controls = self._map.profile.controls
+        places = {name: self._map.controls[name] for name in names if controls[name].is_read_back}
+        timer = self._map.point_places.get(dispatch.timer) if dispatch.timer else None
+        spans = [(p.address, p.address + p.codec.words) for p in places.values()]
+        scales = {p.scale_address for p in places.values() if p.scale_address is not None}
+        spans += [(address, address + 1) for address in scales]
+        if timer is not None:
+            spans.append((timer.address, timer.address + timer.codec.words))
+        registers = await self._read_spans(spans)
+        for name, place in places.items():
+            found = b"".join(registers[place.address + word] for word in range(place.codec.words))
+            if found != wanted[name]:
+                told, is_ = place.codec.unpack(wanted[name], 0), place.codec.unpack(found, 0)
+                raise NotApplied(self._map.device.name, f"{name}: wrote {told:g}, reads back {is_:g}")
+        for address in scales:
+            before = self._scales[address]
+            self._keep_scale(address, registers[address])
+            if self._scales[address] != before:
+                raise NotApplied(self._map.device.name, f"the scale factor at {address} changed under the command")
+        if timer is not None:
+            data = b"".join(registers[timer.address + word] for word in range(timer.codec.words))
+            if timer.codec.unpack(data, 0) <= 0:
+                raise NotApplied(self._map.device.name, f"{dispatch.timer}: the expiry timer does not run")
+
+    async def _read_spans(self, spans: list[tuple[int, int]]) -> dict[int, bytes]:
+        """Registers of all spans in few reads; across gaps only on SunSpec maps, where every register can be read."""
+        device = self._map.device
+        gap = device.registers_per_read_max if self._map.profile.sunspec is not None else 0
+        registers: dict[int, bytes] = {}
+        merged: list[tuple[int, int]] = []
+        for start, end in sorted(spans):
+            if merged and start - merged[-1][1] <= gap and end - merged[-1][0] <= device.registers_per_read_max:
+                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+            else:
+                merged.append((start, end))
+        for start, end in merged:
+            data = await device.read_registers(3, start, end - start)
+            registers |= {start + i: data[2 * i : 2 * i + 2] for i in range(end - start)}
+        return registers
+
+
+def _value(control: Control, command: BatteryCommand, *, rating_w: float) -> float:
+    """What a control carries for `command`, in the unit of its source."""
+    match control.source:
+        case Source.CONSTANT:
+            assert control.value is not None
+            return control.value
+        case Source.REFERENCE_W:
+            return command.reference_w
+        case Source.CHARGE_W:
+            return max(0.0, -command.reference_w)
+        case Source.DISCHARGE_W:
+            return max(0.0, command.reference_w)
+        case Source.RAMP_W_PER_S:
+            return command.ramp_w_per_s
+        case Source.RAMP_PERCENT_PER_S:
+            return 100.0 * command.ramp_w_per_s / rating_w
+        case Source.EXPIRY_RAMP_W_PER_S:
+            return command.ramp_w_per_s if command.expiry_w_per_s is None else command.expiry_w_per_s
+        case Source.TTL_S:
+            return command.ttl_s
+        case Source.DIRECTION | Source.HEARTBEAT:
+            raise AssertionError(control.source)
+        case _:
+            assert_never(control.source)
+
+
+def _rounded(raw: float, rounding: str) -> int:
+    """To a whole number; 5.000000001 s is 5 s that went through arithmetic, not 6."""
+    if rounding == "up":
+        return math.ceil(raw - 1e-6)
+    return math.floor(raw + 1e-6) if rounding == "down" else round(raw)

@@ -1,0 +1,295 @@
+"""A profile joined to a device: which registers to read now, what they say, and where each control lies.
+
+On every new connection a SunSpec map is discovered again, because what answered before may have been replaced. Values
+that a device marks as absent are None. The first complete read must be plausible, or the device is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from controller.ports import Clock
+from drivers.errors import NotSupported, WrongDevice
+from drivers.modbus import ModbusDevice
+from drivers.profile import REQUIRED, ROLES, Control, DeviceProfile, Place, Point, WordOrder
+from drivers.registers import SUNSPEC_ABSENT, Codec, Field, Term
+from drivers.sunspec import ModelAt, discover, layout
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlace:
+    """Where a control is written, and the scale factor that holds for it."""
+
+    address: int
+    codec: Codec
+    scale_address: int | None
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """A value located on this device: span of registers, its codec and scale."""
+
+    address: int
+    codec: Codec
+    scale_address: int | None
+    factor: float
+    absent: frozenset[int]
+
+    @property
+    def first(self) -> int:
+        return self.address if self.scale_address is None else min(self.address, self.scale_address)
+
+    @property
+    def end(self) -> int:
+        end = self.address + self.codec.words
+        return end if self.scale_address is None else max(end, self.scale_address + 1)
+
+
+class _Block:
+    """One read and the fields in it."""
+
+    __slots__ = ("count", "due_s", "fields", "function", "is_optional", "period_s", "start")
+
+    def __init__(self, *, function: int, start: int, count: int, period_s: float) -> None:
+        self.function = function
+        self.start = start
+        self.count = count
+        self.period_s = period_s
+        self.fields: tuple[Field, ...] = ()
+        self.is_optional = False
+        self.due_s = float("-inf")
+
+
+class DeviceMap:
+    """Reads a device by role. `values` holds the newest of each point, `power_t_s` when power arrived."""
+
+    def __init__(
+        self, profile: DeviceProfile, device: ModbusDevice, clock: Clock, *, is_reading_all: bool = False
+    ) -> None:
+        self.profile = profile
+        self.device = device
+        self.values: dict[str, float | None] = dict.fromkeys(profile.points)
+        self.power_t_s = float("-inf")
+        self.models: tuple[ModelAt, ...] = ()
+        self.controls: dict[str, ControlPlace] = {}
+        self.point_places: dict[str, ControlPlace] = {}  # of points at one place, for reading one of them back
+        self.epoch = 0  # the connection these places were found on
+        self._clock = clock
+        self._is_reading_all = is_reading_all
+        self._blocks: tuple[_Block, ...] = ()
+        self._is_proven = False
+        self._first_role = "output_w" if "output_w" in profile.points else "power_w"
+
+    async def read(self) -> None:
+        """Read what is due. Raises DriverError; WrongDevice when the device does not fit the profile."""
+        await self.prepare()
+        for block in self._blocks:
+            now_s = self._clock.now_s()
+            if now_s < block.due_s:
+                continue
+            data = await self._read_block(block)
+            if data is None:
+                continue
+            if block.period_s > 0:
+                block.due_s = now_s + block.period_s
+            for field in block.fields:
+                self.values[field.name] = field.value(data)
+                if field.name == self._first_role:
+                    self.power_t_s = self._clock.now_s()
+        if not self._is_proven:
+            self._prove()
+
+    async def prepare(self) -> None:
+        """Locate everything, once per connection."""
+        epoch = self.device.connection.connect_count
+        if self.epoch == epoch and epoch > 0:
+            return
+        if self.profile.sunspec is not None:
+            self.models = await discover(self.device, self.profile.sunspec.bases)
+            self._require_models()
+        elif epoch == 0:  # nothing was ever read on this connection: learn whether there is one
+            block = self.profile.blocks[0]
+            read = self.device.read_bits if block.function in (1, 2) else self.device.read_registers
+            await read(block.function, block.start, block.count)
+        self._locate()
+        self.epoch = self.device.connection.connect_count
+
+    def meaning(self, name: str) -> str | None:
+        """The meaning of an enumerated point, None where it is absent or not listed."""
+        value = self.values.get(name)
+        return None if value is None else self.profile.points[name].enum.get(int(value))
+
+    def implausible(self) -> list[str]:
+        """Points whose value is outside what its profile calls plausible."""
+        odd = []
+        for name, point in self.profile.points.items():
+            value = self.values[name]
+            low = float("-inf") if point.min is None else point.min
+            high = float("inf") if point.max is None else point.max
+            if value is not None and not low <= value <= high:
+                odd.append(f"{name} reads {value:.6g} {point.unit}, plausible is {low:g}..{high:g}")
+        return odd
+
+    # ---------------------------------------------------------------------------------------------- private
+
+    async def _read_block(self, block: _Block) -> bytes | None:
+        try:
+            if block.function in (1, 2):
+                bits = await self.device.read_bits(block.function, block.start, block.count)
+                return b"".join(int(bit).to_bytes(2, "big") for bit in bits)
+            return await self.device.read_registers(block.function, block.start, block.count)
+        except NotSupported:
+            if not block.is_optional:
+                raise
+            block.due_s = float("inf")  # this device lacks what is nice to have; asked again on the next connection
+            return None
+
+    def _prove(self) -> None:
+        odd = self.implausible()
+        if odd:
+            raise WrongDevice(self.device.name, f"{odd[0]}: wrong device, profile or word order ({self.profile.id})")
+        self._is_proven = True
+
+    def _require_models(self) -> None:
+        assert self.profile.sunspec is not None
+        found = {model.model_id for model in self.models}
+        for alias, wanted in self.profile.sunspec.require.items():
+            if not found & set(wanted):
+                names = " or ".join(str(model_id) for model_id in wanted)
+                have = ", ".join(str(model_id) for model_id in sorted(found))
+                raise WrongDevice(self.device.name, f"no SunSpec model {names} ({alias}); it has {have}")
+
+    def _locate(self) -> None:
+        self.values = dict.fromkeys(self.profile.points)
+        wanted = frozenset(self.profile.points) if self._is_reading_all else self._used_points()
+        places = {name: self._where(point) for name, point in self.profile.points.items() if name in wanted}
+        for name in sorted(REQUIRED[self.profile.kind]):
+            if not places.get(name):
+                raise WrongDevice(self.device.name, f"the device lacks {name} ({self.profile.id})")
+        blocks = self._discovered_blocks(places) if self.profile.sunspec is not None else self._fixed_blocks(places)
+        blocks.sort(key=lambda block: all(field.name != self._first_role for field in block.fields))
+        self._blocks = tuple(block for block in blocks if block.fields)
+        self.point_places = {name: _single(where[0]) for name, where in places.items() if len(where) == 1}
+        located = {name: self._where(control) for name, control in self.profile.controls.items()}
+        self.controls = {name: _single(where[0]) for name, where in located.items() if where}
+        self.device.allow(addresses_of(self.controls.values()))
+
+    def _used_points(self) -> frozenset[str]:
+        dispatches = (self.profile.software, self.profile.device)
+        timers = {dispatch.timer for dispatch in dispatches if dispatch is not None and dispatch.timer is not None}
+        return (ROLES[self.profile.kind] | timers) & set(self.profile.points)
+
+    def _where(self, place: Place) -> tuple[_Where, ...]:
+        """Every summand of a place on this device; empty where the device does not have it."""
+        factor = place.scale * place.sign
+        if self.profile.sunspec is None:
+            absent = frozenset(place.not_available) if isinstance(place, Point) else frozenset[int]()
+            codec = _codec(place, self.profile.word_order)
+            return tuple(_Where(address, codec, None, factor, absent) for address in place.addresses)
+        if place.model is not None:
+            return self._in_vendor_model(place, factor)
+        for alternative in place.alternatives:
+            alias, _, name = alternative.partition(".")
+            model = self._model_of(alias)
+            if model is not None and (at := _standard(model, name, factor)) is not None:
+                return (at,)
+        return ()
+
+    def _in_vendor_model(self, place: Place, factor: float) -> tuple[_Where, ...]:
+        assert place.offset is not None
+        model = next((m for m in self.models if m.model_id == place.model), None)
+        codec = _codec(place, WordOrder.BIG)
+        if model is None or place.offset + codec.words > model.length + 2:
+            return ()
+        scale = None if place.scale_offset is None else model.address + place.scale_offset
+        absent = _absent(codec.kind, isinstance(place, Control))
+        return (_Where(model.address + place.offset, codec, scale, factor, absent),)
+
+    def _model_of(self, alias: str) -> ModelAt | None:
+        assert self.profile.sunspec is not None
+        wanted = self.profile.sunspec.require.get(alias) or self.profile.sunspec.optional.get(alias, ())
+        by_id = {model.model_id: model for model in reversed(self.models)}
+        return next((by_id[model_id] for model_id in wanted if model_id in by_id), None)
+
+    def _fixed_blocks(self, places: dict[str, tuple[_Where, ...]]) -> list[_Block]:
+        blocks = []
+        for given in self.profile.blocks:
+            block = _Block(function=given.function, start=given.start, count=given.count, period_s=given.period_s)
+            names = [
+                name
+                for name, where in places.items()
+                if self.profile.function_of(self.profile.points[name]) == given.function
+                and given.start <= where[0].address < given.start + given.count
+            ]
+            self._fill(block, {name: places[name] for name in names})
+            blocks.append(block)
+        return blocks
+
+    def _discovered_blocks(self, places: dict[str, tuple[_Where, ...]]) -> list[_Block]:
+        """Points of one model and period are read in one frame, with their scale factors, as far as frames reach."""
+        groups: dict[tuple[int, float], list[str]] = {}
+        for name, where in places.items():
+            if where:
+                model = next(m for m in self.models if m.address <= where[0].address < m.address + m.length + 2)
+                groups.setdefault((model.address, self.profile.points[name].period_s), []).append(name)
+        blocks = []
+        for (_, period_s), names in sorted(groups.items()):
+            start = min(places[name][0].first for name in names)
+            end = max(places[name][0].end for name in names)
+            block = _Block(function=3, start=start, count=end - start, period_s=period_s)
+            self._fill(block, {name: places[name] for name in names})
+            blocks.append(block)
+        return blocks
+
+    def _fill(self, block: _Block, places: dict[str, tuple[_Where, ...]]) -> None:
+        block.fields = tuple(
+            Field(
+                name=name,
+                terms=tuple(
+                    Term(
+                        codec=at.codec,
+                        at=2 * (at.address - block.start),
+                        scale_at=None if at.scale_address is None else 2 * (at.scale_address - block.start),
+                    )
+                    for at in where
+                ),
+                factor=where[0].factor,
+                absent=where[0].absent,
+            )
+            for name, where in places.items()
+        )
+        block.is_optional = not set(places) & REQUIRED[self.profile.kind]
+
+
+def _single(at: _Where) -> ControlPlace:
+    return ControlPlace(at.address, at.codec, at.scale_address, at.factor)
+
+
+def _codec(place: Place, order: WordOrder) -> Codec:
+    assert place.type is not None
+    return Codec("uint16" if place.type == "bit" else place.type, order)
+
+
+def _standard(model: ModelAt, name: str, factor: float) -> _Where | None:
+    try:
+        point = layout(model.model_id)[name]
+    except KeyError:
+        return None
+    codec = Codec(point.kind, WordOrder.BIG)
+    if point.offset + codec.words > model.length + 2:
+        return None  # an older revision of the model that ends before this point
+    scale = None if point.scale_offset is None else model.address + point.scale_offset
+    return _Where(
+        model.address + point.offset, codec, scale, factor * 10.0**point.scale_exponent, _absent(point.kind, False)
+    )
+
+
+def _absent(kind: str, is_control: bool) -> frozenset[int]:
+    return frozenset() if is_control or kind not in SUNSPEC_ABSENT else frozenset({SUNSPEC_ABSENT[kind]})
+
+
+def addresses_of(places: Iterable[ControlPlace]) -> set[int]:
+    """Every register the places cover."""
+    return {place.address + word for place in places for word in range(place.codec.words)}
