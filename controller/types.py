@@ -566,6 +566,7 @@ class BatteryCommand:
     epoch: int
     seq: int
     ttl_s: float
+    expiry_w_per_s: float | None = None  # slope after expiry, for devices that know two; None: `ramp_w_per_s`
 
 
 @dataclass(frozen=True, slots=True)
@@ -621,3 +622,165 @@ class Unset(Enum):
     """Distinguishes `not given` from None where None means something."""
 
     UNSET = 0
+
+
+# --------------------------------------------------------------------------------------------------- envelope
+
+
+@dataclass(frozen=True, slots=True)
+class FleetTable:
+    """Constants of every known GPU as parallel arrays of length n; `spans` says which part is whose.
+
+    `stands_for` multiplies powers (sampled fleets). `peak_w` is the nameplate: what a GPU may draw when nothing bounds
+    it. `floor_clock_mhz` is the service floor. At clock f a GPU draws at most idle + (peak - idle) (f / f_max)^exponent;
+    1 is the chord, above every convex curve.
+    """
+
+    gpu_ids: tuple[GpuId, ...]
+    index: Mapping[GpuId, int]
+    spans: Mapping[NodeId, slice]
+    stands_for: FloatArray
+    idle_w: FloatArray
+    peak_w: FloatArray
+    limit_w_min: FloatArray
+    limit_w_max: FloatArray
+    clock_mhz_min: FloatArray
+    clock_mhz_max: FloatArray
+    floor_clock_mhz: FloatArray
+    fallback_clock_mhz: FloatArray
+    power_exponent: float
+
+
+@dataclass(frozen=True, slots=True)
+class FleetAcks:
+    """What nodes last read back, in the order of the fleet table; inf is free.
+
+    `is_fresh`: good, young and controllable, so that a raise may rest on it. `fixed_w`: what a GPU may draw whatever we
+    command (uncontrollable: at the caps read back; silent: its nameplate); NaN where commands count.
+    """
+
+    clock_mhz: FloatArray
+    limit_w: FloatArray
+    is_fresh: NDArray[np.bool_]
+    fixed_w: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Feeder:
+    """A breaker or feeder of the site's tree: all nodes below it, however deep, and what else hangs on it."""
+
+    name: str
+    limit_w: float
+    node_ids: frozenset[NodeId]
+    other_w_max: float
+
+
+@dataclass(frozen=True, slots=True)
+class PccRing:
+    """Least and greatest metered power per step, newest first; steps not covered hold +inf and -inf.
+
+    Entry 0 is the running step and spans ages 0..`head_s`; entry i ends at age head_s + i step_s. `mean_s` is the
+    trailing mean the power went through before.
+    """
+
+    step_s: float
+    head_s: float
+    mean_s: float
+    min_w: FloatArray
+    max_w: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveConstants:
+    """What must stay true for a full drop to be absorbed, where the site enforces it.
+
+    The load falls to `floor_w`; the battery then takes at most `charge_w_max` and has room up to `energy_j_max`, while
+    grid power comes down at `recovery_w_per_s`.
+    """
+
+    floor_w: float
+    charge_w_max: float
+    energy_j: float
+    energy_j_max: float
+    eta: float
+    recovery_w_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatteryBounds:
+    """The battery's own limits as its profile declares them; powers are magnitudes."""
+
+    charge_w_max: float
+    discharge_w_max: float
+    ramp_w_per_s_max: float
+    energy_j: float
+    soc_frac_min: float
+    soc_frac_max: float
+    deadband_w: float
+    dwell_s: float
+    is_eligible: bool  # False: deadband or dwell exceeds the residual budget, so it is not used for following
+
+
+@dataclass(frozen=True, slots=True)
+class EnvelopeState:
+    """What the envelope remembers from one check to the next. Caps are the last it let through; inf is free."""
+
+    epoch: int = -1
+    seq: int = -1
+    t_s: float = float("-inf")
+    gpu_ids: tuple[GpuId, ...] = ()
+    clock_mhz: FloatArray = field(default_factory=lambda: np.empty(0))
+    limit_w: FloatArray = field(default_factory=lambda: np.empty(0))
+    clock_written_s: FloatArray = field(default_factory=lambda: np.empty(0))
+    target_w: float | None = None
+    reference_w: float | None = None
+    reference_t_s: float = float("-inf")
+    violation_times_s: tuple[float, ...] = ()
+    is_distrusted: bool = False  # too many violations: the planner is to be shed
+
+
+@dataclass(frozen=True, slots=True)
+class EnvelopeView:
+    """All the envelope looks at. Rows the contract suspends now are left out of `limits` by the caller.
+
+    `import_w_max` is the ceiling in force over the next two tracker periods (inf: none), one that is being approached
+    at the contract's slope given as its present bound. `load_low_w..load_high_w` is the range of load over the last
+    second. `target_w` is the grid target behind a software-following set-point.
+    """
+
+    image: SiteImage
+    fleet: FleetTable
+    acks: FleetAcks
+    limits: tuple[Limit, ...]
+    rings: tuple[PccRing, ...]
+    feeders: tuple[Feeder, ...]
+    import_w_max: float
+    margin_w: float
+    unmanaged_w_max: float
+    load_low_w: float
+    load_high_w: float
+    target_w: float | None
+    band_slope_w_per_s: float  # inf: no band row
+    battery: BatteryBounds | None
+    is_battery_trusted: bool  # following error below 5 % over 3 T
+    reserve: ReserveConstants | None  # None: nothing enforced
+    margins: tuple[Margin, ...]  # enforced conditions, of the proposal
+    mode: Mode
+    is_leader: bool
+    is_clock_sane: bool
+    is_emergency: bool  # breaker, thermal or ramp-exempt: falls may pass `low` and the service floor
+    tracker_period_s: float
+    planner_period_s: float
+    meter_age_s_max: float
+    max_export_w: float
+    violations_max: int  # in 60 s
+    state: EnvelopeState
+
+
+@dataclass(frozen=True, slots=True)
+class EnvelopeVerdict:
+    """What may be written, what was wrong with what was proposed, and the memory for the next check."""
+
+    command: SiteCommand
+    violations: tuple[Violation, ...]
+    state: EnvelopeState
