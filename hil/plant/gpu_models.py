@@ -1,6 +1,7 @@
 """The GPU models the plant can simulate: identity as NVML shows it, power-clock curves, actuation dynamics.
 
-Measured points are used where there are any; the rest is stated as an assumption beside the number. Nothing here is
+Measured points are used where there are any; the rest is stated as an assumption beside the number. Activity 1 stays
+just inside the default limit (a GPU settles at 98.5 % of it), so an uncapped GPU loses no work to it. Nothing here is
 shared with the controller, which has its own idea of each model in `configs/gpus/`.
 """
 
@@ -130,7 +131,7 @@ A100 = GpuModel(
     limit_w_default=300.0,
     curve=(
         (210.0, 705.0, 1005.0, 1110.0, 1200.0, 1305.0, 1410.0),
-        (66.0, 92.0, 135.0, 152.0, 179.0, 225.0, 296.0),  # the first two are extrapolated towards idle
+        (66.0, 92.0, 135.0, 152.0, 179.0, 225.0, 295.0),  # the first two are extrapolated towards idle
     ),
     work_exponent=0.98,
     clock_switch_s=0.045,
@@ -157,7 +158,7 @@ H100 = GpuModel(
     limit_w_min=200.0,
     limit_w_max=700.0,
     limit_w_default=700.0,
-    curve=_power_law(idle_w=72.0, peak_w=700.0, low_mhz=210.0, top_mhz=1980.0, exponent=1.75),
+    curve=_power_law(idle_w=72.0, peak_w=688.0, low_mhz=210.0, top_mhz=1980.0, exponent=1.75),
     work_exponent=0.98,
     clock_switch_s=0.050,
     limit_call_s=0.020,
@@ -181,7 +182,7 @@ H200 = GpuModel(
     limit_w_min=200.0,
     limit_w_max=700.0,
     limit_w_default=700.0,
-    curve=_power_law(idle_w=76.0, peak_w=700.0, low_mhz=210.0, top_mhz=1980.0, exponent=1.75),
+    curve=_power_law(idle_w=76.0, peak_w=688.0, low_mhz=210.0, top_mhz=1980.0, exponent=1.75),
     work_exponent=0.98,
     clock_switch_s=0.050,
     limit_call_s=0.020,
@@ -206,7 +207,7 @@ B200 = GpuModel(
     limit_w_min=200.0,
     limit_w_max=1000.0,
     limit_w_default=1000.0,
-    curve=_power_law(idle_w=145.0, peak_w=1000.0, low_mhz=120.0, top_mhz=1965.0, exponent=1.6),
+    curve=_power_law(idle_w=145.0, peak_w=984.0, low_mhz=120.0, top_mhz=1965.0, exponent=1.6),
     work_exponent=0.95,
     clock_switch_s=0.060,
     limit_call_s=0.020,
@@ -234,7 +235,7 @@ B300 = GpuModel(
     limit_w_default=1100.0,
     curve=(
         (120.0, 600.0, 926.0, 1152.0, 1457.0, 1935.0, 2032.0),
-        (215.0, 330.0, 450.0, 550.0, 700.0, 900.0, 1100.0),  # the first two are extrapolated towards idle
+        (215.0, 330.0, 450.0, 550.0, 700.0, 900.0, 1080.0),  # the first two are extrapolated towards idle
     ),
     work_exponent=0.90,
     clock_switch_s=0.060,
