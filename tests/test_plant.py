@@ -42,7 +42,7 @@ NAMEPLATE = BatteryParams(
     deadband_w=0.0,
     taper_soc_frac=0.05,
     standby_w=0.0,
-    reversion=Reversion.RAMP_TO_ZERO,
+    follow_reversion=Reversion.RAMP_TO_ZERO,
     reversion_w_per_s=0.3e6,
 )
 
@@ -388,7 +388,7 @@ def test_an_order_that_is_not_renewed_lapses_at_the_declared_slope() -> None:
     power = np.concatenate([step_response(battery, np.zeros(100)) for _ in range(4)])
     assert battery.reversion_s_left is None
     assert np.abs(np.diff(power)).max() <= 1e6 * 0.005 * 1.001
-    frozen = Battery(with_(reversion=Reversion.FREEZE))
+    frozen = Battery(with_(follow_reversion=Reversion.FREEZE))
     frozen.set_follow_target(40e6, 1e9)
     frozen.arm_reversion(0.1)
     step_response(frozen, np.full(100, 50e6))

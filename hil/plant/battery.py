@@ -15,10 +15,10 @@ from controller.types import BatteryState, FloatArray
 
 @unique
 class Reversion(StrEnum):
-    """What the device does when its order was not renewed."""
+    """What a follower does when its target was not renewed; a set-point always ramps to zero."""
 
     RAMP_TO_ZERO = "ramp_to_zero"
-    FREEZE = "freeze"  # a follower keeps its last target, an obeyed set-point stays
+    FREEZE = "freeze"  # it goes on following the last target
 
 
 @unique
@@ -45,7 +45,7 @@ class BatteryParams:
     deadband_w: float  # errors below it are not acted on
     taper_soc_frac: float  # limits fall to zero over this share of charge at either end
     standby_w: float  # auxiliaries, drawn from the store
-    reversion: Reversion
+    follow_reversion: Reversion
     reversion_w_per_s: float  # slope back to zero when an order lapses
 
     def __post_init__(self) -> None:
@@ -229,7 +229,7 @@ class Battery:
         if self._reversion_s_left > 0.0:
             return
         self._reversion_s_left = None
-        if self.params.reversion is Reversion.RAMP_TO_ZERO:
+        if self.order is Order.SETPOINT or self.params.follow_reversion is Reversion.RAMP_TO_ZERO:
             self.order, self._setpoint_w = Order.SETPOINT, 0.0
             self._slope_w_per_s = self.params.reversion_w_per_s
             self._target_now_w = None

@@ -41,7 +41,7 @@ class TruthBlock:
 
 TruthListener = Callable[[TruthBlock], None]
 
-PCC, LOAD, BATTERY, SOC, FREQUENCY, VOLTAGE, OTHER, GROUP_0 = range(8)
+PCC, LOAD, BATTERY, SOC, FREQUENCY, VOLTAGE, OTHER, IMPORTED_J, GROUP_0 = range(9)
 
 
 class SitePlant:
@@ -61,6 +61,7 @@ class SitePlant:
         self._filled = 0  # columns in use
         self._given = 0  # columns the listeners have had
         self._first_step = 0  # step number of column 0
+        self._imported_j = 0.0  # net of export
         self._step = -1  # the newest step taken; the first is at 0 s
         self.advance_ns(0)
 
@@ -138,6 +139,9 @@ class SitePlant:
             pcc_w = load_w - log[BATTERY, columns]
         log[PCC, columns] = pcc_w
         log[FREQUENCY, columns] = self.grid.advance(pcc_w, dt_s=dt_s)
+        imported_j = self._imported_j + np.cumsum(pcc_w) * dt_s
+        log[IMPORTED_J, columns] = imported_j
+        self._imported_j = float(imported_j[-1])
         self._filled += n
         self._step += n
 

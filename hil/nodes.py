@@ -1,0 +1,263 @@
+"""GPU nodes in process: agents that report, obey, and fall back by themselves, and the site's end of the wire to them.
+
+Each node stands for many like it. Its agent keeps what a real one keeps: the newest epoch and sequence, the time its
+command expires, and on expiry its slot and slope. Agents act in plant time, so they live on when the controller dies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from controller.ports import Clock
+from controller.types import (
+    AgentState,
+    FloatArray,
+    GpuId,
+    GpuSpec,
+    NodeCommand,
+    NodeId,
+    NodeReport,
+    Quality,
+    Reading,
+)
+from hil.faults import Fault, FaultPlan
+from hil.plant.fleet import GpuKind
+from hil.plant.site import GROUP_0, NS_PER_S, OTHER, SitePlant
+from hil.scenario import ClassPlantDoc, NodePlantDoc
+from hil.world import World, node_ids
+
+RELEASE_STEP_S = 1.0  # clocks change at most once a second
+
+
+class SimNode:
+    """One reporting node and its agent."""
+
+    def __init__(
+        self,
+        plant: SitePlant,
+        doc: NodePlantDoc,
+        *,
+        node_id: str,
+        group: int,
+        kind: GpuKind,
+        gpus_per_node: int,
+        fallback_clock_mhz: int,
+    ) -> None:
+        self._plant, self._doc, self._kind = plant, doc, kind
+        self.node_id, self._group = NodeId(node_id), group
+        self._gpus = gpus_per_node
+        self.stands_for = plant.fleet.groups[group].count // gpus_per_node
+        ids = tuple(GpuId(f"GPU-{node_id}-{k}") for k in range(gpus_per_node))
+        self._specs = tuple(
+            GpuSpec(g, kind.name, kind.idle_w, kind.limit_w_min, kind.limit_w_max, kind.limit_w_max, kind.clocks_mhz)
+            for g in ids
+        )
+        self._ids = ids
+        self._fallback_mhz = float(fallback_clock_mhz)
+        self.state = AgentState.ARMED
+        self.clock_cap_mhz = math.nan  # not locked
+        self._epoch = self._seq = 0
+        self._order_count = 0
+        self._expires_s = math.inf
+        self._release_at_s = math.inf
+        self._release_w_per_s = 0.0
+        self._goal_mhz = math.nan
+        self._written_s = -math.inf
+        self._free = self._array(0.0).astype(np.int8)
+        self._yes = np.ones(gpus_per_node, dtype=np.bool_)
+
+    # -- commands
+
+    def receive(self, command: NodeCommand, *, is_obeyed: bool = True) -> None:
+        """Take a command as an agent does; older epochs and repeated sequences are ignored.
+
+        With `is_obeyed` False it is acknowledged and has no effect (a GPU that accepts a cap and ignores it).
+        """
+        if (command.epoch, command.seq) <= (self._epoch, self._seq):
+            return
+        now_s = self._plant.now_s
+        self._epoch, self._seq = command.epoch, command.seq
+        self._expires_s = now_s + command.ttl_s
+        self._release_w_per_s = command.release_w_per_s
+        if command.is_release:
+            self.state, self._expires_s = AgentState.RELEASED, math.inf
+            self._begin_release(at_s=now_s + command.release_slot_s, goal_mhz=math.nan)
+            return
+        self.state = AgentState.ARMED
+        self._release_at_s = now_s + command.ttl_s + command.release_slot_s
+        if is_obeyed and command.caps:
+            clocks = [self._kind.clock_mhz_max if c.clock_mhz is None else c.clock_mhz for c in command.caps]
+            free = all(c.clock_mhz is None for c in command.caps)
+            self._lock(math.nan if free else float(np.mean(clocks)))
+            limits = [self._kind.limit_w_max if c.power_limit_w is None else c.power_limit_w for c in command.caps]
+            limit_w = float(np.mean(limits))
+            if limit_w != self._plant.fleet.power_limit_w(self._group):
+                self._plant.fleet.limit_power(self._group, limit_w)
+
+    def tend(self) -> None:
+        """Look at the dead-man timer; to be called at the rate of telemetry."""
+        now_s = self._plant.now_s
+        if self.state is AgentState.ARMED and now_s >= self._expires_s:
+            self.state = AgentState.FALLBACK
+            self._begin_release(at_s=self._release_at_s, goal_mhz=self._fallback_mhz)
+        if self.state in (AgentState.FALLBACK, AgentState.RELEASED) and now_s >= self._release_at_s:
+            self._step_towards_goal(now_s)
+
+    # -- report
+
+    def report(self) -> NodeReport:
+        """Telemetry as of now."""
+        plant, now_s = self._plant, self._plant.now_s
+        group_w = plant.mean(GROUP_0 + self._group, from_s=now_s - self._doc.power_window_s, to_s=now_s)
+        per_gpu_w = group_w / plant.fleet.groups[self._group].count
+        clock_mhz = float(plant.fleet.clock_frac[self._group]) * self._kind.clock_mhz_max
+        return NodeReport(
+            node_id=self.node_id,
+            boot_id="hil",
+            t_mono_s=now_s,
+            state=self.state,
+            stands_for=self.stands_for,
+            gpu_ids=self._ids,
+            power_w=self._array(per_gpu_w * self._doc.gain),
+            clock_mhz=self._array(clock_mhz),
+            clock_cap_mhz=self._array(self.clock_cap_mhz),
+            power_limit_w=self._array(plant.fleet.power_limit_w(self._group)),
+            quality=self._free,
+            is_controllable=self._yes,
+            other_w=plant.now(OTHER) / plant.fleet.gpus * self._gpus,
+            acked_epoch=self._epoch,
+            acked_seq=self._seq,
+            specs=self._specs,
+            fallback_clock_mhz=self._fallback_mhz,
+        )
+
+    # -- inside
+
+    def _array(self, value: float) -> FloatArray:
+        return np.full(self._gpus, value)
+
+    def _begin_release(self, *, at_s: float, goal_mhz: float) -> None:
+        self._release_at_s, self._goal_mhz = at_s, goal_mhz
+
+    def _step_towards_goal(self, now_s: float) -> None:
+        """One clock write a second, each worth at most a second of the ordered slope by the chord of the curve."""
+        if now_s - self._written_s < RELEASE_STEP_S:
+            return
+        top = float(self._kind.clock_mhz_max)
+        here = top if math.isnan(self.clock_cap_mhz) else self.clock_cap_mhz
+        goal = top if math.isnan(self._goal_mhz) else self._goal_mhz
+        if here == goal:
+            if math.isnan(self._goal_mhz):
+                self.clock_cap_mhz = math.nan
+            return
+        w_per_mhz = self._gpus * (self._kind.limit_w_max - self._kind.idle_w) / top
+        step_mhz = max(self._release_w_per_s * RELEASE_STEP_S / w_per_mhz, float(self._kind.clock_mhz_step))
+        self._lock(goal if abs(goal - here) <= step_mhz else here + math.copysign(step_mhz, goal - here))
+
+    def _lock(self, clock_mhz: float) -> None:
+        """Order a clock; it begins to move after its dead time, unless a newer order comes first."""
+        if clock_mhz == self.clock_cap_mhz or (math.isnan(clock_mhz) and math.isnan(self.clock_cap_mhz)):
+            return
+        top = self._kind.clock_mhz_max
+        frac = 1.0 if math.isnan(clock_mhz) else clock_mhz / top
+        self.clock_cap_mhz, self._written_s = clock_mhz, self._plant.now_s
+        self._order_count += 1
+        delay_s = self._plant.fleet.dead_time_s(self._group, frac)
+        at_ns = round((self._plant.now_s + delay_s) * NS_PER_S)
+        self._plant.schedule(at_ns, partial(self._steer, self._order_count, frac))
+
+    def _steer(self, order: int, frac: float) -> None:
+        if order == self._order_count:
+            self._plant.fleet.steer(self._group, frac)
+
+
+class SimNodeLink:
+    """The site's end of the wire to all nodes: reports arrive late, commands leave late."""
+
+    def __init__(self, world: World, fleet: Sequence[ClassPlantDoc], doc: NodePlantDoc, clock: Clock, plan: FaultPlan):
+        self._plant, self._doc, self._clock, self._plan = world.plant, doc, clock, plan
+        self._rng = world.rng(3)
+        self.nodes = _nodes(world.plant, fleet, doc)
+        self._delay_ns = round(doc.link_delay_s * NS_PER_S)
+        self._period_ns = round(NS_PER_S / doc.telemetry_hz)
+        self._reports: dict[str, Reading[NodeReport]] = {}
+        self._stuck: dict[str, NodeReport] = {}
+        stagger_ns = self._period_ns // max(len(self.nodes), 1)
+        for k, node in enumerate(self.nodes.values()):
+            self._plant.schedule(k * stagger_ns, partial(self._beat, node, k * stagger_ns))
+
+    def reports(self) -> Mapping[str, Reading[NodeReport]]:
+        self._plant.advance_ns(self._clock.now_ns())
+        return self._reports
+
+    async def send(self, commands: Sequence[NodeCommand]) -> None:
+        now_ns = self._clock.now_ns()
+        self._plant.advance_ns(now_ns)
+        for command in commands:
+            node = self.nodes.get(command.node_id)
+            if node is None:
+                continue
+            fault = self._fault(node)
+            late_ns = round(fault.value * NS_PER_S) if fault and fault.verb in ("delayed", "slow") else 0
+            if fault is not None and self._is_lost(fault):
+                continue
+            is_obeyed = not (fault is not None and fault.verb == "wrong")
+            self._plant.schedule(now_ns + self._delay_ns + late_ns, partial(node.receive, command, is_obeyed=is_obeyed))
+
+    def _beat(self, node: SimNode, t_ns: int) -> None:
+        """One telemetry period of one agent."""
+        self._plant.schedule(t_ns + self._period_ns, partial(self._beat, node, t_ns + self._period_ns))
+        node.tend()
+        report = node.report()
+        late_ns = self._delay_ns
+        fault = self._fault(node)
+        if fault is not None:
+            if self._is_lost(fault):
+                return
+            if fault.verb in ("delayed", "slow"):
+                late_ns += round(fault.value * NS_PER_S)
+            report = self._ill(node, report, fault)
+        else:
+            self._stuck.pop(node.node_id, None)
+        if late_ns <= 0:
+            self._arrive(report)
+        else:
+            self._plant.schedule(t_ns + late_ns, partial(self._arrive, report))
+
+    def _arrive(self, report: NodeReport) -> None:
+        arrived = replace(report, t_mono_s=self._plant.now_s)
+        self._reports[report.node_id] = Reading(arrived, arrived.t_mono_s, Quality.GOOD, report.node_id)
+
+    def _ill(self, node: SimNode, report: NodeReport, fault: Fault) -> NodeReport:
+        if fault.verb == "stuck":
+            return self._stuck.setdefault(node.node_id, report)
+        if fault.verb == "garbage":
+            return replace(report, power_w=report.power_w * math.nan)
+        return report
+
+    def _fault(self, node: SimNode) -> Fault | None:
+        return self._plan.on(f"node:{node.node_id}", self._plant.now_s) if self._plan.faults else None
+
+    def _is_lost(self, fault: Fault) -> bool:
+        return fault.verb == "off" or (fault.verb == "intermittent" and self._rng.random() < fault.value)
+
+
+def _nodes(plant: SitePlant, fleet: Sequence[ClassPlantDoc], doc: NodePlantDoc) -> dict[str, SimNode]:
+    nodes: dict[str, SimNode] = {}
+    for c, job in zip(fleet, plant.fleet.jobs, strict=True):
+        for node_id in node_ids(c):
+            nodes[node_id] = SimNode(
+                plant,
+                doc,
+                node_id=node_id,
+                group=len(nodes),
+                kind=job.kind,
+                gpus_per_node=c.gpus_per_node,
+                fallback_clock_mhz=c.fallback_clock_mhz,
+            )
+    return nodes

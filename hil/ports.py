@@ -1,0 +1,211 @@
+"""The site's devices in process: a meter, a battery, a UPS and the grid's wishes, each a port on the plant.
+
+They answer as real devices do: late, at their own refresh, with their own gain and noise. The clock decides how far the
+plant has come; every port moves it there before it looks. Nodes are in `hil.nodes`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from controller.ports import Clock
+from controller.types import (
+    BatteryCommand,
+    BatterySample,
+    BatteryState,
+    Following,
+    GridSignal,
+    Margin,
+    MeterSample,
+    Quality,
+    Reading,
+    SiteCommand,
+    SiteImage,
+    UpsSample,
+)
+from drivers.errors import DeviceFault, Refused
+from hil.faults import FaultPlan
+from hil.plant.battery import Battery
+from hil.plant.site import BATTERY, FREQUENCY, IMPORTED_J, NS_PER_S, PCC, SOC, VOLTAGE, SitePlant
+from hil.scenario import MeterPlantDoc
+
+J_PER_WH = 3_600.0
+
+
+class SimMeter:
+    """The meter at the point of common coupling. `believed_delay_s` is what the driver would stamp its samples with."""
+
+    def __init__(
+        self,
+        plant: SitePlant,
+        clock: Clock,
+        doc: MeterPlantDoc,
+        *,
+        believed_delay_s: float,
+        believed_update_s: float,
+        rng: np.random.Generator,
+    ) -> None:
+        self._plant, self._clock, self._rng = plant, clock, rng
+        self._delay_s = believed_delay_s if doc.delay_s is None else doc.delay_s
+        self._refresh_s = believed_update_s if doc.refresh_s is None else doc.refresh_s
+        self._believed_delay_s = believed_delay_s
+        self._doc = doc
+        self._last_sample_s = -math.inf
+        self._last_power_w = 0.0
+
+    async def read(self) -> Reading[MeterSample]:
+        if self._doc.latency_s > 0.0:
+            await self._clock.sleep_until_ns(self._clock.now_ns() + round(self._doc.latency_s * NS_PER_S))
+        now_ns = self._clock.now_ns()
+        self._plant.advance_ns(now_ns)
+        now_s = now_ns / NS_PER_S
+        # The register holds what was true at the last refresh; a nanosecond's slack keeps 0.1 / 0.02 a whole number.
+        sample_s = math.floor((now_s - self._delay_s) / self._refresh_s + 1e-9) * self._refresh_s
+        plant = self._plant
+        sample = MeterSample(
+            power_w=self._power_w(sample_s),
+            frequency_hz=plant.value(FREQUENCY, sample_s),
+            voltage_pu=plant.value(VOLTAGE, sample_s),
+            import_wh=plant.value(IMPORTED_J, sample_s) / J_PER_WH,
+        )
+        return Reading(sample, now_s - self._believed_delay_s, Quality.GOOD, "pcc")
+
+    def _power_w(self, sample_s: float) -> float:
+        """One value per refresh, however often it is read."""
+        if sample_s != self._last_sample_s:
+            doc = self._doc
+            power_w = (
+                self._plant.mean(PCC, from_s=sample_s - doc.window_s, to_s=sample_s)
+                if doc.window_s > 0.0
+                else self._plant.value(PCC, sample_s)
+            )
+            noise = 1.0 + doc.noise_frac * self._rng.standard_normal() if doc.noise_frac > 0.0 else 1.0
+            self._last_sample_s, self._last_power_w = sample_s, power_w * doc.gain * float(noise)
+        return self._last_power_w
+
+
+class SimBattery:
+    """The battery behind its port. Reads show the past by `read_delay_s`; a write takes effect at the next step."""
+
+    def __init__(
+        self,
+        plant: SitePlant,
+        clock: Clock,
+        battery: Battery,
+        *,
+        read_delay_s: float,
+        believed_delay_s: float,
+        write_latency_s: float,
+    ) -> None:
+        self._plant, self._clock, self._battery = plant, clock, battery
+        self._read_delay_s, self._believed_delay_s = read_delay_s, believed_delay_s
+        self._write_latency_s = write_latency_s
+
+    async def read(self) -> Reading[BatterySample]:
+        now_ns = self._clock.now_ns()
+        self._plant.advance_ns(now_ns)
+        now_s = now_ns / NS_PER_S
+        at_s = now_s - self._read_delay_s
+        b = self._battery
+        sample = BatterySample(
+            power_w=self._plant.value(BATTERY, at_s),
+            soc_frac=self._plant.value(SOC, at_s),
+            charge_w_max=b.charge_w_limit,
+            discharge_w_max=b.discharge_w_limit,
+            state=b.state,
+            is_remote=b.is_remote,
+            reference_w=b.reference_w,
+            is_following=b.is_following,
+            reversion_s_left=b.reversion_s_left,
+        )
+        return Reading(sample, now_s - self._believed_delay_s, Quality.GOOD, "battery")
+
+    async def write(self, command: BatteryCommand) -> None:
+        """Reference, slope and reversion timer, all or nothing."""
+        self._plant.advance_ns(self._clock.now_ns())
+        b = self._battery
+        if not b.is_remote:
+            raise Refused("battery", "LocRemCtl is LOCAL")
+        if b.state is BatteryState.FAULT:
+            raise DeviceFault("battery", "tripped")
+        if command.following is Following.DEVICE:
+            b.set_follow_target(command.reference_w, command.ramp_w_per_s)
+        else:
+            b.set_setpoint(command.reference_w, command.ramp_w_per_s)
+        b.arm_reversion(command.ttl_s)
+        if self._write_latency_s > 0.0:
+            await self._clock.sleep_until_ns(self._clock.now_ns() + round(self._write_latency_s * NS_PER_S))
+
+
+class SimUps:
+    """The UPS card: read-only."""
+
+    def __init__(self, plant: SitePlant, clock: Clock) -> None:
+        self._plant, self._clock = plant, clock
+
+    async def read(self) -> Reading[UpsSample]:
+        now_ns = self._clock.now_ns()
+        self._plant.advance_ns(now_ns)
+        facility = self._plant.facility
+        sample = UpsSample(
+            output_w=facility.ups_output_w,
+            is_on_battery=facility.is_on_battery,
+            is_on_bypass=False,
+            minutes_left=facility.minutes_left,
+            load_frac=None,
+        )
+        return Reading(sample, now_ns / NS_PER_S, Quality.GOOD, "ups")
+
+
+class SimGrid:
+    """Signals as if verified and accepted, each known from its own time on; the link drops when a fault says so."""
+
+    def __init__(self, signals: Sequence[tuple[float, GridSignal]], clock: Clock, plan: FaultPlan) -> None:
+        self._signals = sorted(signals, key=lambda s: (s[0], s[1].from_s))
+        self._clock, self._plan = clock, plan
+        self._known: tuple[GridSignal, ...] = ()
+        self._known_count = 0
+        self.report_count = 0
+
+    def active(self, now_s: float) -> tuple[GridSignal, ...]:
+        while self.is_link_up and self._known_count < len(self._signals):
+            known_s, signal = self._signals[self._known_count]
+            if known_s > now_s:
+                break
+            self._known_count += 1
+            self._known = tuple(sorted((*self._known, signal), key=lambda s: (s.from_s, s.signal_id)))
+        if self._known and min(s.until_s for s in self._known) <= now_s:
+            self._known = tuple(s for s in self._known if s.until_s > now_s)
+        return self._known
+
+    @property
+    def is_link_up(self) -> bool:
+        return not self._plan.faults or self._plan.on("grid", self._clock.now_s()) is None
+
+    async def report(self, image: SiteImage, command: SiteCommand, margins: Sequence[Margin]) -> None:
+        self.report_count += 1
+
+
+class HeldLease:
+    """Leadership that nobody contests."""
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @property
+    def is_held(self) -> bool:
+        return True
+
+
+class NoRecorder:
+    """Keeps nothing."""
+
+    def record(self, kind: str, payload: Mapping[str, object]) -> None:
+        return None
