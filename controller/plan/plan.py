@@ -76,6 +76,7 @@ class PlanInput:
     target_w: float  # the grid target now
     low_w: FloatArray
     high_w: FloatArray
+    ceiling_w: FloatArray  # the lowest ceiling in force at each step, inf where none; already inside `high_w`
     slope_down_w_per_s: float
     slope_up_w_per_s: float
     energy_j: float
@@ -128,9 +129,10 @@ class PriceKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What one more megawatt of a limit would save: curtailed joules per watt of relaxation, over the horizon.
+    """What relaxing a limit would save over the horizon: weighted curtailed joules per watt.
 
-    `is_bound` says that the true price is at least this (a slack was in use).
+    For ramps the watt is one watt per minute of slope. Divide by a GPU's power for GPU-seconds. `is_bound` says that
+    the true price is at least this: a slack was in use, so the limit could not be met at any price.
     """
 
     kind: PriceKind

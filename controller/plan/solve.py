@@ -1,0 +1,405 @@
+"""The fast path: numbers into the affine map, vectors into PIQP, a checked and projected plan out.
+
+No CVXPY here. A solution counts only when the solver says solved, every value is finite and our own residuals are
+small; otherwise the ladder answers: the last plan moved on in time (three times at most), then `rule`, then hold. Every
+rung is counted. The planner never raises for what `PlanInput` allows, and never reads a clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+import piqp
+from scipy import sparse
+
+from controller.plan.model import PEAK_SHARE, WEAR_COST, AffineMap, ModelShape
+from controller.plan.plan import OFFSET_S, STEP_S, Plan, PlanInput, PlanStatus, Price, PriceKind
+from controller.plan.rule import RulePlanner, Sharing, class_peaks_w
+from controller.reserve import BatteryBounds, chord_slopes_s
+from controller.types import FloatArray
+
+CHORDS = 16
+RISE_CHORDS = 12
+# Half of the chords cover what the battery can ride down under the contract at start-up; the rest wait for a tighter
+# one. Eight chords over an energy-limited boundary give away 0.4 % of the battery.
+CHORDS_COVERING = 8
+FAR = 1e5  # stands for infinity in scaled units: a site is about 10
+SHIFTS_MAX = 3
+RESIDUAL_MAX = 1e-4  # scaled units: 0.001 % of a site
+FINAL_VALUE = 0.3  # of what a stored joule may save later, in work of the cheapest class
+CUT_TINY_FRAC = 1e-4  # of a class: an interior point never says exactly zero
+SLACK_TINY = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerShape:
+    """What a planner is built for. `spacing_s` and `rise_spacing_s` place the chords of the crash-safe set."""
+
+    model: ModelShape
+    scale_w: float
+    spacing_s: float
+    rise_spacing_s: float
+
+
+def planner_shape(
+    *,
+    classes: int,
+    battery: BatteryBounds,
+    fall_w_per_s: float,
+    rise_w_per_s: float,
+    is_rise_enforced: bool,
+    peak_w: float,
+) -> PlannerShape:
+    """The shape for a site: chords spread over what its battery can ride down under the slopes in force now."""
+    spacing_s = _chord_spacing_s(battery, fall_w_per_s, battery.charge_w_max) / CHORDS_COVERING
+    rise_spacing_s = _chord_spacing_s(battery, rise_w_per_s, battery.discharge_w_max) / (RISE_CHORDS // 2)
+    return PlannerShape(
+        model=ModelShape(
+            classes=classes,
+            eta=battery.eta,
+            fall_slopes_s=chord_slopes_s(battery, count=CHORDS, spacing_s=spacing_s),
+            rise_slopes_s=tuple((i + 0.5) * rise_spacing_s for i in range(RISE_CHORDS)) if is_rise_enforced else (),
+        ),
+        scale_w=10.0 ** round(math.log10(max(peak_w, 1.0) / 10.0)),
+        spacing_s=spacing_s,
+        rise_spacing_s=rise_spacing_s,
+    )
+
+
+def _chord_spacing_s(battery: BatteryBounds, slope_w_per_s: float, power_w: float) -> float:
+    """The steepest slope (seconds) of the boundary the battery can reach: by its power or by its energy."""
+    room_j = battery.energy_j_max - battery.energy_j_min
+    if not 0.0 < slope_w_per_s < math.inf or power_w <= 0.0 or room_j <= 0.0:
+        return 60.0  # nothing bounds the fall: any spacing does
+    return max(1.0, min(power_w / slope_w_per_s, math.sqrt(2.0 * room_j / slope_w_per_s)))
+
+
+class MpcPlanner:
+    """Plans with the quadratic program; `counts` says how each plan came about."""
+
+    def __init__(self, shape: PlannerShape, affine: AffineMap, *, price_every: int = 10) -> None:
+        assert affine.shape == shape.model, "the map was built for another site"
+        self.shape = shape
+        self.counts: Counter[PlanStatus] = Counter()
+        self.last_reason = ""  # why the last plan was not solved; empty when it was
+        self._affine = affine
+        self._g_rows = sparse.csr_matrix(affine.g)
+        self._a_rows = sparse.csr_matrix(affine.a)
+        self._back = sparse.csr_matrix(affine.matrix.T)
+        self._theta = np.zeros(affine.theta_size)
+        self._price_every = price_every
+        self._cycle = 0
+        self._prices: tuple[Price, ...] = ()
+        self._last: Plan | None = None
+        self._shifts = 0
+        self._fallback = RulePlanner(name="mpc", sharing=Sharing.ORDERED)
+        self._solver = self._warm_solver()
+
+    def plan(self, given: PlanInput) -> Plan:
+        """The next plan, from the highest rung of the ladder that holds."""
+        stacked = self._stack(given)
+        x, solve_ms = self._solve(stacked) if stacked is not None else (None, 0.0)
+        if x is not None:
+            assert stacked is not None
+            if self._cycle % self._price_every == 0:
+                self._prices = self._find_prices(given, stacked)
+            self._cycle += 1
+            plan = self._read(given, x, stacked, solve_ms)
+            self._last, self._shifts, self.last_reason = plan, 0, ""
+        else:
+            plan = self._fall_back(given)
+        self.counts[plan.status] += 1
+        return plan
+
+    # ------------------------------------------------------------------------------------------------ numbers in
+
+    def _warm_solver(self) -> piqp.SparseSolver:
+        """Set up the solver on harmless data and solve once: the first solve costs 30 times a later one."""
+        affine = self._affine
+        theta = self._theta
+        for name in ("charge_max", "discharge_max", "cover_max", "cut_max", "energy_high", "high", "weight", "fall"):
+            theta[affine.theta_slices[name]] = 1.0
+        for name in ("rise", "chord", "surplus_max", "tier_left", "left", "trough", "energy_now"):
+            theta[affine.theta_slices[name]] = 1.0
+        c, b, h, lower, upper = affine.split(np.clip(affine.apply(theta), -FAR, FAR))
+        solver = piqp.SparseSolver()
+        solver.settings.verbose = False
+        solver.settings.compute_timings = True
+        solver.settings.max_iter = 80
+        solver.setup(P=affine.p, c=c, A=affine.a, b=b, G=affine.g, h_u=h, x_l=lower, x_u=upper)
+        solver.solve()
+        return solver
+
+    def _stack(self, given: PlanInput) -> FloatArray | None:
+        """Scaled solver data for this input; None where it does not fit the program or is not finite."""
+        model, scale = self.shape.model, self.shape.scale_w
+        if given.demand_w.shape != (model.classes, model.steps) or len(given.classes) != model.classes:
+            self.last_reason = "shape"
+            return None
+        battery, put = given.reserve.battery, self._put
+        load = given.load_w() / scale
+        chords = given.reserve.chords(count=len(model.fall_slopes_s) - 1, spacing_s=self.shape.spacing_s)
+        if not np.allclose(chords.slope_s, model.fall_slopes_s, rtol=1e-6):
+            self.last_reason = "battery"
+            return None
+        low, high, fall, rise = _reachable(given)
+        charge_w = battery.charge_limit_w(given.energy_j)
+        discharge_w = battery.discharge_limit_w(given.energy_j)
+        decay_w = given.reserve.fall_w_per_s * OFFSET_S[: model.steps]
+        spent_w = np.maximum(0.0, given.spent_w - decay_w) if given.spent_w > 0.0 else 0.0
+        floor_w = np.array([job_class.cap_w_min for job_class in given.classes])
+        weights = np.array([job_class.weight for job_class in given.classes])
+        cheapest = float(weights.min())
+        put("load", load)
+        put("peak", load + given.ripple_up_w / scale)
+        put("trough", load + (charge_w - given.ripple_down_w) / scale)
+        put("low", low / scale)
+        put("high", high / scale)
+        put("fall", fall / scale)
+        put("rise", rise / scale)
+        put("cut_max", (np.maximum(0.0, given.demand_w - floor_w[:, None]) / scale).ravel(order="F"))
+        put("charge_max", charge_w / scale)
+        put("discharge_max", discharge_w / scale)
+        put("cover_max", discharge_w / scale)
+        put("energy_now", given.energy_j / scale)
+        put("energy_low", min(battery.energy_j_min, given.energy_j) / scale)
+        put("energy_high", max(battery.energy_j_max, given.energy_j) / scale)
+        put("chord", np.array(chords.offset_j) / scale)
+        put("surplus_max", (chords.x_w_max - given.contingency_ripple_w) / scale)
+        put("left", (given.load_left_w - spent_w) / scale)
+        put("tier_left", np.array([job_class.loss_left_j for job_class in given.classes]) / scale)
+        put("weight", weights / cheapest)
+        put("final_value", FINAL_VALUE * battery.eta)
+        put("wear", WEAR_COST)
+        if model.rise_slopes_s:
+            rise_chords = given.reserve.rise_chords(count=RISE_CHORDS, spacing_s=self.shape.rise_spacing_s)
+            put("rise_chord", np.array(rise_chords.offset_j) / scale)
+            put("cover_max", min(discharge_w, rise_chords.x_w_max) / scale)
+        if not bool(np.isfinite(self._theta).all()):
+            self.last_reason = "input not finite"
+            return None
+        stacked = self._affine.apply(self._theta)
+        np.clip(stacked, -FAR * 100.0, FAR * 100.0, out=stacked)
+        return stacked
+
+    def _put(self, name: str, value: FloatArray | float) -> None:
+        place = self._affine.theta_slices[name]
+        self._theta[place] = np.clip(value, -FAR, FAR)
+
+    # ------------------------------------------------------------------------------------------------ one solve
+
+    def _solve(self, stacked: FloatArray) -> tuple[FloatArray | None, float]:
+        """The solution and the solver's own time in ms; None where it cannot be trusted."""
+        c, b, h, lower, upper = self._affine.split(stacked)
+        solver = self._solver
+        solver.update(c=c, b=b, h_u=h, x_l=lower, x_u=upper)
+        status = solver.solve()
+        solve_ms = float(solver.result.info.run_time) * 1e3
+        if status != piqp.PIQP_SOLVED:
+            self.last_reason = f"solver: {status.name}"
+            return None, solve_ms
+        x: FloatArray = np.array(solver.result.x, dtype=np.float64)
+        if not bool(np.isfinite(x).all()):
+            self.last_reason = "solution not finite"
+            return None, solve_ms
+        worst = max(
+            float(np.abs(self._a_rows @ x - b).max()),
+            float((self._g_rows @ x - h).max()),
+            float((lower - x).max()),
+            float((x - upper).max()),
+        )
+        if worst > RESIDUAL_MAX:
+            self.last_reason = f"residual {worst:.1e}"
+            return None, solve_ms
+        return x, solve_ms
+
+    def _read(self, given: PlanInput, x: FloatArray, stacked: FloatArray, solve_ms: float) -> Plan:
+        """The plan in watts, projected onto its bounds."""
+        _, _, _, lower, upper = self._affine.split(stacked)
+        x = np.clip(x, lower, upper)
+        scale, index = self.shape.scale_w, self._affine.x_index
+        low, high, fall, rise = _reachable(given)
+        target_w = _onto_slopes(x[index["target"]] * scale, low, high, fall, rise)
+        cut_w = x[index["cut"]] * scale
+        cover_w = x[index["cover"]] * scale
+        cap_path = caps_of_cut(given, cut_w)
+        if given.is_rise_enforced:
+            _cap_spare(given, cap_path, target_w + cover_w - given.other_w)
+        return Plan(
+            t_s=given.t_s,
+            offset_s=OFFSET_S[: given.steps],
+            target_w=target_w,
+            cap_w=cap_path[:, 0].copy(),
+            cap_path_w=cap_path,
+            battery_w=(x[index["discharge"]] - x[index["charge"]]) * scale,
+            energy_path_j=x[index["energy"]] * scale,
+            prices=self._prices,
+            policy="mpc",
+            status=PlanStatus.SOLVED,
+            solve_ms=solve_ms,
+        )
+
+    # ------------------------------------------------------------------------------------------------ the ladder
+
+    def _fall_back(self, given: PlanInput) -> Plan:
+        if self._last is not None and self._shifts < SHIFTS_MAX:
+            self._shifts += 1
+            return _shifted(self._last, given)
+        plan = self._fallback.plan(given)
+        if bool(np.isfinite(plan.target_w).all()) and not bool(np.isnan(plan.cap_w).any()):
+            return replace(plan, status=PlanStatus.RULE, prices=())
+        return _hold(given, self._last)
+
+    # ------------------------------------------------------------------------------------------------ prices
+
+    def _find_prices(self, given: PlanInput, stacked: FloatArray) -> tuple[Price, ...]:
+        """Marginal prices from a second solve that counts work alone; empty when it fails.
+
+        The gradient of the optimal cost by theta is the map's transpose times (x, -y, -z_u, z_bl, -z_bu).
+        """
+        kept = (
+            self._theta[self._affine.theta_slices["wear"]].copy(),
+            self._theta[self._affine.theta_slices["final_value"]].copy(),
+        )
+        self._put("wear", 0.0)
+        self._put("final_value", 0.0)
+        work_alone = self._affine.apply(self._theta)
+        np.clip(work_alone, -FAR * 100.0, FAR * 100.0, out=work_alone)
+        self._put("wear", kept[0])
+        self._put("final_value", kept[1])
+        reason = self.last_reason
+        x, _ = self._solve(work_alone)
+        if x is None:
+            self.last_reason = reason
+            return ()
+        result = self._solver.result
+        duals = np.concatenate([x, -result.y, -result.z_u, result.z_bl, -result.z_bu])
+        gradient = self._back @ np.nan_to_num(duals)
+        index = self._affine.x_index
+        slack = max(float(x[index[name]].max()) for name in ("spill", "deficit", "overrun", "over_tier"))
+        return _prices(given, gradient, self._affine.theta_slices, is_bound=slack > SLACK_TINY)
+
+
+def caps_of_cut(given: PlanInput, cut_w: FloatArray) -> FloatArray:
+    """Caps, shape (K, H), whose effect on the mean is `cut_w`; infinite where a class is not cut.
+
+    A cap y below the top of the ripple costs PEAK_SHARE * y in the mean, and all of it once it is below the mean.
+    """
+    caps = np.full_like(cut_w, np.inf)
+    for step in range(given.steps):
+        peak_w = class_peaks_w(given, step)
+        up_w = peak_w - given.demand_w[:, step]
+        depth_w = np.minimum(cut_w[:, step] / PEAK_SHARE, cut_w[:, step] + up_w)
+        is_cut = cut_w[:, step] > CUT_TINY_FRAC * np.maximum(peak_w, 1.0)
+        caps[is_cut, step] = (peak_w - depth_w)[is_cut]
+    return caps
+
+
+def _cap_spare(given: PlanInput, caps: FloatArray, gpu_w_max: FloatArray) -> None:
+    """Under an enforced rise every class has a cap: what is spare is shared by size, in place."""
+    size_w = np.array([max(job_class.peak_w, 1.0) for job_class in given.classes])
+    for step in range(given.steps):
+        peak_w = np.minimum(class_peaks_w(given, step), caps[:, step])
+        spare_w = float(gpu_w_max[step]) - float(peak_w.sum())
+        if spare_w >= 0.0:
+            caps[:, step] = np.minimum(caps[:, step], peak_w + spare_w * size_w / size_w.sum())
+        else:
+            caps[:, step] = peak_w * max(0.0, 1.0 + spare_w / max(float(peak_w.sum()), 1.0))
+
+
+def _reachable(given: PlanInput) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Bounds and step allowances of the target, shape (H,) each, in which at least one path exists.
+
+    The path that moves only where the interval pushes it is always allowed: a step that must fall faster than the
+    ordinary slope (a ceiling that is due) may.
+    """
+    steps = given.steps
+    low_w = np.minimum(given.low_w, given.high_w)
+    high_w = np.maximum(given.low_w, given.high_w)
+    fall_w = given.slope_down_w_per_s * STEP_S[:steps]
+    rise_w = given.slope_up_w_per_s * STEP_S[:steps]
+    if not math.isfinite(given.slope_down_w_per_s):
+        fall_w = np.full(steps, np.inf)
+    if not math.isfinite(given.slope_up_w_per_s):
+        rise_w = np.full(steps, np.inf)
+    path_w = min(max(given.target_w, float(low_w[0])), float(high_w[0]))
+    for step in range(1, steps):
+        next_w = min(max(path_w, float(low_w[step])), float(high_w[step]))
+        if next_w < path_w:
+            fall_w[step] = max(float(fall_w[step]), path_w - next_w)
+        else:
+            rise_w[step] = max(float(rise_w[step]), next_w - path_w)
+        path_w = next_w
+    return low_w, high_w, fall_w, rise_w
+
+
+def _onto_slopes(
+    target_w: FloatArray, low_w: FloatArray, high_w: FloatArray, fall_w: FloatArray, rise_w: FloatArray
+) -> FloatArray:
+    """The path nearest to `target_w`, step by step, that keeps bounds and allowances exactly."""
+    kept = np.clip(target_w, low_w, high_w)
+    for step in range(1, len(kept)):
+        reach_low, reach_high = kept[step - 1] - fall_w[step], kept[step - 1] + rise_w[step]
+        kept[step] = min(max(min(max(kept[step], reach_low), reach_high), low_w[step]), high_w[step])
+    return kept
+
+
+def _shifted(last: Plan, given: PlanInput) -> Plan:
+    """The last plan read later: its end is held."""
+    moved_s = OFFSET_S[: given.steps] + (given.t_s - last.t_s)
+
+    def later(values: FloatArray) -> FloatArray:
+        return np.interp(moved_s, last.offset_s, values)
+
+    step = int(np.searchsorted(last.offset_s, given.t_s - last.t_s, side="left"))
+    caps = last.cap_path_w[:, min(step, last.cap_path_w.shape[1] - 1)]
+    return replace(
+        last,
+        t_s=given.t_s,
+        target_w=later(last.target_w),
+        cap_w=caps.copy(),
+        battery_w=later(last.battery_w),
+        energy_path_j=later(last.energy_path_j),
+        prices=(),
+        status=PlanStatus.SHIFTED,
+        solve_ms=0.0,
+    )
+
+
+def _hold(given: PlanInput, last: Plan | None) -> Plan:
+    """Target and caps stay: all that can be said about an input that is not a number."""
+    steps = given.steps
+    target_w = given.target_w if math.isfinite(given.target_w) else (float(last.target_w[0]) if last else 0.0)
+    caps = last.cap_w if last is not None else np.full(len(given.classes), np.inf)
+    return Plan(
+        t_s=given.t_s,
+        offset_s=OFFSET_S[:steps],
+        target_w=np.full(steps, target_w),
+        cap_w=caps.copy(),
+        cap_path_w=np.repeat(caps[:, None], steps, axis=1),
+        battery_w=np.zeros(steps),
+        energy_path_j=np.full(steps, given.energy_j if math.isfinite(given.energy_j) else 0.0),
+        prices=(),
+        policy="mpc",
+        status=PlanStatus.HOLD,
+        solve_ms=0.0,
+    )
+
+
+def _prices(given: PlanInput, gradient: FloatArray, slices: dict[str, slice], *, is_bound: bool) -> tuple[Price, ...]:
+    """Saved curtailment per watt of relaxation; ramps per watt per minute of slope."""
+    minute_share = STEP_S[: given.steps] / 60.0
+    at_ceiling = given.high_w >= given.ceiling_w - 1.0
+    high = -gradient[slices["high"]]
+    found = {
+        PriceKind.RAMP_DOWN: float(-gradient[slices["fall"]] @ minute_share)
+        + float(gradient[slices["low"]][0] * minute_share[0]),
+        PriceKind.RAMP_UP: float(-gradient[slices["rise"]] @ minute_share)
+        + (0.0 if bool(at_ceiling[0]) else float(high[0] * minute_share[0])),
+        PriceKind.CEILING: float(high[at_ceiling].sum()),
+        PriceKind.RESERVE: float(-gradient[slices["left"]].sum()),
+    }
+    return tuple(Price(kind, max(0.0, value), is_bound) for kind, value in found.items())
