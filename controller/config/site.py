@@ -39,7 +39,7 @@ from controller.types import ClassId, Contract, Following, NodeId
 W_PER_MEGAWATT = 1e6
 W_PER_KILOWATT = 1e3
 J_PER_MEGAWATT_HOUR = 3.6e9
-PLANNER_CLASSES_MAX = 8
+CLASSES_MAX = 7  # the planner takes eight; the last is whatever no class names
 TIERS = (0.0, 0.1, 0.25, 0.5)  # tolerated throughput loss, as flexibility programmes grade jobs
 
 Positive = Annotated[float, Field(gt=0)]
@@ -233,7 +233,7 @@ class SiteDoc(Document):
     battery: BatteryDoc | None = None
     ups: tuple[UpsDoc, ...] = ()
     load: LoadDoc | None = None
-    classes: Annotated[tuple[ClassDoc, ...], Field(max_length=PLANNER_CLASSES_MAX)] = ()
+    classes: Annotated[tuple[ClassDoc, ...], Field(max_length=CLASSES_MAX)] = ()
     contingencies: tuple[ContingencyDoc, ...] = ()
     commands: CommandsDoc = CommandsDoc()
     mqtt: MqttDoc | None = None
