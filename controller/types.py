@@ -476,7 +476,10 @@ class RefusalReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class OfferedTarget:
-    """One request of a verified message, in UTC, before any rule. No feeds: all. `is_revert` withdraws earlier ones."""
+    """One request of a verified message, in UTC, before any rule. No feeds: all. `is_revert` withdraws earlier ones.
+
+    `due_in_s`: how long after its start the target is due. Times in the rows are relative to the start.
+    """
 
     feeds: tuple[str, ...]
     from_utc_s: float | None
@@ -486,6 +489,7 @@ class OfferedTarget:
     is_revert: bool
     is_best_effort: bool
     ramp_exempt: bool
+    due_in_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -631,48 +635,45 @@ class Unset(Enum):
 class FleetTable:
     """Constants of every known GPU as parallel arrays of length n; `spans` says which part is whose.
 
-    `stands_for` multiplies powers (sampled fleets). `peak_w` is the nameplate: what a GPU may draw when nothing bounds
-    it. `floor_clock_mhz` is the service floor. At clock f a GPU draws at most idle + (peak - idle) (f / f_max)^exponent;
-    1 is the chord, above every convex curve.
+    Caps are arrays of shape (2, n): row 0 the clock in MHz, row 1 the power limit in W. `floor_mhz` is the service
+    floor. `peak_w` is the nameplate: what a GPU may draw when nothing bounds it; at clock f it draws at most
+    idle + (peak - idle) (f / f_max)^exponent, where 1 is the chord, above every convex curve. `stands_for` multiplies
+    powers (sampled fleets).
     """
 
     gpu_ids: tuple[GpuId, ...]
     index: Mapping[GpuId, int]
     spans: Mapping[NodeId, slice]
-    stands_for: FloatArray
+    cap_min: FloatArray
+    cap_max: FloatArray
+    floor_mhz: FloatArray
     idle_w: FloatArray
     peak_w: FloatArray
-    limit_w_min: FloatArray
-    limit_w_max: FloatArray
-    clock_mhz_min: FloatArray
-    clock_mhz_max: FloatArray
-    floor_clock_mhz: FloatArray
-    fallback_clock_mhz: FloatArray
+    stands_for: FloatArray
     power_exponent: float
 
 
 @dataclass(frozen=True, slots=True)
 class FleetAcks:
-    """What nodes last read back, in the order of the fleet table; inf is free.
+    """What nodes last read back, in the order of the fleet table; `caps` of shape (2, n), inf is free.
 
     `is_fresh`: good, young and controllable, so that a raise may rest on it. `fixed_w`: what a GPU may draw whatever we
     command (uncontrollable: at the caps read back; silent: its nameplate); NaN where commands count.
     """
 
-    clock_mhz: FloatArray
-    limit_w: FloatArray
+    caps: FloatArray
     is_fresh: NDArray[np.bool_]
     fixed_w: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
 class Feeder:
-    """A breaker or feeder of the site's tree: all nodes below it, however deep, and what else hangs on it."""
+    """A breaker or feeder of the site's tree: all GPUs below it, however deep, and what else hangs on it."""
 
     name: str
     limit_w: float
-    node_ids: frozenset[NodeId]
     other_w_max: float
+    is_below: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -691,46 +692,63 @@ class PccRing:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowCheck:
+    """One row on differences of power within a window, beside the ring it is checked on.
+
+    Over every entry that lies wholly inside `window_s`: the next power may stand at most `room_w`, or `room_w_per_s`
+    times the entry's age where that is more, above its least (`is_up`) and below its greatest (`is_down`).
+    """
+
+    limit_id: LimitId
+    window_s: float
+    room_w: float
+    room_w_per_s: float
+    is_up: bool
+    is_down: bool
+    ring: PccRing
+
+
+@dataclass(frozen=True, slots=True)
 class ReserveConstants:
     """What must stay true for a full drop to be absorbed, where the site enforces it.
 
-    The load falls to `floor_w`; the battery then takes at most `charge_w_max` and has room up to `energy_j_max`, while
-    grid power comes down at `recovery_w_per_s`.
+    The load falls to `floor_w`; the battery then takes at most `charge_w_max` and has room for `room_j`, while grid
+    power comes down at `recovery_w_per_s`.
     """
 
     floor_w: float
     charge_w_max: float
-    energy_j: float
-    energy_j_max: float
+    room_j: float
     eta: float
     recovery_w_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class BatteryBounds:
-    """The battery's own limits as its profile declares them; powers are magnitudes."""
+    """What the battery can do now, by nameplate, profile and its own report; powers are magnitudes.
+
+    `supply_w` is the discharge it surely gives over two tracker periods: 0 unless it runs, is in remote control, holds
+    energy and follows within 5 %. `is_eligible` is False where deadband or dwell exceed the residual budget.
+    """
 
     charge_w_max: float
     discharge_w_max: float
     ramp_w_per_s_max: float
-    energy_j: float
-    soc_frac_min: float
-    soc_frac_max: float
+    supply_w: float
     deadband_w: float
     dwell_s: float
-    is_eligible: bool  # False: deadband or dwell exceeds the residual budget, so it is not used for following
+    is_eligible: bool
 
 
 @dataclass(frozen=True, slots=True)
 class EnvelopeState:
-    """What the envelope remembers from one check to the next. Caps are the last it let through; inf is free."""
+    """What the envelope remembers from one check to the next; `caps` are the last it let through."""
 
     epoch: int = -1
     seq: int = -1
     t_s: float = float("-inf")
     gpu_ids: tuple[GpuId, ...] = ()
-    clock_mhz: FloatArray = field(default_factory=lambda: np.empty(0))
-    limit_w: FloatArray = field(default_factory=lambda: np.empty(0))
+    caps: FloatArray = field(default_factory=lambda: np.empty((2, 0)))
     clock_written_s: FloatArray = field(default_factory=lambda: np.empty(0))
     target_w: float | None = None
     reference_w: float | None = None
@@ -741,35 +759,30 @@ class EnvelopeState:
 
 @dataclass(frozen=True, slots=True)
 class EnvelopeView:
-    """All the envelope looks at. Rows the contract suspends now are left out of `limits` by the caller.
+    """All the envelope looks at. Rows the contract suspends now are left out of `windows` by the caller.
 
     `import_w_max` is the ceiling in force over the next two tracker periods (inf: none), one that is being approached
-    at the contract's slope given as its present bound. `load_low_w..load_high_w` is the range of load over the last
-    second. `target_w` is the grid target behind a software-following set-point.
+    at the contract's slope given as its present bound. `load_w` is the load that a software-following set-point will
+    meet. `target_step_w` is how far the grid target may move now (slope guard of band rows; inf: none).
     """
 
     image: SiteImage
     fleet: FleetTable
     acks: FleetAcks
-    limits: tuple[Limit, ...]
-    rings: tuple[PccRing, ...]
     feeders: tuple[Feeder, ...]
+    windows: tuple[WindowCheck, ...]
+    target_step_w: float
     import_w_max: float
     margin_w: float
     unmanaged_w_max: float
-    load_low_w: float
-    load_high_w: float
-    target_w: float | None
-    band_slope_w_per_s: float  # inf: no band row
+    load_w: float
     battery: BatteryBounds | None
-    is_battery_trusted: bool  # following error below 5 % over 3 T
     reserve: ReserveConstants | None  # None: nothing enforced
-    margins: tuple[Margin, ...]  # enforced conditions, of the proposal
+    margins: tuple[Margin, ...]  # of the proposal, conditions that the site enforces
     mode: Mode
     is_leader: bool
     is_clock_sane: bool
     is_emergency: bool  # breaker, thermal or ramp-exempt: falls may pass `low` and the service floor
-    tracker_period_s: float
     planner_period_s: float
     meter_age_s_max: float
     max_export_w: float

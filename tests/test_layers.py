@@ -20,7 +20,13 @@ CORE_LOW = {
     "controller.headroom",
 }
 CORE_MID = {"controller.estimate", "controller.forecast"}
-CORE_HIGH = {"controller.allocate", "controller.tracker", "controller.emergency", "controller.schedule"}
+CORE_HIGH = {
+    "controller.signal_schedule",
+    "controller.allocate",
+    "controller.tracker",
+    "controller.emergency",
+    "controller.schedule",
+}
 CORE_TOP = {"controller.modes", "controller.signals"}
 CORE = CORE_LOW | CORE_MID | CORE_HIGH | CORE_TOP
 ENVELOPES = {"controller.envelope", "controller.envelope_node"}

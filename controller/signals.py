@@ -1,0 +1,427 @@
+"""Acceptance rules for grid signals: what a verified message may change, from when, how far and for how long (pure).
+
+A message may only do what its issuer is allowed to; nothing unverified, stale or replayed ever loosens a limit; a low
+one is bounded by floor and ramp and answered with the time it will be met; a flapping one is followed down at once and
+up slowly; silence ends in the fallback contract. Time is an argument of every call. Keys, topics and the audit log live
+in the driver; the contract's own rows stay in force beside whatever is accepted here: a signal can only add to them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from controller.settings import GridSettings, IssuerSettings, SiteSettings
+from controller.signal_schedule import Dwell, Layer, Schedule, Slot, as_strict, bounded_row
+from controller.types import (
+    Acceptance,
+    CeilingLimit,
+    Contract,
+    Direction,
+    FeedTarget,
+    FloorLimit,
+    GridSignal,
+    Limit,
+    OfferedTarget,
+    RampLimit,
+    RateLimit,
+    RefusalReason,
+    SignalKind,
+    SignalOffer,
+    SignalOutcome,
+    SwingLimit,
+)
+
+UNTIMED_HOLD_S = 900.0  # how long a tightening holds that carries no signed time and no signed end
+TRANSIT_S_MAX = 10.0  # a message older than skew plus this is stale: no broker path of ours takes longer
+RESYNC_S = 300.0  # a stepped wall clock is trusted again after it ran evenly for so long
+CLOCK_STEP_S_MIN = 1.0  # slewing by NTP never reaches it between two steps
+IDS_REMEMBERED_MAX = 8192  # an older replay fails the time window anyway
+LAYERS_PER_SLOT_MAX = 64
+PRESENT_TOLERANCE_S = 0.05  # a target met this late is met in time
+
+Refusal = tuple[RefusalReason, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SignalBounds:
+    """What the site brings to the rules. `floor_w`: no target is followed below it (critical load)."""
+
+    floor_w: float
+    peak_w: float
+    contract: Contract
+    grace_s: float
+    raise_dwell_s: float
+
+
+def bounds_of(site: SiteSettings) -> SignalBounds:
+    """The bounds of a site: its floor is what it draws with every GPU idle, or what it guarantees if that is more."""
+    return SignalBounds(
+        floor_w=min(max(site.guaranteed_floor_w, site.gpu_idle_w + site.other_load_w), site.registered_peak_w),
+        peak_w=site.registered_peak_w,
+        contract=site.contract,
+        grace_s=site.grace_s,
+        raise_dwell_s=site.raise_dwell_s,
+    )
+
+
+def fall_time_s(limits: Iterable[Limit], drop_w: float) -> float:
+    """How long a fall of `drop_w` takes under the rows: up to a row's allowance at once, more at the row's slope."""
+    longest_s = 0.0
+    for row in limits:
+        is_down = isinstance(row, SwingLimit) or (isinstance(row, RampLimit) and row.direction is not Direction.UP)
+        if isinstance(row, RampLimit | SwingLimit) and is_down and drop_w > row.max_w:
+            longest_s = max(longest_s, drop_w / row.max_w * row.window_s if row.max_w > 0 else math.inf)
+        elif isinstance(row, RateLimit) and drop_w > row.above_w:
+            longest_s = max(longest_s, drop_w / row.max_w_per_s if row.max_w_per_s > 0 else math.inf)
+    return longest_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One request of a message, with the instant it is judged at."""
+
+    offer: SignalOffer
+    index: int
+    target: OfferedTarget
+    now_s: float
+    utc_s: float
+    present_w: float | None
+    is_fresh: bool  # signed time and id, and not older than a message may be
+
+    def interval(self) -> tuple[float, float, bool]:
+        """From and until on the monotonic clock, and whether the end hangs on the link instead of a signed time."""
+        target = self.target
+        from_s = self.now_s
+        if target.from_utc_s is not None:
+            from_s = max(from_s, self.now_s + target.from_utc_s - self.utc_s)
+        if target.until_utc_s is not None:
+            return from_s, self.now_s + target.until_utc_s - self.utc_s, False
+        if not self.is_fresh:
+            return from_s, max(from_s, self.now_s) + UNTIMED_HOLD_S, False
+        return from_s, math.inf, True
+
+    def refused(self, reason: RefusalReason, detail: str) -> SignalOutcome:
+        return _refused(self.offer, self.index, self.target, reason, detail)
+
+
+class AcceptanceRules:
+    """The state of all grid signals of one agent; implements `ports.SignalRules`. Time never runs backwards here."""
+
+    def __init__(self, settings: GridSettings, bounds: SignalBounds) -> None:
+        shares = settings.feed_share_frac or tuple(1.0 / len(settings.feeds) for _ in settings.feeds)
+        assert len(shares) == len(settings.feeds) and abs(sum(shares) - 1.0) < 1e-6, "feed shares must sum to 1"
+        self._share = dict(zip(settings.feeds, shares, strict=True))
+        self._issuers = {i.name: i for i in settings.issuers}
+        self._skew_s = settings.clock_skew_s
+        self._bounds = bounds
+        self._schedule = Schedule(share_frac=self._share, peak_w=bounds.peak_w)
+        self._last_iat: dict[Slot, float] = {}
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._link_lost_s: float | None = None
+        self._is_silent = False
+        self._utc_offset_s: float | None = None
+        self._clock_suspect_since_s: float | None = None
+        self._view = _InForce(self._schedule, raise_dwell_s=bounds.raise_dwell_s)
+
+    @property
+    def is_silent(self) -> bool:
+        """The link has been gone for longer than the grace: the fallback contract is due."""
+        return self._is_silent
+
+    @property
+    def is_clock_suspect(self) -> bool:
+        """The wall clock stepped: nothing is loosened on its word."""
+        return self._clock_suspect_since_s is not None
+
+    def step(self, *, now_s: float, utc_s: float, is_link_up: bool) -> None:
+        """Let time pass: a stepped wall clock, silence and its grace, requests that ended."""
+        self._watch_clock(now_s, utc_s)
+        if is_link_up:
+            self._link_lost_s, self._is_silent = None, False
+        elif self._link_lost_s is None:
+            self._link_lost_s = now_s
+        if self._link_lost_s is not None and now_s - self._link_lost_s >= self._bounds.grace_s:
+            self._is_silent = True
+        self._schedule.expire(now_s, is_silent=self._is_silent)
+
+    def active(self, now_s: float) -> tuple[GridSignal, ...]:
+        """What is in force now or scheduled, at the point of common coupling; sorted by start.
+
+        Target signals do not overlap, but for one that a flapping issuer raised: its old value holds for the dwell.
+        """
+        return self._view.at(now_s)
+
+    def feed_targets(self, now_s: float) -> tuple[FeedTarget, ...]:
+        """The targets of every feed, active and scheduled, as their issuers set them."""
+        return tuple(self._schedule.feed_targets(now_s))
+
+    def offer(
+        self, offer: SignalOffer, *, now_s: float, utc_s: float, present_w: float | None
+    ) -> tuple[SignalOutcome, ...]:
+        """One outcome per request. Nothing of a refused request stays; the others of the same message count."""
+        self._watch_clock(now_s, utc_s)
+        whole = self._refusal_of_message(offer, utc_s)
+        if whole is not None:
+            return tuple(_refused(offer, i, t, *whole) for i, t in enumerate(offer.targets))
+        self._remember(offer)
+        age_s = utc_s - offer.iat_utc_s if offer.iat_utc_s is not None else math.inf
+        is_fresh = offer.jti is not None and -self._skew_s <= age_s <= self._skew_s + TRANSIT_S_MAX
+        touched: set[Slot] = set()
+        outcomes = tuple(
+            self._consider(_Request(offer, i, target, now_s, utc_s, present_w, is_fresh), touched)
+            for i, target in enumerate(offer.targets)
+        )
+        if offer.iat_utc_s is not None:
+            for slot in touched:
+                self._last_iat[slot] = max(offer.iat_utc_s, self._last_iat.get(slot, -math.inf))
+        return outcomes
+
+    def _watch_clock(self, now_s: float, utc_s: float) -> None:
+        """A wall clock that parts from the monotonic one by more than the skew is not trusted until it ran evenly."""
+        offset_s = utc_s - now_s
+        if self._utc_offset_s is None:
+            self._utc_offset_s = offset_s
+        elif abs(offset_s - self._utc_offset_s) > max(self._skew_s, CLOCK_STEP_S_MIN):
+            self._utc_offset_s = offset_s
+            self._clock_suspect_since_s = now_s
+        elif self._clock_suspect_since_s is not None and now_s - self._clock_suspect_since_s >= RESYNC_S:
+            self._clock_suspect_since_s = None
+
+    def _refusal_of_message(self, offer: SignalOffer, utc_s: float) -> Refusal | None:
+        issuer = self._issuers.get(offer.issuer)
+        if issuer is None or not _may(issuer, offer.kind):
+            return RefusalReason.NOT_PERMITTED, f"{offer.issuer} may not set a {offer.kind}"
+        if _identity(offer) in self._seen:
+            return RefusalReason.DUPLICATE, "already seen"
+        ahead_s = offer.iat_utc_s - utc_s if offer.iat_utc_s is not None else 0.0
+        if ahead_s > self._skew_s and not self.is_clock_suspect:
+            return RefusalReason.FROM_FUTURE, f"signed {ahead_s:.1f} s ahead of our clock"
+        return None
+
+    def _remember(self, offer: SignalOffer) -> None:
+        self._seen[_identity(offer)] = None
+        while len(self._seen) > IDS_REMEMBERED_MAX:
+            self._seen.popitem(last=False)
+
+    def _consider(self, request: _Request, touched: set[Slot]) -> SignalOutcome:
+        """Judge one request; lay it on its feeds if it passes."""
+        offer, target = request.offer, request.target
+        if any(f not in self._share for f in target.feeds):
+            return request.refused(RefusalReason.UNKNOWN_FEED, f"feeds here: {', '.join(self._share)}")
+        if target.ramp_exempt and not self._issuers[offer.issuer].may_exempt_ramp:
+            return request.refused(RefusalReason.NOT_PERMITTED, f"{offer.issuer} may not waive ramp rows")
+        slots = [(offer.kind, offer.issuer, f) for f in self._share if not target.feeds or f in target.feeds]
+        iat = offer.iat_utc_s
+        if iat is not None and any(iat <= self._last_iat.get(s, -math.inf) for s in slots):
+            return request.refused(RefusalReason.OUT_OF_ORDER, "not newer than the last of this issuer and feed")
+        from_s, until_s, _ = request.interval()
+        if until_s <= from_s:
+            return request.refused(RefusalReason.EXPIRED, "its interval is over, or ends before it starts")
+        limits = tuple(bounded_row(row, self._bounds.peak_w) for row in target.limits)
+        layers = [self._layer(request, slot, limits) for slot in slots]
+        refusal = self._refusal_of_raise(request, layers) or self._refusal_of_range(layers)
+        if refusal is not None:
+            return request.refused(*refusal)
+        for layer in layers:
+            self._schedule.lay(layer)
+        touched.update(slots)
+        return _accepted(request, layers, self._bounds.peak_w)
+
+    def _layer(self, request: _Request, slot: Slot, limits: tuple[Limit, ...]) -> Layer:
+        """The request on one feed, its target inside the feed's floor and share, with the time it can be met."""
+        target = request.target
+        from_s, until_s, lives_with_link = request.interval()
+        share = self._share[slot[2]]
+        applied_w = None
+        met_at_s = from_s
+        if target.target_w is not None:
+            applied_w = min(max(target.target_w, self._bounds.floor_w * share), self._bounds.peak_w * share)
+            if request.present_w is not None and not target.ramp_exempt:
+                drop_w = request.present_w * share - applied_w
+                rows = _scaled(self._bounds.contract.limits, share)
+                met_at_s = max(from_s, request.now_s + fall_time_s(rows, drop_w))
+        return Layer(
+            kind=slot[0],
+            issuer=slot[1],
+            feed=slot[2],
+            signal_id=f"{request.offer.message_id}/{request.index}",
+            correlation_id=request.offer.correlation_id,
+            from_s=from_s,
+            until_s=until_s,
+            asked_w=target.target_w,
+            target_w=applied_w,
+            limits=tuple(_placed(row, from_s, until_s) for row in limits),
+            ramp_exempt=target.ramp_exempt,
+            is_best_effort=target.is_best_effort,
+            only_tightens=not request.is_fresh or self.is_clock_suspect,
+            lives_with_link=lives_with_link,
+            met_at_s=met_at_s,
+        )
+
+    def _refusal_of_raise(self, request: _Request, layers: Sequence[Layer]) -> Refusal | None:
+        """What is stale, untimed or judged by a doubtful clock must not loosen anything, now or later."""
+        if request.is_fresh and not self.is_clock_suspect:
+            return None
+        target = request.target
+        if not (target.is_revert or target.ramp_exempt or any(self._schedule.raises(x) for x in layers)):
+            return None
+        if request.offer.iat_utc_s is None or request.offer.jti is None:
+            return RefusalReason.UNTIMED_RAISE, "without signed iat and jti a message may only tighten"
+        if self.is_clock_suspect:
+            return RefusalReason.CLOCK, "our clock stepped; nothing is loosened until it is trusted again"
+        return RefusalReason.STALE_RAISE, f"signed more than {self._skew_s + TRANSIT_S_MAX:.0f} s ago: only tightens"
+
+    def _refusal_of_range(self, layers: Sequence[Layer]) -> Refusal | None:
+        ceilings_w = [r.max_w for r in self._bounds.contract.limits if isinstance(r, CeilingLimit)]
+        ceiling_w = min([*ceilings_w, self._bounds.peak_w])
+        for layer in layers:
+            if len(self._schedule.layers((layer.kind, layer.issuer, layer.feed))) >= LAYERS_PER_SLOT_MAX:
+                return RefusalReason.SCHEDULE_FULL, f"more than {LAYERS_PER_SLOT_MAX} requests on feed {layer.feed}"
+            if any(isinstance(r, FloorLimit) and r.min_w > ceiling_w for r in layer.limits):
+                return RefusalReason.RANGE, f"a floor above the site's ceiling of {ceiling_w:.0f} W"
+        return None
+
+
+class _InForce:
+    """What the schedule says now, held back where a flapping issuer raises too often."""
+
+    def __init__(self, schedule: Schedule, *, raise_dwell_s: float) -> None:
+        self._schedule = schedule
+        self._plan: tuple[list[GridSignal], list[GridSignal]] = ([], [])
+        self._plan_version = -1
+        self._plan_until_s = -math.inf
+        self._target_dwell = Dwell(raise_dwell_s)
+        self._rows_dwell = Dwell(raise_dwell_s)
+        self._target: GridSignal | None = None  # in force when last asked
+        self._rows: dict[str, GridSignal] = {}  # in force when last asked
+        self._lingering: dict[str, GridSignal] = {}
+
+    def at(self, now_s: float) -> tuple[GridSignal, ...]:
+        if self._plan_version != self._schedule.version or now_s >= self._plan_until_s:
+            self._plan = self._schedule.target_signals(now_s), self._schedule.limit_signals(now_s)
+            self._plan_version = self._schedule.version
+            self._plan_until_s = self._schedule.next_change_s(now_s)
+        targets, rows = self._plan
+        signals = [*targets, *rows, *self._held_target(targets, now_s), *self._held_rows(rows, now_s)]
+        return tuple(sorted(signals, key=lambda s: (s.from_s, s.kind, s.signal_id)))
+
+    def _held_target(self, targets: Sequence[GridSignal], now_s: float) -> list[GridSignal]:
+        """The old target, for as long as a raise has to wait."""
+        current = next((s for s in targets if s.from_s <= now_s < s.until_s), None)
+        old = self._target
+        if old is not None and old.target_w is not None and _target_w(current) > old.target_w:
+            next_s = self._target_dwell.next_raise_s(now_s)
+            if next_s > now_s:
+                return [replace(old, until_s=next_s, ramp_exempt=False)]
+            self._target_dwell.raised(now_s)
+        self._target = current
+        return []
+
+    def _held_rows(self, rows: Sequence[GridSignal], now_s: float) -> list[GridSignal]:
+        """Withdrawn rows that nothing as strict replaced, for as long as a raise has to wait."""
+        current = {s.signal_id: s for s in rows if s.from_s <= now_s < s.until_s}
+        limits = [r for s in current.values() for r in s.limits]
+        self._lingering = {
+            k: s for k, s in self._lingering.items() if now_s < s.until_s and not as_strict(limits, s.limits)
+        }
+        gone = [s for k, s in self._rows.items() if k not in current and not as_strict(limits, s.limits)]
+        self._rows = current
+        if gone:
+            next_s = self._rows_dwell.next_raise_s(now_s)
+            if next_s > now_s:
+                self._lingering |= {s.signal_id: replace(s, until_s=next_s, ramp_exempt=False) for s in gone}
+            else:
+                self._rows_dwell.raised(now_s)
+        return list(self._lingering.values())
+
+
+def _target_w(signal: GridSignal | None) -> float:
+    return math.inf if signal is None or signal.target_w is None else signal.target_w
+
+
+def _may(issuer: IssuerSettings, kind: SignalKind) -> bool:
+    return issuer.may_set_target if kind is SignalKind.LOAD_TARGET else issuer.may_set_ramp
+
+
+def _identity(offer: SignalOffer) -> str:
+    return f"{offer.issuer} {offer.jti if offer.jti is not None else offer.digest}"
+
+
+def _scaled(limits: Iterable[Limit], share: float) -> list[Limit]:
+    """The contract's falling rows as one feed of this share may use them while all feeds fall at once."""
+    rows: list[Limit] = []
+    for row in limits:
+        if isinstance(row, RampLimit | SwingLimit):
+            rows.append(replace(row, max_w=row.max_w * share))
+        elif isinstance(row, RateLimit):
+            rows.append(replace(row, max_w_per_s=row.max_w_per_s * share, above_w=row.above_w * share))
+    return rows
+
+
+def _placed(row: Limit, from_s: float, until_s: float) -> Limit:
+    """A row whose own times run from the start of its request, put on the monotonic clock."""
+    if isinstance(row, FloorLimit):
+        return replace(row, from_s=from_s + row.from_s, until_s=until_s)
+    return row
+
+
+def _accepted(request: _Request, layers: Sequence[Layer], peak_w: float) -> SignalOutcome:
+    """The answer: accepted as asked, or bounded, saying how and when it will be met."""
+    first, target = layers[0], request.target
+    met_at_s = max(x.met_at_s for x in layers)
+    is_late = met_at_s > first.from_s + target.due_in_s + PRESENT_TOLERANCE_S
+    is_floored = any(x.target_w is not None and x.asked_w is not None and x.target_w > x.asked_w for x in layers)
+    raised = [row.id for row in target.limits if bounded_row(row, peak_w) != row]
+    details = []
+    if is_floored:
+        details.append(f"held at the floor of {max(x.target_w or 0.0 for x in layers):.0f} W")
+    if any(x.target_w is not None and x.asked_w is not None and x.target_w < x.asked_w for x in layers):
+        details.append("above the feed's share of the registered peak: the contract holds")
+    if is_late:
+        details.append("followed as fast as the ramp rows allow")
+    if raised:
+        details.append(f"bounded to what a site can hold: {', '.join(raised)}")
+    if first.only_tightens:
+        details.append("tightens only: no fresh signed time")
+    return SignalOutcome(
+        kind=request.offer.kind,
+        issuer=request.offer.issuer,
+        key_id=request.offer.key_id,
+        message_id=request.offer.message_id,
+        correlation_id=request.offer.correlation_id,
+        index=request.index,
+        feeds=tuple(x.feed for x in layers),
+        acceptance=Acceptance.BOUNDED if is_late or is_floored or raised else Acceptance.ACCEPTED,
+        reason=None,
+        detail="; ".join(details),
+        asked_w=target.target_w,
+        applied_w=first.target_w,
+        from_s=first.from_s,
+        until_s=first.until_s,
+        met_at_s=met_at_s,
+    )
+
+
+def _refused(
+    offer: SignalOffer, index: int, target: OfferedTarget, reason: RefusalReason, detail: str
+) -> SignalOutcome:
+    return SignalOutcome(
+        kind=offer.kind,
+        issuer=offer.issuer,
+        key_id=offer.key_id,
+        message_id=offer.message_id,
+        correlation_id=offer.correlation_id,
+        index=index,
+        feeds=target.feeds,
+        acceptance=Acceptance.REFUSED,
+        reason=reason,
+        detail=detail,
+        asked_w=target.target_w,
+        applied_w=None,
+        from_s=None,
+        until_s=None,
+        met_at_s=None,
+    )
