@@ -18,7 +18,8 @@ from controller.types import FloatArray, IntArray
 
 BoolArray = NDArray[np.bool_]
 
-UNIFORM_TOLERANCE = 1e-5  # of a step: times printed to a microsecond or so still count as uniform
+UNIFORM_TOLERANCE = 1e-5  # of a step
+UNIFORM_TOLERANCE_S = 1e-6  # and times printed to a microsecond, or seconds since 1970, still count as uniform
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ def uniform_step(t: FloatArray) -> float | None:
         return None
     step = float(t[-1] - t[0]) / (t.size - 1)
     even = t[0] + step * np.arange(t.size)
-    return step if step > 0.0 and float(np.max(np.abs(t - even))) <= UNIFORM_TOLERANCE * step else None
+    allowed_s = max(UNIFORM_TOLERANCE * step, min(UNIFORM_TOLERANCE_S, 1e-3 * step))
+    return step if step > 0.0 and float(np.max(np.abs(t - even))) <= allowed_s else None
 
 
 def window_intervals(line: Polyline, *, window_s: float, from_s: float) -> Intervals:
@@ -84,7 +86,7 @@ def window_intervals(line: Polyline, *, window_s: float, from_s: float) -> Inter
     step = uniform_step(line.t) if not line.gap[1:].any() else None
     if step is not None:
         count = round(window_s / step)
-        if count >= 1 and abs(window_s / step - count) <= UNIFORM_TOLERANCE * max(1.0, count):
+        if count >= 1 and abs(window_s / step - count) <= 1e-3:
             return _on_grid(line, count=count, from_s=from_s, step=step)
     return _between_events(line, window_s=window_s, from_s=from_s)
 

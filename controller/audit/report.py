@@ -1,0 +1,387 @@
+"""The audit report: what a power engineer hands to a utility. Built from `Verdicts` alone; the bench reuses it.
+
+`render` and `Section` come from `page`; `verdict_section`, `record_section`, `row_sections`, `spectrum_section` and
+`method_section` are each usable in another page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from controller.audit.page import (
+    AMBER,
+    BLUE,
+    GREY,
+    PALE,
+    RED,
+    Figure,
+    Section,
+    banner,
+    facts,
+    paragraph,
+    render,
+    style_figure,
+    table,
+    tag,
+    text,
+)
+from controller.audit.verdicts import Moment, RowResult, Spectrum, Verdicts
+from controller.audit.words import amount, assumptions, power, rule_in_words
+from controller.types import (
+    BandLimit,
+    CeilingLimit,
+    FloatArray,
+    FloorLimit,
+    OscillationLimit,
+    RampLimit,
+    RateLimit,
+    RowVerdict,
+    SwingLimit,
+)
+
+__all__ = ["Figure", "Section", "audit_report", "render"]
+
+EPISODES_SHOWN = 20
+TONES = {
+    RowVerdict.HELD: "good",
+    RowVerdict.HELD_PARTIAL: "part",
+    RowVerdict.BROKEN: "bad",
+    RowVerdict.NOT_COVERED: "part",
+    RowVerdict.NOT_BINDING: "none",
+}
+
+
+def audit_report(
+    verdicts: Verdicts,
+    *,
+    subject: str,
+    columns: Sequence[str],
+    start_utc: str | None = None,
+    assumed_peak_w: float | None = None,
+) -> str:
+    """The whole page."""
+    named = columns[0] if len(columns) == 1 else f"sum of {len(columns)} columns"
+    start = f", from {start_utc}" if start_utc else ""
+    sections = [
+        verdict_section(verdicts),
+        record_section(verdicts, assumed_peak_w=assumed_peak_w),
+        *row_sections(verdicts),
+        spectrum_section(verdicts),
+        uncovered_section(verdicts),
+        method_section(verdicts),
+    ]
+    return render(
+        f"Power audit: {subject}",
+        [s for s in sections if s is not None],
+        subtitle=f"Judged against {verdicts.contract.replace('+', ', ')}. Power: {named}{start}.",
+        footer="Made by rampart audit. Figures can be zoomed by dragging; double click to reset.",
+    )
+
+
+def verdict_section(verdicts: Verdicts) -> Section:
+    """The answer, then one line per row."""
+    broken = [row for row in verdicts.limits if row.verdict is RowVerdict.BROKEN]
+    missing = f" Not assessed in full: {', '.join(verdicts.not_assessed)}." if verdicts.not_assessed else ""
+    if broken:
+        head = banner(
+            f"Not compliant: {len(broken)} of {len(verdicts.limits)} rows broken",
+            f"{', '.join(row.id for row in broken)}.{missing}",
+            tone="bad",
+        )
+    else:
+        tone = "part" if verdicts.not_assessed else "good"
+        head = banner("Compliant: no row is broken", (missing or " Every row was assessed.").strip(), tone=tone)
+    rows = [_verdict_row(row) for row in verdicts.limits]
+    names = ("Row", "Verdict", "Worst", "Limit", "Of limit", "Raw", "At", "Broken for", "Episodes", "Mean")
+    return Section("", head + table(names, rows, numeric=range(2, 10)))
+
+
+def _verdict_row(row: RowResult) -> tuple[str, ...]:
+    is_seen = row.verdict is not RowVerdict.NOT_COVERED
+    return (
+        f"<b>{text(row.id)}</b>",
+        tag(row.verdict.value.replace("_", " "), tone=TONES[row.verdict]),
+        text(amount(row.worst, row.unit)) if is_seen else "-",
+        text(amount(row.limit, row.unit)),
+        f"{100.0 * row.worst / row.limit:.1f} %" if is_seen and row.limit else "-",
+        text(amount(row.worst_raw, row.unit)) if is_seen else "-",
+        f"{row.worst_t_s:,.1f} s" if is_seen else "-",
+        f"{row.violation_s:,.1f} s" if row.episodes else "-",
+        str(row.episodes) if row.episodes else "-",
+        f"{row.mean_s:g} s" if row.mean_s else "none",
+    )
+
+
+def record_section(verdicts: Verdicts, *, assumed_peak_w: float | None = None) -> Section:
+    """What was judged: its figures, and the whole record in one plot."""
+    record = verdicts.record
+    peak = power(record.registered_peak_w) if record.registered_peak_w is not None else "not given"
+    pairs = [
+        ("duration", _duration(record.duration_s)),
+        ("samples", f"{record.samples:,}"),
+        ("step", f"{record.step_s:.4g} s"),
+        ("lowest / highest", f"{power(record.power_w_min)} / {power(record.power_w_max)}"),
+        ("mean", power(record.power_w_mean)),
+        ("registered peak" + (" (assumed)" if assumed_peak_w is not None else ""), peak),
+        ("gaps", f"{record.gap_count} ({record.gap_s:.4g} s)" if record.gap_count else "none"),
+    ]
+    note = ""
+    if assumed_peak_w is not None:
+        note = paragraph("The registered peak was not given; the record's highest power stands for it in fractions.")
+    figures = (Figure(_overview(verdicts), ""),) if verdicts.overview is not None else ()
+    return Section("The record", facts(pairs) + note, figures)
+
+
+def row_sections(verdicts: Verdicts) -> list[Section]:
+    """For every row that was seen: what it asks, its worst moment, its distribution and its episodes."""
+    found = [Section("Row by row")]
+    for row in verdicts.limits:
+        tone = TONES[row.verdict]
+        head = f"<h3>{text(row.id)} {tag(row.verdict.value.replace('_', ' '), tone=tone)}</h3>"
+        head += paragraph(rule_in_words(row.rule))
+        head += paragraph(_origin(row), small=True)
+        if row.note:
+            head += paragraph(row.note[0].upper() + row.note[1:] + ".", small=True)
+        if row.verdict is RowVerdict.NOT_COVERED:
+            found.append(Section("", head))
+            continue
+        figures = tuple(f for f in (_moment_figure(row), _line_figure(row)) if f is not None)
+        found.append(Section("", head + _figures_of(row), figures))
+        if row.episode_list:
+            found.append(Section("", _episodes(row)))
+    return found
+
+
+def spectrum_section(verdicts: Verdicts) -> Section | None:
+    """Content of power from 0.1 to 55 Hz over the whole record."""
+    spectrum = verdicts.spectrum
+    heading = "Spectrum, 0.1 to 55 Hz"
+    if spectrum is None:
+        reason = "The record is too short, too coarse or too broken up for a spectrum between 0.1 and 55 Hz."
+        return Section(heading, paragraph(reason))
+    figure = _spectrum_figure(spectrum, verdicts)
+    nyquist_hz = 0.5 / verdicts.record.step_s
+    line = (
+        f"{spectrum.span_count} Hann-windowed spans of {spectrum.span_s:g} s, half overlapping, linear trend removed; "
+        "amplitude of a steady line reads as its peak."
+    )
+    if nyquist_hz < 55.0:
+        line += f" The record shows nothing above {nyquist_hz:.4g} Hz."
+    return Section(heading, paragraph(line, small=True), (Figure(figure, "", 360),))
+
+
+def uncovered_section(verdicts: Verdicts) -> Section:
+    """What was not covered, and why."""
+    record = verdicts.record
+    lines: list[str] = []
+    for row in verdicts.limits:
+        short_s = record.duration_s - row.covered_s
+        if row.verdict is RowVerdict.NOT_COVERED:
+            lines.append(f"{row.id}: not covered: {row.note}.")
+        elif short_s > 0.5 * record.step_s + 1e-9 and row.kind != "ride_through":
+            lines.append(f"{row.id}: {_duration(short_s)} of {_duration(record.duration_s)} not covered{_why(row)}.")
+    body = "".join(paragraph(line) for line in lines) or paragraph("Every row covers the whole record.")
+    if record.gap_count:
+        rule = (
+            f"An interval above {record.gap_rule_s:.4g} s between two samples is a gap. Nothing is assumed inside it."
+        )
+        rows = [(f"{g.start_s:,.3f} s", f"{g.end_s:,.3f} s", f"{g.end_s - g.start_s:,.3f} s") for g in record.gaps]
+        body += paragraph(rule) + table(("From", "To", "Length"), rows[:EPISODES_SHOWN], numeric=(0, 1, 2))
+        if record.gap_count > EPISODES_SHOWN:
+            body += paragraph(f"... and {record.gap_count - EPISODES_SHOWN} more.", small=True)
+    return Section("What was not covered", body)
+
+
+def method_section(verdicts: Verdicts) -> Section:
+    """Metering assumptions, and where each row comes from."""
+    rows = [
+        (
+            f"<b>{text(row.id)}</b>",
+            text(row.rule.provenance.source),
+            text(row.rule.provenance.date),
+            text(row.rule.provenance.status.value),
+            text(row.rule.provenance.assumption or "-"),
+        )
+        for row in verdicts.limits
+    ]
+    line = assumptions()
+    body = paragraph(line[0].upper() + line[1:])
+    body += paragraph(
+        "Windows are exact on the joined line: every pair of instants, not every pair of samples. Filters: "
+        "Butterworth, order 4, forwards and backwards; the first and last period of the lower corner are not covered. "
+        "Broken time is the total length of the window ends at which a row does not hold."
+    )
+    return Section(
+        "Method and sources", body + table(("Row", "Source", "Date", "Status", "What in it is our assumption"), rows)
+    )
+
+
+# --------------------------------------------------------------------------------------------------- figures
+
+
+def _overview(verdicts: Verdicts) -> go.Figure:
+    moment = verdicts.overview
+    assert moment is not None
+    figure = go.Figure()
+    _band(figure, moment, name="power", colour=BLUE, fill="rgba(31,95,168,0.25)")
+    for row in verdicts.limits:
+        for episode in row.episode_list[:200]:
+            figure.add_vrect(x0=episode.start_s, x1=episode.end_s, fillcolor=RED, opacity=0.07, line_width=0)
+    for row in verdicts.limits:
+        if row.verdict is RowVerdict.BROKEN:
+            figure.add_vline(x=row.worst_t_s, line={"color": RED, "width": 1, "dash": "dot"})
+    for gap in verdicts.record.gaps[:200]:
+        figure.add_vrect(x0=gap.start_s, x1=gap.end_s, fillcolor=GREY, opacity=0.35, line_width=0)
+    return style_figure(figure, x_title="time, s (red: a row broken; grey: gap)", y_title="power, MW")
+
+
+def _moment_figure(row: RowResult) -> Figure | None:
+    shown = row.judged or row.raw
+    if shown is None:
+        return None
+    figure = go.Figure()
+    is_filtered = isinstance(row.rule, BandLimit) or getattr(row.rule, "band_hz", None) is not None
+    if row.raw is not None and not is_filtered:
+        _band(figure, row.raw, name="raw", colour=PALE, fill="rgba(157,184,214,0.35)")
+    if row.judged is not None and (row.mean_s > 0.0 or is_filtered or row.raw is None):
+        name = "filtered" if is_filtered else f"mean of {row.mean_s:g} s" if row.mean_s > 0.0 else "power"
+        _band(figure, row.judged, name=name, colour=BLUE, fill="rgba(31,95,168,0.25)")
+    _mark_window(figure, row, shown)
+    title = "filtered power, MW" if is_filtered else "power, MW"
+    style_figure(figure, x_title="time, s", y_title=title)
+    return Figure(figure, f"Worst moment: {amount(row.worst, row.unit)} at {row.worst_t_s:,.2f} s (window shaded)")
+
+
+def _mark_window(figure: go.Figure, row: RowResult, shown: Moment) -> None:
+    """The worst window, and the limit as the room it leaves."""
+    if isinstance(row.rule, BandLimit):
+        for level in (row.limit, -row.limit):
+            figure.add_hline(y=level / 1e6, line={"color": RED, "width": 1, "dash": "dash"})
+        return
+    if isinstance(row.rule, CeilingLimit | FloorLimit):
+        figure.add_hline(y=row.limit / 1e6, line={"color": RED, "width": 1, "dash": "dash"})
+        return
+    start_s = row.worst_t_s - row.window_s
+    figure.add_vrect(x0=start_s, x1=row.worst_t_s, fillcolor=AMBER, opacity=0.13, line_width=0)
+    if not isinstance(row.rule, RampLimit | SwingLimit | RateLimit) or row.unit != "W":
+        return
+    inside = (shown.t_s >= start_s - 1e-9) & (shown.t_s <= row.worst_t_s + 1e-9)
+    if not inside.any():
+        return
+    low, high = float(np.nanmin(shown.low[inside])), float(np.nanmax(shown.high[inside]))
+    middle = 0.5 * (low + high)
+    for level in (middle - 0.5 * row.limit, middle + 0.5 * row.limit):
+        figure.add_shape(
+            type="line",
+            x0=start_s,
+            x1=row.worst_t_s,
+            y0=level / 1e6,
+            y1=level / 1e6,
+            line={"color": RED, "width": 1.5, "dash": "dash"},
+        )
+
+
+def _line_figure(row: RowResult) -> Figure | None:
+    if row.spectrum is None or not isinstance(row.rule, OscillationLimit):
+        return None
+    figure = go.Figure()
+    _trace(figure, row.spectrum.frequency_hz, row.spectrum.largest_w / 1e6, name="amplitude", colour=BLUE)
+    figure.add_hline(y=row.limit / 1e6, line={"color": RED, "width": 1, "dash": "dash"})
+    style_figure(figure, x_title="frequency, Hz", y_title="amplitude, MW")
+    return Figure(figure, "Spectrum of the worst span (dashed: limit)", 280)
+
+
+def _spectrum_figure(spectrum: Spectrum, verdicts: Verdicts) -> go.Figure:
+    figure = go.Figure()
+    _trace(figure, spectrum.frequency_hz, spectrum.largest_w / 1e6, name="largest of any span", colour=PALE)
+    _trace(figure, spectrum.frequency_hz, spectrum.mean_w / 1e6, name="rms over all spans", colour=BLUE)
+    for row in verdicts.limits:
+        if isinstance(row.rule, OscillationLimit | BandLimit):
+            low, high = row.rule.band_hz
+            top = min(high, float(spectrum.frequency_hz[-1]))
+            if low < top:
+                line = {"color": RED, "width": 1.2, "dash": "dash"}
+                level = np.full(2, row.limit / 1e6)
+                figure.add_trace(go.Scatter(x=np.array([low, top]), y=level, mode="lines", line=line, name=row.id))
+    style_figure(figure, x_title="frequency, Hz", y_title="amplitude, MW")
+    figure.update_xaxes(type="log")
+    figure.update_yaxes(type="log")
+    return figure
+
+
+def _band(figure: go.Figure, moment: Moment, *, name: str, colour: str, fill: str) -> None:
+    """A line, or least and greatest per bucket with the room between filled."""
+    if np.array_equal(moment.low, moment.high, equal_nan=True):
+        _trace(figure, moment.t_s, moment.high / 1e6, name=name, colour=colour)
+        return
+    low = {"color": colour, "width": 0.8}
+    figure.add_trace(
+        go.Scatter(x=moment.t_s, y=moment.low / 1e6, mode="lines", line=low, showlegend=False, name=f"{name}, least")
+    )
+    figure.add_trace(
+        go.Scatter(x=moment.t_s, y=moment.high / 1e6, mode="lines", line=low, fill="tonexty", fillcolor=fill, name=name)
+    )
+
+
+def _trace(figure: go.Figure, x: FloatArray, y: FloatArray, *, name: str, colour: str) -> None:
+    figure.add_trace(go.Scatter(x=x, y=y, mode="lines", line={"color": colour, "width": 1.4}, name=name))
+
+
+# --------------------------------------------------------------------------------------------------- words
+
+
+def _figures_of(row: RowResult) -> str:
+    pairs = [("worst", amount(row.worst, row.unit)), ("limit", amount(row.limit, row.unit))]
+    pairs.append(("worst, unaveraged", amount(row.worst_raw, row.unit)))
+    if row.within is not None and row.endpoint is not None:
+        pairs.append(("every pair of instants", amount(row.within, row.unit)))
+        pairs.append(("window's two ends only", amount(row.endpoint, row.unit)))
+    pairs += [
+        (f"{name[1:]}th percentile over time", amount(value, row.unit)) for name, value in row.percentiles.items()
+    ]
+    return facts(pairs)
+
+
+def _episodes(row: RowResult) -> str:
+    ranked = sorted(row.episode_list, key=lambda e: e.start_s - e.end_s)[:EPISODES_SHOWN]
+    rows = [
+        (f"{e.start_s:,.2f} s", f"{e.end_s:,.2f} s", f"{e.end_s - e.start_s:,.2f} s", text(amount(e.worst, row.unit)))
+        for e in sorted(ranked, key=lambda e: e.start_s)
+    ]
+    more = row.episodes - len(rows)
+    note = paragraph(f"The {len(rows)} longest of {row.episodes} episodes.", small=True) if more > 0 else ""
+    return note + table(("From", "To", "Length", "Worst in it"), rows, numeric=(0, 1, 2, 3))
+
+
+def _origin(row: RowResult) -> str:
+    origin = row.rule.provenance
+    own = f" Our assumption: {origin.assumption}" if origin.assumption else ""
+    return f"{origin.source}, {origin.date} ({origin.status.value}).{own}"
+
+
+def _why(row: RowResult) -> str:
+    reasons = []
+    if getattr(row.rule, "band_hz", None) is not None:
+        reasons.append("the ends of the record and of each gap, where a filter or a span has no past or no future")
+    elif row.mean_s > 0.0:
+        reasons.append(f"the first {row.mean_s:g} s of the record and after each gap, where the mean is not yet whole")
+    if (
+        row.kind == "ramp"
+        and row.verdict is not RowVerdict.NOT_COVERED
+        and getattr(row.rule, "reading", "") == "endpoint"
+    ):
+        reasons.append("window ends less than a window after the record's start")
+    if isinstance(row.rule, CeilingLimit | FloorLimit):
+        reasons.append("times in which the row does not apply")
+    return f" ({'; '.join(reasons)})" if reasons else ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120.0:
+        return f"{seconds:.4g} s"
+    if seconds < 7200.0:
+        return f"{seconds / 60.0:.4g} min"
+    return f"{seconds / 3600.0:.4g} h"
