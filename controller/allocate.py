@@ -1,0 +1,75 @@
+"""From what a class may draw to the clock of each of its GPUs, and back: what the caps in force hold back.
+
+GPUs of one class get one clock fraction, so that a synchronous job slows as one. Clocks are rounded down to a step the
+GPU has. Vectorised over GPUs; the planner's numbers are per class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from controller.fleet import Fleet
+from controller.gpu_model import GpuCurve, curve_for
+from controller.types import FloatArray, IntArray
+
+CLOCK_STEP_MHZ = 15.0  # of every NVIDIA data-centre GPU since Volta
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Which curve each GPU of a fleet follows."""
+
+    known: tuple[GpuCurve, ...]
+    index: IntArray  # (n,)
+
+    @classmethod
+    def of(cls, models: Sequence[str], curves: Mapping[str, GpuCurve]) -> Curves:
+        found = [curve_for(model, curves) for model in models]
+        known = tuple({curve.name: curve for curve in found}.values())
+        order = {curve.name: i for i, curve in enumerate(known)}
+        return cls(known, np.array([order[curve.name] for curve in found], dtype=np.int64))
+
+    def power_share(self, clock_frac: FloatArray) -> FloatArray:
+        """Dynamic power share of each GPU at its clock fraction (n,)."""
+        share = np.empty_like(clock_frac)
+        for i, curve in enumerate(self.known):
+            mine = self.index == i
+            share[mine] = curve.power_share(clock_frac[mine])
+        return share
+
+    def clock_for(self, share: FloatArray) -> FloatArray:
+        clock = np.empty_like(share)
+        for i, curve in enumerate(self.known):
+            mine = self.index == i
+            clock[mine] = curve.clock_for(share[mine])
+        return clock
+
+
+def clocks_of_caps(fleet: Fleet, curves: Curves, *, cap_w: FloatArray, peak_w: FloatArray) -> FloatArray:
+    """Locked clock of each GPU (n,), inf where its class is free.
+
+    `cap_w` (K,) bounds each class; `peak_w` (K,) is what it would draw uncapped at the top of its ripple. Never below
+    the service floor: what that cannot reach, the envelope and the next plan must find elsewhere.
+    """
+    table = fleet.table
+    idle_w = fleet.by_class(table.idle_w)
+    spare_w = np.maximum(peak_w - idle_w, 1.0)
+    share = np.clip((cap_w - idle_w) / spare_w, 0.0, np.inf)
+    is_free = share >= 1.0
+    per_gpu = np.minimum(share, 1.0)[fleet.class_index]
+    clock = curves.clock_for(per_gpu) * table.cap_max[0]
+    stepped = table.cap_min[0] + np.floor((clock - table.cap_min[0]) / CLOCK_STEP_MHZ) * CLOCK_STEP_MHZ
+    bounded = np.clip(stepped, table.floor_mhz, table.cap_max[0])
+    return np.where(is_free[fleet.class_index], np.inf, bounded)
+
+
+def held_back_w(fleet: Fleet, curves: Curves, *, power_w: FloatArray, clock_cap_mhz: FloatArray) -> FloatArray:
+    """What the locked clocks in force keep each class from drawing, (K,); `power_w` (n,) is drawn now."""
+    table = fleet.table
+    fraction = np.minimum(clock_cap_mhz / table.cap_max[0], 1.0)
+    share = np.maximum(curves.power_share(fraction), 0.05)
+    dynamic_w = np.maximum(power_w - table.idle_w, 0.0)
+    return fleet.by_class(dynamic_w * (1.0 / share - 1.0))
