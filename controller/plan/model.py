@@ -125,6 +125,8 @@ def build_problem(shape: ModelShape) -> Any:
         cut @ dt - over_tier <= tier_left,
     ]
     for i, slope in enumerate(shape.fall_slopes_s):
+        if slope == 0.0:  # no taper: the first chord is energy_high again
+            continue
         rows.append(energy + slope * (target - overrun) <= chord[i] + slope * left)
     if shape.rise_slopes_s:
         rise_chord = given("rise_chord", len(shape.rise_slopes_s))

@@ -1,0 +1,269 @@
+"""Perfect foresight: the least work any controller could have lost on a load it knew in advance, as a sparse LP.
+
+Same 0.1 s grid, same battery, limits, reserve and final energy as the policy it judges, and no slack: where no such
+path exists the answer is None. Window rows are imposed on a 1 s grid and chords once a second, which can only help the
+oracle; so the bound stays a bound. Units inside are MW and MJ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import piqp
+from scipy import sparse
+
+from controller.reserve import CrashReserve
+from controller.types import FloatArray, IntArray
+
+W_PER_UNIT = 1e6
+CHORDS = 16
+COARSE = 10  # steps between the instants at which chords and window rows are imposed
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRow:
+    """|P(t) - P(s)| <= max_w within window_s."""
+
+    max_w: float
+    window_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class OracleCase:
+    """The world the oracle lives in. `load_left_w` is None without a reserve; `floor_w` may be switched on at will."""
+
+    step_s: float
+    demand_w: FloatArray  # (classes, steps)
+    weight: FloatArray  # (classes,)
+    base_w: float
+    reserve: CrashReserve
+    load_left_w: float | None
+    is_rise_enforced: bool
+    floor_w: float
+    slope_w_per_s: float | None  # bound per step; None: only windows
+    windows: tuple[WindowRow, ...]
+    ceiling_w: FloatArray | None  # (steps,), inf where none
+    start_w: float
+    start_j: float
+
+
+@dataclass(frozen=True, slots=True)
+class OracleAnswer:
+    """Least weighted curtailed energy; its change per joule of final energy; and how sure the solver is."""
+
+    lost_j: float
+    dual_j_per_j: float
+    gap_j: float
+    target_w: FloatArray
+    energy_j: FloatArray
+
+
+class _Rows:
+    """Collects sparse rows `sum value * x[column] <= bound`."""
+
+    def __init__(self) -> None:
+        self.row: list[IntArray] = []
+        self.column: list[IntArray] = []
+        self.value: list[FloatArray] = []
+        self.bound: list[FloatArray] = []
+        self.count = 0
+
+    def add(self, bound: FloatArray, *terms: tuple[IntArray, FloatArray | float]) -> slice:
+        """One row per entry of `bound`; each term is (columns, coefficient), as long as `bound`."""
+        size = len(bound)
+        places = np.arange(self.count, self.count + size)
+        for columns, coefficient in terms:
+            self.row.append(places)
+            self.column.append(columns)
+            self.value.append(np.broadcast_to(np.asarray(coefficient, dtype=np.float64), (size,)))
+        self.bound.append(np.asarray(bound, dtype=np.float64))
+        self.count += size
+        return slice(self.count - size, self.count)
+
+    def matrix(self, width: int) -> sparse.csc_matrix:
+        if not self.row:
+            return sparse.csc_matrix((0, width))
+        entries = (np.concatenate(self.value), (np.concatenate(self.row), np.concatenate(self.column)))
+        return sparse.csc_matrix(entries, shape=(self.count, width))
+
+    def vector(self) -> FloatArray:
+        return np.concatenate(self.bound) if self.bound else np.zeros(0)
+
+
+class Oracle:
+    """One world, solved for as many final energies as asked; only one number changes between them."""
+
+    def __init__(self, case: OracleCase) -> None:
+        self._case = case
+        classes, steps = case.demand_w.shape
+        self._steps = steps
+        at = {"cut": np.arange(classes * steps).reshape(classes, steps)}
+        width = classes * steps
+        for name in ("charge", "discharge", "target", "energy", "floor"):
+            at[name] = np.arange(width, width + steps)
+            width += steps
+        self._at, self._width = at, width
+        self._lower, self._upper = self._bounds()
+        self._equal, self._below = _Rows(), _Rows()
+        self._add_balance()
+        self._add_ramps()
+        self._add_reserve()
+        self._cost = np.zeros(self._width)
+        self._cost[at["cut"]] = case.weight[:, None] * case.step_s
+        self._matrix_a = self._equal.matrix(self._width)
+        self._matrix_g = self._below.matrix(self._width)
+
+    def solve(self, final_j: float) -> OracleAnswer | None:
+        """The best path that ends with at least `final_j`; None when there is none."""
+        lower = self._lower.copy()
+        last = int(self._at["energy"][-1])
+        lower[last] = max(lower[last], final_j / W_PER_UNIT - 1e-9)
+        solver = piqp.SparseSolver()
+        solver.settings.verbose = False
+        solver.settings.max_iter = 250
+        solver.settings.eps_abs = 1e-7
+        solver.settings.eps_rel = 1e-8
+        solver.settings.eps_duality_gap_abs = 1e-3
+        solver.settings.eps_duality_gap_rel = 1e-6
+        solver.setup(
+            P=sparse.csc_matrix((self._width, self._width)),
+            c=self._cost,
+            A=self._matrix_a,
+            b=self._equal.vector(),
+            G=self._matrix_g,
+            h_u=self._below.vector(),
+            x_l=lower,
+            x_u=self._upper,
+        )
+        if solver.solve() != piqp.PIQP_SOLVED:
+            return None
+        x = np.asarray(solver.result.x)
+        return OracleAnswer(
+            lost_j=float(self._cost @ x) * W_PER_UNIT,
+            dual_j_per_j=float(solver.result.z_bl[last]),
+            gap_j=float(solver.result.info.duality_gap) * W_PER_UNIT,
+            target_w=x[self._at["target"]] * W_PER_UNIT,
+            energy_j=x[self._at["energy"]] * W_PER_UNIT,
+        )
+
+    # --------------------------------------------------------------------------------------------------- building
+
+    def _bounds(self) -> tuple[FloatArray, FloatArray]:
+        case, at, battery = self._case, self._at, self._case.reserve.battery
+        lower, upper = np.zeros(self._width), np.full(self._width, np.inf)
+        upper[at["cut"]] = case.demand_w / W_PER_UNIT
+        upper[at["charge"]] = battery.charge_w_max / W_PER_UNIT
+        upper[at["discharge"]] = battery.discharge_w_max / W_PER_UNIT
+        lower[at["energy"]] = battery.energy_j_min / W_PER_UNIT
+        upper[at["energy"]] = battery.energy_j_max / W_PER_UNIT
+        upper[at["floor"]] = case.floor_w / W_PER_UNIT
+        lower[at["target"]] = -np.inf
+        if case.load_left_w is not None:
+            upper[at["target"]] = (case.load_left_w + battery.charge_w_max) / W_PER_UNIT
+        if case.ceiling_w is not None:
+            upper[at["target"]] = np.minimum(upper[at["target"]], case.ceiling_w / W_PER_UNIT)
+        return lower, upper
+
+    def _add_balance(self) -> None:
+        case, at, eta = self._case, self._at, self._case.reserve.battery.eta
+        load = (case.demand_w.sum(axis=0) + case.base_w) / W_PER_UNIT
+        cuts: list[tuple[IntArray, FloatArray | float]] = [(row, 1.0) for row in at["cut"]]
+        self._equal.add(
+            load, (at["target"], 1.0), (at["charge"], -1.0), (at["discharge"], 1.0), (at["floor"], -1.0), *cuts
+        )
+        first = np.zeros(self._steps)
+        first[0] = case.start_j / W_PER_UNIT
+        dt = case.step_s
+        self._equal.add(
+            first[:1], (at["energy"][:1], 1.0), (at["charge"][:1], -eta * dt), (at["discharge"][:1], dt / eta)
+        )
+        self._equal.add(
+            first[1:],
+            (at["energy"][1:], 1.0),
+            (at["energy"][:-1], -1.0),
+            (at["charge"][1:], -eta * dt),
+            (at["discharge"][1:], dt / eta),
+        )
+
+    def _add_ramps(self) -> None:
+        """Per-step slope, and windows by doubling: running extremes over 2^k seconds bound one another."""
+        case, target = self._case, self._at["target"]
+        start = case.start_w / W_PER_UNIT
+        if case.slope_w_per_s is not None:
+            move = case.slope_w_per_s * case.step_s / W_PER_UNIT
+            self._upper[target[0]] = min(self._upper[target[0]], start + move)
+            self._lower[target[0]] = max(self._lower[target[0]], start - move)
+            moves = np.full(self._steps - 1, move)
+            self._below.add(moves, (target[1:], 1.0), (target[:-1], -1.0))
+            self._below.add(moves, (target[:-1], 1.0), (target[1:], -1.0))
+        for window in case.windows:
+            self._add_window(window)
+
+    def _add_window(self, window: WindowRow) -> None:
+        """Every pair of the 1 s grid at most the window apart: max - min over the window <= max_w.
+
+        The history before the start is the starting power. Running maxima over 1, 2, 4, ... grid points are variables.
+        """
+        case, limit = self._case, window.max_w / W_PER_UNIT
+        grid = self._at["target"][COARSE - 1 :: COARSE]
+        span = int(window.window_s / (case.step_s * COARSE))
+        start = case.start_w / W_PER_UNIT
+        early = self._at["target"][: min(self._steps, span * COARSE)]
+        self._upper[early] = np.minimum(self._upper[early], start + limit)
+        self._lower[early] = np.maximum(self._lower[early], start - limit)
+        highs, lows, width = grid, grid, 1
+        while width < span + 1:
+            shift = min(width, span + 1 - width)
+            count = len(highs) - shift
+            if count <= 0:
+                break
+            new_high, new_low = self._new(count), self._new(count)
+            zero = np.zeros(count)
+            for offset in (0, shift):
+                self._below.add(zero, (highs[offset : offset + count], 1.0), (new_high, -1.0))
+                self._below.add(zero, (new_low, 1.0), (lows[offset : offset + count], -1.0))
+            highs, lows, width = new_high, new_low, width + shift
+        self._below.add(np.full(len(highs), limit), (highs, 1.0), (lows, -1.0))
+
+    def _new(self, count: int) -> IntArray:
+        """Columns of `count` new free variables."""
+        places = np.arange(self._width, self._width + count)
+        self._width += count
+        self._lower = np.concatenate([self._lower, np.full(count, -np.inf)])
+        self._upper = np.concatenate([self._upper, np.full(count, np.inf)])
+        return places
+
+    def _add_reserve(self) -> None:
+        case, at = self._case, self._at
+        battery = case.reserve.battery
+        target, energy = at["target"][::COARSE], at["energy"][::COARSE]
+        if case.load_left_w is not None and case.reserve.energy_s_per_w > 0.0:
+            top_s = 2.0 * case.reserve.energy_s_per_w * battery.charge_w_max
+            room_s = 2.0 * np.sqrt(case.reserve.energy_s_per_w * (battery.energy_j_max - battery.energy_j_min))
+            chords = case.reserve.chords(count=CHORDS, spacing_s=min(top_s, float(room_s)) / CHORDS)
+            left = case.load_left_w / W_PER_UNIT
+            for slope, offset in zip(chords.slope_s, chords.offset_j, strict=True):
+                bound = np.full(len(target), offset / W_PER_UNIT + slope * left)
+                self._below.add(bound, (energy, 1.0), (target, slope))
+            reach = np.full(len(target), chords.x_w_max / W_PER_UNIT + left)
+            self._below.add(reach, (target, 1.0))
+        if case.is_rise_enforced:
+            self._add_rise()
+
+    def _add_rise(self) -> None:
+        """Load at any instant is at most target + cover(e): what the caps let through must be coverable."""
+        case, at = self._case, self._at
+        battery = case.reserve.battery
+        room_j = battery.energy_j_max - battery.energy_j_min
+        top_s = min(
+            battery.discharge_w_max / (case.reserve.rise_w_per_s * battery.eta),
+            float(np.sqrt(2.0 * room_j / (case.reserve.rise_w_per_s * battery.eta))),
+        )
+        chords = case.reserve.rise_chords(count=CHORDS, spacing_s=top_s / CHORDS)
+        load = (case.demand_w.sum(axis=0) + case.base_w) / W_PER_UNIT
+        cuts = at["cut"]
+        for slope, offset in zip(chords.slope_s, chords.offset_j, strict=True):
+            # slope * (load - cut - target) - energy <= offset
+            terms: list[tuple[IntArray, FloatArray | float]] = [(row, -slope) for row in cuts]
+            self._below.add(offset / W_PER_UNIT - slope * load, (at["target"], -slope), (at["energy"], -1.0), *terms)

@@ -1,0 +1,312 @@
+"""One policy on one trace: an ideal follower around the controller's own contract, reserve and planners.
+
+Every 0.1 s: the admissible interval says where the target may go, the plan where it should, the reserve how high it
+may be; classes are capped by the plan and, if that is not enough, by what the battery cannot cover; the battery takes
+the rest within its limits. What it cannot take shows as power beside the target and is counted as a violation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from controller.contract import AdmissibleInterval
+from controller.plan.load import mpc_planner
+from controller.plan.plan import OFFSET_S, STEPS, JobClass, Plan, PlanInput, Planner
+from controller.plan.rule import RuleMaxPlanner, RulePlanner, Sharing, share_cut
+from controller.plan.solve import planner_shape
+from controller.plan.tier import TierLedger
+from controller.reserve import Contingency, CrashReserve
+from controller.types import ClassId, FloatArray, Limit
+from hil.regret_forecast import Forecaster
+from hil.regret_trace import STEP_S, EventKind, ReferenceTrace
+
+PLAN_EVERY = 10  # steps: 1 Hz
+EPISODE_GAP_S = 10.0  # violations nearer than this are one episode: ripple under a falling target is not many events
+TINY_W = 1e3  # a hundredth of a percent of the site: rounding, not a violation
+LOW_PASS_S = 20.0
+FAR_W = 1e9  # a load-left so high that no reserve binds
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a policy runs in: same for all policies of a case and seed."""
+
+    trace: ReferenceTrace
+    limits: tuple[Limit, ...]
+    reserve: CrashReserve
+    has_reserve: bool
+    is_rise_enforced: bool
+    floor_w: float
+    start_w: float
+    start_j: float
+    weight: FloatArray
+    tolerated_loss: FloatArray  # tier of each class
+    tier_window_s: float
+    ceiling_w: FloatArray | None  # for the planner's price and the oracle; the limits hold it too
+
+    @property
+    def load_left_w(self) -> float:
+        return self.trace.base_w + self.floor_w
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of it."""
+
+    lost_j: float = 0.0  # weighted
+    curtailed_j: FloatArray = field(default_factory=lambda: np.zeros(0))
+    demand_j: float = 0.0  # weighted
+    final_j: float = 0.0
+    episodes: int = 0
+    episode_w_max: float = 0.0
+    unforced_episodes: int = 0
+    forced_w: float = 0.0  # the largest forced size of an event
+    crash_safe_frac: float = 1.0
+    tier_excess_j: FloatArray = field(default_factory=lambda: np.zeros(0))
+    plans: int = 0
+    fallbacks: int = 0
+    target_w: FloatArray = field(default_factory=lambda: np.zeros(0))
+    energy_j: FloatArray = field(default_factory=lambda: np.zeros(0))
+    cut_w: FloatArray = field(default_factory=lambda: np.zeros(0))
+
+
+class LowPassPlanner:
+    """A filter of the load as target: what a battery inverter's smoothing does. Knows no crash and no schedule."""
+
+    def __init__(self) -> None:
+        self._level_w: float | None = None
+        self._rule = RulePlanner(name="low-pass")
+
+    def plan(self, given: PlanInput) -> Plan:
+        load_w = float(given.load_w()[0])
+        level_w = given.target_w if self._level_w is None else self._level_w
+        self._level_w = level_w + (load_w - level_w) * (STEP_S * PLAN_EVERY / LOW_PASS_S)
+        plan = self._rule.plan(replace(given, load_left_w=np.full(STEPS, FAR_W)))
+        return replace(plan, target_w=np.full(STEPS, self._level_w), policy="low-pass")
+
+
+def planner_for(policy: str, world: World) -> Planner | None:
+    """The planner of a policy; None for `none`."""
+    if policy == "none":
+        return None
+    if policy == "low-pass":
+        return LowPassPlanner()
+    if policy == "rule":
+        return RulePlanner()
+    if policy == "rule-max":
+        return RuleMaxPlanner()
+    if policy == "rule-max-ordered":
+        return RuleMaxPlanner(name=policy, sharing=Sharing.ORDERED)
+    assert policy == "mpc", policy
+    shape = planner_shape(
+        classes=len(world.trace.jobs),
+        battery=world.reserve.battery,
+        fall_w_per_s=world.reserve.fall_w_per_s,
+        rise_w_per_s=world.reserve.rise_w_per_s,
+        is_rise_enforced=world.is_rise_enforced,
+        peak_w=sum(job.power_w for job in world.trace.jobs) + world.trace.base_w,
+    )
+    return mpc_planner(shape, is_lean=False)
+
+
+class Run:
+    """A policy walking through a world."""
+
+    def __init__(self, world: World, *, policy: str, is_scheduled: bool) -> None:
+        self._world = world
+        self._policy = policy
+        self._planner = planner_for(policy, world)
+        self._sharing = Sharing.PROPORTIONAL if policy in ("rule", "rule-max", "low-pass") else Sharing.ORDERED
+        self._forecaster = Forecaster(world.trace, is_scheduled=is_scheduled)
+        self._interval = AdmissibleInterval(world.limits, start_s=0.0, start_w=world.start_w, tick_s=STEP_S)
+        self._ledger = TierLedger(world.tolerated_loss, window_s=world.tier_window_s)
+        self._energy_j = world.start_j
+        self._target_w = world.start_w
+        self._plan: Plan | None = None
+        self._planned_w = world.start_w
+        self._contingency = Contingency("full_site", 0.0, world.load_left_w, 0.0, np.inf)
+        self._given: PlanInput | None = None
+
+    def go(self) -> Outcome:
+        """Walk the whole trace."""
+        trace = self._world.trace
+        jobs, steps = trace.demand_w.shape
+        cuts = np.zeros((jobs, steps))
+        excess, energies, targets = np.zeros(steps), np.empty(steps), np.empty(steps)
+        safe = np.zeros(steps, dtype=bool)
+        for step in range(steps):
+            demand_w = trace.demand_w[:, step]
+            if self._planner is not None and step % PLAN_EVERY == 0:
+                self._make_plan(step)
+            low_w, high_w = self._move_target(step)
+            cuts[:, step] = self._cut(demand_w)
+            self._ledger.add(STEP_S, demand_w, cuts[:, step])
+            load_w = float((demand_w - cuts[:, step]).sum()) + trace.base_w
+            power_w = self._battery_step(load_w) if self._planner is not None else load_w
+            if self._planner is None:
+                self._target_w = power_w
+            excess[step] = max(low_w - power_w, power_w - high_w, 0.0)
+            self._interval.push((step + 1) * STEP_S, self._target_w)
+            safe[step] = self._is_crash_safe()
+            energies[step], targets[step] = self._energy_j, self._target_w
+        return self._outcome(cuts, excess, safe, targets, energies)
+
+    # ------------------------------------------------------------------------------------------------- one step
+
+    def _make_plan(self, step: int) -> None:
+        assert self._planner is not None
+        self._given = self._input(step)
+        self._plan = self._planner.plan(self._given)
+        self._planned_w = self._target_w
+
+    def _input(self, step: int) -> PlanInput:
+        world, trace = self._world, self._world.trace
+        now_s = step * STEP_S
+        forecast = self._forecaster.at(step)
+        low_w, high_w = self._interval.project((now_s + OFFSET_S).tolist())
+        bottom_w = forecast.bottom_w.sum(axis=0) + trace.base_w
+        left_w = np.full(STEPS, world.load_left_w) if world.has_reserve else bottom_w
+        losses = self._ledger.loss_left_j(OFFSET_S[-1])
+        classes = tuple(
+            JobClass(
+                class_id=ClassId(job.name),
+                priority=k,
+                weight=float(world.weight[k]),
+                cap_w_min=0.0,
+                loss_left_j=float(losses[k]),
+                peak_w=job.power_w,
+            )
+            for k, job in enumerate(trace.jobs)
+        )
+        return PlanInput(
+            t_s=now_s,
+            classes=classes,
+            demand_w=forecast.mean_w,
+            other_w=np.full(STEPS, trace.base_w),
+            ripple_up_w=forecast.ripple_up_w,
+            ripple_down_w=np.maximum(0.0, forecast.ripple_down_w - world.floor_w),
+            target_w=self._target_w,
+            low_w=low_w,
+            high_w=high_w,
+            ceiling_w=np.full(STEPS, np.inf),
+            slope_down_w_per_s=self._interval.slope_down_w_per_s,
+            slope_up_w_per_s=self._interval.slope_up_w_per_s,
+            energy_j=self._energy_j,
+            reserve=world.reserve,
+            load_left_w=left_w,
+            contingency_ripple_w=0.0,
+            spent_w=self._interval.contingency_excess_w,
+            spent_rise_w=self._interval.contingency_excess_up_w,
+            is_rise_enforced=world.is_rise_enforced,
+        )
+
+    def _move_target(self, step: int) -> tuple[float, float]:
+        """Move the target along the plan inside interval and reserve; the interval's bounds."""
+        end_s = (step + 1) * STEP_S
+        bounds = self._interval.bounds(end_s)
+        if self._plan is not None:
+            wish_w = self._plan.target_at(end_s, start_w=self._planned_w)
+            if self._world.has_reserve and self._policy != "low-pass":
+                spent_w = self._interval.contingency_excess_w
+                # The battery may gain this step what the target leaves it; judge the target by the energy at its end.
+                ahead_j = self._energy_j + self._gain_j(wish_w, step)
+                energy_j = min(max(self._energy_j, ahead_j), self._world.reserve.battery.energy_j_max)
+                wish_w = min(wish_w, self._world.reserve.g_safe_w(energy_j, self._contingency, spent_w=spent_w))
+            self._target_w = bounds.clip(wish_w)
+        return bounds.low_w, bounds.high_w
+
+    def _gain_j(self, target_w: float, step: int) -> float:
+        """What the battery would store this step if it took target less the load seen now, uncapped."""
+        load_w = float(self._world.trace.demand_w[:, step].sum()) + self._world.trace.base_w
+        return max(0.0, target_w - load_w) * self._world.reserve.battery.eta * STEP_S
+
+    def _cut(self, demand_w: FloatArray) -> FloatArray:
+        """Curtailment per class: the plan's caps, then what the battery cannot cover."""
+        if self._plan is None or self._given is None:
+            return np.zeros_like(demand_w)
+        cut_w: FloatArray = np.maximum(0.0, demand_w - self._plan.cap_w)
+        allowed_w = self._target_w + self._cover_w() - self._world.trace.base_w
+        excess_w = float((demand_w - cut_w).sum()) - allowed_w
+        if excess_w > 0.0:
+            cut_w = cut_w + share_cut(self._given, demand_w - cut_w, excess_w, sharing=self._sharing)
+        return cut_w
+
+    def _cover_w(self) -> float:
+        battery = self._world.reserve.battery
+        give_w = max(0.0, self._energy_j - battery.energy_j_min) * battery.eta / STEP_S
+        if self._world.is_rise_enforced and self._policy != "low-pass":
+            give_w = min(give_w, self._world.reserve.rise_cover_w(self._energy_j))
+        return min(battery.discharge_limit_w(self._energy_j), give_w)
+
+    def _battery_step(self, load_w: float) -> float:
+        """The battery takes load less target within its limits, the floor what it then cannot absorb; grid power."""
+        battery = self._world.reserve.battery
+        room_w = (battery.energy_j_max - self._energy_j) / (battery.eta * STEP_S)
+        charge_max_w = min(battery.charge_limit_w(self._energy_j), max(0.0, room_w))
+        give_w = max(0.0, self._energy_j - battery.energy_j_min) * battery.eta / STEP_S
+        wish_w = load_w - self._target_w
+        floor_w = min(self._world.floor_w, max(0.0, -wish_w - charge_max_w))
+        battery_w = min(max(wish_w + floor_w, -charge_max_w), min(battery.discharge_w_max, give_w))
+        self._energy_j -= STEP_S * (battery_w / battery.eta if battery_w > 0.0 else battery_w * battery.eta)
+        return load_w + floor_w - battery_w
+
+    def _is_crash_safe(self) -> bool:
+        if not self._world.has_reserve:
+            return True
+        reserve = self._world.reserve
+        spent_w = self._interval.contingency_excess_w
+        safe_w = reserve.g_safe_w(self._energy_j, self._contingency, spent_w=spent_w)
+        return self._target_w <= safe_w + TINY_W
+
+    # ------------------------------------------------------------------------------------------------- the score
+
+    def _outcome(
+        self, cuts: FloatArray, excess: FloatArray, safe: FloatArray, targets: FloatArray, energies: FloatArray
+    ) -> Outcome:
+        world, trace = self._world, self._world.trace
+        curtailed_j = cuts.sum(axis=1) * STEP_S
+        entered = np.flatnonzero(safe)
+        counts = getattr(self._planner, "counts", {})
+        found = Outcome(
+            lost_j=float(world.weight @ curtailed_j),
+            curtailed_j=curtailed_j,
+            demand_j=float(world.weight @ trace.demand_w.sum(axis=1)) * STEP_S,
+            final_j=self._energy_j,
+            crash_safe_frac=float(safe[entered[0] :].mean()) if len(entered) else 0.0,
+            tier_excess_j=self._ledger.excess_j,
+            plans=sum(counts.values()),
+            fallbacks=sum(count for status, count in counts.items() if status != "solved"),
+            target_w=targets,
+            energy_j=energies,
+            cut_w=cuts.sum(axis=0),
+        )
+        self._count_episodes(found, excess, targets)
+        return found
+
+    def _count_episodes(self, found: Outcome, excess: FloatArray, targets: FloatArray) -> None:
+        """Episodes, the largest, and which began at an event that no battery of this size could have hidden."""
+        times = np.flatnonzero(excess > TINY_W)
+        if not len(times):
+            return
+        starts = np.concatenate([[True], np.diff(times) > EPISODE_GAP_S / STEP_S])
+        found.episodes = int(starts.sum())
+        found.episode_w_max = float(excess.max())
+        found.forced_w, crash_step = self._forced(targets)
+        for first in times[starts]:
+            is_crash = crash_step is not None and 0 <= first - crash_step <= EPISODE_GAP_S / STEP_S
+            found.unforced_episodes += not is_crash
+
+    def _forced(self, targets: FloatArray) -> tuple[float, int | None]:
+        """(g - L_after - Pc)+ at the crash, with the survivors at the bottom of their ripple; and when it came."""
+        world, trace = self._world, self._world.trace
+        for event in trace.events:
+            if event.kind is EventKind.CRASH:
+                step = int(np.ceil(event.from_s / STEP_S))
+                if step >= trace.steps:
+                    return 0.0, None
+                after = trace.demand_w[:, step : step + 40].sum(axis=0).min() + trace.base_w  # 4 s: one full period
+                before = max(0, step - 1)
+                return max(0.0, float(targets[before] - after) - world.reserve.battery.charge_w_max), step
+        return 0.0, None
