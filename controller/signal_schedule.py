@@ -225,15 +225,16 @@ class Dwell:
     def __init__(self, dwell_s: float) -> None:
         self._dwell_s = dwell_s
         self._raises_s: list[float] = []
+        self._wait_until_s = -math.inf
 
     def next_raise_s(self, now_s: float) -> float:
         """The earliest time the next raise may happen."""
-        self._raises_s = [t for t in self._raises_s if now_s - t < self._dwell_s]
-        is_flapping = len(self._raises_s) >= RAISES_BEFORE_DWELL
-        return self._raises_s[-1] + self._dwell_s if is_flapping else now_s
+        return max(now_s, self._wait_until_s)
 
     def raised(self, now_s: float) -> None:
-        self._raises_s.append(now_s)
+        self._raises_s = [t for t in self._raises_s if now_s - t < self._dwell_s] + [now_s]
+        if len(self._raises_s) >= RAISES_BEFORE_DWELL:
+            self._wait_until_s = now_s + self._dwell_s
 
 
 def as_strict(new: Sequence[Limit], old: Sequence[Limit]) -> bool:

@@ -14,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 
 ITEMS_MAX = 64  # requests in a message, rows in a request, feeds in a request
 RESULTS_MAX = 4096
+YEARS = range(2000, 2200)
+UTC_S_MAX = 253_000_000_000.0  # within the year 9987; later is said as this
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
 _UUID4 = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-4[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}$"
@@ -23,9 +25,11 @@ def _check_time(text: str) -> str:
     if _RFC3339.fullmatch(text) is None:
         raise ValueError("a time as in RFC 3339, with its zone, is allowed")
     try:
-        datetime.fromisoformat(plain_time(text))
+        year = datetime.fromisoformat(plain_time(text)).year
     except (ValueError, OverflowError):
         raise ValueError("no such time") from None
+    if year not in YEARS:
+        raise ValueError(f"a year from {YEARS.start} to {YEARS.stop - 1} is allowed")
     return text
 
 
@@ -364,7 +368,7 @@ class SignalAnswerData(Payload):
 
 def utc_text(utc_s: float) -> str:
     """Seconds since 1970 as RFC 3339 in UTC, to the microsecond."""
-    return datetime.fromtimestamp(utc_s, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return datetime.fromtimestamp(min(utc_s, UTC_S_MAX), UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def utc_s_of(text: str) -> float:

@@ -1,0 +1,489 @@
+"""The flex agent on the grid's MQTT topics: takes signed signals in, answers them, and reports state back.
+
+Every message passes size, rate, envelope, signature and schema before the acceptance rules see it; every outcome goes
+to the append-only audit log. What was not verified is never answered and never changes anything. The rules are handed
+in: this file knows how messages look, not what they may do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from controller.errors import BadInput
+from controller.ports import Clock, JobSource, SignalRules
+from controller.settings import GridSettings, JobClassSettings
+from controller.types import (
+    FeedTarget,
+    GridSignal,
+    Margin,
+    Quality,
+    RefusalReason,
+    SignalOutcome,
+    SiteCommand,
+    SiteImage,
+)
+from drivers.audit_log import AuditLog
+from drivers.dsx_offer import load_target_offer, ramp_limit_offer
+from drivers.dsx_payloads import (
+    BreachDetails,
+    BreachTarget,
+    FeedEvent,
+    FeedMetadata,
+    FeedState,
+    FeedTargetState,
+    Interval,
+    Payload,
+    PowerBreachAlertData,
+    PowerBreachEnforcementData,
+    PowerStateStatusData,
+    RequestAnswer,
+    SetLoadTargetData,
+    SetRampLimitData,
+    SignalAnswerData,
+    Strategy,
+    power,
+    utc_text,
+)
+from drivers.dsx_status import Breach, BreachStatus, BreachWatch, FeedWatch, infrastructure_actions, shed_hints
+from drivers.dsx_wire import (
+    LOAD_TARGET_SET,
+    POWER_BREACH_ENFORCEMENT,
+    RAMP_LIMIT_SET,
+    CloudEvent,
+    Sender,
+    answer_topic,
+    breach_topic,
+    decode_envelope,
+    enforcement_topic,
+    load_target_topic,
+    ramp_limit_topic,
+    status_topic,
+    verify_event,
+)
+from drivers.jws import KeyStore, Signer, WireRefused, new_uuid
+from drivers.mqtt import Incoming, Keep, MqttSession
+
+RATE_PER_S_MAX = 20.0  # messages of one topic that are looked at; verifying one takes 0.2 ms
+BURST_MAX = 20.0
+WAITING_MAX = 16  # messages of one topic beyond the rate; when full the oldest goes
+POLL_S = 0.05
+KEY_REFRESH_S = 10.0
+REFUSALS_LOGGED_S = 10.0  # unverified refusals of one reason: one line per so long, with the count of the rest
+QOS_SIGNAL, QOS_BREACH = 1, 2
+
+log = structlog.get_logger("grid")
+
+
+class DsxGridSource:
+    """Implements `ports.GridSource`. `run` must run beside the session's own; `on_outcome` hears each judgement."""
+
+    def __init__(
+        self,
+        session: MqttSession,
+        *,
+        settings: GridSettings,
+        rules: SignalRules,
+        peak_w: float,
+        floor_w: float,
+        classes: Sequence[JobClassSettings],
+        jobs: JobSource | None,
+        clock: Clock,
+        rng: np.random.Generator,
+        audit_path: Path,
+        on_outcome: Callable[[SignalOutcome], None] | None = None,
+    ) -> None:
+        self.refused_count: dict[RefusalReason, int] = {}
+        self._session = session
+        self._settings = settings
+        self._rules = rules
+        self._keys = KeyStore(settings.issuers)
+        self._sender: Sender | None = None
+        if settings.signing_key_file is not None:
+            signer = Signer(Path(settings.signing_key_file), rng=rng)
+            self._sender = Sender("dsx-flex-agent", settings.agent_id, signer, rng)
+        self._peak_w, self._floor_w = peak_w, floor_w
+        shares = settings.feed_share_frac or tuple(1.0 / len(settings.feeds) for _ in settings.feeds)
+        self._share = dict(zip(settings.feeds, shares, strict=True))
+        self._priorities = {str(c.class_id): c.priority for c in classes}
+        self._jobs = jobs
+        self._clock = clock
+        self._on_outcome = on_outcome
+        self._audit = AuditLog(audit_path)
+        self._present_w: float | None = None
+        self._watches = {feed: FeedWatch() for feed in self._share}
+        self._breaches = {feed: BreachWatch(lambda: new_uuid(rng)) for feed in self._share}
+        self._touched: set[str] = set()
+        self._status_due_s = -math.inf
+        self._quiet: dict[RefusalReason, tuple[float, int]] = {}
+        self._inboxes = [
+            _Inbox(session, load_target_topic(i.name), self._on_load_target, clock) for i in settings.issuers
+        ]
+        self._inboxes += [
+            _Inbox(session, ramp_limit_topic(i.name), self._on_ramp_limit, clock) for i in settings.issuers
+        ]
+        self._inboxes += [
+            _Inbox(session, enforcement_topic(i.name), self._on_enforcement, clock) for i in settings.issuers
+        ]
+
+    # ------------------------------------------------------------------------------------------- ports.GridSource
+
+    @property
+    def is_link_up(self) -> bool:
+        """A session with the broker, and our own ping coming back through it."""
+        return self._session.is_up
+
+    @property
+    def is_silent(self) -> bool:
+        """The link has been gone for longer than the grace: the fallback contract is due."""
+        return self._rules.is_silent
+
+    def active(self, now_s: float) -> tuple[GridSignal, ...]:
+        self._rules.step(now_s=now_s, utc_s=self._clock.wall_utc_s(), is_link_up=self.is_link_up)
+        return self._rules.active(now_s)
+
+    async def report(self, image: SiteImage, command: SiteCommand, margins: Sequence[Margin]) -> None:
+        """Follow load and targets, publish status and breaches where they change; queues only, never waits."""
+        now_s = image.t_mono_s
+        measured = _site_power_w(image)
+        self._present_w = measured
+        if measured is None or self._sender is None:
+            return
+        targets = self._rules.feed_targets(now_s)
+        events: dict[str, list[FeedEvent]] = {}
+        for feed, share in self._share.items():
+            meter = image.meters.get(feed)
+            feed_w = meter.value.power_w if meter is not None and meter.is_good else measured * share
+            own = [t for t in targets if t.feed == feed]
+            said: list[FeedEvent] = ["target_set"] if feed in self._touched else []
+            events[feed] = said + self._watches[feed].update(now_s, measured_w=feed_w, targets=own)
+            breach = self._breaches[feed].update(now_s, measured_w=feed_w, targets=own)
+            if breach is not None:
+                self._publish_breach(feed, breach, feed_w, image)
+        self._touched.clear()
+        self._publish_status(now_s, targets, events)
+
+    async def run(self) -> None:
+        """Work off what came faster than it may be looked at, and keep the keys fresh; until cancelled."""
+        refresh_due_s = self._clock.now_s() + KEY_REFRESH_S
+        try:
+            while True:
+                await asyncio.sleep(POLL_S)
+                for inbox in self._inboxes:
+                    inbox.work_off()
+                if self._clock.now_s() >= refresh_due_s:
+                    refresh_due_s = self._clock.now_s() + KEY_REFRESH_S
+                    self._refresh_keys()
+        finally:
+            self._audit.close()
+
+    # ------------------------------------------------------------------------------------------- messages in
+
+    def _on_load_target(self, message: Incoming) -> None:
+        with _Refusals(self, message):
+            event = self._envelope(message, LOAD_TARGET_SET)
+            signed, data = verify_event(event, self._keys, SetLoadTargetData)
+            self._judge(
+                event,
+                self._rules.offer(
+                    load_target_offer(event, signed, data),
+                    now_s=message.t_mono_s,
+                    utc_s=self._clock.wall_utc_s(),
+                    present_w=self._present_w,
+                ),
+            )
+
+    def _on_ramp_limit(self, message: Incoming) -> None:
+        with _Refusals(self, message):
+            event = self._envelope(message, RAMP_LIMIT_SET)
+            signed, data = verify_event(event, self._keys, SetRampLimitData)
+            self._judge(
+                event,
+                self._rules.offer(
+                    ramp_limit_offer(event, signed, data, peak_w=self._peak_w),
+                    now_s=message.t_mono_s,
+                    utc_s=self._clock.wall_utc_s(),
+                    present_w=self._present_w,
+                ),
+            )
+
+    def _on_enforcement(self, message: Incoming) -> None:
+        """What an infrastructure agent did about a breach: recorded; caps follow from telemetry, not from its word."""
+        with _Refusals(self, message):
+            event = self._envelope(message, POWER_BREACH_ENFORCEMENT)
+            signed, data = verify_event(event, self._keys, PowerBreachEnforcementData)
+            known = {b.breach.breach_id for b in self._breaches.values() if b.breach is not None}
+            self._write_audit(
+                {
+                    "event": "enforcement",
+                    "issuer": signed.issuer,
+                    "key_id": signed.key_id,
+                    "message_id": event.id,
+                    "breach_id": data.breach_id,
+                    "is_ours": data.breach_id in known,
+                    "feed": data.feed_tag,
+                    "action": data.action,
+                    "code": data.code,
+                    "results": len(data.results),
+                }
+            )
+            log.info("breach enforcement", issuer=signed.issuer, action=data.action, code=data.code)
+
+    def _envelope(self, message: Incoming, event_type: str) -> CloudEvent:
+        event = decode_envelope(message.payload, expected_type=event_type)
+        _, _, role, identifier, *_ = message.topic.split("/")
+        if (event.source_role, event.source_id) != (role, identifier):
+            raise WireRefused(RefusalReason.SOURCE, f"source {event.source} on topic {message.topic}")
+        return event
+
+    def _judge(self, event: CloudEvent, outcomes: Sequence[SignalOutcome]) -> None:
+        """Audit, answer and pass on what the rules said about one message."""
+        now_s, utc_s = self._clock.now_s(), self._clock.wall_utc_s()
+        for outcome in outcomes:
+            self._write_audit(_audit_line(outcome, now_s, utc_s))
+            log.info(
+                "grid signal",
+                kind=str(outcome.kind),
+                issuer=outcome.issuer,
+                acceptance=str(outcome.acceptance),
+                reason=str(outcome.reason or ""),
+                detail=outcome.detail,
+            )
+            if outcome.reason is not None:
+                self.refused_count[outcome.reason] = self.refused_count.get(outcome.reason, 0) + 1
+            else:
+                self._touched.update(outcome.feeds)
+            if self._on_outcome is not None:
+                self._on_outcome(outcome)
+        if self._sender is None or not outcomes:
+            return
+        data = SignalAnswerData(
+            message_id=event.id,
+            issuer=outcomes[0].issuer,
+            answers=tuple(_answer(o, now_s, utc_s) for o in outcomes),
+        )
+        self._publish(answer_topic(self._settings.agent_id), data, QOS_SIGNAL, event=event)
+
+    def refuse(self, message: Incoming, refused: WireRefused) -> None:
+        """Count a message that did not get as far as the rules; say so, but not more often than it is useful."""
+        reason = refused.reason
+        self.refused_count[reason] = self.refused_count.get(reason, 0) + 1
+        now_s = self._clock.now_s()
+        said_s, quiet = self._quiet.get(reason, (-math.inf, 0))
+        if now_s - said_s < REFUSALS_LOGGED_S:
+            self._quiet[reason] = (said_s, quiet + 1)
+            return
+        self._quiet[reason] = (now_s, 0)
+        log.warning("grid message refused", reason=str(reason), topic=message.topic, detail=refused.detail)
+        self._write_audit(
+            {
+                "event": "refused_unverified",
+                "reason": str(reason),
+                "topic": message.topic,
+                "detail": refused.detail,
+                "more_since_last": quiet,
+            }
+        )
+
+    def _refresh_keys(self) -> None:
+        try:
+            if self._keys.refresh():
+                log.info("grid keys changed", key_ids=list(self._keys.key_ids))
+                self._write_audit({"event": "keys_changed", "key_ids": list(self._keys.key_ids)})
+        except BadInput as bad:
+            log.error("grid keys cannot be read; those in use stay", cause=str(bad))
+
+    def _write_audit(self, line: Mapping[str, object]) -> None:
+        self._audit.append({"utc": utc_text(self._clock.wall_utc_s()), **line})
+
+    # ------------------------------------------------------------------------------------------- messages out
+
+    def _publish(self, topic: str, data: Payload, qos: int, *, event: CloudEvent | None = None) -> None:
+        if self._sender is None:
+            return
+        _, payload = self._sender.encode(
+            data,
+            utc_s=self._clock.wall_utc_s(),
+            correlation_id=(event.correlationid or event.id) if event is not None else None,
+            traceparent=event.traceparent if event is not None else None,
+        )
+        self._session.publish(topic, payload, qos=qos, keep=Keep.ALL)
+
+    def _publish_status(
+        self, now_s: float, targets: Sequence[FeedTarget], events: Mapping[str, list[FeedEvent]]
+    ) -> None:
+        """One snapshot per step of the transition, and one for the heartbeat when nothing happened."""
+        steps = max((len(e) for e in events.values()), default=0)
+        if steps == 0 and now_s < self._status_due_s:
+            return
+        self._status_due_s = now_s + self._settings.status_period_s
+        for step in range(max(1, steps)):
+            feeds = {
+                feed: self._feed_state(feed, now_s, targets, e[step] if step < len(e) else "periodic")
+                for feed, e in events.items()
+            }
+            data = PowerStateStatusData(snapshot_time=utc_text(self._clock.wall_utc_s()), feeds=feeds)
+            self._publish(status_topic(self._settings.agent_id), data, QOS_SIGNAL)
+
+    def _feed_state(self, feed: str, now_s: float, targets: Sequence[FeedTarget], event: FeedEvent) -> FeedState:
+        share, view = self._share[feed], self._watches[feed].view
+        metadata = FeedMetadata(
+            power_minimum=power(self._floor_w * share),
+            power_maximum=power(self._peak_w * share),
+            default_constraint=power(self._peak_w * share),
+        )
+        start = {} if view.event_start_s is None else {"power_event_start_time": self._utc(view.event_start_s, now_s)}
+        return FeedState(
+            metadata=metadata,
+            targets=tuple(self._target_state(t, now_s) for t in targets if t.feed == feed),
+            calculated_load=power(view.measured_w),
+            in_flight=view.is_in_flight,
+            event=event,
+            compliant=view.is_compliant,
+            **start,
+        )
+
+    def _target_state(self, target: FeedTarget, now_s: float) -> FeedTargetState:
+        times = {"start_time": self._utc(target.from_s, now_s)}
+        if math.isfinite(target.until_s):
+            times["end_time"] = self._utc(target.until_s, now_s)
+        return FeedTargetState(
+            active=target.is_active,
+            load_constraint=power(target.asked_w),
+            interval=Interval(**times),
+            strategy=Strategy(best_effort=target.is_best_effort),
+            correlation_id=target.correlation_id,
+        )
+
+    def _publish_breach(self, feed: str, breach: Breach, measured_w: float, image: SiteImage) -> None:
+        now_s, target = image.t_mono_s, breach.target
+        is_over = breach.status is BreachStatus.RESOLVED
+        times = {"detected_at": self._utc(breach.detected_s, now_s)}
+        hints = {}
+        if is_over:
+            times["resolved_at"] = self._utc(now_s, now_s)
+        else:
+            hints["shed_hints"] = shed_hints(
+                [r.value for r in image.nodes],
+                excess_w=measured_w - target.applied_w,
+                jobs=self._jobs.assignment() if self._jobs is not None else {},
+                priorities=self._priorities,
+            )
+        data = PowerBreachAlertData(
+            feed_tag=feed,
+            status=breach.status.value,
+            severity="critical" if breach.is_critical else "warning",
+            breach=BreachDetails(breach_id=breach.breach_id, **times),
+            target=BreachTarget(correlation_id=target.correlation_id, load_constraint=power(target.asked_w)),
+            measured_load=power(measured_w),
+            infrastructure_actions=infrastructure_actions(breach),
+            **hints,
+        )
+        self._publish(breach_topic(self._settings.agent_id), data, QOS_BREACH)
+        self._write_audit(
+            {
+                "event": "breach",
+                "breach_id": breach.breach_id,
+                "feed": feed,
+                "status": str(breach.status),
+                "measured_w": measured_w,
+                "target_w": target.applied_w,
+            }
+        )
+        log.warning("breach", feed=feed, status=str(breach.status), measured_w=measured_w, target_w=target.applied_w)
+
+    def _utc(self, t_mono_s: float, now_s: float) -> str:
+        return utc_text(self._clock.wall_utc_s() + t_mono_s - now_s)
+
+
+class _Inbox:
+    """One topic behind a token bucket: a flood of it costs neither the loop nor the other issuers anything."""
+
+    def __init__(self, session: MqttSession, topic: str, handler: Callable[[Incoming], None], clock: Clock) -> None:
+        self._handler = handler
+        self._clock = clock
+        self._tokens = BURST_MAX
+        self._filled_s = clock.now_s()
+        self._waiting: deque[Incoming] = deque(maxlen=WAITING_MAX)
+        session.on_message(topic, self.put)
+
+    def put(self, message: Incoming) -> None:
+        self._waiting.append(message)
+        self.work_off()
+
+    def work_off(self) -> None:
+        now_s = self._clock.now_s()
+        self._tokens = min(BURST_MAX, self._tokens + (now_s - self._filled_s) * RATE_PER_S_MAX)
+        self._filled_s = now_s
+        while self._waiting and self._tokens >= 1.0:
+            self._tokens -= 1.0
+            self._handler(self._waiting.popleft())
+
+
+class _Refusals:
+    """Turns a typed refusal inside the block into a counted, rate-limited line; lets everything else through."""
+
+    def __init__(self, source: DsxGridSource, message: Incoming) -> None:
+        self._source = source
+        self._message = message
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, WireRefused):
+            self._source.refuse(self._message, error)
+            return True
+        return False
+
+
+def _site_power_w(image: SiteImage) -> float | None:
+    """Power at the connection point, or the sum of the nodes where there is no meter; None when neither is known."""
+    if image.pcc is not None:
+        return image.pcc.value.power_w if image.pcc.quality is not Quality.MISSING else None
+    if not image.nodes:
+        return None
+    return sum(r.value.stands_for * (r.value.other_w + float(np.nansum(r.value.power_w))) for r in image.nodes)
+
+
+def _audit_line(o: SignalOutcome, now_s: float, utc_s: float) -> dict[str, object]:
+    def utc(t_s: float | None) -> str | None:
+        return None if t_s is None or not math.isfinite(t_s) else utc_text(utc_s + t_s - now_s)
+
+    return {
+        "event": "signal",
+        "kind": str(o.kind),
+        "issuer": o.issuer,
+        "key_id": o.key_id,
+        "message_id": o.message_id,
+        "correlation_id": o.correlation_id,
+        "index": o.index,
+        "feeds": list(o.feeds),
+        "acceptance": str(o.acceptance),
+        "reason": str(o.reason) if o.reason else None,
+        "detail": o.detail,
+        "asked_w": o.asked_w,
+        "applied_w": o.applied_w,
+        "from": utc(o.from_s),
+        "until": utc(o.until_s),
+        "met_at": utc(o.met_at_s),
+    }
+
+
+def _answer(o: SignalOutcome, now_s: float, utc_s: float) -> RequestAnswer:
+    fields: dict[str, object] = {}
+    if o.reason is not None:
+        fields["reason"] = str(o.reason)
+    if o.applied_w is not None:
+        fields["applied"] = power(o.applied_w)
+    if o.met_at_s is not None and math.isfinite(o.met_at_s):
+        fields["met_at"] = utc_text(utc_s + o.met_at_s - now_s)
+    return RequestAnswer.model_validate(
+        {"index": o.index, "feed_tags": o.feeds, "acceptance": o.acceptance.value, "detail": o.detail, **fields}
+    )
