@@ -34,7 +34,10 @@ from controller.types import (
 # A row keeps this share of its allowance however large residual and dip are: a target that may not move at all could
 # never bring the battery back, which would break more than it saves. `is_overspent` says that it happened.
 KEPT_FRAC = 0.1
-# Share of every allowance left unused so that rounding in sums of a few hundred floats cannot pass for a violation.
+# A filtered row keeps half: what following leaves lies at other frequencies than the target's own moves, and a slope of
+# nearly nothing would strand the battery for the sake of a row that ripple alone has broken.
+KEPT_FRAC_FILTERED = 0.5
+# Share of every allowance left unused so that rounding in sums of floats cannot pass for a violation.
 ROUNDING_FRAC = 1e-6
 
 ResidualW = float | Mapping[LimitId, float]
@@ -219,6 +222,11 @@ class AdmissibleInterval:
         return self._rise
 
     @property
+    def band_slope_w_per_s(self) -> float:
+        """What filtered and spectral rows let the path's slope be; inf when there is none."""
+        return self._band_slope
+
+    @property
     def contingency_slope_w_per_s(self) -> float:
         """R_c: the fall that can go on for ever during a contingency, with the residual alone taken off."""
         return self._contingency_fall
@@ -280,12 +288,12 @@ class AdmissibleInterval:
             return max(0.0, self._residual_w.get(limit_id, 0.0))
         return max(0.0, self._residual_w)
 
-    def _allowance(self, limit_id: LimitId, max_w: float, *, dip_w: float) -> float:
+    def _allowance(self, limit_id: LimitId, max_w: float, *, dip_w: float, kept_frac: float = KEPT_FRAC) -> float:
         """What is left of `max_w` after residual, dip and rounding."""
         left_w = max_w * (1.0 - ROUNDING_FRAC) - self._residual_of(limit_id) - max(0.0, dip_w)
-        if left_w < KEPT_FRAC * max_w:
+        if left_w < kept_frac * max_w:
             self.is_overspent = True
-            return KEPT_FRAC * max_w
+            return kept_frac * max_w
         return left_w
 
     def _refresh_allowances(self) -> None:
@@ -363,7 +371,7 @@ class AdmissibleInterval:
             seconds = line_seconds(*limit.band_hz, limit.span_s)
         else:
             return math.inf
-        return self._allowance(limit.id, limit.max_w, dip_w=0.0) / seconds
+        return self._allowance(limit.id, limit.max_w, dip_w=0.0, kept_frac=KEPT_FRAC_FILTERED) / seconds
 
     def _spent(self, direction: Direction) -> dict[LimitId, float]:
         now_w = self._path.now_w

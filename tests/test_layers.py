@@ -14,12 +14,20 @@ BASE = {"controller.types", "controller.settings", "controller.errors", "control
 PORTS = BASE | {"controller.ports"}
 CORE_LOW = {
     "controller.contract",
+    "controller.contract_rows",
     "controller.slope_bound",
     "controller.reserve",
     "controller.gpu_model",
     "controller.headroom",
 }
-CORE_MID = {"controller.estimate", "controller.forecast"}
+CORE_MID = {
+    "controller.estimate",
+    "controller.estimate_checks",
+    "controller.estimate_lag",
+    "controller.forecast",
+    "controller.follow",
+    "controller.residual",
+}
 CORE_HIGH = {
     "controller.signal_schedule",
     "controller.allocate",

@@ -1,0 +1,300 @@
+"""What the site draws, from whatever can be trusted: load, its split, its age, and how far all of it may be off.
+
+Load is PCC power plus battery power of the same instant; the battery's history is moved to the meter's time stamp
+first. A lost or implausible meter is replaced within one tick by sub-meters or node reports, and ignorance costs
+margin, never a guess in our favour. Faults are stated as flags, row by row of the fault catalogue; what they lead to
+is decided elsewhere. Pure: times come with the readings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum, unique
+
+import numpy as np
+
+from controller.estimate_checks import MeterCheck, MeterFlag, MeterView
+from controller.estimate_lag import LagEstimate
+from controller.settings import SiteSettings
+from controller.types import BatterySample, Following, MeterSample, NodeReport, Quality, Reading
+
+NODES_PERIOD_S = 0.1  # reports come at a few hertz; thousands of them are not added up on every tick
+HISTORY_S = 3.0  # of battery power; meters older than this are replaced, not corrected
+DELAY_MEMORY_S = 10.0
+SUB_METER_MARGIN_FRAC = 0.03  # what two meters of one site may differ by before one is wrong (FAULTS S8)
+NODE_MARGIN_FRAC = 0.10  # GPU telemetry reads up to 5.5 % low, cooling and losses are not in it at all
+GROWTH_FRAC_PER_S = 0.3  # of the registered peak: the margin of a held value grows by this (measured starts: 0.2/s)
+HELD_TICKS = 2  # a held value serves this many ticks before another source must
+
+
+@unique
+class LoadSource(StrEnum):
+    """Where the load comes from, best first."""
+
+    METER = "meter"
+    SUB_METERS = "sub_meters"
+    NODES = "nodes"
+    HELD = "held"  # the last value and a growing margin
+
+
+@dataclass(frozen=True, slots=True)
+class NodePower:
+    """Sum of node reports: a GPU without a fresh reading counts at its last power, in `gpu_w_max` at its cap."""
+
+    gpu_w: float
+    gpu_w_max: float
+    other_w: float
+    missing_count: int
+    gpu_count: int
+    t_s: float  # of the oldest report that counts
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The load at `t_s` and all that decides how far to trust it. Powers in W; `margin_w` is one-sided, upwards.
+
+    `is_fresh` says that `load_w` is new since the last tick. `delay_s` is the usual age of a sample when it is used,
+    `lag_s` the battery's first-order lag as measured (or declared, until its commands have moved enough).
+    """
+
+    t_s: float
+    load_w: float
+    margin_w: float
+    pcc_w: float | None
+    battery_w: float
+    gpu_w: float
+    gpu_w_max: float
+    other_w: float
+    quality: Quality
+    source: LoadSource
+    is_fresh: bool
+    delay_s: float
+    lag_s: float
+    t_eff_s: float
+    flags: frozenset[MeterFlag]
+
+    @property
+    def load_w_max(self) -> float:
+        return self.load_w + self.margin_w
+
+
+def sum_nodes(nodes: Sequence[Reading[NodeReport]], *, gpu_peak_w: float) -> NodePower:
+    """Add up node reports; sampled nodes count for all they stand for. Without any node the peak is the bound."""
+    measured_w = highest_w = other_w = 0.0
+    missing, count, oldest_s = 0, 0, math.inf
+    for reading in nodes:
+        report, share = reading.value, reading.value.stands_for
+        is_live = reading.quality in (Quality.GOOD, Quality.STALE)
+        is_known = (report.quality <= Quality.STALE) & is_live
+        caps_w = np.where(np.isfinite(report.power_limit_w), report.power_limit_w, 0.0)
+        last_w = np.where(np.isfinite(report.power_w), report.power_w, caps_w)
+        measured_w += share * float(last_w.sum())
+        highest_w += share * float(np.where(is_known, last_w, np.maximum(last_w, caps_w)).sum())
+        other_w += share * report.other_w
+        missing += share * int((~is_known).sum())
+        count += share * len(report.gpu_ids)
+        if is_live:
+            oldest_s = min(oldest_s, reading.t_mono_s)
+    if not nodes:
+        return NodePower(0.0, gpu_peak_w, 0.0, 0, 0, -math.inf)
+    return NodePower(measured_w, highest_w, other_w, missing, count, oldest_s if oldest_s < math.inf else -math.inf)
+
+
+class LoadEstimator:
+    """One per site; `step` once per tick, `commanded` after every battery write."""
+
+    def __init__(self, site: SiteSettings) -> None:
+        self._site = site
+        battery, meter = site.battery, site.meter
+        self._declared_lag_s = 0.0
+        if battery is not None:
+            is_device = site.following is Following.DEVICE
+            self._declared_lag_s = battery.follow_lag_s if is_device else battery.lag_s
+        self._lag = LagEstimate(declared_s=self._declared_lag_s, scale_w=battery.discharge_w_max if battery else 1.0)
+        self._delay_s = meter.delay_s if meter is not None else 0.0
+        self._meter = MeterCheck(site)
+        self._subs: dict[str, MeterCheck] = {}
+        self._battery: deque[tuple[float, float]] = deque()
+        self._nodes_key: object = None
+        self._nodes_s, self._nodes_count = -math.inf, -1
+        self._nodes = NodePower(0.0, site.gpu_peak_w, 0.0, 0, 0, -math.inf)
+        self._load_w = site.other_load_w + site.gpu_idle_w
+        self._load_s = -math.inf
+        self._good_s = -math.inf
+        self._other_w = site.other_load_w
+        self._last_s = -math.inf
+
+    def commanded(self, t_s: float, *, reference_w: float, following: Following) -> None:
+        """A set-point was acknowledged; under software following the battery's answer to it tells its lag."""
+        if following is Following.SOFTWARE:
+            self._lag.commanded(t_s, reference_w)
+
+    def step(
+        self,
+        now_s: float,
+        *,
+        pcc: Reading[MeterSample] | None,
+        battery: Reading[BatterySample] | None,
+        nodes: Sequence[Reading[NodeReport]],
+        meters: Mapping[str, Reading[MeterSample]],
+    ) -> Estimate:
+        """The estimate at `now_s` from everything that was read."""
+        battery_w = self._take_battery(battery)
+        self._take_nodes(now_s, nodes)
+        view = MeterView(
+            now_s=now_s,
+            battery_w=battery_w,
+            gpu_w=self._nodes.gpu_w if self._nodes.gpu_count else None,
+            others_w=self._sub_power(now_s, meters),
+        )
+        flags = set(self._meter.check(pcc, view)) if pcc is not None else set()
+        is_used = pcc is not None and self._meter.is_usable
+        self._last_s = now_s
+        if is_used:
+            assert pcc is not None
+            return self._from_meter(now_s, pcc, view, frozenset(flags))
+        return self._without_meter(now_s, view, battery_w, frozenset(flags), had_meter=pcc is not None)
+
+    # ------------------------------------------------------------------------------------------------------ private
+
+    def _from_meter(
+        self, now_s: float, pcc: Reading[MeterSample], view: MeterView, flags: frozenset[MeterFlag]
+    ) -> Estimate:
+        t_s = pcc.t_mono_s
+        is_fresh = t_s > self._load_s
+        power_w = self._meter.power_w
+        if view.others_w is not None and MeterFlag.METERS_DISAGREE in flags:
+            power_w = max(power_w, view.others_w)  # the higher import is the careful one
+        if is_fresh:
+            self._learn_delay(now_s - t_s, elapsed_s=t_s - self._load_s)
+            self._load_w = power_w + self._battery_at(t_s)
+            self._load_s = t_s
+        self._good_s = now_s
+        if self._nodes.gpu_count:
+            self._other_w = min(max(self._load_w - self._nodes.gpu_w, 0.0), self._site.other_load_w_max)
+        margin_w = 0.0
+        if MeterFlag.METER_DRIFT in flags or MeterFlag.METERS_DISAGREE in flags:
+            margin_w = SUB_METER_MARGIN_FRAC * abs(power_w)
+        return self._made(
+            now_s, margin_w=margin_w, pcc_w=power_w, source=LoadSource.METER, is_fresh=is_fresh, flags=flags
+        )
+
+    def _without_meter(
+        self, now_s: float, view: MeterView, battery_w: float, flags: frozenset[MeterFlag], *, had_meter: bool
+    ) -> Estimate:
+        """Sub-meters, else node reports (both add to the load directly), else the last value and a growing margin."""
+        held_s = now_s - self._good_s
+        if view.others_w is not None:
+            self._load_w, self._load_s = view.others_w + battery_w, now_s
+            margin_w = SUB_METER_MARGIN_FRAC * abs(view.others_w)
+            return self._made(
+                now_s, margin_w=margin_w, pcc_w=None, source=LoadSource.SUB_METERS, is_fresh=True, flags=flags
+            )
+        brief = had_meter and held_s <= (HELD_TICKS - 0.5) * self._site.tracker_period_s
+        if self._nodes.gpu_count and not brief:
+            other_w = max(self._other_w, self._nodes.other_w)
+            load_w = self._nodes.gpu_w + other_w
+            self._load_w, self._load_s = load_w, max(self._load_s, self._nodes.t_s)
+            margin_w = NODE_MARGIN_FRAC * load_w + self._nodes.gpu_w_max - self._nodes.gpu_w
+            return self._made(now_s, margin_w=margin_w, pcc_w=None, source=LoadSource.NODES, is_fresh=True, flags=flags)
+        growth_w = GROWTH_FRAC_PER_S * self._site.registered_peak_w * max(held_s, 0.0)
+        ceiling_w = self._site.gpu_peak_w + self._site.other_load_w_max
+        margin_w = max(0.0, min(growth_w, ceiling_w - self._load_w))
+        return self._made(now_s, margin_w=margin_w, pcc_w=None, source=LoadSource.HELD, is_fresh=False, flags=flags)
+
+    def _made(
+        self,
+        now_s: float,
+        *,
+        margin_w: float,
+        pcc_w: float | None,
+        source: LoadSource,
+        is_fresh: bool,
+        flags: frozenset[MeterFlag],
+    ) -> Estimate:
+        nodes = self._nodes
+        quality = {LoadSource.METER: Quality.GOOD, LoadSource.HELD: Quality.MISSING}.get(source, Quality.SUSPECT)
+        if source is LoadSource.METER and flags & DOUBTS:
+            quality = Quality.SUSPECT
+        gpu_w = nodes.gpu_w if nodes.gpu_count else max(0.0, self._load_w - self._other_w)
+        lag_s = self._lag.lag_s
+        period_s = self._site.tracker_period_s
+        is_device = self._site.following is Following.DEVICE
+        return Estimate(
+            t_s=self._load_s,
+            load_w=self._load_w,
+            margin_w=margin_w,
+            pcc_w=pcc_w,
+            battery_w=self._battery[-1][1] if self._battery else 0.0,
+            gpu_w=gpu_w,
+            gpu_w_max=max(gpu_w, nodes.gpu_w_max),
+            other_w=self._other_w,
+            quality=quality,
+            source=source,
+            is_fresh=is_fresh,
+            delay_s=self._delay_s,
+            lag_s=lag_s,
+            t_eff_s=lag_s if is_device else self._delay_s + period_s + lag_s,
+            flags=flags,
+        )
+
+    def _take_battery(self, battery: Reading[BatterySample] | None) -> float:
+        """Add the newest battery power to the history; returns it (0 without a battery)."""
+        if battery is None or battery.quality is Quality.MISSING or not math.isfinite(battery.value.power_w):
+            return self._battery[-1][1] if self._battery else 0.0
+        t_s, power_w = battery.t_mono_s, battery.value.power_w
+        if not self._battery or t_s > self._battery[-1][0]:
+            self._battery.append((t_s, power_w))
+            if self._site.following is Following.SOFTWARE:
+                self._lag.measured(t_s, power_w)
+            while len(self._battery) > 1 and self._battery[1][0] < t_s - HISTORY_S:
+                self._battery.popleft()
+        return power_w
+
+    def _battery_at(self, t_s: float) -> float:
+        """Battery power at the meter's instant: between two samples, or the newest moved on by the commanded step."""
+        history = self._battery
+        if not history:
+            return 0.0
+        newest_s, newest_w = history[-1]
+        if t_s >= newest_s:
+            return self._lag.moved_on(newest_w, newest_s, t_s)
+        after_s, after_w = newest_s, newest_w
+        for before_s, before_w in reversed(history):
+            if before_s <= t_s:
+                return self._lag.between(before_w, before_s, after_w, after_s, t_s)
+            after_s, after_w = before_s, before_w
+        return after_w
+
+    def _take_nodes(self, now_s: float, nodes: Sequence[Reading[NodeReport]]) -> None:
+        """Sum the reports when any of them changed; the shell hands the same objects again until then."""
+        if now_s - self._nodes_s < NODES_PERIOD_S and len(nodes) == self._nodes_count:
+            return
+        self._nodes_s, self._nodes_count = now_s, len(nodes)
+        key = tuple((id(reading.value), reading.quality) for reading in nodes)
+        if key != self._nodes_key:
+            self._nodes_key = key
+            self._nodes = sum_nodes(nodes, gpu_peak_w=self._site.gpu_peak_w)
+
+    def _sub_power(self, now_s: float, meters: Mapping[str, Reading[MeterSample]]) -> float | None:
+        """Sum of the sub-meters when every one of them can be trusted."""
+        if not meters:
+            return None
+        total_w = 0.0
+        for name in sorted(meters):
+            check = self._subs.setdefault(name, MeterCheck(self._site))
+            check.check(meters[name], MeterView(now_s=now_s, battery_w=0.0, gpu_w=None, others_w=None))
+            if not check.is_usable:
+                return None
+            total_w += check.power_w
+        return total_w
+
+    def _learn_delay(self, age_s: float, *, elapsed_s: float) -> None:
+        gain = 1.0 - math.exp(-min(max(elapsed_s, 0.0), DELAY_MEMORY_S) / DELAY_MEMORY_S)
+        self._delay_s += gain * (max(age_s, 0.0) - self._delay_s)
+
+
+DOUBTS = frozenset({MeterFlag.METERS_DISAGREE, MeterFlag.METER_SIGN_SUSPECT, MeterFlag.METER_DRIFT})

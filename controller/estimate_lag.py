@@ -1,0 +1,100 @@
+"""The battery's first-order lag, measured from how it answers its set-points, and its power between two samples.
+
+A bank of candidate lags each predicts the next battery sample from the last one and the commands between; the one with
+the least squared error, over samples that moved enough to tell, is the lag. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+LAGS_PER_OCTAVE = 2
+OCTAVES = 2  # the bank reaches from a quarter of the declared lag to four times it
+LAG_S_MIN = 0.002
+MOVED_FRAC = 0.01  # of the battery's power: steps smaller than this drown in noise and deadband
+MEMORY_SAMPLES = 200.0
+SAMPLES_MIN = 40  # before the measured lag replaces the declared one
+COMMANDS_KEPT_S = 5.0
+
+
+class LagEstimate:
+    """Feeds on commands and samples; answers with a lag and with powers between samples."""
+
+    def __init__(self, *, declared_s: float, scale_w: float) -> None:
+        base_s = max(declared_s, LAG_S_MIN)
+        steps = range(-OCTAVES * LAGS_PER_OCTAVE, OCTAVES * LAGS_PER_OCTAVE + 1)
+        self._bank_s = [base_s * math.pow(2.0, step / LAGS_PER_OCTAVE) for step in steps]
+        self._errors = [0.0] * len(self._bank_s)
+        self._moved_w = MOVED_FRAC * scale_w
+        self._count = 0
+        self._commands: deque[tuple[float, float]] = deque()
+        self._last: tuple[float, float] | None = None
+        self.lag_s = declared_s
+
+    def commanded(self, t_s: float, reference_w: float) -> None:
+        """The set-point in force from `t_s` on."""
+        self._commands.append((t_s, reference_w))
+        while len(self._commands) > 2 and self._commands[1][0] < t_s - COMMANDS_KEPT_S:
+            self._commands.popleft()
+
+    def measured(self, t_s: float, power_w: float) -> None:
+        """A battery sample true at `t_s`."""
+        last, self._last = self._last, (t_s, power_w)
+        if last is None or not self._commands or not 0.0 < t_s - last[0] < 1.0 or last[0] < self._commands[0][0]:
+            return
+        pieces = self._pieces(last[0], t_s)
+        if max(abs(reference_w - last[1]) for _, reference_w in pieces) < self._moved_w:
+            return
+        keep = 1.0 - 1.0 / MEMORY_SAMPLES
+        for index, lag_s in enumerate(self._bank_s):
+            miss_w = power_w - _answer(last[1], pieces, lag_s)
+            self._errors[index] = keep * self._errors[index] + miss_w * miss_w
+        self._count += 1
+        if self._count >= SAMPLES_MIN:
+            self.lag_s = self._best_s()
+
+    def moved_on(self, power_w: float, from_s: float, to_s: float) -> float:
+        """Battery power at `to_s`, after its newest sample, under the commands given since."""
+        pieces = self._pieces(from_s, to_s) if self._commands and to_s > from_s else []
+        return _answer(power_w, pieces, max(self.lag_s, LAG_S_MIN))
+
+    def between(self, before_w: float, before_s: float, after_w: float, after_s: float, t_s: float) -> float:
+        """Battery power between two samples: the model's way from the first, corrected to end at the second."""
+        if after_s <= before_s:
+            return after_w
+        share = (t_s - before_s) / (after_s - before_s)
+        miss_w = after_w - self.moved_on(before_w, before_s, after_s)
+        return self.moved_on(before_w, before_s, t_s) + share * miss_w
+
+    def _pieces(self, from_s: float, to_s: float) -> list[tuple[float, float]]:
+        """(length, set-point) of every stretch of constant set-point between two instants."""
+        found: list[tuple[float, float]] = []
+        end_s = to_s
+        for start_s, reference_w in reversed(self._commands):
+            if start_s >= end_s:
+                continue
+            begin_s = max(start_s, from_s)
+            found.append((end_s - begin_s, reference_w))
+            end_s = begin_s
+            if start_s <= from_s:
+                break
+        found.reverse()
+        return found or [(to_s - from_s, self._commands[0][1])]
+
+    def _best_s(self) -> float:
+        """The bank's best lag, refined by a parabola over its neighbours (equally spaced in the logarithm)."""
+        errors = self._errors
+        best = min(range(len(errors)), key=errors.__getitem__)
+        if not 0 < best < len(errors) - 1:
+            return self._bank_s[best]
+        left, middle, right = errors[best - 1], errors[best], errors[best + 1]
+        bend = left - 2.0 * middle + right
+        shift = 0.5 * (left - right) / bend if bend > 0.0 else 0.0
+        return self._bank_s[best] * math.pow(2.0, max(-0.5, min(0.5, shift)) / LAGS_PER_OCTAVE)
+
+
+def _answer(power_w: float, pieces: list[tuple[float, float]], lag_s: float) -> float:
+    for length_s, reference_w in pieces:
+        power_w = reference_w + (power_w - reference_w) * math.exp(-length_s / lag_s)
+    return power_w

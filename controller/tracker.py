@@ -1,0 +1,451 @@
+"""The fast decision: where the grid target goes on this tick, and what the battery is told to keep it there.
+
+The target moves toward the planner's, inside the admissible interval and the crash-safe clamp, at the slope that can
+go on for ever; only a ceiling or a waiver moves it faster. Under software following the battery's set-point is the
+load worth following less the target; under device following it is the target itself. The tracker never plans, never
+waits for a plan, and knows no clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from controller.contract import AdmissibleInterval, DueStatus, Interval
+from controller.estimate import Estimate, LoadSource
+from controller.follow import FollowerSettings, SoftwareFollower, Way
+from controller.forecast import Line, LineForecast
+from controller.reserve import (
+    NO_BATTERY,
+    BatteryBounds,
+    Contingency,
+    CrashReserve,
+    ReserveRow,
+    battery_bounds,
+    margins,
+    reserve_rows,
+    transient_dip_w,
+)
+from controller.residual import Residual
+from controller.settings import SiteSettings
+from controller.types import (
+    BandLimit,
+    BatterySample,
+    BatteryState,
+    CeilingLimit,
+    Contract,
+    Direction,
+    FloorLimit,
+    Following,
+    Limit,
+    LimitId,
+    Margin,
+    Mode,
+    OscillationLimit,
+    RampLimit,
+    RateLimit,
+    SwingLimit,
+)
+
+RIPPLE_FRAC_MIN = (
+    0.002  # of the registered peak: ripple smaller than this is nobody's business (1 s accuracy of meters)
+)
+EVENT_FRAC = 0.05  # of the registered peak: a deviation beyond it, once, is an event and not residual
+RESIDUAL_FRAC_MIN = 0.02  # of a row: what has not been measured yet is not nothing
+RESIDUAL_FRAC_LEVEL = 0.001  # the same of a ceiling or floor, which is a level and not a change
+SHRINK_PERIOD_S = 1.0  # how often residual and dip are taken over into the allowances
+ANCHOR_S = 3.0  # a reference that parted from the meter for this long is wrong
+ANCHOR_FRAC = 0.005  # of the registered peak: parted by less is within meter accuracy
+RIDE_FRAC = 0.6  # of a contingency's surplus in the battery: the crash has happened, fall at R_c
+RIDE_S = 2.0  # falls that R_n could catch up with in this time are ordinary
+MEAN_LOAD_S = 30.0  # of the load that FALLBACK lets the target go back to
+SATURATED_FRAC = 0.98
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """One contingency to survive now, and which of its conditions may move the target."""
+
+    contingency: Contingency
+    enforces_transient: bool
+    enforces_power: bool
+    enforces_energy: bool
+    enforces_rise: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerInput:
+    """What is known on one tick.
+
+    The planner's path is the line through (`target_s`, `target_w`) with `target_slope_w_per_s`. `load_rise_w` is what
+    load may jump to under the caps in force. `exempt_target_w` is the emergency path's target: it is reached at once,
+    and only given while the issuer's waiver or a breaker allows it.
+    """
+
+    now_s: float
+    estimate: Estimate
+    battery: BatterySample | None  # None: no battery, or nothing known of it
+    target_w: float
+    mode: Mode
+    watches: tuple[Watch, ...]
+    load_rise_w: float
+    target_s: float = 0.0
+    target_slope_w_per_s: float = 0.0
+    exempt_target_w: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatteryAim:
+    """What the battery is to be told. `ramp_w_per_s` is the slope for its reaction when commands stop coming."""
+
+    following: Following
+    reference_w: float
+    ramp_w_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerOutput:
+    """The tick's decision and what explains it. Powers in W.
+
+    `load_w_max` is the largest load that battery and target can carry if it came now, so caps go below it.
+    `residual_w` and `spent_w` are per row; `g_safe_w` and `g_rise_min_w` infinite where nothing is enforced.
+    """
+
+    g_ref_w: float
+    low_w: float
+    high_w: float
+    g_safe_w: float
+    g_rise_min_w: float
+    aim: BatteryAim | None
+    load_w_max: float
+    load_w_min: float
+    margins: tuple[Margin, ...]
+    residual_w: dict[LimitId, float]
+    spent_w: dict[LimitId, float]
+    way: Way | None
+    line: Line | None
+    t_eff_s: float
+    is_saturated: bool
+    is_riding_down: bool
+    is_overspent: bool
+    due: tuple[DueStatus, ...]
+
+
+class Tracker:
+    """State of the fast loop; `step` once per tick."""
+
+    def __init__(self, site: SiteSettings, *, start_s: float, start_w: float) -> None:
+        """`start_w`: metered power at `start_s`, the mean if one is known."""
+        self._site = site
+        self._tick_s = site.tracker_period_s
+        self._contract = site.contract
+        self.interval = AdmissibleInterval(site.contract.limits, start_s=start_s, start_w=start_w, tick_s=self._tick_s)
+        ripple_w = RIPPLE_FRAC_MIN * site.registered_peak_w
+        self._forecast = LineForecast(tick_s=self._tick_s, amplitude_w_min=ripple_w)
+        battery, meter = site.battery, site.meter
+        self._times = FollowerSettings(
+            tick_s=self._tick_s,
+            delay_s=meter.delay_s if meter else 0.0,
+            lag_s=battery.lag_s if battery else 0.0,
+        )
+        self._follower = SoftwareFollower(self._times, forecast=self._forecast, ripple_w_min=ripple_w)
+        self._nameplate = battery_bounds(battery) if battery is not None else NO_BATTERY
+        self._residual = Residual((), event_w=EVENT_FRAC * site.registered_peak_w)
+        self._take_rows(site.contract.limits)
+        self._targets: deque[tuple[float, float]] = deque([(start_s, start_w)])
+        self._g_ref_w = start_w
+        self._mean_load_w = start_w
+        self._reference_w: float | None = None
+        self._metered_s = -math.inf
+        self._shrunk_s = -math.inf
+        self._parted_s = -math.inf
+        self._is_saturated = False
+        self._is_riding_down = False
+        self._was_shrunk_riding = False
+
+    @property
+    def g_ref_w(self) -> float:
+        return self._g_ref_w
+
+    def set_limits(self, limits: Iterable[Limit], now_s: float) -> None:
+        """Put other limits in force from now on (a signal, the fallback contract, the end of one)."""
+        found = tuple(limits)
+        self._contract = Contract("in force", found, self._site.registered_peak_w)
+        self.interval.set_limits(found, now_s)
+        self._take_rows(found)
+        self._shrunk_s = -math.inf
+
+    def waive_ramps(self, until_s: float, *, with_bands: bool) -> None:
+        """The issuer waived the ramp rows until then."""
+        self.interval.waive_ramps(until_s, with_bands=with_bands)
+
+    def step(self, given: TrackerInput) -> TrackerOutput:
+        """One tick: measure, bound, move, follow, account."""
+        now_s, estimate = given.now_s, given.estimate
+        bounds = self._battery_now(given.battery)
+        energy_j = self._energy_j(given.battery)
+        self._measure(given)
+        reserve = CrashReserve(
+            battery=bounds,
+            fall_w_per_s=self.interval.contingency_slope_w_per_s,
+            rise_w_per_s=self.interval.contingency_rise_w_per_s,
+        )
+        g_safe_w, g_rise_min_w = self._clamps(given, reserve, energy_j)
+        self._is_riding_down = self._rides_down(given, g_safe_w)
+        self._shrink(given)
+        allowed = self._allowed(given, bounds)
+        g_ref_w = self._move(given, allowed, g_safe_w, g_rise_min_w)
+        if given.battery is None or bounds.charge_w_max <= 0.0 >= bounds.discharge_w_max:
+            g_ref_w = self._uncontrolled(estimate)
+        self._set_target(now_s, g_ref_w)
+        aim = self._aim(given, bounds, g_ref_w)
+        cover_w = reserve.rise_cover_w(energy_j, spent_w=self.interval.contingency_excess_up_w)
+        line = self._forecast.line
+        return TrackerOutput(
+            g_ref_w=g_ref_w,
+            low_w=allowed.low_w,
+            high_w=allowed.high_w,
+            g_safe_w=g_safe_w,
+            g_rise_min_w=g_rise_min_w,
+            aim=aim,
+            load_w_max=(g_ref_w if aim is not None else allowed.high_w) + cover_w,
+            load_w_min=(g_ref_w if aim is not None else allowed.low_w) - bounds.charge_limit_w(energy_j),
+            margins=self._margins(given, reserve, energy_j, g_ref_w),
+            residual_w=self._residuals(),
+            spent_w=self.interval.spent_down_w(),
+            way=self._follower.way if self._site.following is Following.SOFTWARE else None,
+            line=line,
+            t_eff_s=estimate.t_eff_s,
+            is_saturated=self._is_saturated,
+            is_riding_down=self._is_riding_down,
+            is_overspent=self.interval.is_overspent,
+            due=self.interval.due_status(),
+        )
+
+    # ---------------------------------------------------------------------------------------------------- measuring
+
+    def _measure(self, given: TrackerInput) -> None:
+        """Compare a new meter sample with the reference of its own instant; re-anchor one that went astray."""
+        estimate, peak_w = given.estimate, self._site.registered_peak_w
+        gain = 1.0 - math.exp(-self._tick_s / MEAN_LOAD_S)
+        self._mean_load_w += gain * (estimate.load_w - self._mean_load_w)
+        if estimate.pcc_w is None or not estimate.is_fresh or estimate.t_s <= self._metered_s:
+            return
+        self._metered_s = estimate.t_s
+        deviation_w = estimate.pcc_w - self._target_at(estimate.t_s)
+        self._residual.add(estimate.t_s, deviation_w, is_held=not self._is_saturated)
+        parted_w = abs(self._residual.track(1.0).mean_w)
+        if parted_w <= max(self._residual.track(1.0).spread_w, ANCHOR_FRAC * peak_w):
+            self._parted_s = math.inf
+        elif math.isinf(self._parted_s):
+            self._parted_s = given.now_s
+        elif given.now_s - self._parted_s >= ANCHOR_S:
+            self._g_ref_w += self._residual.track(1.0).mean_w
+            self.interval.reanchor(given.now_s, self._g_ref_w)
+            self._targets.append((given.now_s, self._g_ref_w))
+            self._parted_s = math.inf
+
+    def _target_at(self, t_s: float) -> float:
+        """The reference that was in force at `t_s`."""
+        for at_s, target_w in reversed(self._targets):
+            if at_s <= t_s:
+                return target_w
+        return self._targets[0][1]
+
+    def _set_target(self, now_s: float, g_ref_w: float) -> None:
+        self._g_ref_w = g_ref_w
+        self.interval.push(max(now_s, self.interval.now_s), g_ref_w)
+        self._targets.append((now_s, g_ref_w))
+        keep_s = 5.0 + 2.0 * self._times.delay_s
+        while len(self._targets) > 2 and self._targets[1][0] < now_s - keep_s:
+            self._targets.popleft()
+
+    # ------------------------------------------------------------------------------------------------- what is allowed
+
+    def _battery_now(self, sample: BatterySample | None) -> BatteryBounds:
+        """The nameplate bounds, cut to what the battery says it can do now; nothing when it does not obey."""
+        if sample is None or not sample.is_remote or sample.state in (BatteryState.OFF, BatteryState.FAULT):
+            return NO_BATTERY
+        nameplate = self._nameplate
+        energy_j = self._energy_j(sample)
+        taper = nameplate.charge_limit_w(energy_j)
+        charge_w = nameplate.charge_w_max
+        if sample.charge_w_max < 0.999 * taper:  # derated beyond the taper its profile declares
+            charge_w = sample.charge_w_max
+        return replace(
+            nameplate,
+            charge_w_max=min(charge_w, nameplate.charge_w_max),
+            discharge_w_max=min(sample.discharge_w_max, nameplate.discharge_w_max),
+        )
+
+    def _energy_j(self, sample: BatterySample | None) -> float:
+        battery = self._site.battery
+        return sample.soc_frac * battery.energy_j if sample is not None and battery is not None else 0.0
+
+    def _clamps(self, given: TrackerInput, reserve: CrashReserve, energy_j: float) -> tuple[float, float]:
+        """The highest target every enforced contingency survives, and the lowest from which a rise is covered."""
+        g_safe_w, g_rise_min_w = math.inf, -math.inf
+        spent_w = self.interval.contingency_excess_w
+        for watch in given.watches:
+            contingency = watch.contingency
+            if watch.enforces_energy:
+                by_energy_w = reserve.surplus_safe_w(energy_j, spent_w=spent_w)
+                g_safe_w = min(g_safe_w, contingency.load_left_w + by_energy_w)
+            if watch.enforces_power:
+                by_power_w = reserve.battery.charge_limit_w(energy_j) - contingency.ripple_w
+                g_safe_w = min(g_safe_w, contingency.load_left_w + by_power_w)
+            if watch.enforces_rise:
+                rise_w = reserve.g_rise_min_w(
+                    energy_j, load_rise_w=given.load_rise_w, spent_w=self.interval.contingency_excess_up_w
+                )
+                g_rise_min_w = max(g_rise_min_w, rise_w)
+        return g_safe_w, g_rise_min_w
+
+    def _rides_down(self, given: TrackerInput, g_safe_w: float) -> bool:
+        """A contingency is under way: the battery holds most of its surplus, or the clamp fell away from the target."""
+        if self._g_ref_w - g_safe_w > RIDE_S * self.interval.slope_down_w_per_s:
+            return True
+        surplus_w = self._g_ref_w - given.estimate.load_w
+        least_w = EVENT_FRAC * self._site.registered_peak_w
+        return any(
+            surplus_w > max(least_w, RIDE_FRAC * (self._g_ref_w - watch.contingency.load_left_w))
+            for watch in given.watches
+            if watch.enforces_energy or watch.enforces_power
+        )
+
+    def _allowed(self, given: TrackerInput, bounds: BatteryBounds) -> Interval:
+        """The interval at this instant, no lower than the export the contract allows."""
+        del bounds
+        found = self.interval.bounds(max(given.now_s, self.interval.now_s))
+        low_w = min(max(found.low_w, -self._site.max_export_w), found.high_w)
+        return Interval(low_w, found.high_w)
+
+    def _move(self, given: TrackerInput, allowed: Interval, g_safe_w: float, g_rise_min_w: float) -> float:
+        """The next target: the planner's path, made crash-safe, at sustainable slopes, inside the interval."""
+        if given.exempt_target_w is not None:
+            return allowed.clip(given.exempt_target_w)
+        interval, now_w = self.interval, self._g_ref_w
+        elapsed_s = max(given.now_s - interval.now_s, 0.0)
+        wanted_w = self._wanted(given)
+        wanted_w = min(max(wanted_w, g_rise_min_w), g_safe_w)  # where both cannot be, the drop wins
+        fall = interval.contingency_slope_w_per_s if self._is_riding_down else interval.slope_down_w_per_s
+        slowest_w = now_w - fall * elapsed_s if math.isfinite(fall) else -math.inf
+        rise = interval.slope_up_w_per_s
+        fastest_w = now_w + rise * elapsed_s if math.isfinite(rise) else math.inf
+        return allowed.clip(min(max(wanted_w, slowest_w), fastest_w))
+
+    def _wanted(self, given: TrackerInput) -> float:
+        if given.mode in (Mode.FALLBACK, Mode.LOCKOUT):
+            return self._mean_load_w  # the battery goes back to nothing at the contract's slope
+        if given.mode is Mode.HOLD:
+            return self._g_ref_w
+        return given.target_w + given.target_slope_w_per_s * (given.now_s - given.target_s)
+
+    def _uncontrolled(self, estimate: Estimate) -> float:
+        """Without a battery the target is what the meter says (its mean of a second), whatever was wanted."""
+        power_w = estimate.pcc_w if estimate.pcc_w is not None else estimate.load_w
+        gain = 1.0 - math.exp(-self._tick_s / 1.0)
+        return self._g_ref_w + gain * (power_w - self._g_ref_w)
+
+    # ------------------------------------------------------------------------------------------------------ following
+
+    def _aim(self, given: TrackerInput, bounds: BatteryBounds, g_ref_w: float) -> BatteryAim | None:
+        """The battery's reference; None when it takes no orders."""
+        battery, estimate = self._site.battery, given.estimate
+        if battery is None or given.battery is None or bounds.charge_w_max <= 0.0 >= bounds.discharge_w_max:
+            self._reference_w = None
+            self._is_saturated = True
+            return None
+        ramp = min(self.interval.slope_down_w_per_s, self.interval.slope_up_w_per_s, battery.ramp_w_per_s_max)
+        if self._site.following is Following.DEVICE:
+            power_w = given.battery.power_w
+            self._is_saturated = (
+                power_w >= SATURATED_FRAC * bounds.discharge_w_max or -power_w >= SATURATED_FRAC * bounds.charge_w_max
+            )
+            return BatteryAim(Following.DEVICE, g_ref_w, ramp)
+        wanted_w = self._set_point(given, g_ref_w)
+        charge_w = min(bounds.charge_w_max, given.battery.charge_w_max)
+        reference_w = min(max(wanted_w, -charge_w), bounds.discharge_w_max)
+        self._is_saturated = reference_w != wanted_w
+        if self._reference_w is not None and abs(reference_w - self._reference_w) < battery.deadband_w:
+            reference_w = self._reference_w  # the device would not move for it
+        self._reference_w = reference_w
+        if estimate.source is LoadSource.HELD and estimate.margin_w >= EVENT_FRAC * self._site.registered_peak_w:
+            self._is_saturated = True  # nothing is measured: what is on the meter is no residual
+        return BatteryAim(Following.SOFTWARE, reference_w, ramp)
+
+    def _set_point(self, given: TrackerInput, g_ref_w: float) -> float:
+        """Load worth following less the target. Nodes alone are too slow to follow: their mean is."""
+        estimate = given.estimate
+        times = FollowerSettings(self._tick_s, estimate.delay_s, max(estimate.lag_s, 1e-3))
+        if abs(times.t_eff_s - self._times.t_eff_s) > 0.05 * self._times.t_eff_s:
+            self._times = times
+            self._follower.retune(times)
+        is_fresh = estimate.is_fresh and estimate.source in (LoadSource.METER, LoadSource.SUB_METERS)
+        follow_w = self._follower.step(given.now_s, sample_s=estimate.t_s, load_w=estimate.load_w, is_fresh=is_fresh)
+        return follow_w - g_ref_w
+
+    # ----------------------------------------------------------------------------------------------------- accounting
+
+    def _take_rows(self, limits: tuple[Limit, ...]) -> None:
+        """What residual and reserve need to know of the rows in force."""
+        self._rows: tuple[ReserveRow, ...] = reserve_rows(self._contract, direction=Direction.DOWN)
+        self._limits = limits
+        self._residual.ensure({1.0, *(limit.mean_s for limit in limits)})
+
+    def _residuals(self) -> dict[LimitId, float]:
+        """r of each row: what following leaves on the row's own averaging time, on the side that the row judges."""
+        found: dict[LimitId, float] = {}
+        for limit in self._limits:
+            track = self._residual.track(limit.mean_s)
+            if isinstance(limit, CeilingLimit):
+                found[limit.id] = max(track.high_w, RESIDUAL_FRAC_LEVEL * limit.max_w)
+            elif isinstance(limit, FloorLimit):
+                found[limit.id] = max(-track.low_w, RESIDUAL_FRAC_LEVEL * limit.min_w)
+            elif isinstance(limit, OscillationLimit | BandLimit):
+                found[limit.id] = max(track.high_w, -track.low_w, RESIDUAL_FRAC_MIN * limit.max_w)
+            elif isinstance(limit, RampLimit | SwingLimit):
+                found[limit.id] = max(track.spread_w, RESIDUAL_FRAC_MIN * limit.max_w)
+            elif isinstance(limit, RateLimit):
+                found[limit.id] = max(track.spread_w, RESIDUAL_FRAC_MIN * limit.above_w)
+        return found
+
+    def _shrink(self, given: TrackerInput) -> None:
+        """Once a second, and at once when a contingency begins or ends, take residual and dip into the allowances."""
+        is_due = given.now_s - self._shrunk_s >= SHRINK_PERIOD_S
+        if not is_due and self._is_riding_down == self._was_shrunk_riding:
+            return
+        self._shrunk_s, self._was_shrunk_riding = given.now_s, self._is_riding_down
+        dips: dict[LimitId, float] = {}
+        if not self._is_riding_down:  # once it has happened, the dip is spent and its share is free for the fall
+            enforced = [watch.contingency for watch in given.watches if watch.enforces_transient]
+            for row in self._rows:
+                t_eff_s = given.estimate.t_eff_s
+                found = [transient_dip_w(row, contingency, t_eff_s=t_eff_s) for contingency in enforced]
+                dips[row.limit_id] = max(found, default=0.0)
+        self.interval.set_shrink(self._residuals(), dips)
+
+    def _margins(
+        self, given: TrackerInput, reserve: CrashReserve, energy_j: float, g_ref_w: float
+    ) -> tuple[Margin, ...]:
+        """Every condition of every contingency."""
+        spent = self.interval.spent_down_w()
+        spent_by_row_w = [spent.get(row.limit_id, 0.0) for row in self._rows]
+        found: list[Margin] = []
+        for watch in given.watches:
+            found += margins(
+                reserve,
+                watch.contingency,
+                target_w=g_ref_w,
+                energy_j=energy_j,
+                rows=self._rows,
+                spent_by_row_w=spent_by_row_w,
+                spent_line_w=self.interval.contingency_excess_w,
+                residual_w=self._residual.track(1.0).spread_w,
+                t_eff_s=given.estimate.t_eff_s,
+                load_rise_w=given.load_rise_w,
+                spent_rise_w=self.interval.contingency_excess_up_w,
+            )
+        return tuple(found)
