@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -29,15 +32,56 @@ async def deadline(device: str, seconds: float, what: str = "no answer") -> Asyn
         raise DeviceTimeout(device, f"{what} within {seconds:g} s") from error
 
 
+class _Mailbox:
+    """Outcomes on their way from workers to one loop: one wake-up carries all that arrived before the loop ran."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._letters: deque[Callable[[], None]] = deque()
+        self._lock = threading.Lock()
+        self._is_announced = False
+
+    def post(self, letter: Callable[[], None]) -> bool:
+        """From any thread; False when the loop is gone."""
+        loop = self._loop()
+        with self._lock:
+            self._letters.append(letter)
+            if self._is_announced:
+                return True
+            self._is_announced = True
+        try:
+            if loop is None:
+                return False
+            loop.call_soon_threadsafe(self._deliver)
+        except RuntimeError:
+            return False
+        return True
+
+    def _deliver(self) -> None:
+        with self._lock:
+            self._is_announced = False
+            letters = list(self._letters)
+            self._letters.clear()
+        for letter in letters:
+            letter()
+
+
+_mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = weakref.WeakKeyDictionary()
+
+
 class _Job:
     """One blocking call and where its outcome goes; touched by the worker only until `finish` is scheduled."""
 
-    __slots__ = ("fn", "future", "loop", "name", "started_s")
+    __slots__ = ("fn", "future", "loop", "mailbox", "name", "started_s")
 
     def __init__(self, fn: Callable[[], Any], name: str, loop: asyncio.AbstractEventLoop) -> None:
         self.fn = fn
         self.name = name
         self.loop = loop
+        mailbox = _mailboxes.get(loop)
+        if mailbox is None:
+            mailbox = _mailboxes[loop] = _Mailbox(loop)
+        self.mailbox = mailbox
         self.future: asyncio.Future[Any] = loop.create_future()
         self.started_s = loop.time()
 
@@ -110,10 +154,8 @@ class DeviceWorker:
                 result = job.fn()
             except BaseException as caught:  # noqa: BLE001 - handed to the caller, whatever it is
                 error = caught
-            try:
-                job.loop.call_soon_threadsafe(self._finish, job, result, error)
-            except RuntimeError:  # the loop closed while the call ran: nobody is left to tell
-                return
+            if not job.mailbox.post(partial(self._finish, job, result, error)):
+                return  # the loop closed while the call ran: nobody is left to tell
 
     def _finish(self, job: _Job, result: Any, error: BaseException | None) -> None:
         self._running = None
