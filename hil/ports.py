@@ -135,7 +135,8 @@ class SimBattery:
             b.set_follow_target(command.reference_w, command.ramp_w_per_s)
         else:
             b.set_setpoint(command.reference_w, command.ramp_w_per_s)
-        b.arm_reversion(command.ttl_s)
+        expiry_w_per_s = command.ramp_w_per_s if command.expiry_w_per_s is None else command.expiry_w_per_s
+        b.arm_reversion(command.ttl_s, slope_w_per_s=min(expiry_w_per_s, b.params.reversion_w_per_s))
         if self._write_latency_s > 0.0:
             await self._clock.sleep_until_ns(self._clock.now_ns() + round(self._write_latency_s * NS_PER_S))
 

@@ -177,7 +177,7 @@ class Moments:
         for at_s in self._at_s:
             if at_s - BEFORE_S >= end_s or at_s + AFTER_S <= block.t0_s:
                 continue
-            t_s = block.t0_s + np.arange(block.pcc_w.size) * block.dt_s
+            t_s: FloatArray = block.t0_s + np.arange(block.pcc_w.size, dtype=np.float64) * block.dt_s
             inside = (t_s >= at_s - BEFORE_S) & (t_s <= at_s + AFTER_S)
             self._parts[at_s].append((t_s[inside], block.pcc_w[inside]))
 

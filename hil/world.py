@@ -297,7 +297,7 @@ def _idle_until_started(event: EventDoc, jobs: tuple[Job, ...], all_events: tupl
     job = next((j for j in jobs if j.class_id == event.job), max(jobs, key=lambda j: j.gpus))
     mine = [e for e in all_events if isinstance(e, StartDoc | StopDoc | DropDoc) and e.job == event.job]
     if min(mine, key=lambda e: e.t_s) is event:
-        job.activity, job.other_activity = Activity(share=0.0), Activity(share=0.0)
+        job.activity = Activity(share=0.0)
 
 
 def _schedule(world: World, event: EventDoc, *, name: str) -> None:

@@ -217,8 +217,8 @@ def test_an_idle_fleet_draws_its_idle_power_and_wants_no_work() -> None:
     p.advance_ns(3 * S)
     wanted = one.demand_gpu_s
     p.advance_ns(10 * S)
-    assert p.now(LOAD) == pytest.approx(one.idle_w, rel=1e-6)
-    assert dropped.drop_w == pytest.approx(80e6 - one.idle_w)
+    assert p.now(LOAD) == pytest.approx(one.idle_w + 20e6, rel=1e-6)
+    assert dropped.drop_w == pytest.approx(60e6 - one.idle_w)
     assert one.demand_gpu_s == wanted
     revive(p, one, within_s=2.0)
     p.advance_ns(13 * S)

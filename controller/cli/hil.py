@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import typer
 
 app = typer.Typer()
@@ -10,3 +12,37 @@ app = typer.Typer()
 @app.callback()
 def _hil() -> None:
     """The hardware-in-the-loop bench: the same daemon against simulated devices."""
+
+
+@app.command("run")
+def run(
+    scenario: str = typer.Argument(help="A shipped scenario by name, or a file."),
+    trace: str = typer.Option(None, "--trace", metavar="CSV", help="Recorded power to replay."),
+    scale: float = typer.Option(None, "--scale", metavar="X", help="How many times over the trace is taken."),
+    duration: float = typer.Option(None, "--duration", metavar="S", help="Seconds to run; the trace's length if none."),
+    contract: list[str] = typer.Option([], "--contract", metavar="NAME", help="Contract or file; may be repeated."),
+    controller: Literal["mpc", "rule", "rule-max", "none"] = typer.Option(None, "--controller", help="Who plans."),
+    follow: Literal["device", "software"] = typer.Option(None, "--follow", help="Who closes the fast loop."),
+    edge: Literal["linear", "hold"] = typer.Option(None, "--edge", help="What lies between the trace's samples."),
+    clock: Literal["virtual", "real"] = typer.Option(None, "--clock", help="Simulated time, or the machine's."),
+    seed: int = typer.Option(None, "--seed", metavar="N", help="Seed of everything random."),
+    out: str = typer.Option(None, "--out", metavar="DIR", help="Where results go; out/hil/SCENARIO if not given."),
+) -> None:
+    """Run a scenario against the daemon and judge it on plant truth; exit 1 when a limit was broken."""
+    from pathlib import Path
+
+    from hil.command import run_and_report
+    from hil.scenario import Overrides
+
+    overrides = Overrides(
+        trace=trace,
+        scale=scale,
+        duration_s=duration,
+        contracts=tuple(contract),
+        controller=controller,
+        follow=follow,
+        edge=edge,
+        clock=clock,
+        seed=seed,
+    )
+    raise typer.Exit(run_and_report(scenario, overrides, out=Path(out) if out else None))

@@ -71,6 +71,7 @@ class Battery:
         self._target_now_w: float | None = None  # where it is; None until the first step of following
         self._slope_w_per_s = params.slope_w_per_s_max
         self._reversion_s_left: float | None = None
+        self._reversion_w_per_s = params.reversion_w_per_s
 
     # -- orders
 
@@ -96,9 +97,13 @@ class Battery:
         if self.state is BatteryState.RUNNING:
             self.state = BatteryState.STANDBY
 
-    def arm_reversion(self, timeout_s: float | None) -> None:
-        """The order in force lapses after `timeout_s` unless renewed; None disarms the timer."""
+    def arm_reversion(self, timeout_s: float | None, *, slope_w_per_s: float | None = None) -> None:
+        """The order in force lapses after `timeout_s` unless renewed; None disarms the timer.
+
+        The way back to zero has the slope given, else the device's own.
+        """
         self._reversion_s_left = timeout_s
+        self._reversion_w_per_s = self.params.reversion_w_per_s if slope_w_per_s is None else slope_w_per_s
 
     def trip(self) -> None:
         """Open the breaker: power is zero at the next step, and stays."""
@@ -231,7 +236,7 @@ class Battery:
         self._reversion_s_left = None
         if self.order is Order.SETPOINT or self.params.follow_reversion is Reversion.RAMP_TO_ZERO:
             self.order, self._setpoint_w = Order.SETPOINT, 0.0
-            self._slope_w_per_s = self.params.reversion_w_per_s
+            self._slope_w_per_s = self._reversion_w_per_s
             self._target_now_w = None
 
     def _bounded_slope(self, ramp_w_per_s: float | None) -> float:

@@ -167,8 +167,8 @@ def training_workload(
     values = np.maximum(values, idle_w)
     return Workload(
         gpu=Curve(curve.t_s, values * gpus),
-        other=Curve(np.zeros(1), np.zeros(1)),
-        other_base_w=other_w,
+        other=Curve(np.zeros(1), np.full(1, other_w)),
+        other_base_w=0.0,
         clock_bound_frac=clock_bound_frac,
         is_synchronous=True,
     )

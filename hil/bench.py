@@ -1,0 +1,325 @@
+"""Runs a scenario: the daemon that ships, on simulated ports, in virtual or real time, judged on plant truth.
+
+The daemon is built by `app.build` from the scenario's site file and knows nothing of a bench. The referee gets every
+sample of truth, the tick log what the controller decided, and `hil.result` makes the verdict of it. With no controller
+the plant runs alone: the uncontrolled site.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import numpy as np
+
+from controller.audit.referee import Referee
+from controller.audit.verdicts import Verdicts
+from controller.ports import Battery, Clock, PowerMeter, Recorder, Ups
+from controller.settings import Policy, Settings, SiteSettings
+from controller.types import FloatArray
+from hil import vtime
+from hil.faults import FaultPlan, SickBattery, SickMeter, SickUps
+from hil.nodes import SimNodeLink
+from hil.plant.site import BATTERY, LOAD, NS_PER_S, PCC, SOC, TruthBlock
+from hil.ports import HeldLease, NoRecorder, SimBattery, SimGrid, SimMeter, SimUps
+from hil.run_log import BriefRecorder, MarginLog, OffsetClock, Stopwatch, TickView, TimedBattery, TimedMeter, whole_file
+from hil.scenario import Scenario
+from hil.signal_plan import grid_signals, span_referees
+from hil.truth_log import Moments, PccCsv, Rows, TickLog
+from hil.vtime import VirtualClock
+from hil.world import World, build_world
+
+START_UTC_S = 1_767_225_600.0  # 2026-01-01: the wall clock of a virtual world begins here, whatever the machine's says
+PROGRESS_STEPS = 400
+REAL_PUMP_S = 0.01  # how often real time moves the plant when nobody asks for it
+
+if TYPE_CHECKING:
+    from controller.app import Factories, Runner
+
+OnTick = Callable[[TickView], None]
+DaemonBuilder = Callable[[Settings, "Factories", OnTick], "Runner"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands; powers of this instant."""
+
+    t_s: float
+    duration_s: float
+    pcc_w: float
+    load_w: float
+    battery_w: float
+    soc_frac: float
+    ref_w: float
+    low_w: float
+    high_w: float
+    cap_frac: float
+    ratio: float  # simulated seconds per second of the machine
+
+
+@dataclass(frozen=True, slots=True)
+class SignalVerdict:
+    """One accepted signal judged on truth from the time it had to be met."""
+
+    signal_id: str
+    verdicts: Verdicts
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """Everything a run left behind; `hil.result` turns it into `result.json`."""
+
+    scenario: Scenario
+    world: World
+    verdicts: Verdicts
+    signal_verdicts: tuple[SignalVerdict, ...]
+    ticks: TickLog
+    margins: MarginLog
+    stopwatch: Stopwatch
+    moments: Moments
+    rows: Rows
+    start_soc_frac: float | None
+    wall_s: float
+
+
+# ------------------------------------------------------------------------------------------------ running
+
+
+def run(
+    scenario: Scenario,
+    *,
+    out: Path | None = None,
+    build: DaemonBuilder | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> RunRecord:
+    """Run `scenario` to its end; `pcc.csv` and the recording go to `out` while it runs, whole or not at all."""
+    site = scenario.settings.site
+    assert site is not None, "a scenario's site file has role site"
+    with contextlib.ExitStack() as stack:
+        csv_file = stack.enter_context(whole_file(out / "pcc.csv")) if out else None
+        is_recorded = out is not None and site.policy is not Policy.NONE
+        recording = stack.enter_context(whole_file(out / "recording.jsonl.gz")) if out and is_recorded else None
+        bench = _Bench(scenario, site, csv_file=csv_file, recording=recording, build=build, on_progress=on_progress)
+        started_s = time.perf_counter()
+        if scenario.doc.clock == "virtual":
+            vtime.run(bench.in_virtual_time())
+        else:
+            asyncio.run(bench.in_real_time())
+        return bench.record(wall_s=time.perf_counter() - started_s)
+
+
+class _Bench:
+    """One run in progress."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        site: SiteSettings,
+        *,
+        csv_file: TextIO | None,
+        recording: TextIO | None,
+        build: DaemonBuilder | None,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self._scenario, self._site = scenario, site
+        self._recording = recording
+        self._build = build or build_daemon
+        self._on_progress = on_progress
+        self._started_s = time.perf_counter()
+        self.world = build_world(scenario)
+        plant = self.world.plant
+        self._start_soc = plant.battery.soc_frac if plant.battery else None
+        self._ticks, self._margins, self._stopwatch = TickLog(), MarginLog(), Stopwatch()
+        self._last: TickView | None = None
+        self._referee = Referee(site.contract)
+        self._signals = grid_signals(scenario, site)
+        self._signal_referees = span_referees(scenario, site)
+        self._moments = Moments([e.t_s for e in scenario.doc.events])
+        self._csv = PccCsv(csv_file, self._ticks)
+        for listener in (self._judge, self._csv, self._moments):
+            plant.listen(listener)
+
+    async def in_virtual_time(self) -> None:
+        loop = vtime.running_loop()
+        await self._go(VirtualClock(loop, start_utc_s=START_UTC_S))
+
+    async def in_real_time(self) -> None:
+        await self._go(OffsetClock(), pump=True)
+
+    async def _go(self, clock: Clock, *, pump: bool = False) -> None:
+        end_ns = round(self.world.duration_s * NS_PER_S)
+        if self._site.policy is Policy.NONE:
+            await self._watch(clock, end_ns, pump=pump)
+        else:
+            runner = self._build(self._scenario.settings, self._factories(clock), self._on_tick)
+            daemon = asyncio.ensure_future(runner())
+            watch = asyncio.ensure_future(self._watch(clock, end_ns, pump=pump))
+            try:
+                await asyncio.wait((daemon, watch), return_when=asyncio.FIRST_COMPLETED)
+                if daemon.done():
+                    daemon.result()  # a daemon never returns by itself: this raises what ended it
+                    raise RuntimeError("the daemon returned before the run was over")
+            finally:
+                for task in (daemon, watch):
+                    task.cancel()
+                await asyncio.gather(daemon, watch, return_exceptions=True)
+        self.world.plant.advance_ns(end_ns)
+        self.world.plant.finish()
+        self._csv.close()
+
+    async def _watch(self, clock: Clock, end_ns: int, *, pump: bool) -> None:
+        """Move the plant when nobody else does, and tell how far the run is."""
+        step_ns = round(REAL_PUMP_S * NS_PER_S) if pump else max(end_ns // PROGRESS_STEPS, NS_PER_S)
+        told_s = -1.0
+        t_ns = 0
+        while t_ns < end_ns:
+            t_ns = min(max(t_ns + step_ns, clock.now_ns() if pump else 0), end_ns)
+            await clock.sleep_until_ns(t_ns)
+            self.world.plant.advance_ns(min(clock.now_ns(), end_ns))
+            if not pump or clock.now_s() - told_s >= 0.25:
+                told_s = clock.now_s()
+                self._on_progress(self._progress())
+
+    def _factories(self, clock: Clock) -> Factories:
+        return make_factories(
+            self._scenario, self.world, clock, recorder=self._recorder(clock), stopwatch=self._stopwatch
+        )
+
+    def _recorder(self, clock: Clock) -> Recorder:
+        if self._recording is None:
+            return NoRecorder()
+        return BriefRecorder(
+            self._recording,
+            clock,
+            until_s=self._scenario.doc.record_s,
+            header={"settings": self._scenario.settings},
+        )
+
+    def _on_tick(self, view: TickView) -> None:
+        least_w = min((m.value for m in view.margins if m.unit == "W"), default=float("nan"))
+        self._ticks.add(
+            t_s=view.t_s,
+            ref_w=view.ref_w,
+            low_w=view.low_w,
+            high_w=view.high_w,
+            margin_w=least_w,
+            cap_frac=view.cap_frac,
+            mode=view.mode,
+        )
+        self._margins.add(view.margins)
+        self._stopwatch.completed(view, plan_budget_ms=self._site.planner_period_s * 1e3)
+        self._last = view
+
+    def _judge(self, block: TruthBlock) -> None:
+        t_s: FloatArray = block.t0_s + np.arange(block.pcc_w.size, dtype=np.float64) * block.dt_s
+        senses = {"voltage_pu": block.voltage_pu, "frequency_hz": block.frequency_hz}
+        self._referee.feed(t_s, block.pcc_w, **senses)
+        for span in self._signal_referees:
+            inside = (t_s >= span.from_s) & (t_s <= span.until_s)
+            if inside.any():
+                span.is_fed = True
+                span.referee.feed(t_s[inside], block.pcc_w[inside])
+
+    def _progress(self) -> Progress:
+        plant, view = self.world.plant, self._last
+        return Progress(
+            t_s=plant.now_s,
+            duration_s=self.world.duration_s,
+            pcc_w=plant.now(PCC),
+            load_w=plant.now(LOAD),
+            battery_w=plant.now(BATTERY),
+            soc_frac=plant.now(SOC),
+            ref_w=view.ref_w if view else float("nan"),
+            low_w=view.low_w if view else float("nan"),
+            high_w=view.high_w if view else float("nan"),
+            cap_frac=view.cap_frac if view else 1.0,
+            ratio=plant.now_s / max(time.perf_counter() - self._started_s, 1e-9),
+        )
+
+    def record(self, *, wall_s: float) -> RunRecord:
+        return RunRecord(
+            scenario=self._scenario,
+            world=self.world,
+            verdicts=self._referee.finish(),
+            signal_verdicts=tuple(
+                SignalVerdict(s.signal_id, s.referee.finish()) for s in self._signal_referees if s.is_fed
+            ),
+            ticks=self._ticks,
+            margins=self._margins,
+            stopwatch=self._stopwatch,
+            moments=self._moments,
+            rows=self._csv.rows(),
+            start_soc_frac=self._start_soc,
+            wall_s=wall_s,
+        )
+
+
+def build_daemon(settings: Settings, factories: Factories, on_tick: OnTick) -> Runner:
+    """The daemon that ships, its cycles shown to `on_tick`."""
+    from controller.app import build
+    from hil.tick_view import view_of
+
+    daemon = build(settings, factories)
+    daemon.observe(lambda trace: on_tick(view_of(trace)))
+    return daemon.run
+
+
+def make_factories(
+    scenario: Scenario,
+    world: World,
+    clock: Clock,
+    *,
+    recorder: Recorder,
+    stopwatch: Stopwatch | None = None,
+    plan: FaultPlan | None = None,
+    epoch: int = 1,
+) -> Factories:
+    """Simulated ports on `world`, sick where `plan` (the scenario's own by default) says so."""
+    from controller.app import Factories
+
+    doc, site = scenario.doc, scenario.settings.site
+    assert site is not None
+    faults = FaultPlan.of(doc.faults) if plan is None else plan
+    watch = stopwatch or Stopwatch()
+    meter: PowerMeter | None = None
+    if site.meter is not None:
+        sim = SimMeter(
+            world.plant,
+            clock,
+            doc.plant.meter,
+            believed_delay_s=site.meter.delay_s,
+            believed_update_s=site.meter.update_s,
+            rng=world.rng(0),
+        )
+        meter = TimedMeter(SickMeter(sim, faults, clock, world.rng(1)), watch)
+    battery: Battery | None = None
+    if site.battery is not None and world.plant.battery is not None:
+        delay_s = site.meter.delay_s if site.meter else 0.0
+        b = doc.plant.battery
+        inner = SimBattery(
+            world.plant,
+            clock,
+            world.plant.battery,
+            read_delay_s=delay_s if b.read_delay_s is None else b.read_delay_s,
+            believed_delay_s=delay_s,
+            write_latency_s=b.write_latency_s,
+        )
+        battery = TimedBattery(SickBattery(inner, faults, clock, world.rng(2)), watch)
+    ups: dict[str, Ups] = {}
+    if doc.plant.facility.ups_share > 0.0:
+        ups["ups"] = SickUps(SimUps(world.plant, clock), faults, clock, world.rng(4))
+    return Factories(
+        clock=clock,
+        meter=meter,
+        battery=battery,
+        node_link=SimNodeLink(world, doc.plant.fleet, doc.plant.nodes, clock, faults),
+        recorder=recorder,
+        lease=HeldLease(epoch),
+        ups=ups,
+        grid=SimGrid(grid_signals(scenario, site), clock, faults),
+    )
