@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 QualityArray = NDArray[np.int8]
+BoolArray = NDArray[np.bool_]
 
 NodeId = NewType("NodeId", str)
 GpuId = NewType("GpuId", str)  # NVML UUID: indices move after a hot swap, UUIDs do not
@@ -668,11 +669,13 @@ class FleetAcks:
 
 @dataclass(frozen=True, slots=True)
 class Feeder:
-    """A breaker or feeder of the site's tree: all GPUs below it, however deep, and what else hangs on it."""
+    """A breaker or feeder of the site's tree: all GPUs below it, however deep, and what it leaves for them.
+
+    `room_w` is its limit less the most that else hangs on it.
+    """
 
     name: str
-    limit_w: float
-    other_w_max: float
+    room_w: float
     is_below: NDArray[np.bool_]
 
 
@@ -709,32 +712,18 @@ class WindowCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class ReserveConstants:
-    """What must stay true for a full drop to be absorbed, where the site enforces it.
-
-    The load falls to `floor_w`; the battery then takes at most `charge_w_max` and has room for `room_j`, while grid
-    power comes down at `recovery_w_per_s`.
-    """
-
-    floor_w: float
-    charge_w_max: float
-    room_j: float
-    eta: float
-    recovery_w_per_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class BatteryBounds:
+class EnvelopeBattery:
     """What the battery can do now, by nameplate, profile and its own report; powers are magnitudes.
 
     `supply_w` is the discharge it surely gives over two tracker periods: 0 unless it runs, is in remote control, holds
-    energy and follows within 5 %. `is_eligible` is False where deadband or dwell exceed the residual budget.
+    energy and follows within 5 %; `spare_w` is what of it is not in use. `is_eligible` is False where deadband or dwell exceed the residual budget.
     """
 
     charge_w_max: float
     discharge_w_max: float
     ramp_w_per_s_max: float
     supply_w: float
+    spare_w: float
     deadband_w: float
     dwell_s: float
     is_eligible: bool
@@ -776,8 +765,8 @@ class EnvelopeView:
     margin_w: float
     unmanaged_w_max: float
     load_w: float
-    battery: BatteryBounds | None
-    reserve: ReserveConstants | None  # None: nothing enforced
+    battery: EnvelopeBattery | None
+    drop_safe_target_w: float  # the greatest from which a full drop is absorbed; inf: not enforced
     margins: tuple[Margin, ...]  # of the proposal, conditions that the site enforces
     mode: Mode
     is_leader: bool
