@@ -46,3 +46,32 @@ def run(
         seed=seed,
     )
     raise typer.Exit(run_and_report(scenario, overrides, out=Path(out) if out else None))
+
+
+@app.command("gpus", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def gpus(
+    count: int = typer.Option(8, "--count", min=1, max=64, help="How many GPUs the node has."),
+    model: str = typer.Option("h100", "--model", help="v100, a100, h100, h200, b200 or b300."),
+    load: Literal["training", "steady", "idle"] = typer.Option("training", "--load", help="What keeps them busy."),
+    seed: int = typer.Option(0, "--seed", metavar="N", help="Seed of everything random; UUIDs included."),
+    command: list[str] = typer.Argument(None, metavar="[-- CMD ...]", help="Program to run on them."),
+) -> None:
+    """A node of simulated GPUs behind the NVIDIA library's own interface; runs any program on them.
+
+    Without a program it prints the variables to export and serves until Ctrl-C. Exits with the program's status.
+
+    Example: rampart hil gpus --count 8 -- python my_nvml_script.py
+    """
+    from functools import partial
+
+    from hil.fake_nvml.serve import Load, run_gpus
+
+    status = run_gpus(
+        count=count,
+        model=model,
+        load=Load(load),
+        seed=seed,
+        command=command or [],
+        say=partial(typer.echo, err=True),
+    )
+    raise typer.Exit(status)
