@@ -30,7 +30,7 @@ FAR = 1e5  # stands for infinity in scaled units: a site is about 10
 SHIFTS_MAX = 3
 RESIDUAL_MAX = 1e-4  # scaled units: 0.001 % of a site
 FINAL_VALUE = 0.3  # of what a stored joule may save later, in work of the cheapest class
-CUT_TINY_FRAC = 1e-4  # of a class: an interior point never says exactly zero
+CUT_TINY_FRAC = 1e-3  # of a class: an interior point never says exactly zero
 SLACK_TINY = 1e-5
 
 
@@ -160,7 +160,7 @@ class MpcPlanner:
         put("high", high / scale)
         put("fall", fall / scale)
         put("rise", rise / scale)
-        put("cut_max", (np.maximum(0.0, given.demand_w - floor_w[:, None]) / scale).ravel(order="F"))
+        put("cut_max", (np.maximum(0.0, given.demand_w - floor_w[:, None]) / scale).ravel())
         put("charge_max", charge_w / scale)
         put("discharge_max", discharge_w / scale)
         put("cover_max", discharge_w / scale)
@@ -289,12 +289,14 @@ def caps_of_cut(given: PlanInput, cut_w: FloatArray) -> FloatArray:
     A cap y below the top of the ripple costs PEAK_SHARE * y in the mean, and all of it once it is below the mean.
     """
     caps = np.full_like(cut_w, np.inf)
+    floor_w = np.array([job_class.cap_w_min for job_class in given.classes])
+    tiny_w = CUT_TINY_FRAC * np.array([max(job_class.peak_w, 1.0) for job_class in given.classes])
     for step in range(given.steps):
         peak_w = class_peaks_w(given, step)
         up_w = peak_w - given.demand_w[:, step]
         depth_w = np.minimum(cut_w[:, step] / PEAK_SHARE, cut_w[:, step] + up_w)
-        is_cut = cut_w[:, step] > CUT_TINY_FRAC * np.maximum(peak_w, 1.0)
-        caps[is_cut, step] = (peak_w - depth_w)[is_cut]
+        is_cut = cut_w[:, step] > tiny_w
+        caps[is_cut, step] = np.maximum(peak_w - depth_w, floor_w)[is_cut]
     return caps
 
 
