@@ -109,21 +109,21 @@ def _battery(c: _Check, command: t.BatteryCommand) -> t.BatteryCommand | None:
         return None
     target_w = _target(c, command.reference_w if is_device else v.load_w - command.reference_w)
     reference_w = _within_device(c, b, target_w if is_device else v.load_w - target_w, is_device)
-    if not np.isfinite(reference_w):
-        c.say(1, "battery", f"{command.reference_w} W: the reference, or what bounds it, is not a number")
+    if not np.isfinite(command.reference_w + reference_w + (command.expiry_w_per_s or 0.0)):
+        c.say(1, "battery", f"{command.reference_w} W: the reference, a slope, or what bounds it is not a number")
         return None
     ramp = min(command.ramp_w_per_s, b.ramp_w_per_s_max) if command.ramp_w_per_s > 0 else b.ramp_w_per_s_max
     if ramp != command.ramp_w_per_s:
         c.say(8, "battery", f"ramp {command.ramp_w_per_s} W/s")
     since_s = c.state.reference_t_s if reference_w == c.state.reference_w else v.image.t_mono_s
     c.state = replace(c.state, target_w=target_w, reference_w=reference_w, reference_t_s=since_s)
-    ttl_s = _ttl_s(c, command.ttl_s, "battery")
-    return replace(command, reference_w=reference_w, ramp_w_per_s=ramp, ttl_s=ttl_s)
+    return replace(command, reference_w=reference_w, ramp_w_per_s=ramp, ttl_s=_ttl_s(c, command.ttl_s, "battery"))
 
 
 def _target(c: _Check, w: float) -> float:
     """Invariants 4, 5, 6 and 14 on the grid target: upper bounds, then the windows, which alone bound the fall."""
-    v, last_w = c.view, w if c.state.target_w is None else c.state.target_w
+    v, pcc = c.view, c.view.image.pcc
+    last_w = c.state.target_w if c.state.target_w is not None else pcc.value.power_w if pcc else v.load_w
     bounds = [(4, v.import_w_max), (14, max(last_w, v.drop_safe_target_w))]
     if not c.may_raise and v.mode <= t.Mode.HOLD:  # fallback and release let go of the battery, inside the windows
         bounds.append((6, last_w))

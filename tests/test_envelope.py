@@ -1,0 +1,765 @@
+"""The envelope: each invariant alone changes a command that breaks it, and nothing else does."""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller import envelope
+from controller.envelope import check
+from controller.types import (
+    BatteryCommand,
+    EnvelopeBattery,
+    EnvelopeState,
+    EnvelopeVerdict,
+    EnvelopeView,
+    Feeder,
+    FleetAcks,
+    FleetTable,
+    Following,
+    GpuCap,
+    GpuId,
+    LimitId,
+    Margin,
+    MeterSample,
+    Mode,
+    NodeCommand,
+    NodeId,
+    PccRing,
+    Quality,
+    Reading,
+    SiteCommand,
+    SiteImage,
+    WindowCheck,
+)
+
+GPUS = tuple(GpuId(f"GPU-{i}") for i in range(4))
+NODES = (NodeId("a"), NodeId("b"))
+NOW_S = 100.0
+IDLE_W, PEAK_W, CLOCK_MAX, CLOCK_MIN, FLOOR = 100.0, 700.0, 2000, 200, 600
+T_S = 1.0
+INF = float("inf")
+
+
+def fleet(n_free: int = 4) -> FleetTable:
+    def one(value: float) -> np.ndarray[Any, Any]:
+        return np.full(4, float(value))
+
+    return FleetTable(
+        gpu_ids=GPUS,
+        index={g: i for i, g in enumerate(GPUS)},
+        spans={NODES[0]: slice(0, 2), NODES[1]: slice(2, 4)},
+        cap_min=np.array([one(CLOCK_MIN), one(200.0)]),
+        cap_max=np.array([one(CLOCK_MAX), one(PEAK_W)]),
+        floor_mhz=one(FLOOR),
+        idle_w=one(IDLE_W),
+        peak_w=one(PEAK_W),
+        stands_for=one(1.0),
+        power_exponent=1.0,
+    )
+
+
+FLEET = fleet()
+
+
+def caps_array(clocks: tuple[float, ...], limits: tuple[float, ...] = (INF,) * 4) -> np.ndarray[Any, Any]:
+    return np.array([clocks, limits], dtype=float)
+
+
+def ring(power_w: float | list[float], *, head_s: float = 0.0) -> PccRing:
+    low, high = np.full(601, INF), np.full(601, -INF)
+    past = [power_w] * 601 if isinstance(power_w, float) else power_w
+    low[: len(past)] = high[: len(past)] = past
+    return PccRing(step_s=1.0, head_s=head_s, mean_s=1.0, min_w=low, max_w=high)
+
+
+def window(
+    max_w: float = 200.0, window_s: float = 60.0, *, past: PccRing | None = None, up: bool = True, down: bool = True
+) -> WindowCheck:
+    return WindowCheck(LimitId("ramp"), window_s, max_w, 0.0, up, down, past or ring(1000.0))
+
+
+BATTERY = EnvelopeBattery(
+    charge_w_max=500.0,
+    discharge_w_max=400.0,
+    ramp_w_per_s_max=1000.0,
+    supply_w=0.0,
+    spare_w=0.0,
+    deadband_w=0.0,
+    dwell_s=0.0,
+    is_eligible=True,
+)
+
+
+def image(power_w: float | None = 1000.0, *, quality: Quality = Quality.GOOD, age_s: float = 0.0) -> SiteImage:
+    pcc = None if power_w is None else Reading(MeterSample(power_w), NOW_S - age_s, quality, "pcc")
+    return SiteImage(
+        t_mono_s=NOW_S,
+        wall_utc_s=0.0,
+        tick=0,
+        pcc=pcc,
+        battery=None,
+        ups={},
+        nodes=(),
+        signals=(),
+        is_grid_link_up=True,
+    )
+
+
+def state(clocks: tuple[float, ...] = (1000.0,) * 4, **changes: Any) -> EnvelopeState:
+    base = EnvelopeState(
+        epoch=1,
+        seq=10,
+        t_s=NOW_S - 0.05,
+        gpu_ids=FLEET.gpu_ids,
+        caps=caps_array(clocks),
+        clock_written_s=np.full(4, -INF),
+        target_w=1000.0,
+        reference_w=1000.0,
+        reference_t_s=0.0,
+    )
+    return replace(base, **changes)
+
+
+def acks(clocks: tuple[float, ...] = (1000.0,) * 4, **changes: Any) -> FleetAcks:
+    base = FleetAcks(caps=caps_array(clocks), is_fresh=np.ones(4, bool), fixed_w=np.full(4, np.nan))
+    return replace(base, **changes)
+
+
+def view(**changes: Any) -> EnvelopeView:
+    base = EnvelopeView(
+        image=image(),
+        fleet=FLEET,
+        acks=acks(),
+        feeders=(),
+        windows=(),
+        target_step_w=INF,
+        import_w_max=INF,
+        margin_w=0.0,
+        unmanaged_w_max=0.0,
+        load_w=1000.0,
+        battery=BATTERY,
+        drop_safe_target_w=INF,
+        margins=(),
+        mode=Mode.NORMAL,
+        is_leader=True,
+        is_clock_sane=True,
+        is_emergency=False,
+        planner_period_s=T_S,
+        meter_age_s_max=0.3,
+        max_export_w=0.0,
+        violations_max=30,
+        state=state(),
+    )
+    return replace(base, **changes)
+
+
+def node(node_id: NodeId, *clocks: int | None, **changes: Any) -> NodeCommand:
+    mine = GPUS[:2] if node_id == "a" else GPUS[2:]
+    caps = tuple(GpuCap(g, clock, None) for g, clock in zip(mine, clocks, strict=False))
+    base = NodeCommand(node_id, epoch=1, seq=11, ttl_s=5.0, caps=caps, release_slot_s=0.0, release_w_per_s=1.0)
+    return replace(base, **changes)
+
+
+def battery(reference_w: float, following: Following = Following.DEVICE, **changes: Any) -> BatteryCommand:
+    return replace(BatteryCommand(following, reference_w, 500.0, 1, 11, 5.0), **changes)
+
+
+def command(*nodes: NodeCommand, power: BatteryCommand | None = None, epoch: int = 1, seq: int = 11) -> SiteCommand:
+    return SiteCommand(epoch, seq, power, nodes)
+
+
+def clocks(verdict: EnvelopeVerdict) -> dict[str, int | None]:
+    return {cap.gpu_id: cap.clock_mhz for n in verdict.command.nodes for cap in n.caps}
+
+
+def broken(verdict: EnvelopeVerdict) -> set[int]:
+    return {v.invariant for v in verdict.violations}
+
+
+def target(verdict: EnvelopeVerdict) -> float:
+    assert verdict.command.battery is not None
+    return verdict.command.battery.reference_w
+
+
+# ------------------------------------------------------------------------------------------------------- good commands
+
+
+def test_a_good_command_passes_unchanged() -> None:
+    """Within every bound: the same objects come out, nothing is counted, the memory moves on."""
+    proposal = command(node(NODES[0], 1100, None), node(NODES[1], 900, 800), power=battery(1050.0))
+    verdict = check(view(windows=(window(),), import_w_max=5000.0), proposal)
+    assert verdict.command == proposal and verdict.violations == ()
+    assert verdict.state.seq == 11 and verdict.state.target_w == 1050.0
+    assert verdict.state.caps.tolist() == caps_array((1100, INF, 900, 800)).tolist()
+
+
+def test_the_top_clock_is_the_same_as_free() -> None:
+    """A GPU read back at its top clock is free: neither naming the top nor leaving it free is a raise."""
+    seen = view(state=state((2000.0,) * 4, gpu_ids=()), acks=acks((2000.0,) * 4), is_leader=False)
+    for clock in (None, 2000):
+        verdict = check(seen, command(node(NODES[0], clock, clock)))
+        assert verdict.violations == () and set(clocks(verdict).values()) == {clock}
+
+
+def test_it_is_small_enough_to_read_and_imports_types_only() -> None:
+    """Under 200 lines of code without docstrings and comments, and no import of ours but the nouns."""
+    source = Path(envelope.__file__).read_text()
+    tree, skipped = ast.parse(source), set[int]()
+    for item in ast.walk(tree):
+        if isinstance(item, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(item) is not None:
+            skipped |= set(range(item.body[0].lineno, (item.body[0].end_lineno or 0) + 1))
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in layout]
+    lines = {n for t in tokens for n in range(t.start[0], t.end[0] + 1)} - skipped
+    assert len(lines) < 200
+    ours = [
+        n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or "").split(".")[0] == "controller"
+    ]
+    assert [(n.module, [a.name for a in n.names]) for n in ours] == [("controller", ["types"])]
+
+
+# ---------------------------------------------------------------------------------- 1: numbers, ids
+
+
+def test_1_an_unknown_node_gets_nothing() -> None:
+    verdict = check(view(), command(replace(node(NODES[0], 900), node_id=NodeId("ghost"), caps=())))
+    assert verdict.command.nodes == () and broken(verdict) == {1}
+
+
+def test_1_a_gpu_of_another_node_spoils_its_command_and_no_other() -> None:
+    wrong = replace(node(NODES[0]), caps=(GpuCap(GPUS[3], 900, None),))
+    verdict = check(view(), command(wrong, node(NODES[1], 800, 800)))
+    assert [n.node_id for n in verdict.command.nodes] == ["b"] and broken(verdict) == {1}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), INF, -INF])
+def test_1_a_cap_that_is_no_number_keeps_the_last(bad: float) -> None:
+    caps = (GpuCap(GPUS[0], bad, None), GpuCap(GPUS[1], 800, bad))  # type: ignore[arg-type]
+    verdict = check(view(state=state((900.0,) * 4)), command(replace(node(NODES[0]), caps=caps)))
+    assert clocks(verdict) == {GPUS[0]: 900, GPUS[1]: 800} and broken(verdict) == {1}
+    assert all(cap.power_limit_w is None for cap in verdict.command.nodes[0].caps)
+
+
+@pytest.mark.parametrize("field", ["release_slot_s", "release_w_per_s"])
+def test_1_a_slot_or_slope_that_is_no_number_is_not_sent(field: str) -> None:
+    verdict = check(view(), command(node(NODES[0], 900, 900, **{field: float("nan")})))
+    assert verdict.command.nodes == () and broken(verdict) == {1}
+
+
+@pytest.mark.parametrize("following", list(Following))
+def test_1_a_reference_that_is_no_number_is_not_sent(following: Following) -> None:
+    verdict = check(view(windows=(window(),)), command(power=battery(float("nan"), following)))
+    assert verdict.command.battery is None and 1 in broken(verdict)
+
+
+def test_1_a_ring_that_is_no_number_stops_the_battery_command() -> None:
+    verdict = check(view(windows=(window(past=ring(float("nan"))),)), command(power=battery(1000.0)))
+    assert verdict.command.battery is None and 1 in broken(verdict)
+
+
+def test_1_a_gpu_not_named_keeps_its_last_cap() -> None:
+    verdict = check(view(), command(node(NODES[0], 900)))
+    assert verdict.state.caps[0].tolist() == [900, 1000, 1000, 1000]
+
+
+# ---------------------------------------------------------------------------------- 2: ranges, feeders
+
+
+def test_2_a_clock_below_the_range_is_lifted_to_it() -> None:
+    verdict = check(view(is_emergency=True), command(node(NODES[0], 10, 900)))
+    assert clocks(verdict)[GPUS[0]] == CLOCK_MIN and broken(verdict) == {2}
+
+
+def test_2_values_above_the_range_are_free_at_most() -> None:
+    seen = view(state=state((INF,) * 4))
+    caps = (GpuCap(GPUS[0], 9000, 5000.0), GpuCap(GPUS[1], 900, 50.0))
+    verdict = check(seen, command(replace(node(NODES[0]), caps=caps)))
+    out = verdict.command.nodes[0].caps
+    assert out == (GpuCap(GPUS[0], None, None), GpuCap(GPUS[1], 900, 200.0)) and broken(verdict) == {2}
+
+
+def feeder(room_w: float) -> tuple[Feeder, ...]:
+    return (Feeder("row 1", room_w, np.array([True, True, False, False])),)
+
+
+def draw_w(clock: int | None) -> float:
+    return IDLE_W + (PEAK_W - IDLE_W) * (CLOCK_MAX if clock is None else clock) / CLOCK_MAX
+
+
+def test_2_what_hangs_on_a_feeder_fits_it() -> None:
+    """Both GPUs below it come down by one share; the others keep what they asked for."""
+    verdict = check(view(feeders=feeder(700.0)), command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000)))
+    out = clocks(verdict)
+    assert 2 in broken(verdict) and out[GPUS[2]] == out[GPUS[3]] == 1000
+    assert 690.0 < sum(draw_w(out[g]) for g in GPUS[:2]) <= 700.0 and out[GPUS[0]] == out[GPUS[1]]
+
+
+def test_2_a_feeder_goes_below_the_service_floor_when_it_must() -> None:
+    verdict = check(view(feeders=feeder(400.0)), command(node(NODES[0], 1000, 1000)))
+    out = clocks(verdict)
+    assert sum(draw_w(out[g]) for g in GPUS[:2]) <= 400.0 and all((out[g] or 0) < FLOOR for g in GPUS[:2])
+
+
+def test_2_an_uncontrolled_gpu_counts_at_its_nameplate() -> None:
+    seen = view(feeders=feeder(1000.0), acks=acks(fixed_w=np.array([PEAK_W, np.nan, np.nan, np.nan])))
+    out = clocks(check(seen, command(node(NODES[0], 1000, 1000))))
+    assert out[GPUS[0]] == 1000 and draw_w(out[GPUS[1]]) <= 300.0
+
+
+def test_2_a_power_limit_bounds_the_worst_case() -> None:
+    caps = tuple(GpuCap(g, None, 300.0) for g in GPUS[:2])
+    seen = view(feeders=feeder(600.0), state=state((INF,) * 4), acks=acks((INF,) * 4))
+    assert check(seen, command(replace(node(NODES[0]), caps=caps))).command.nodes[0].caps == caps
+
+
+# ------------------------------------------------------------------------------------------------------- 3, 4: ceiling
+
+
+def test_3_the_worst_case_fits_the_ceiling() -> None:
+    """4 GPUs at 400 W, 200 W unmanaged and a margin of 100 W under 1500 W leave 1200 W for the GPUs."""
+    seen = view(import_w_max=1500.0, margin_w=100.0, unmanaged_w_max=200.0)
+    verdict = check(seen, command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000)))
+    assert 1180.0 < sum(draw_w(c) for c in clocks(verdict).values()) <= 1200.0 and broken(verdict) == {3}
+
+
+def test_3_what_the_battery_surely_gives_counts() -> None:
+    seen = view(import_w_max=1500.0, margin_w=100.0, unmanaged_w_max=200.0)
+    seen = replace(seen, battery=replace(BATTERY, supply_w=400.0))
+    assert check(seen, command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000))).violations == ()
+
+
+def test_3_caps_come_down_no_faster_than_the_windows_let_power_fall() -> None:
+    """The windows allow 99 W down now; at the top of the curve that is 30 W of the chord."""
+    seen = view(import_w_max=1500.0, unmanaged_w_max=1000.0, windows=(window(99.0),))
+    verdict = check(seen, command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000)))
+    assert 1565.0 < sum(draw_w(c) for c in clocks(verdict).values()) <= 1570.0
+
+
+def test_3_an_emergency_comes_down_at_once_and_below_the_floor() -> None:
+    seen = view(import_w_max=1500.0, unmanaged_w_max=800.0, windows=(window(99.0),), is_emergency=True)
+    verdict = check(seen, command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000)))
+    assert sum(draw_w(c) for c in clocks(verdict).values()) <= 700.0
+
+
+def test_4_above_the_ceiling_nothing_rises_and_the_total_falls() -> None:
+    seen = view(image=image(1000.0), import_w_max=950.0, unmanaged_w_max=-2000.0)
+    proposal = command(node(NODES[0], 1200, 900), node(NODES[1], 1000, 1000), power=battery(990.0))
+    verdict = check(seen, proposal)
+    assert target(verdict) == 950.0 and {4, 6} <= broken(verdict)
+    assert sum(draw_w(c) for c in clocks(verdict).values()) <= 1600.0 - 50.0 and (clocks(verdict)[GPUS[0]] or 0) <= 1000
+
+
+def test_4_what_the_battery_can_still_add_need_not_come_off_the_caps() -> None:
+    seen = view(image=image(1000.0), import_w_max=950.0, unmanaged_w_max=-2000.0)
+    seen = replace(seen, battery=replace(BATTERY, supply_w=60.0, spare_w=60.0))
+    verdict = check(seen, command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000)))
+    assert verdict.violations == ()
+
+
+# ------------------------------------------------------------------------------------------------------- 5: windows
+
+
+def test_5_a_rise_stops_at_the_least_of_the_window() -> None:
+    past = ring([1000.0] * 30 + [900.0] * 20 + [500.0] * 100)
+    verdict = check(view(windows=(window(200.0, 40.0, past=past),)), command(power=battery(1150.0)))
+    assert target(verdict) == 1100.0 and broken(verdict) == {5}
+
+
+def test_5_a_fall_stops_at_the_greatest_of_the_window() -> None:
+    past = ring([1000.0] * 30 + [1100.0] * 20 + [1500.0] * 100)
+    verdict = check(view(windows=(window(200.0, 40.0, past=past),)), command(power=battery(850.0)))
+    assert target(verdict) == 900.0 and broken(verdict) == {5}
+
+
+@pytest.mark.parametrize(("window_s", "bound"), [(29.0, 1200.0), (31.0, 1100.0)])
+def test_5_an_entry_counts_from_the_moment_the_window_reaches_back_to_its_end(window_s: float, bound: float) -> None:
+    past = ring([1000.0] * 31 + [900.0] * 20)
+    verdict = check(view(windows=(window(200.0, window_s, past=past),)), command(power=battery(5000.0)))
+    assert target(verdict) == bound
+
+
+@pytest.mark.parametrize(("up", "down", "wish", "result"), [(True, False, 500.0, 500.0), (False, True, 1500.0, 1500.0)])
+def test_5_a_one_way_row_binds_one_way(up: bool, down: bool, wish: float, result: float) -> None:
+    verdict = check(view(windows=(window(up=up, down=down),)), command(power=battery(wish)))
+    assert target(verdict) == result and verdict.violations == ()
+
+
+def test_5_a_rate_row_allows_more_with_age() -> None:
+    """5 W/s beyond 20 W: ten seconds back lies 900 W, so 20..50 W above it is the most."""
+    past = ring([1000.0] * 10 + [900.0] * 500)
+    row = WindowCheck(LimitId("rate"), 600.0, 20.0, 5.0, True, False, past)
+    assert target(check(view(windows=(row,)), command(power=battery(1500.0)))) == 950.0
+
+
+def test_5_under_software_following_the_set_point_is_what_changes() -> None:
+    seen = view(windows=(window(200.0),), load_w=1300.0, state=state(reference_w=300.0))
+    verdict = check(seen, command(power=battery(50.0, Following.SOFTWARE)))
+    assert target(verdict) == 100.0 and verdict.state.target_w == 1200.0 and broken(verdict) == {5}
+
+
+def test_5_the_slope_guard_bounds_each_step() -> None:
+    for wish, result in ((1100.0, 1010.0), (900.0, 990.0)):
+        assert target(check(view(target_step_w=10.0), command(power=battery(wish)))) == result
+
+
+def test_5_a_broken_window_asks_for_no_jump() -> None:
+    """The past spans more than the row allows: between its two bounds power stays where it is."""
+    past = ring([1000.0] * 10 + [1500.0] * 10 + [600.0] * 100)
+    verdict = check(view(windows=(window(200.0, past=past),)), command(power=battery(1000.0)))
+    assert target(verdict) == 1000.0 and verdict.violations == ()
+
+
+def test_5_without_a_battery_caps_rise_by_what_the_window_allows() -> None:
+    seen = view(battery=None, windows=(window(60.0),))
+    verdict = check(seen, command(node(NODES[0], 2000, 2000), node(NODES[1], 2000, 2000)))
+    out = clocks(verdict)
+    assert 5 in broken(verdict) and 1640.0 < sum(draw_w(c) for c in out.values()) <= 1660.0
+    assert all((c or 0) >= 1000 for c in out.values())
+
+
+def test_5_an_emergency_may_fall_below_the_windows_but_not_rise() -> None:
+    seen = view(windows=(window(200.0),), is_emergency=True)
+    assert target(check(seen, command(power=battery(100.0)))) == 100.0
+    assert target(check(seen, command(power=battery(1900.0)))) == 1200.0
+
+
+# ------------------------------------------------------------------------------------------------------- 6, 7: raises
+
+NO_LEAVE: list[dict[str, Any]] = [
+    {"is_leader": False},
+    {"is_clock_sane": False},
+    {"mode": Mode.SHED},
+    {"image": image(1000.0, quality=Quality.SUSPECT)},
+    {"image": image(1000.0, quality=Quality.STALE)},
+    {"image": image(1000.0, age_s=0.4)},
+    {"image": image(float("nan"))},
+    {"state": state(is_distrusted=True)},
+    {"margins": (Margin("power", "full_site", -1.0, "W"),)},
+]
+
+
+@pytest.mark.parametrize("changes", NO_LEAVE)
+def test_6_without_leave_caps_and_target_may_fall_and_not_rise(changes: dict[str, Any]) -> None:
+    proposal = command(node(NODES[0], 1100, 900), power=battery(1100.0))
+    verdict = check(view(**changes), proposal)
+    assert clocks(verdict) == {GPUS[0]: 1000, GPUS[1]: 900} and target(verdict) == 1000.0 and 6 in broken(verdict)
+    assert target(check(view(**changes), command(power=battery(900.0)))) == 900.0
+
+
+def test_6_a_raise_needs_a_fresh_reading_of_that_gpu() -> None:
+    seen = view(acks=acks(is_fresh=np.array([False, True, True, True])))
+    verdict = check(seen, command(node(NODES[0], 1100, 1100)))
+    assert clocks(verdict) == {GPUS[0]: 1000, GPUS[1]: 1100} and broken(verdict) == {6}
+
+
+def test_6_a_higher_power_limit_is_a_raise_too() -> None:
+    seen = view(is_leader=False, state=replace(state(), caps=caps_array((1000.0,) * 4, (300.0,) * 4)))
+    caps = (GpuCap(GPUS[0], 900, 400.0), GpuCap(GPUS[1], 900, 250.0))
+    out = check(seen, command(replace(node(NODES[0]), caps=caps))).command.nodes[0].caps
+    assert out == (GpuCap(GPUS[0], 900, 300.0), GpuCap(GPUS[1], 900, 250.0))
+
+
+@pytest.mark.parametrize(("mode", "result"), [(Mode.HOLD, 1000.0), (Mode.FALLBACK, 1100.0), (Mode.RELEASE, 1100.0)])
+def test_6_fallback_lets_go_of_the_battery_inside_the_windows(mode: Mode, result: float) -> None:
+    assert target(check(view(mode=mode, windows=(window(200.0),)), command(power=battery(1100.0)))) == result
+
+
+def test_6_originals_come_back_in_release_only() -> None:
+    release = node(NODES[0], is_release=True)
+    allowed = check(view(mode=Mode.RELEASE, is_leader=False), command(release))
+    refused = check(view(), command(release))
+    assert allowed.command.nodes == (release,) and allowed.violations == ()
+    assert np.isinf(allowed.state.caps[:, :2]).all() and np.isfinite(allowed.state.caps[0, 2:]).all()
+    assert (
+        not refused.command.nodes[0].is_release and set(clocks(refused).values()) == {1000} and broken(refused) == {1}
+    )
+
+
+def test_6_after_a_restart_a_raise_is_above_what_was_read_back() -> None:
+    seen = view(state=EnvelopeState(), is_leader=False, acks=acks((800.0,) * 4))
+    assert clocks(check(seen, command(node(NODES[0], 900, 700)))) == {GPUS[0]: 800, GPUS[1]: 700}
+
+
+def test_7_a_raise_waits_for_the_lower_that_makes_room_for_it() -> None:
+    """a goes up by what b gives; until b is read back lower, both would fit the feeder only on paper."""
+    both = (Feeder("row", 1600.0, np.ones(4, bool)),)
+    proposal = command(node(NODES[0], 1200, 1000), node(NODES[1], 800, 1000))
+    before = check(view(feeders=both), proposal)
+    assert clocks(before)[GPUS[0]] == 1000 and clocks(before)[GPUS[2]] == 800 and broken(before) == {7}
+    lowered = (1000.0, 1000.0, 800.0, 1000.0)
+    after = check(view(feeders=both, state=state(lowered), acks=acks(lowered)), proposal)
+    assert clocks(after)[GPUS[0]] == 1200 and after.violations == ()
+
+
+# ------------------------------------------------------------------------------------------------------- 8: battery
+
+
+@pytest.mark.parametrize(("wish", "result"), [(900.0, 400.0), (-900.0, -500.0)])
+def test_8_power_stays_within_the_battery(wish: float, result: float) -> None:
+    verdict = check(view(state=state(reference_w=0.0)), command(power=battery(wish, Following.SOFTWARE)))
+    assert target(verdict) == result and broken(verdict) == {8}
+
+
+@pytest.mark.parametrize(
+    ("following", "wish", "result"), [(Following.DEVICE, -50.0, 0.0), (Following.SOFTWARE, 350.0, 300.0)]
+)
+def test_8_nothing_is_exported(following: Following, wish: float, result: float) -> None:
+    seen = view(load_w=300.0, state=state(target_w=100.0))
+    verdict = check(seen, command(power=battery(wish, following)))
+    assert target(verdict) == result and broken(verdict) == {8}
+
+
+@pytest.mark.parametrize(("ramp", "result"), [(5000.0, 1000.0), (0.0, 1000.0), (float("nan"), 1000.0), (10.0, 10.0)])
+def test_8_the_slope_is_the_devices_own_at_most(ramp: float, result: float) -> None:
+    out = check(view(), command(power=battery(1000.0, ramp_w_per_s=ramp))).command.battery
+    assert out is not None and out.ramp_w_per_s == result
+
+
+def test_8_a_change_below_the_deadband_or_within_the_dwell_is_not_written() -> None:
+    dead = view(battery=replace(BATTERY, deadband_w=20.0))
+    assert target(check(dead, command(power=battery(1010.0)))) == 1000.0
+    assert target(check(dead, command(power=battery(1030.0)))) == 1030.0
+    slow = replace(BATTERY, dwell_s=10.0)
+    assert (
+        target(check(view(battery=slow, state=state(reference_t_s=NOW_S - 9)), command(power=battery(1500.0))))
+        == 1000.0
+    )
+    assert (
+        target(check(view(battery=slow, state=state(reference_t_s=NOW_S - 11)), command(power=battery(1500.0))))
+        == 1500.0
+    )
+
+
+@pytest.mark.parametrize("unfit", [None, replace(BATTERY, is_eligible=False)])
+def test_8_an_unfit_battery_is_not_used(unfit: EnvelopeBattery | None) -> None:
+    verdict = check(view(battery=unfit), command(power=battery(1000.0)))
+    assert verdict.command.battery is None and broken(verdict) == {8}
+
+
+# ------------------------------------------------------------------------------------------------------- 9: order, TTL
+
+
+@pytest.mark.parametrize(("epoch", "seq"), [(0, 99), (1, 10), (1, 3)])
+def test_9_an_old_command_writes_nothing(epoch: int, seq: int) -> None:
+    part = node(NODES[0], 900, 900, epoch=epoch)
+    verdict = check(view(), command(part, power=battery(900.0, epoch=epoch), epoch=epoch, seq=seq))
+    assert verdict.command == SiteCommand(epoch, seq, None, ()) and broken(verdict) == {9}
+    assert (verdict.state.epoch, verdict.state.seq) == (1, 10)
+
+
+def test_9_a_new_epoch_starts_its_own_count() -> None:
+    part = node(NODES[0], 900, 900, epoch=2)
+    assert check(view(), command(part, epoch=2, seq=0)).violations == ()
+
+
+def test_9_a_part_of_another_epoch_spoils_the_whole() -> None:
+    verdict = check(view(), command(node(NODES[0], 900, 900, epoch=2), power=battery(900.0)))
+    assert verdict.command.nodes == () and verdict.command.battery is None and broken(verdict) == {9}
+
+
+@pytest.mark.parametrize(
+    ("ttl", "result"),
+    [(1.0, 2.0), (0.0, 2.0), (-5.0, 2.0), (float("nan"), 2.0), (10.0, 10.0), (11.0, 10.0), (1.1, 1.1)],
+)
+def test_9_commands_live_for_one_to_ten_periods(ttl: float, result: float) -> None:
+    verdict = check(view(), command(node(NODES[0], 900, 900, ttl_s=ttl), power=battery(1000.0, ttl_s=ttl)))
+    assert verdict.command.battery is not None
+    assert verdict.command.nodes[0].ttl_s == verdict.command.battery.ttl_s == result
+    assert (9 in broken(verdict)) == (ttl != result)
+
+
+# ------------------------------------------------------------------------------------------------------- 10, 11, 12, 14
+
+
+def test_10_no_cap_goes_below_the_service_floor() -> None:
+    verdict = check(view(), command(node(NODES[0], 300, 700)))
+    assert clocks(verdict) == {GPUS[0]: FLOOR, GPUS[1]: 700} and broken(verdict) == {10}
+
+
+def test_10_the_floor_raises_nothing() -> None:
+    """A GPU that is below the floor already stays there."""
+    seen = view(state=state((400.0,) * 4), acks=acks((400.0,) * 4))
+    assert clocks(check(seen, command(node(NODES[0], 300, 400)))) == {GPUS[0]: 400, GPUS[1]: 400}
+
+
+def test_10_an_emergency_may_go_below() -> None:
+    assert check(view(is_emergency=True), command(node(NODES[0], 300, 700))).violations == ()
+
+
+def test_11_a_gpu_gets_one_clock_write_a_second() -> None:
+    written = np.array([NOW_S - 0.5, NOW_S - 1.0, -INF, -INF])
+    verdict = check(view(state=state(clock_written_s=written)), command(node(NODES[0], 900, 900)))
+    assert clocks(verdict) == {GPUS[0]: 1000, GPUS[1]: 900} and broken(verdict) == {11}
+    assert verdict.state.clock_written_s.tolist() == [NOW_S - 0.5, NOW_S, -INF, -INF]
+
+
+def test_11_a_limit_is_met_by_the_gpus_that_may_still_be_written() -> None:
+    written = np.array([NOW_S - 0.5, -INF, -INF, -INF])
+    seen = view(feeders=feeder(700.0), state=state(clock_written_s=written))
+    out = clocks(check(seen, command(node(NODES[0], 1000, 1000))))
+    assert out[GPUS[0]] == 1000 and draw_w(out[GPUS[1]]) <= 300.0
+
+
+def test_12_too_many_violations_take_trust_away_for_a_minute() -> None:
+    """31 violations within 60 s distrust the planner; the last of them must be a minute old to be heard."""
+    seen = view(state=state(violation_times_s=(NOW_S - 50.0,) * 30))
+    verdict = check(seen, command(node(NODES[0], 300, 700)))
+    assert verdict.state.is_distrusted and len(verdict.state.violation_times_s) == 31
+    old = view(state=state(violation_times_s=(NOW_S - 61.0,) * 30))
+    assert not check(old, command(node(NODES[0], 300, 700))).state.is_distrusted
+    quiet = view(state=state(violation_times_s=(NOW_S - 60.5,) * 31, is_distrusted=True))
+    assert not check(quiet, command()).state.is_distrusted
+    few = view(state=state(violation_times_s=(NOW_S - 1.0,) * 30))
+    assert not check(few, command()).state.is_distrusted
+
+
+def test_14_the_target_rises_only_as_far_as_a_full_drop_can_be_taken() -> None:
+    assert target(check(view(drop_safe_target_w=1050.0), command(power=battery(1100.0)))) == 1050.0
+    assert target(check(view(drop_safe_target_w=800.0), command(power=battery(1100.0)))) == 1000.0
+    assert check(view(drop_safe_target_w=800.0), command(power=battery(990.0))).violations == ()
+
+
+# ------------------------------------------------------------------------------------------------------- 13: properties
+
+numbers = st.one_of(st.sampled_from([float("nan"), INF, -INF, 0.0, -1.0, 1e12]), st.floats(-3000.0, 3000.0))
+wild_clock = st.one_of(st.none(), st.integers(-100, 5000), st.sampled_from([float("nan"), INF]))
+tame_clock = st.one_of(st.none(), st.integers(CLOCK_MIN, CLOCK_MAX))
+
+
+@st.composite
+def proposals(draw: st.DrawFn, *, is_wild: bool) -> SiteCommand:
+    clock, number = (wild_clock, numbers) if is_wild else (tame_clock, st.floats(0.0, 2500.0))
+    nodes = []
+    for node_id in draw(st.sets(st.sampled_from([*NODES, "ghost"] if is_wild else NODES))):
+        ids = [*GPUS, GpuId("ghost")] if is_wild else list(GPUS[:2] if node_id == "a" else GPUS[2:])
+        chosen = draw(st.lists(st.sampled_from(ids), unique=True))
+        caps = tuple(GpuCap(g, draw(clock), draw(st.one_of(st.none(), number))) for g in chosen)  # type: ignore[arg-type]
+        ttl = draw(number) if is_wild else 5.0
+        nodes.append(NodeCommand(NodeId(node_id), 1, 11, ttl, caps, draw(number), draw(number), draw(st.booleans())))
+    power = None
+    if draw(st.booleans()):
+        following = draw(st.sampled_from(list(Following)))
+        power = BatteryCommand(
+            following, draw(number), draw(number), draw(st.sampled_from([1, 1, 1, 2])), 11, draw(number)
+        )
+    return SiteCommand(1, draw(st.sampled_from([11, 11, 11, 10])), power, tuple(nodes))
+
+
+@st.composite
+def views(draw: st.DrawFn) -> EnvelopeView:
+    flags = [draw(st.booleans()) for _ in range(3)]
+    clock = st.one_of(st.just(INF), st.integers(CLOCK_MIN, CLOCK_MAX - 1).map(float))
+    last, acked = (tuple(draw(clock) for _ in GPUS) for _ in range(2))
+    power_w = draw(st.floats(200.0, 2500.0))
+    written = np.array([draw(st.sampled_from([-INF, NOW_S - 0.4])) for _ in GPUS])
+    return view(
+        image=image(draw(st.sampled_from([power_w, None]))),
+        acks=acks(acked, fixed_w=np.array([draw(st.sampled_from([np.nan, np.nan, PEAK_W])) for _ in GPUS])),
+        feeders=feeder(draw(st.floats(200.0, 1500.0))),
+        windows=(window(draw(st.floats(10.0, 500.0)), past=ring(power_w)),),
+        target_step_w=draw(st.sampled_from([INF, 30.0])),
+        import_w_max=draw(st.one_of(st.just(INF), st.floats(100.0, 3000.0))),
+        unmanaged_w_max=draw(st.floats(0.0, 300.0)),
+        load_w=draw(st.floats(200.0, 2500.0)),
+        drop_safe_target_w=draw(st.sampled_from([INF, 900.0])),
+        battery=draw(
+            st.sampled_from([None, BATTERY, replace(BATTERY, deadband_w=25.0, supply_w=200.0, spare_w=100.0)])
+        ),
+        mode=draw(st.sampled_from([Mode.NORMAL, Mode.NORMAL, Mode.SHED, Mode.FALLBACK, Mode.RELEASE])),
+        is_leader=flags[0] or flags[1],
+        is_emergency=flags[1] and flags[2],
+        state=state(last, target_w=draw(st.sampled_from([None, power_w])), clock_written_s=written),
+    )
+
+
+def limits_of(verdict: EnvelopeVerdict) -> np.ndarray[Any, Any]:
+    return verdict.state.caps
+
+
+@given(views(), proposals(is_wild=True))
+def test_13_never_raises_and_only_numbers_come_out(seen: EnvelopeView, proposal: SiteCommand) -> None:
+    verdict = check(seen, proposal)
+    for part in verdict.command.nodes:
+        assert part.node_id in NODES and T_S < part.ttl_s <= 10 * T_S
+        assert np.isfinite(part.release_slot_s) and np.isfinite(part.release_w_per_s)
+        for cap in part.caps:
+            assert cap.clock_mhz is None or CLOCK_MIN <= cap.clock_mhz <= CLOCK_MAX
+            assert cap.power_limit_w is None or 200.0 <= cap.power_limit_w <= PEAK_W
+    if verdict.command.battery is not None:
+        out = verdict.command.battery
+        assert np.isfinite(out.reference_w) and 0 < out.ramp_w_per_s <= 1000.0 and T_S < out.ttl_s <= 10 * T_S
+    assert not np.isnan(verdict.state.caps).any()
+
+
+@given(views(), proposals(is_wild=True))
+def test_13_checking_twice_changes_nothing(seen: EnvelopeView, proposal: SiteCommand) -> None:
+    once = check(seen, proposal).command
+    assert check(seen, once).command == once
+
+
+@given(views(), proposals(is_wild=False), st.floats(0.0, 1.0))
+def test_13_a_lower_ceiling_never_gives_a_higher_command(
+    seen: EnvelopeView, proposal: SiteCommand, factor: float
+) -> None:
+    high = seen if np.isfinite(seen.import_w_max) else replace(seen, import_w_max=3000.0)
+    _assert_not_higher(check(replace(high, import_w_max=high.import_w_max * factor), proposal), check(high, proposal))
+
+
+@given(views(), proposals(is_wild=False), st.floats(0.0, 1.0))
+def test_13_a_lower_feeder_never_gives_a_higher_command(
+    seen: EnvelopeView, proposal: SiteCommand, factor: float
+) -> None:
+    lower = replace(seen, feeders=feeder(seen.feeders[0].room_w * factor))
+    _assert_not_higher(check(lower, proposal), check(seen, proposal))
+
+
+@given(views(), proposals(is_wild=False), st.floats(0.0, 1.0))
+def test_13_a_lower_rise_allowance_never_gives_a_higher_target(
+    seen: EnvelopeView, proposal: SiteCommand, factor: float
+) -> None:
+    row = replace(seen.windows[0], is_down=False)
+    lower = replace(seen, windows=(replace(row, room_w=row.room_w * factor),))
+    _assert_not_higher(check(lower, proposal), check(replace(seen, windows=(row,)), proposal))
+
+
+def _assert_not_higher(lower: EnvelopeVerdict, higher: EnvelopeVerdict) -> None:
+    assert (limits_of(lower) <= limits_of(higher)).all()
+    if lower.command.battery is None or higher.command.battery is None:
+        assert lower.command.battery == higher.command.battery
+        return
+    assert lower.command.battery.following is higher.command.battery.following
+    if lower.command.battery.following is Following.DEVICE:
+        assert lower.command.battery.reference_w <= higher.command.battery.reference_w + 1e-9
+    else:
+        assert lower.command.battery.reference_w >= higher.command.battery.reference_w - 1e-9
+
+
+@pytest.mark.parametrize("field", ["feeders", "windows", "state", "image", "fleet"])
+def test_what_cannot_be_checked_is_not_written(field: str) -> None:
+    """A view without one of its parts is a programming error elsewhere; here it writes nothing and says so."""
+    verdict = check(
+        view(**({field: None} if field not in ("state", "image") else {"acks": None, "battery": None})),
+        command(node(NODES[0], 900, 900)),
+    )
+    assert verdict.command.nodes == () and 1 in broken(verdict)
+
+
+def test_1_a_slope_after_expiry_that_is_no_number_is_not_sent() -> None:
+    verdict = check(view(), command(power=battery(1000.0, expiry_w_per_s=float("nan"))))
+    assert verdict.command.battery is None and broken(verdict) == {1}
+
+
+def test_at_start_the_target_begins_at_metered_power() -> None:
+    """Nothing is remembered: the slope guard counts from where the meter says the site is."""
+    seen = view(state=state(target_w=None, reference_w=None), target_step_w=10.0)
+    assert target(check(seen, command(power=battery(1500.0)))) == 1010.0
