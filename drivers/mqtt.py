@@ -113,6 +113,9 @@ class MqttSession:
         self._events: deque[tuple[str, bytes, int]] = deque()
         self._wake = asyncio.Event()
         self._up = asyncio.Event()
+        self._sent = asyncio.Event()  # no event waits, and none is on its way
+        self._sent.set()
+        self._sending = 0
         self._has_session = False
         self._said_down = False
         self._pong_s = 0.0
@@ -138,6 +141,7 @@ class MqttSession:
                 self._events.popleft()
                 self.counts.overflowed_out += 1
             self._events.append((topic, payload, qos))
+            self._sent.clear()
         self._wake.set()
 
     async def wait_up(self, *, deadline_s: float) -> bool:
@@ -145,6 +149,15 @@ class MqttSession:
         try:
             async with asyncio.timeout(deadline_s):
                 await self._up.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def wait_sent(self, *, deadline_s: float) -> bool:
+        """True once the broker has acknowledged every event queued so far, False at the deadline."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._sent.wait()
         except TimeoutError:
             return False
         return True
@@ -256,16 +269,21 @@ class MqttSession:
             await self._wake.wait()
             self._wake.clear()
             while self._events or self._newest:
+                await slots.acquire()  # before a message is taken out: a session that ends here loses none
                 if self._events:
-                    keep, (topic, payload, qos) = Keep.ALL, self._events.popleft()
-                else:
+                    keep, item = Keep.ALL, self._events.popleft()
+                    self._sending += 1
+                elif self._newest:
                     topic = next(iter(self._newest))
-                    keep, (payload, qos) = Keep.NEWEST, self._newest.pop(topic)
-                if qos == 0:
-                    await client.publish(topic, payload, qos=0)
-                    continue
-                await slots.acquire()
-                group.create_task(self._deliver(client, slots, (topic, payload, qos), keep))
+                    keep, item = Keep.NEWEST, (topic, *self._newest.pop(topic))
+                else:
+                    slots.release()
+                    break
+                delivery = self._deliver(client, slots, item, keep)
+                if item[2] == 0:
+                    await delivery
+                else:
+                    group.create_task(delivery)
 
     async def _deliver(
         self, client: aiomqtt.Client, slots: asyncio.Semaphore, item: tuple[str, bytes, int], keep: Keep
@@ -277,8 +295,12 @@ class MqttSession:
             is_delivered = True
         finally:
             slots.release()
-            if not is_delivered and keep is Keep.ALL:
-                self._events.appendleft(item)
+            if keep is Keep.ALL:
+                self._sending -= 1
+                if not is_delivered:
+                    self._events.appendleft(item)
+                elif not self._events and self._sending == 0:
+                    self._sent.set()
 
     def _set_up(self) -> None:
         self._pong_s = self._clock.now_s()

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from controller.cli import registry
-from controller.errors import BadInput
+from controller.errors import BadInput, CheckFailed
 
 app = typer.Typer(
     name="rampart",
@@ -47,6 +47,9 @@ def main() -> None:
     except BadInput as bad:
         typer.echo(f"rampart: {bad}", err=True)
         sys.exit(2)
+    except CheckFailed as failed:
+        typer.echo(f"rampart: {failed}", err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 
