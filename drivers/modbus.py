@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import ssl
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -178,9 +179,10 @@ class ModbusConnection:
     async def _connect(self) -> bool:
         self._lost.clear()
         client = self._new_client()
+        self._why = f"cannot connect: no answer within {self.timeout_s:g} s"
         try:
             is_up = await client.connect()
-        except (ModbusException, OSError, ValueError) as error:
+        except (ModbusException, ValueError) as error:
             self._why = f"cannot connect: {error}"
             is_up = False
         except asyncio.CancelledError:
@@ -188,7 +190,6 @@ class ModbusConnection:
             raise
         if not is_up:
             client.close()
-            self._why = "cannot connect"
             return False
         self._client = client
         self.connect_count += 1
@@ -204,6 +205,16 @@ class ModbusConnection:
                 self._fail_pending(client)
 
         client = make_client(self.endpoint, self._tls, timeout_s=self.timeout_s, on_change=on_change)
+        create = client.ctx.call_create
+
+        async def create_and_say_why() -> Any:
+            try:
+                return await create()
+            except OSError as error:  # the library turns it into `False`; a person wants to know
+                self._why = f"cannot connect: {_cause(error)}"
+                raise
+
+        client.ctx.call_create = create_and_say_why
         return client
 
     def _fail_pending(self, client: ModbusBaseClient) -> None:
@@ -229,6 +240,13 @@ class ModbusConnection:
         self._fail_pending(client)
         if self.endpoint.framing is not Framing.SERIAL and isinstance(transport, asyncio.WriteTransport):
             transport.abort()
+
+
+def _cause(error: OSError) -> str:
+    """The operating system's word for it; the library of TLS and the resolver have their own."""
+    if isinstance(error, ssl.SSLError) or error.errno is None or error.errno <= 0:
+        return str(error)
+    return os.strerror(error.errno)
 
 
 class ModbusDevice:

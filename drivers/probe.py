@@ -199,15 +199,15 @@ def judge_ratio(ratios: Sequence[float]) -> Comparison:
 
 async def _look(connection: ModbusConnection, target: Target) -> tuple[tuple[ModelAt, ...], str, bool]:
     unit = 1 if target.unit_id is None else target.unit_id
-    device = ModbusDevice(connection, name=str(target.endpoint), unit_id=unit)
+    device = ModbusDevice(connection, name=f"unit {unit}", unit_id=unit)
     try:
         models = await discover(device, BASES)
     except WrongDevice:
         return (), "answers Modbus, not SunSpec", True
     except DriverError as error:
         if connection.connect_count:
-            return (), f"accepts connections; unit {unit}: {error}", True
-        return (), str(error), False
+            return (), f"accepts connections; {error}", True
+        return (), _reason(error), False
     label = await _label(device, models)
     return models, f"SunSpec{label}, models {', '.join(str(model.model_id) for model in models)}", True
 
@@ -258,10 +258,11 @@ def _reason(error: DriverError) -> str:
 
 def _map(connection: ModbusConnection, target: Target, profile: DeviceProfile) -> DeviceMap:
     clock: Clock = _LoopClock()
+    unit = profile.unit_id if target.unit_id is None else target.unit_id
     device = ModbusDevice(
         connection,
-        name=str(target.endpoint),
-        unit_id=profile.unit_id if target.unit_id is None else target.unit_id,
+        name=f"unit {unit}",
+        unit_id=unit,
         registers_per_read_max=profile.registers_per_read_max,
     )
     return DeviceMap(profile, device, clock, is_reading_all=True)

@@ -46,7 +46,7 @@ class Countdown:
         return True
 
     def left_s(self, now_s: float) -> int:
-        return 0 if self._expires_s is None else max(0, math.ceil(self._expires_s - now_s))
+        return 0 if self._expires_s is None else max(0, math.ceil(self._expires_s - now_s - 1e-6))
 
 
 class SunSpecBatteryDevice:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections.abc import Mapping, Sequence
 from enum import IntEnum, StrEnum, unique
@@ -145,6 +146,7 @@ class ModbusServer:
         port: int = 0,
         framing: Framing = Framing.TCP,
         clients_max: int = 64,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.units = dict(units)
         self.host = host
@@ -154,6 +156,7 @@ class ModbusServer:
         self.accepted_count = 0
         self.refused_count = 0
         self._framing = framing
+        self._tls = tls
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
 
@@ -165,7 +168,7 @@ class ModbusServer:
         """Listen; OSError when the port is taken."""
         protocol = _TcpConnection if self._framing is Framing.TCP else _RtuConnection
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: protocol(self), self.host, self.port)
+        self._server = await loop.create_server(lambda: protocol(self), self.host, self.port, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

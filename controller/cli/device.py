@@ -101,7 +101,7 @@ def read(
     for heading in ("point", "value", "unit", "remark"):
         table.add_column(heading, justify="right" if heading == "value" else "left")
     for row in rows:
-        value = "no value" if row.value is None else f"{row.value:,.6g}"
+        value = "no value" if row.value is None else _number(row.value)
         table.add_row(row.name, value, row.unit, row.remark)
     console = Console()
     console.print(table)
@@ -141,12 +141,20 @@ def _target(text: str, unit: int | None, timeout_s: float) -> Target:
     return Target(endpoint=endpoint, unit_id=unit, timeout_s=timeout_s)
 
 
+def _number(value: float) -> str:
+    """Whole numbers in full, others to what a reader can use."""
+    if value == int(value):
+        return f"{int(value):,}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.5g}"
+
+
 def _show_probe(target: str, found: Found, comparison: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    console.print(f"{target}: {found.answer}", markup=False, highlight=False)
+    answer = found.answer.removeprefix(f"{target}: ")
+    console.print(f"{target}: {answer}", markup=False, highlight=False)
     if not found.is_reachable:
         return
     table = Table()
