@@ -183,9 +183,10 @@ def _notes(bench: Bench, record: RecordFacts, *, is_cut: bool) -> list[str]:
     if row.mean_s > 0.0 and bench.mean_s == 0.0:
         notes.append(f"record step {record.step_s:.4g} s is no finer than the {row.mean_s:g} s mean: used as it is")
     span_s = window_s(row) if isinstance(row, RampLimit | SwingLimit) else 0.0
-    if span_s > record.duration_s:
+    is_endpoint = isinstance(row, RampLimit) and row.reading is RampReading.ENDPOINT
+    if span_s > record.duration_s and not is_endpoint:
         notes.append(f"the record ({record.duration_s:.4g} s) is shorter than the window: judged over what is there")
-    if isinstance(row, RampLimit) and row.reading is RampReading.ENDPOINT:
+    if is_endpoint:
         notes.append("compares the window's two ends only: blind to waves whose period divides it")
     if bench.ride_through is not None and bench.ride_through.exempt_count:
         notes.append(f"{bench.ride_through.exempt_count} disturbance(s) outlasted the curve and are not counted")

@@ -36,7 +36,8 @@ p { margin: 4px 0 8px; max-width: 88ch; }
 table { border-collapse: collapse; width: 100%; margin: 8px 0 12px; font-size: 13.5px; }
 th { text-align: left; font-weight: 600; color: #46535f; border-bottom: 2px solid #c9d1d9; padding: 5px 9px; }
 td { border-bottom: 1px solid #e6eaee; padding: 5px 9px; vertical-align: top; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+td.n { white-space: nowrap; }
 .tag { display: inline-block; padding: 1px 9px; border-radius: 10px; font-size: 12.5px; font-weight: 600; }
 .tag { white-space: nowrap; }
 .good { background: #e0f2e7; color: #1f6b40; } .bad { background: #fbe3e0; color: #a02c20; }

@@ -303,8 +303,8 @@ class _Course:
         worse: set[int] = set()
         for starts, start_s, values in self._grid.feed(line):
             for band_hz, stage in self._filters.items():
-                for filtered in stage.feed(starts, start_s, values):
-                    worse |= self._feed_filtered(band_hz, filtered)
+                for filtered, is_near_edge in stage.feed(starts, start_s, values):
+                    worse |= self._feed_filtered(band_hz, filtered, is_near_edge=is_near_edge)
             for bench in self._benches:
                 if bench.lines is not None and bench.lines.feed(starts, start_s, values):
                     worse.add(id(bench))
@@ -312,10 +312,12 @@ class _Course:
                 self._spectrum.feed(starts, start_s, values)
         return worse
 
-    def _feed_filtered(self, band_hz: tuple[float, float], filtered: Polyline) -> set[int]:
+    def _feed_filtered(self, band_hz: tuple[float, float], filtered: Polyline, *, is_near_edge: bool) -> set[int]:
         worse: set[int] = set()
         for bench in self._benches:
-            if bench.band_hz == band_hz and bench.filtered_judge is not None and bench.filtered_judge.feed(filtered):
+            if bench.band_hz != band_hz or bench.filtered_judge is None:
+                continue
+            if bench.filtered_judge.feed(filtered, is_near_edge=is_near_edge):
                 worse.add(id(bench))
         return worse
 
@@ -328,8 +330,8 @@ class _Course:
     def finish(self) -> Verdicts:
         late: set[int] = set()
         for band_hz, stage in self._filters.items():
-            for filtered in stage.finish():
-                late |= self._feed_filtered(band_hz, filtered)
+            for filtered, is_near_edge in stage.finish():
+                late |= self._feed_filtered(band_hz, filtered, is_near_edge=is_near_edge)
         for bench in self._benches:
             if bench.ride_through is not None:
                 bench.ride_through.finish()

@@ -228,7 +228,7 @@ def _overview(verdicts: Verdicts) -> go.Figure:
     figure = go.Figure()
     _band(figure, moment, name="power", colour=BLUE, fill="rgba(31,95,168,0.25)")
     for row in verdicts.limits:
-        for episode in row.episode_list[:200]:
+        for episode in row.episode_list[:200] if row.kind != "oscillation" else ():
             figure.add_vrect(x0=episode.start_s, x1=episode.end_s, fillcolor=RED, opacity=0.07, line_width=0)
     for row in verdicts.limits:
         if row.verdict is RowVerdict.BROKEN:
@@ -243,16 +243,21 @@ def _moment_figure(row: RowResult) -> Figure | None:
     if shown is None:
         return None
     figure = go.Figure()
-    is_filtered = isinstance(row.rule, BandLimit) or getattr(row.rule, "band_hz", None) is not None
+    is_filtered = isinstance(row.rule, BandLimit | SwingLimit) and row.rule.band_hz is not None
+    is_alone = row.judged is None or row.mean_s <= 0.0
     if row.raw is not None and not is_filtered:
-        _band(figure, row.raw, name="raw", colour=PALE, fill="rgba(157,184,214,0.35)")
+        colour, fill = (BLUE, "rgba(31,95,168,0.25)") if is_alone else (PALE, "rgba(157,184,214,0.35)")
+        _band(figure, row.raw, name="power" if is_alone else "power, unaveraged", colour=colour, fill=fill)
     if row.judged is not None and (row.mean_s > 0.0 or is_filtered or row.raw is None):
         name = "filtered" if is_filtered else f"mean of {row.mean_s:g} s" if row.mean_s > 0.0 else "power"
         _band(figure, row.judged, name=name, colour=BLUE, fill="rgba(31,95,168,0.25)")
     _mark_window(figure, row, shown)
     title = "filtered power, MW" if is_filtered else "power, MW"
     style_figure(figure, x_title="time, s", y_title=title)
-    return Figure(figure, f"Worst moment: {amount(row.worst, row.unit)} at {row.worst_t_s:,.2f} s (window shaded)")
+    return Figure(
+        figure,
+        f"Worst moment: {amount(row.worst, row.unit)} at {row.worst_t_s:,.2f} s (window shaded; dashed: the limit)",
+    )
 
 
 def _mark_window(figure: go.Figure, row: RowResult, shown: Moment) -> None:
@@ -334,15 +339,12 @@ def _trace(figure: go.Figure, x: FloatArray, y: FloatArray, *, name: str, colour
 
 
 def _figures_of(row: RowResult) -> str:
-    pairs = [("worst", amount(row.worst, row.unit)), ("limit", amount(row.limit, row.unit))]
-    pairs.append(("worst, unaveraged", amount(row.worst_raw, row.unit)))
+    pairs = [("Worst", row.worst), ("Limit", row.limit), ("Worst, unaveraged", row.worst_raw)]
     if row.within is not None and row.endpoint is not None:
-        pairs.append(("every pair of instants", amount(row.within, row.unit)))
-        pairs.append(("window's two ends only", amount(row.endpoint, row.unit)))
-    pairs += [
-        (f"{name[1:]}th percentile over time", amount(value, row.unit)) for name, value in row.percentiles.items()
-    ]
-    return facts(pairs)
+        pairs += [("Every pair of instants", row.within), ("Window's two ends only", row.endpoint)]
+    pairs += [(f"{name[1:]} % of the time below", value) for name, value in row.percentiles.items()]
+    names = [name for name, _ in pairs]
+    return table(names, [[text(amount(value, row.unit)) for _, value in pairs]], numeric=range(len(pairs)))
 
 
 def _episodes(row: RowResult) -> str:

@@ -121,7 +121,7 @@ class RideThroughJudge:
         self.score.offer(recovery_s, clear_s + recovery_s)
         if recovery_s > self._row.recover_s * (1.0 + 1e-9):
             late = np.array([clear_s + self._row.recover_s])
-            self.score.add_spans(late, np.array([clear_s + recovery_s]), recovery_s)
+            self.score.add_spans(late, np.array([clear_s + recovery_s]), np.array([recovery_s]))
 
     def _outlasts(self, event: Sensed) -> bool:
         """Whether any curve's boxes were left, or stayed in for longer than they hold."""
@@ -183,7 +183,7 @@ class DroopJudge:
         late = shortfall > self.level * (1.0 + 1e-9)
         if t.size > 1:
             keep = late[1:] | late[:-1]
-            self.score.add_spans(t[:-1][keep], t[1:][keep], float(shortfall[k]))
+            self.score.add_spans(t[:-1][keep], t[1:][keep], np.maximum(shortfall[:-1], shortfall[1:])[keep])
 
 
 def _inside(values: FloatArray, boxes: list[CurveSegment] | tuple[CurveSegment, ...]) -> BoolArray:

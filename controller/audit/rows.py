@@ -25,7 +25,12 @@ from controller.types import (
 )
 
 TOLERANCE = 1e-9  # relative: rounding is not a breach
+PEAK_SAMPLES = (
+    16.0  # per period of a band's upper corner: then a parabola finds peaks between samples, at most 2 % above
+)
+EDGE_TOLERANCE = 0.25  # near a record's ends a filter may read this much too high; what lies between is not covered
 Candidates = list[tuple[FloatArray, FloatArray]]
+NO_SPANS = (np.empty(0), np.empty(0), np.empty(0))
 
 
 def end_to_end(iv: Intervals, direction: Direction) -> Candidates:
@@ -110,7 +115,7 @@ class WindowJudge:
         """Forget the past: pairs of instants across this moment are not compared."""
         self._tail = EMPTY
 
-    def feed(self, block: Polyline) -> bool:
+    def feed(self, block: Polyline, *, is_near_edge: bool = False) -> bool:
         """Judge the end times this block adds; says whether it holds a new worst."""
         if not len(block):
             return False
@@ -120,12 +125,15 @@ class WindowJudge:
         if len(line) < 2:
             return False
         iv = window_intervals(line, window_s=self._row.window_s, from_s=from_s)
-        is_worse = bool(iv.start.size) and self._judge(iv, block)
+        if self._sample_step_s is not None:
+            is_worse = self._judge_samples(iv, block, self._sample_step_s, is_near_edge=is_near_edge)
+        else:
+            is_worse = bool(iv.start.size) and self._judge(iv)
         if not self._is_twin:
             self.keeper.see(line, self.score.worst_t_s if is_worse else None)
         return is_worse
 
-    def _judge(self, iv: Intervals, block: Polyline) -> bool:
+    def _judge(self, iv: Intervals) -> bool:
         row, score = self._row, self.score
         if isinstance(row, RampLimit):
             ends = largest(end_to_end(iv, row.direction))
@@ -136,8 +144,6 @@ class WindowJudge:
                 top = ends
         else:
             top = largest(peak_to_peak(iv))
-        if self._sample_step_s is not None:
-            return self._judge_samples(iv, top[1], block, self._sample_step_s)
         covered = ~np.isnan(iv.left0) if self._is_endpoint else np.ones(iv.start.size, dtype=np.bool_)
         peak = np.maximum(top[0], top[1])
         k = int(np.argmax(np.where(covered, peak, -1.0)))
@@ -156,22 +162,19 @@ class WindowJudge:
         broken = np.flatnonzero(covered & (peak > row.max_w * (1.0 + TOLERANCE)))
         if broken.size:
             part = iv.pick(broken)
-            score.add_spans(*spans_above(part.start, part.end, self._candidates(part), row.max_w), float(peak.max()))
+            begins, finishes, index = spans_above(part.start, part.end, self._candidates(part), row.max_w)
+            score.add_spans(begins, finishes, peak[broken][index])
         return is_worse
 
-    def _judge_samples(self, iv: Intervals, top: FloatArray, block: Polyline, step_s: float) -> bool:
+    def _judge_samples(self, iv: Intervals, block: Polyline, step_s: float, *, is_near_edge: bool) -> bool:
+        """The figure at each sample, as the stretch of end times that ends there has it."""
+        top = largest(peak_to_peak(iv))[1]
         index = np.searchsorted(iv.end, block.t - 0.25 * step_s)
         here = index < iv.end.size
         here[here] = np.abs(iv.end[index[here]] - block.t[here]) < 0.25 * step_s
-        at, figures = block.t[here], top[index[here]]
-        if not figures.size:
-            return False
-        k = int(np.argmax(figures))
-        self.score.covered_s += step_s * figures.size
-        self.score.add_figures(figures, np.full(figures.size, step_s))
-        bad = at[figures > self._row.max_w * (1.0 + TOLERANCE)]
-        self.score.add_spans(bad - step_s, bad, float(figures[k]))
-        return self.score.offer(float(figures[k]), float(at[k]))
+        return score_samples(
+            self.score, block.t[here], top[index[here]], self._row.max_w, step_s=step_s, is_near_edge=is_near_edge
+        )
 
     @property
     def _is_endpoint(self) -> bool:
@@ -197,7 +200,7 @@ class RateJudge:
         self.score = Score(merge_s=max(self._near_s, 1.0))
         self.keeper = MomentKeeper(before_s=1.2 * row.horizon_s, after_s=0.2 * row.horizon_s)
         self._share = 0.0
-        self._near_spans: tuple[FloatArray, FloatArray] = (np.empty(0), np.empty(0))
+        self._near_spans: tuple[FloatArray, FloatArray, FloatArray] = NO_SPANS
         self._tail = EMPTY
 
     def reset(self) -> None:
@@ -222,8 +225,7 @@ class RateJudge:
         is_worse = self._near(line, from_s) if self._near_s > 0.0 else False
         is_worse |= self._far(line, first)
         if is_worse:
-            scale = self._row.above_w if self._row.above_w > 0.0 else self._row.max_w_per_s
-            self.score.worst = self._share * scale
+            self.score.worst = self._share * self._limit
         if not self._is_twin:
             self.keeper.see(line, self.score.worst_t_s if is_worse else None)
         return is_worse
@@ -238,8 +240,10 @@ class RateJudge:
         if not self._is_twin:
             self.score.add_figures(0.5 * (top0 + top1), iv.end - iv.start)
             level = self._row.above_w
-            part = iv.pick(np.flatnonzero(peak > level * (1.0 + TOLERANCE)))
-            self._near_spans = spans_above(part.start, part.end, within(part, Direction.BOTH), level)
+            broken = np.flatnonzero(peak > level * (1.0 + TOLERANCE))
+            part = iv.pick(broken)
+            starts, ends, index = spans_above(part.start, part.end, within(part, Direction.BOTH), level)
+            self._near_spans = (starts, ends, peak[broken][index])
         k = int(np.argmax(peak))
         return self._offer(float(peak[k]) / self._row.above_w, float(iv.end[k] if top1[k] >= top0[k] else iv.start[k]))
 
@@ -283,18 +287,24 @@ class RateJudge:
         return np.maximum(rising, falling)
 
     def _count(self, line: Polyline, t: FloatArray, q: FloatArray, lo: IntArray, hi: IntArray, first: int) -> None:
-        starts, ends = self._near_spans if self._near_s > 0.0 else (np.empty(0), np.empty(0))
+        spans = self._near_spans
         if self._share > 1.0:
             excess = self._excess(t, q, lo, hi, first, share=1.0) - TOLERANCE * self._row.max_w_per_s
             excess = np.where(np.isfinite(excess), excess, -1.0)
             at = line.t[first:]
             keep = ~line.gap[first + 1 :]
-            spans = spans_above(at[:-1][keep], at[1:][keep], [(excess[:-1][keep], excess[1:][keep])], 0.0)
-            starts, ends = np.concatenate((starts, spans[0])), np.concatenate((ends, spans[1]))
-            order = np.argsort(starts, kind="stable")
-            starts, ends = starts[order], ends[order]
-        scale = self._row.above_w if self._row.above_w > 0.0 else self._row.max_w_per_s
-        self.score.add_spans(starts, ends, self._share * scale)
+            starts, ends, index = spans_above(at[:-1][keep], at[1:][keep], [(excess[:-1][keep], excess[1:][keep])], 0.0)
+            # How far a change is above what its duration allows, as a figure beside the limit.
+            figures = self._limit + np.maximum(excess[:-1], excess[1:])[keep][index]
+            both = [np.concatenate(pair) for pair in zip(spans, (starts, ends, figures), strict=True)]
+            order = np.argsort(both[0], kind="stable")
+            spans = (both[0][order], both[1][order], both[2][order])
+        self.score.add_spans(*spans)
+
+    @property
+    def _limit(self) -> float:
+        """What shares are shares of, in the row's unit."""
+        return self._row.above_w if self._row.above_w > 0.0 else self._row.max_w_per_s
 
 
 class LevelJudge:
@@ -341,14 +351,14 @@ class LevelJudge:
         level = self._sign * self.level
         broken = peak > level + TOLERANCE * abs(level)
         if broken.any():
-            spans = spans_above(start[broken], end[broken], [(g0[broken], g1[broken])], level)
-            self.score.add_spans(*spans, self._sign * float(peak[k]))
+            starts, ends, index = spans_above(start[broken], end[broken], [(g0[broken], g1[broken])], level)
+            self.score.add_spans(starts, ends, np.abs(peak[broken][index]))
         self.keeper.see(line, self.score.worst_t_s if is_worse else None)
         return is_worse
 
 
 class BandJudge:
-    """A band row on filtered samples; each stands for one step."""
+    """A band row on filtered samples; each stands for one step, and for the peak beside it where the record is fine."""
 
     def __init__(self, row: BandLimit, *, step_s: float) -> None:
         self._row = row
@@ -356,13 +366,41 @@ class BandJudge:
         self.score = Score(merge_s=1.0 / row.band_hz[0])
         self.keeper = MomentKeeper(before_s=3.0 / row.band_hz[0], after_s=3.0 / row.band_hz[0])
 
-    def feed(self, block: Polyline) -> bool:
-        figures = np.abs(block.q)
-        k = int(np.argmax(figures))
-        is_worse = self.score.offer(float(figures[k]), float(block.t[k]))
-        self.score.covered_s += self._step_s * figures.size
-        self.score.add_figures(figures, np.full(figures.size, self._step_s))
-        bad = block.t[figures > self._row.max_w * (1.0 + TOLERANCE)]
-        self.score.add_spans(bad - self._step_s, bad, float(figures[k]))
+    def feed(self, block: Polyline, *, is_near_edge: bool = False) -> bool:
+        is_fine = self._step_s * self._row.band_hz[1] * PEAK_SAMPLES <= 1.0
+        figures = with_peaks(np.abs(block.q)) if is_fine else np.abs(block.q)
+        is_worse = score_samples(
+            self.score, block.t, figures, self._row.max_w, step_s=self._step_s, is_near_edge=is_near_edge
+        )
         self.keeper.see(block, self.score.worst_t_s if is_worse else None)
         return is_worse
+
+
+def with_peaks(figures: FloatArray) -> FloatArray:
+    """Each local maximum raised to the vertex of the parabola through it and its neighbours."""
+    left, own, right = figures[:-2], figures[1:-1], figures[2:]
+    bend = left - 2.0 * own + right
+    top = np.flatnonzero((own >= left) & (own >= right) & (bend < 0.0))
+    out = figures.copy()
+    out[top + 1] -= (left - right)[top] ** 2 / (8.0 * bend[top])
+    return out
+
+
+def score_samples(
+    score: Score, t: FloatArray, figures: FloatArray, limit: float, *, step_s: float, is_near_edge: bool
+) -> bool:
+    """Score filtered samples, each standing for one step.
+
+    Near an edge, a figure above the limit by no more than the filter may read too high there is not covered.
+    """
+    if is_near_edge:
+        sure = (figures <= limit) | (figures > limit * (1.0 + EDGE_TOLERANCE))
+        t, figures = t[sure], figures[sure]
+    if not figures.size:
+        return False
+    k = int(np.argmax(figures))
+    score.covered_s += step_s * figures.size
+    score.add_figures(figures, np.full(figures.size, step_s))
+    bad = figures > limit * (1.0 + TOLERANCE)
+    score.add_spans(t[bad] - step_s, t[bad], figures[bad])
+    return score.offer(float(figures[k]), float(t[k]))

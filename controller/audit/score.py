@@ -40,10 +40,10 @@ class Score:
         self.worst, self.worst_t_s = worst, t_s
         return True
 
-    def add_spans(self, starts: FloatArray, ends: FloatArray, figure: float) -> None:
+    def add_spans(self, starts: FloatArray, ends: FloatArray, figures: FloatArray) -> None:
         """Broken spans, sorted by start, none before those given earlier; overlaps count once.
 
-        `figure` is the worst of them.
+        `figures` are the worst of each.
         """
         if not starts.size:
             return
@@ -52,10 +52,11 @@ class Score:
         first = np.flatnonzero(opens)
         begin, finish = starts[first], reach[np.concatenate((first[1:] - 1, [starts.size - 1]))]
         self.violation_s += float(np.sum(finish - begin))
+        worst = np.maximum.reduceat(figures, first)
         apart = np.concatenate(([True], begin[1:] - finish[:-1] > self._merge_s))
         group = np.flatnonzero(apart)
         for a, b in zip(group, np.concatenate((group[1:], [begin.size])), strict=True):
-            self._add_episode(float(begin[a]), float(finish[b - 1]), figure)
+            self._add_episode(float(begin[a]), float(finish[b - 1]), float(worst[a:b].max()))
 
     def add_figures(self, figures: FloatArray, weights_s: FloatArray, *, every: bool = False) -> None:
         """Figures for the distribution, each held for so long; thinned unless `every` is asked for."""
@@ -134,4 +135,8 @@ class Overview:
     def moment(self) -> Moment:
         """Buckets that saw a sample."""
         seen = np.flatnonzero(np.isfinite(self._low))
-        return Moment(self._start_s + self._width_s * seen.astype(np.float64), self._low[seen], self._high[seen])
+        t, low, high = self._start_s + self._width_s * seen, self._low[seen], self._high[seen]
+        holes = np.flatnonzero(np.diff(seen) > 1) + 1
+        if holes.size and holes.size < seen.size // 4:  # a hole wider than a bucket; a coarse record is all holes
+            t, low, high = (np.insert(x, holes, np.nan) for x in (t, low, high))
+        return Moment(np.asarray(t, dtype=np.float64), low, high)

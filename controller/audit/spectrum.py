@@ -126,9 +126,9 @@ class OscillationJudge:
         hop_s = self._spans.hop * self._step_s
         self.score.covered_s += hop_s * lines.size
         self.score.add_figures(lines, np.full(lines.size, hop_s))
-        bad = ends[lines > self._row.max_w * (1.0 + TOLERANCE)]
+        bad = lines > self._row.max_w * (1.0 + TOLERANCE)
         k = int(np.argmax(lines))
-        self.score.add_spans(bad - hop_s, bad, float(lines[k]))
+        self.score.add_spans(ends[bad] - hop_s, ends[bad], lines[bad])
         is_worse = self.score.offer(float(lines[k]), float(ends[k]))
         if is_worse:
             show = slice(1, int(self._in_band[-1]) + 1)

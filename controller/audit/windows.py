@@ -160,17 +160,18 @@ def lengths_above(candidates: Sequence[tuple[FloatArray, FloatArray]], level: fl
 
 def spans_above(
     start: FloatArray, end: FloatArray, candidates: Sequence[tuple[FloatArray, FloatArray]], level: float
-) -> tuple[FloatArray, FloatArray]:
-    """The end times above `level` as (starts, ends) of spans, sorted by start."""
+) -> tuple[FloatArray, FloatArray, IntArray]:
+    """The end times above `level` as (starts, ends) of spans, sorted by start, and the stretch each lies in."""
     head, tail = lengths_above(candidates, level)
     width = end - start
     whole = head >= tail
     head = np.where(whole, 1.0, head)
     has_head, has_tail = head > 0.0, ~whole & (tail < 1.0)
     starts = np.concatenate((start[has_head], (start + tail * width)[has_tail]))
+    owner = np.concatenate((np.flatnonzero(has_head), np.flatnonzero(has_tail)))
     ends = np.concatenate(((start + head * width)[has_head], end[has_tail]))
     order = np.argsort(starts, kind="stable")
-    return starts[order], ends[order]
+    return starts[order], ends[order], owner[order]
 
 
 def _on_grid(line: Polyline, *, count: int, from_s: float, step: float) -> Intervals:

@@ -62,8 +62,8 @@ def rule_in_words(row: Limit) -> str:
     if isinstance(row, RateLimit):
         return (
             f"Changes above {power(row.above_w)} no faster than {power(row.max_w_per_s)}/s, between any two instants "
-            f"up to {row.horizon_s:g} s apart. The figure is the largest share of what a change's duration allows, times "
-            "the limit."
+            f"up to {row.horizon_s:g} s apart. The figure is the largest share of what a change's duration allows, "
+            "times the limit."
         )
     if isinstance(row, BandLimit):
         return f"Content between {row.band_hz[0]:g} and {row.band_hz[1]:g} Hz: at most {power(row.max_w)} (peak)."
