@@ -27,6 +27,7 @@ class Forecast:
     mean_w: FloatArray
     top_w: FloatArray  # (K, H)
     bottom_w: FloatArray  # (K, H)
+    return_w: FloatArray  # (K, H) what a class may draw without notice
 
     @property
     def ripple_up_w(self) -> FloatArray:
@@ -61,15 +62,17 @@ class Forecaster:
     def at(self, step: int) -> Forecast:
         """The forecast made right after sample `step` was seen."""
         shape = (len(self._trace.jobs), STEPS)
-        mean, top, bottom = np.empty(shape), np.empty(shape), np.empty(shape)
+        mean, top, bottom, returning = (np.empty(shape) for _ in range(4))
         for job in range(shape[0]):
             recent = self._recent(job, step)
             ahead = self._scheduled(job, step, recent) if self._is_scheduled else None
             if ahead is None:
                 mean[job], top[job], bottom[job] = recent.mean_w, recent.top_w, recent.bottom_w
+                returning[job] = max(self._running(job).top_w, recent.top_w)  # unannounced: it may come at any moment
             else:
                 mean[job], top[job], bottom[job] = ahead
-        return Forecast(mean, top, bottom)
+                returning[job] = ahead[1]
+        return Forecast(mean, top, bottom, returning)
 
     def _recent(self, job: int, step: int) -> Envelope:
         """The envelope of the last window, begun anew after the job was down."""

@@ -196,6 +196,7 @@ class Run:
             energy_j=self._energy_j,
             reserve=world.reserve,
             load_left_w=left_w,
+            load_return_w=forecast.return_w.sum(axis=0) + trace.base_w,
             contingency_ripple_w=0.0,
             spent_w=self._interval.contingency_excess_w,
             spent_rise_w=self._interval.contingency_excess_up_w,
@@ -223,10 +224,10 @@ class Run:
         return max(0.0, target_w - load_w) * self._world.reserve.battery.eta * STEP_S
 
     def _cut(self, demand_w: FloatArray) -> FloatArray:
-        """Curtailment per class: the plan's caps, then what the battery cannot cover."""
+        """Curtailment per class: the caps the plan chose, then what target and battery cannot carry at this instant."""
         if self._plan is None or self._given is None:
             return np.zeros_like(demand_w)
-        cut_w: FloatArray = np.maximum(0.0, demand_w - self._plan.cap_w)
+        cut_w: FloatArray = np.maximum(0.0, demand_w - self._plan.chosen_cap_w)
         allowed_w = self._target_w + self._cover_w() - self._world.trace.base_w
         excess_w = float((demand_w - cut_w).sum()) - allowed_w
         if excess_w > 0.0:

@@ -24,6 +24,9 @@ PEAK_SHARE = 0.5
 SPILL_COST = 200.0  # power beyond the battery, beside the contract: only when nothing else is left
 RESERVE_COST_PER_S = 40.0  # a watt beyond the crash-safe set for a second
 TIER_COST = 20.0  # curtailing beyond what a tier tolerates
+# A job that is down may return at any moment, once in a minute or two; a megawatt too little then costs its work for
+# about ten seconds of ramp, in the share of the time it stands at the top of its ripple: 10 * 0.3 / 100.
+READY_COST_PER_S = 0.03
 WEAR_COST = 0.002  # per unit of energy through the battery: breaks ties between moving and resting
 TARGET_COST = 1e-4  # pulls the target to the top of its band where nothing else decides: no idle headroom
 SPREAD_COST = 2e-4  # quadratic, on curtailment: shares a cut among equals
@@ -102,6 +105,7 @@ def build_problem(shape: ModelShape) -> Any:
     energy, target = cp.Variable(steps, name="energy"), cp.Variable(steps, name="target")
     cover, spill, deficit = unsigned("cover", steps), unsigned("spill", steps), unsigned("deficit", steps)
     overrun, over_tier = unsigned("overrun", steps), unsigned("over_tier", count)
+    missing = unsigned("missing", steps)
 
     total_cut = cp.sum(cut, axis=0)
     flow = eta * charge - discharge / eta
@@ -121,6 +125,7 @@ def build_problem(shape: ModelShape) -> Any:
         target[:-1] - target[1:] <= fall[1:],
         total_cut / PEAK_SHARE + target + cover + deficit >= peak,
         target - spill <= trough,
+        target + missing >= given("ready", steps),
         target - overrun <= left + surplus_max,
         cut @ dt - over_tier <= tier_left,
     ]
@@ -137,6 +142,7 @@ def build_problem(shape: ModelShape) -> Any:
     cost += SPREAD_COST * float(dt.mean()) * cp.sum_squares(cut)
     cost += wear * (dt @ (charge + discharge)) - final_value * energy[steps - 1]
     cost += SPILL_COST * (dt @ (spill + deficit)) + RESERVE_COST_PER_S * (dt @ overrun) + TIER_COST * cp.sum(over_tier)
+    cost += READY_COST_PER_S * (dt @ missing)
     cost += RISE_COST * (dt @ cover) - TARGET_COST * (dt @ target)
     return cp.Problem(cp.Minimize(cost), rows)
 

@@ -82,6 +82,7 @@ class PlanInput:
     energy_j: float
     reserve: CrashReserve
     load_left_w: FloatArray
+    load_return_w: FloatArray  # what the site may jump to without notice: jobs that are down and may come back
     contingency_ripple_w: float  # survivors' ripple below load_left_w, taken off the charging power (N-1)
     spent_w: float  # window already spent downwards, `AdmissibleInterval.contingency_excess_w`
     spent_rise_w: float
@@ -142,13 +143,19 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a planner decided at `t_s`. `cap_w[k]` bounds the draw of class k from now until the next plan."""
+    """What a planner decided at `t_s`.
+
+    `cap_w[k]` bounds the draw of class k from now until the next plan, with every class at the top of its ripple at
+    once. `chosen_cap_w` is the part of it that was a choice (a cheap class saves energy for a dear one); the rest is
+    what target and battery cannot carry, which a follower quicker than the planner may decide anew at every instant.
+    """
 
     t_s: float
     offset_s: FloatArray
     target_w: FloatArray  # (H,)
     cap_w: FloatArray  # (K,)
     cap_path_w: FloatArray  # (K, H)
+    chosen_cap_w: FloatArray  # (K,)
     battery_w: FloatArray  # (H,), discharge positive
     energy_path_j: FloatArray  # (H,)
     prices: tuple[Price, ...]

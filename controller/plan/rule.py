@@ -102,6 +102,7 @@ def follow(given: PlanInput, wish_w: FloatArray, *, policy: str, sharing: Sharin
         target_w=targets,
         cap_w=caps[:, 0].copy(),
         cap_path_w=caps,
+        chosen_cap_w=np.full(len(given.classes), np.inf),
         battery_w=batteries,
         energy_path_j=energies,
         prices=(),

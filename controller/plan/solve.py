@@ -17,7 +17,7 @@ from scipy import sparse
 
 from controller.plan.model import PEAK_SHARE, WEAR_COST, AffineMap, ModelShape
 from controller.plan.plan import OFFSET_S, STEP_S, Plan, PlanInput, PlanStatus, Price, PriceKind
-from controller.plan.rule import RulePlanner, Sharing, class_peaks_w
+from controller.plan.rule import RulePlanner, Sharing, class_peaks_w, share_cut
 from controller.reserve import BatteryBounds, chord_slopes_s
 from controller.types import FloatArray
 
@@ -156,6 +156,7 @@ class MpcPlanner:
         put("load", load)
         put("peak", load + given.ripple_up_w / scale)
         put("trough", load + (charge_w - given.ripple_down_w) / scale)
+        put("ready", (given.load_return_w - discharge_w) / scale)
         put("low", low / scale)
         put("high", high / scale)
         put("fall", fall / scale)
@@ -226,6 +227,8 @@ class MpcPlanner:
         cut_w = x[index["cut"]] * scale
         cover_w = x[index["cover"]] * scale
         cap_path = caps_of_cut(given, cut_w)
+        chosen = cap_path[:, 0].copy()
+        _cap_need(given, cap_path, target_w, x[index["energy"]] * scale)
         if given.is_rise_enforced:
             _cap_spare(given, cap_path, target_w + cover_w - given.other_w)
         return Plan(
@@ -234,6 +237,7 @@ class MpcPlanner:
             target_w=target_w,
             cap_w=cap_path[:, 0].copy(),
             cap_path_w=cap_path,
+            chosen_cap_w=chosen,
             battery_w=(x[index["discharge"]] - x[index["charge"]]) * scale,
             energy_path_j=x[index["energy"]] * scale,
             prices=self._prices,
@@ -286,8 +290,11 @@ class MpcPlanner:
 def caps_of_cut(given: PlanInput, cut_w: FloatArray) -> FloatArray:
     """Caps, shape (K, H), whose effect on the mean is `cut_w`; infinite where a class is not cut.
 
-    A cap y below the top of the ripple costs PEAK_SHARE * y in the mean, and all of it once it is below the mean.
+    A cap y below the top of the ripple costs PEAK_SHARE * y in the mean, and all of it once it is below the mean. Only
+    classes cheaper than the dearest are capped here: to cut the dearest before the battery is at its end saves nothing.
     """
+    weight = np.array([job_class.weight for job_class in given.classes])
+    is_cheaper = weight < float(weight.max()) * (1.0 - 1e-9)
     caps = np.full_like(cut_w, np.inf)
     floor_w = np.array([job_class.cap_w_min for job_class in given.classes])
     tiny_w = CUT_TINY_FRAC * np.array([max(job_class.peak_w, 1.0) for job_class in given.classes])
@@ -295,9 +302,26 @@ def caps_of_cut(given: PlanInput, cut_w: FloatArray) -> FloatArray:
         peak_w = class_peaks_w(given, step)
         up_w = peak_w - given.demand_w[:, step]
         depth_w = np.minimum(cut_w[:, step] / PEAK_SHARE, cut_w[:, step] + up_w)
-        is_cut = cut_w[:, step] > tiny_w
+        is_cut = is_cheaper & (cut_w[:, step] > tiny_w)
         caps[is_cut, step] = np.maximum(peak_w - depth_w, floor_w)[is_cut]
     return caps
+
+
+def _cap_need(given: PlanInput, caps: FloatArray, target_w: FloatArray, energy_path_j: FloatArray) -> None:
+    """Lower `caps` in place, cheapest class first, to what target and battery carry in each step."""
+    battery = given.reserve.battery
+    start_j = np.concatenate([[given.energy_j], energy_path_j[:-1]])
+    give_w = np.maximum(0.0, start_j - battery.energy_j_min) * battery.eta / STEP_S[: given.steps]
+    for step in range(given.steps):
+        cover_w = min(given.cover_w(float(start_j[step])), float(give_w[step]))
+        gpu_w_max = float(target_w[step]) + cover_w - float(given.other_w[step])
+        peak_w = np.minimum(class_peaks_w(given, step), caps[:, step])
+        excess_w = float(peak_w.sum()) - gpu_w_max
+        if excess_w > 0.0:
+            floor_w = np.array([job_class.cap_w_min for job_class in given.classes])
+            give = np.maximum(0.0, peak_w - floor_w)
+            cut_w = share_cut(given, give, excess_w, sharing=Sharing.ORDERED)
+            caps[:, step] = np.where(cut_w > 0.0, peak_w - cut_w, caps[:, step])
 
 
 def _cap_spare(given: PlanInput, caps: FloatArray, gpu_w_max: FloatArray) -> None:
@@ -382,6 +406,7 @@ def _hold(given: PlanInput, last: Plan | None) -> Plan:
         target_w=np.full(steps, target_w),
         cap_w=caps.copy(),
         cap_path_w=np.repeat(caps[:, None], steps, axis=1),
+        chosen_cap_w=caps.copy(),
         battery_w=np.zeros(steps),
         energy_path_j=np.full(steps, given.energy_j if math.isfinite(given.energy_j) else 0.0),
         prices=(),
