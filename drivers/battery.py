@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from controller.ports import Clock, DriverError
+from controller.ports import Clock
 from controller.settings import ModbusSettings
 from controller.types import BatteryCommand, BatterySample, BatteryState, Following, Quality, Reading
 from drivers.command_writer import CommandWriter
@@ -58,11 +58,13 @@ class ModbusBattery:
             self._writer.forget()
             raise Refused(self.name, "local control: commands are not taken")
         rating_w = self._map.values.get("rating_w") or self._discharge_w_max
+        is_done = False
         try:
             await self._writer.write(command, dispatch, rating_w=rating_w)
-        except DriverError:
-            self._writer.forget()
-            raise
+            is_done = True
+        finally:
+            if not is_done:  # failed or cancelled half-way: what the device holds is unknown
+                self._writer.forget()
         self._last_command = command
 
     async def close(self) -> None:

@@ -23,7 +23,7 @@ HEARTBEAT_MODULUS = 1 << 31
 
 
 class CommandWriter:
-    """One battery's way of being written to. Any DriverError leaves it disarmed if the caller says `forget`."""
+    """One battery's way of being written to. The caller says `forget` after a command that failed or was cancelled."""
 
     def __init__(self, map_: DeviceMap, clock: Clock) -> None:
         self._map = map_

@@ -11,28 +11,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import ssl
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-from pymodbus.client import AsyncModbusSerialClient, AsyncModbusTcpClient
 from pymodbus.client.base import ModbusBaseClient
 from pymodbus.exceptions import ConnectionException, ModbusException, ModbusIOException
-from pymodbus.framer import FramerType
-from pymodbus.transport import CommParams, CommType
 
-from controller.ports import DriverError
-from drivers.errors import (
-    BadReply,
-    DeviceBusy,
-    DeviceFault,
-    DeviceGone,
-    DeviceTimeout,
-    InvalidValue,
-    NotSupported,
-)
+from drivers.errors import BadReply, DeviceBusy, DeviceGone, DeviceTimeout, InvalidValue
+from drivers.modbus_client import cause_of, make_client, refusal
 from drivers.modbus_endpoint import Endpoint, Framing
 
 BACKOFF_S_MIN = 0.1
@@ -211,7 +198,7 @@ class ModbusConnection:
             try:
                 return await create()
             except OSError as error:  # the library turns it into `False`; a person wants to know
-                self._why = f"cannot connect: {_cause(error)}"
+                self._why = f"cannot connect: {cause_of(error)}"
                 raise
 
         client.ctx.call_create = create_and_say_why
@@ -240,13 +227,6 @@ class ModbusConnection:
         self._fail_pending(client)
         if self.endpoint.framing is not Framing.SERIAL and isinstance(transport, asyncio.WriteTransport):
             transport.abort()
-
-
-def _cause(error: OSError) -> str:
-    """The operating system's word for it; the library of TLS and the resolver have their own."""
-    if isinstance(error, ssl.SSLError) or error.errno is None or error.errno <= 0:
-        return str(error)
-    return os.strerror(error.errno)
 
 
 class ModbusDevice:
@@ -358,68 +338,3 @@ class ModbusPool:
         for connection in self._connections.values():
             await connection.close()
         self._connections.clear()
-
-
-def make_client(
-    endpoint: Endpoint, tls: ssl.SSLContext | None, *, timeout_s: float, on_change: Callable[[bool], None]
-) -> ModbusBaseClient:
-    """A pymodbus client with its own retries and reconnect off."""
-    if endpoint.framing is Framing.SERIAL:
-        return AsyncModbusSerialClient(
-            endpoint.host,
-            framer=FramerType.RTU,
-            baudrate=endpoint.baudrate,
-            parity=endpoint.parity,
-            stopbits=endpoint.stopbits,
-            timeout=timeout_s,
-            retries=0,
-            reconnect_delay=0,
-            trace_connect=on_change,
-        )
-    if tls is not None:
-        return _TlsClient(endpoint, tls, timeout_s=timeout_s, on_change=on_change)
-    return AsyncModbusTcpClient(
-        endpoint.host,
-        port=endpoint.port,
-        framer=FramerType.RTU if endpoint.framing is Framing.RTU_OVER_TCP else FramerType.SOCKET,
-        timeout=timeout_s,
-        retries=0,
-        reconnect_delay=0,
-        trace_connect=on_change,
-    )
-
-
-class _TlsClient(AsyncModbusTcpClient):
-    """TLS with the framer of plain TCP: the frames are the same, and it joins a reply split over two records."""
-
-    def __init__(
-        self, endpoint: Endpoint, tls: ssl.SSLContext, *, timeout_s: float, on_change: Callable[[bool], None]
-    ) -> None:
-        self.comm_params = CommParams(
-            comm_type=CommType.TLS,
-            comm_name="comm",
-            host=endpoint.host,
-            port=endpoint.port,
-            sslctx=tls,
-            reconnect_delay=0,
-            timeout_connect=timeout_s,
-        )
-        super().__init__(endpoint.host, framer=FramerType.SOCKET, timeout=timeout_s, retries=0, trace_connect=on_change)
-
-
-def refusal(device: str, code: int) -> DriverError:
-    """The error that a Modbus exception code means."""
-    text = f"Modbus exception {code}"
-    if code == 1:
-        return NotSupported(device, f"{text}: function not supported")
-    if code == 2:
-        return NotSupported(device, f"{text}: no such register")
-    if code == 3:
-        return InvalidValue(device, f"{text}: value not allowed")
-    if code in (5, 6):
-        return DeviceBusy(device, f"{text}: busy")
-    if code == 0x0A:
-        return DeviceGone(device, f"{text}: the gateway has no path to the unit")
-    if code == 0x0B:
-        return DeviceTimeout(device, f"{text}: the unit behind the gateway does not answer")
-    return DeviceFault(device, f"{text}: device failure")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import ipaddress
+import os
 import ssl
+import tty
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -289,6 +291,42 @@ async def test_rtu_over_tcp_reads_and_writes() -> None:
         await dut.write_registers(10, u16(5, 6))
         assert registers.writes == [(10, u16(5, 6))]
         await connection.close()
+
+
+async def test_a_serial_line_is_read_and_opened_again_after_a_timeout() -> None:
+    """A pseudo-terminal stands for the line; the device misses its first request."""
+    from pymodbus.framer.rtu import FramerRTU
+
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    loop = asyncio.get_running_loop()
+    requests: list[bytes] = []
+
+    def answer() -> None:
+        requests.append(os.read(master, 64))
+        if len(requests) > 1:
+            body = bytes.fromhex("010302") + requests[-1][2:4]
+            os.write(master, body + FramerRTU.compute_CRC(body).to_bytes(2, "big"))
+
+    loop.add_reader(master, answer)
+    try:
+        endpoint = parse_endpoint(f"serial://{os.ttyname(slave)}?baudrate=115200", 502)
+        connection = ModbusConnection(endpoint, timeout_s=TIMEOUT_S, backoff_s_min=0.02)
+        dut = ModbusDevice(connection, name="dut", unit_id=1)
+        with pytest.raises(DeviceTimeout):
+            await dut.read_registers(3, 1, 1)
+        await until(lambda: connection.is_connected)
+        assert await dut.read_registers(3, 2, 1) == u16(2)
+        assert connection.connect_count == 2
+        await connection.close()
+        absent = ModbusConnection(parse_endpoint("serial:///dev/no-such-line", 502), timeout_s=TIMEOUT_S)
+        with pytest.raises(DeviceGone, match="cannot connect"):
+            await ModbusDevice(absent, name="dut", unit_id=1).read_registers(3, 0, 1)
+        await absent.close()
+    finally:
+        loop.remove_reader(master)
+        os.close(master)
+        os.close(slave)
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:

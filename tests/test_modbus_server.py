@@ -6,11 +6,13 @@ import asyncio
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hil.modbus_battery import SunSpecBatteryDevice
 from hil.modbus_battery_map import BatteryNameplate
 from hil.modbus_meter import sunspec_meter
-from hil.modbus_server import Framing, ModbusServer
+from hil.modbus_server import Framing, ModbusServer, _TcpConnection
 from hil.modbus_ups import LiebertUpsDevice
 from tests.modbus_kit import Plant, Table, until
 
@@ -85,6 +87,19 @@ async def test_a_unit_nobody_has_stays_silent_and_the_next_request_is_served() -
     other = READ_TWO[:6] + b"\x09" + READ_TWO[7:]
     async with ModbusServer({1: table()}) as server:
         assert await talk(server, other + READ_TWO, size=13) == ANSWER_TWO
+
+
+@given(cuts=st.lists(st.integers(1, 59), max_size=12), tids=st.lists(st.integers(0, 65535), min_size=5, max_size=5))
+def test_however_the_bytes_are_cut_the_answers_are_the_same(cuts: list[int], tids: list[int]) -> None:
+    """No sockets: five requests as one stream, delivered in arbitrary pieces."""
+    stream = b"".join(struct.pack(">H", tid) + READ_TWO[2:] for tid in tids)
+    connection = _TcpConnection(ModbusServer({1: table()}))
+    answers, at = b"", 0
+    for cut in [*sorted(set(cuts)), len(stream)]:
+        connection._buffer += stream[at:cut]
+        answers += connection.take_frames()
+        at = cut
+    assert answers == b"".join(struct.pack(">H", tid) + ANSWER_TWO[2:] for tid in tids)
 
 
 async def test_garbage_closes_the_connection() -> None:

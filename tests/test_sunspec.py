@@ -191,6 +191,17 @@ async def test_maps_made_by_the_library_are_read(model_id: int) -> None:
 
 
 @pytest.mark.wire
+async def test_an_inverter_that_generates_exports() -> None:
+    """Offsets of model 103 as published: W 14, W_SF 15, Hz 16, Hz_SF 17, WH 24, WH_SF 26."""
+    registers = {14: i16(2500), 15: i16(1), 16: i16(6000), 17: i16(-2), 24: b"\x00\x00\x00\x07", 26: i16(3)}
+    async with serving(chain(COMMON, (103, registers, 50))) as server:
+        dut = open_meter(settings(server.port, timeout_s=1.0), profile=profile("sunspec-inverter"), clock=CLOCK)
+        value = (await dut.read()).value
+        await dut.close()
+    assert (value.power_w, value.frequency_hz, value.export_wh, value.import_wh) == (-25_000.0, 60.0, 7_000.0, None)
+
+
+@pytest.mark.wire
 async def test_after_a_reconnect_the_map_is_discovered_again() -> None:
     """Firmware moved the map while we were away."""
     from tests.modbus_kit import until

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -320,6 +321,30 @@ async def test_a_device_that_acknowledges_and_does_not_take_a_value_is_found_out
     battery = opened(server)
     with pytest.raises(NotApplied, match="set_ramp"):
         await battery.write(COMMAND)
+    await battery.close()
+
+
+@pytest.mark.wire
+async def test_a_command_cancelled_half_way_is_followed_by_the_full_order(rig: Rig, server: ModbusServer) -> None:
+    """Cancelled after the new slope was written: going back to the old slope must write it again."""
+    battery = opened(server)
+    await battery.write(COMMAND)
+
+    class Cancelling(Rig):
+        def write_registers(self, address: int, data: bytes) -> None:
+            super().write_registers(address, data)
+            if address == self.at("704.WRmp"):
+                task.cancel()
+
+    server.units[1] = cancelling = Cancelling()
+    task = asyncio.create_task(battery.write(replace(COMMAND, ramp_w_per_s=7e6)))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert cancelling.get("704.WRmp") == 10
+    server.units[1] = rig
+    rig.put("704.WRmp", u16(10))
+    await battery.write(COMMAND)
+    assert rig.get("704.WRmp") == 50
     await battery.close()
 
 

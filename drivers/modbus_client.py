@@ -1,0 +1,88 @@
+"""Clients of pymodbus with their own retries and reconnect off, and what the wire's error codes mean to us."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Callable
+
+from pymodbus.client import AsyncModbusSerialClient, AsyncModbusTcpClient
+from pymodbus.client.base import ModbusBaseClient
+from pymodbus.framer import FramerType
+from pymodbus.transport import CommParams, CommType
+
+from controller.ports import DriverError
+from drivers.errors import DeviceBusy, DeviceFault, DeviceGone, DeviceTimeout, InvalidValue, NotSupported
+from drivers.modbus_endpoint import Endpoint, Framing
+
+
+def make_client(
+    endpoint: Endpoint, tls: ssl.SSLContext | None, *, timeout_s: float, on_change: Callable[[bool], None]
+) -> ModbusBaseClient:
+    """A pymodbus client with its own retries and reconnect off."""
+    if endpoint.framing is Framing.SERIAL:
+        return AsyncModbusSerialClient(
+            endpoint.host,
+            framer=FramerType.RTU,
+            baudrate=endpoint.baudrate,
+            parity=endpoint.parity,
+            stopbits=endpoint.stopbits,
+            timeout=timeout_s,
+            retries=0,
+            reconnect_delay=0,
+            trace_connect=on_change,
+        )
+    if tls is not None:
+        return _TlsClient(endpoint, tls, timeout_s=timeout_s, on_change=on_change)
+    return AsyncModbusTcpClient(
+        endpoint.host,
+        port=endpoint.port,
+        framer=FramerType.RTU if endpoint.framing is Framing.RTU_OVER_TCP else FramerType.SOCKET,
+        timeout=timeout_s,
+        retries=0,
+        reconnect_delay=0,
+        trace_connect=on_change,
+    )
+
+
+class _TlsClient(AsyncModbusTcpClient):
+    """TLS with the framer of plain TCP: the frames are the same, and it joins a reply split over two records."""
+
+    def __init__(
+        self, endpoint: Endpoint, tls: ssl.SSLContext, *, timeout_s: float, on_change: Callable[[bool], None]
+    ) -> None:
+        self.comm_params = CommParams(
+            comm_type=CommType.TLS,
+            comm_name="comm",
+            host=endpoint.host,
+            port=endpoint.port,
+            sslctx=tls,
+            reconnect_delay=0,
+            timeout_connect=timeout_s,
+        )
+        super().__init__(endpoint.host, framer=FramerType.SOCKET, timeout=timeout_s, retries=0, trace_connect=on_change)
+
+
+def refusal(device: str, code: int) -> DriverError:
+    """The error that a Modbus exception code means."""
+    text = f"Modbus exception {code}"
+    if code == 1:
+        return NotSupported(device, f"{text}: function not supported")
+    if code == 2:
+        return NotSupported(device, f"{text}: no such register")
+    if code == 3:
+        return InvalidValue(device, f"{text}: value not allowed")
+    if code in (5, 6):
+        return DeviceBusy(device, f"{text}: busy")
+    if code == 0x0A:
+        return DeviceGone(device, f"{text}: the gateway has no path to the unit")
+    if code == 0x0B:
+        return DeviceTimeout(device, f"{text}: the unit behind the gateway does not answer")
+    return DeviceFault(device, f"{text}: device failure")
+
+
+def cause_of(error: OSError) -> str:
+    """The operating system's word for it; the library of TLS and the resolver have their own."""
+    if isinstance(error, ssl.SSLError) or error.errno is None or error.errno <= 0:
+        return str(error)
+    return os.strerror(error.errno)
