@@ -13,11 +13,18 @@ from dataclasses import dataclass, field
 import structlog
 
 from controller.actuate import Actuate
+from controller.config.gpu import load_curves
 from controller.core import SiteCore
 from controller.cycle import Cycle, Observer
+from controller.plan.load import mpc_planner
+from controller.plan.plan import Planner
+from controller.plan.rule import RuleMaxPlanner, RulePlanner
+from controller.plan.solve import planner_shape
 from controller.ports import Battery, Clock, GridSource, JobSource, Lease, NodeLink, PowerMeter, Recorder, Ups
+from controller.reserve import NO_BATTERY, battery_bounds, crash_slope_w_per_s, reserve_rows
 from controller.sense import Sense
-from controller.settings import Settings, SiteSettings
+from controller.settings import Policy, Settings, SiteSettings, Stance
+from controller.types import Direction
 
 Runner = Callable[[], Awaitable[None]]
 
@@ -68,7 +75,13 @@ def build(settings: Settings, factories: Factories) -> Daemon:
     site = settings.site
     assert site is not None, "a node agent is built by controller.node"
     log = structlog.get_logger("rampart")
-    core = SiteCore(site, epoch=factories.lease.epoch, jobs=factories.jobs)
+    core = SiteCore(
+        site,
+        epoch=factories.lease.epoch,
+        planner=make_planner(site),
+        curves=load_curves(),
+        jobs=factories.jobs,
+    )
 
     def on_change(subject: str, why: str) -> None:
         if why:
@@ -96,6 +109,25 @@ def build(settings: Settings, factories: Factories) -> Daemon:
         core=core,
         background=factories.background,
     )
+
+
+def make_planner(site: SiteSettings) -> Planner:
+    """The planner the site asks for. A child process builds the quadratic program, which keeps CVXPY out of ours."""
+    if site.policy is Policy.RULE_MAX:
+        return RuleMaxPlanner()
+    if site.policy in (Policy.RULE, Policy.NONE):
+        return RulePlanner()
+    battery = battery_bounds(site.battery) if site.battery is not None else NO_BATTERY
+    rows = {d: reserve_rows(site.contract, direction=d) for d in (Direction.DOWN, Direction.UP)}
+    shape = planner_shape(
+        classes=len(site.classes) + 1,
+        battery=battery,
+        fall_w_per_s=crash_slope_w_per_s(rows[Direction.DOWN], residual_w=0.0),
+        rise_w_per_s=crash_slope_w_per_s(rows[Direction.UP], residual_w=0.0),
+        is_rise_enforced=any(c.rise is Stance.ENFORCE for c in site.contingencies) or site.battery is None,
+        peak_w=site.registered_peak_w,
+    )
+    return mpc_planner(shape, is_lean=True)
 
 
 def _sense(site: SiteSettings, factories: Factories, on_change: Callable[[str, str], None]) -> Sense:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from controller.actuate import Acks, Actuate
 from controller.clock import NS_PER_S, Ticker
 from controller.core import Checked, Decision, SiteCore
+from controller.plan.plan import Plan
 from controller.ports import Clock, GridSource, Lease, Recorder
 from controller.sense import Sense
 from controller.types import SiteImage
@@ -29,7 +30,9 @@ class TickTrace:
     checked: Checked
     acks: Acks
     tick_ms: float  # from the instant the tick was due to the set-point acknowledged
-    plan_ms: float  # 0 when no plan was due
+    plan: Plan | None  # in force from the next tick on
+    is_planned: bool  # in this cycle
+    plan_ms: float
     overrun_count: int
 
 
@@ -84,7 +87,7 @@ class Cycle:
         checked = self._core.check(image, decision)
         acks = await self._actuate.apply(checked.command)
         acted_ns = self._clock.now_ns()
-        self._core.acknowledge(acks.battery)
+        self._core.acknowledge(image, checked, battery=acks.battery)
         planned = self._core.plan_if_due(image, decision)
         plan_ms = (self._clock.now_ns() - acted_ns) * 1e3 / NS_PER_S if planned else 0.0
         self._recorder.record("cycle", _record(image, checked, self._lease.is_held, acks))
@@ -94,6 +97,8 @@ class Cycle:
             checked=checked,
             acks=acks,
             tick_ms=(acted_ns - due_ns) * 1e3 / NS_PER_S,
+            plan=self._core.plan,
+            is_planned=planned,
             plan_ms=plan_ms,
             overrun_count=overrun_count,
         )

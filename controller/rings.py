@@ -20,7 +20,7 @@ class Ring:
     """One ring. Entries live newest first in a buffer twice as long, so that a view needs no copy."""
 
     def __init__(self, *, mean_s: float) -> None:
-        self._mean_s = mean_s
+        self.mean_s = mean_s
         self._low = np.full(2 * ENTRIES, np.inf)
         self._high = np.full(2 * ENTRIES, -np.inf)
         self._head = ENTRIES  # where the running second lies
@@ -43,7 +43,7 @@ class Ring:
         """The ring as the envelope reads it; valid until the next `add`."""
         entries = slice(self._head, self._head + ENTRIES)
         head_s = self._newest_s - self._opened_s if self._opened_s is not None else 0.0
-        return PccRing(STEP_S, head_s, self._mean_s, self._low[entries], self._high[entries])
+        return PccRing(STEP_S, head_s, self.mean_s, self._low[entries], self._high[entries])
 
     def _open_next(self) -> None:
         assert self._opened_s is not None
@@ -58,11 +58,11 @@ class Ring:
     def _mean(self, t_s: float, power_w: float) -> float:
         """Trailing time-weighted mean; a shorter past counts as what there is."""
         self._recent.append((t_s, power_w))
-        if self._mean_s <= 0.0 or len(self._recent) == 1:
-            if self._mean_s <= 0.0:
+        if self.mean_s <= 0.0 or len(self._recent) == 1:
+            if self.mean_s <= 0.0:
                 self._recent.clear()
             return power_w
-        cutoff_s = t_s - self._mean_s
+        cutoff_s = t_s - self.mean_s
         while len(self._recent) > 2 and self._recent[1][0] <= cutoff_s:
             self._recent.popleft()
         area, (last_s, last_w) = 0.0, self._recent[0]
@@ -77,11 +77,17 @@ class Rings:
     """One ring per mean."""
 
     def __init__(self, means_s: Iterable[float]) -> None:
-        self._rings = tuple(Ring(mean_s=mean_s) for mean_s in sorted(set(means_s) | {0.0}))
+        self._rings = [Ring(mean_s=mean_s) for mean_s in sorted(set(means_s) | {0.0})]
+
+    def cover(self, means_s: Iterable[float]) -> None:
+        """Keep a ring for each of these means as well; a new one begins empty."""
+        for mean_s in sorted(set(means_s) - {ring.mean_s for ring in self._rings}):
+            self._rings.append(Ring(mean_s=mean_s))
 
     def add(self, t_s: float, power_w: float) -> None:
         for ring in self._rings:
             ring.add(t_s, power_w)
 
-    def views(self) -> tuple[PccRing, ...]:
-        return tuple(ring.view() for ring in self._rings)
+    def by_mean(self) -> dict[float, PccRing]:
+        """The rings as they stand, by metering mean."""
+        return {ring.mean_s: ring.view() for ring in self._rings}

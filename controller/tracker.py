@@ -184,7 +184,7 @@ class Tracker:
     def step(self, given: TrackerInput) -> TrackerOutput:
         """One tick: measure, bound, move, follow, account."""
         now_s, estimate = given.now_s, given.estimate
-        bounds = self._battery_now(given.battery)
+        bounds = self.battery_now(given.battery)
         energy_j = self._energy_j(given.battery)
         self._measure(given)
         reserve = CrashReserve(
@@ -264,7 +264,7 @@ class Tracker:
 
     # ------------------------------------------------------------------------------------------------- what is allowed
 
-    def _battery_now(self, sample: BatterySample | None) -> BatteryBounds:
+    def battery_now(self, sample: BatterySample | None) -> BatteryBounds:
         """The nameplate bounds, cut to what the battery says it can do now; nothing when it does not obey."""
         if sample is None or not sample.is_remote or sample.state in (BatteryState.OFF, BatteryState.FAULT):
             return NO_BATTERY

@@ -1,0 +1,389 @@
+"""The pure core of the site controller: an image in, a checked command out. Read `decide`, `check`, `plan_if_due`.
+
+Joins estimate, modes, limits, tracker, planner and envelope; holds their state and nothing else. No clock, no I/O, no
+event loop: whoever feeds it the same images gets the same commands, which is what `rampart replay` checks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from controller import envelope
+from controller.estimate import Estimate, LoadEstimator, LoadSource
+from controller.fleet import Fleet, FleetBook, FleetReadings, read_fleet
+from controller.gpu_model import GpuCurve
+from controller.limits import InForce, LimitBook
+from controller.modes import Flag, ModeMachine, ModeState
+from controller.plan.plan import Plan, Planner
+from controller.planning import NO_LIMIT_W_PER_S, Known, Planning, node_commands
+from controller.ports import JobSource
+from controller.rings import Rings
+from controller.settings import Policy, SiteSettings, Stance
+from controller.tracker import Tracker, TrackerInput, TrackerOutput
+from controller.types import (
+    AgentState,
+    BatteryCommand,
+    BatterySample,
+    BatteryState,
+    EnvelopeState,
+    EnvelopeView,
+    Following,
+    Margin,
+    Mode,
+    NodeCommand,
+    Quality,
+    SiteCommand,
+    SiteImage,
+    Violation,
+)
+from controller.view import ceiling_w, envelope_battery, rings_for, unmanaged_w, window_checks
+
+METER_AGE_PERIODS = 3.0  # FAULTS: read t for T for the PCC meter and the battery
+VIOLATIONS_MAX = 20  # in 60 s: a violation a planner period for a third of them
+NOT_FOLLOWING_FRAC = 0.05  # of nameplate, beyond what ripple and lag explain
+NOT_FOLLOWING_S = 3.0  # FAULTS B2: for 3 T
+STALL_PERIODS = 1
+SHED_COUNT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What one cycle wants to do, and why. `track` is None until the site's power is known for the first time."""
+
+    estimate: Estimate
+    mode: ModeState
+    in_force: InForce
+    track: TrackerOutput | None
+    proposal: SiteCommand
+    fleet: Fleet
+    readings: FleetReadings
+
+    @property
+    def margins(self) -> tuple[Margin, ...]:
+        return self.track.margins if self.track is not None else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The command that may be written, and what the envelope found."""
+
+    command: SiteCommand
+    violations: tuple[Violation, ...]
+
+
+class SiteCore:
+    """One site's decisions."""
+
+    def __init__(
+        self,
+        site: SiteSettings,
+        *,
+        epoch: int,
+        planner: Planner,
+        curves: Mapping[str, GpuCurve],
+        jobs: JobSource | None,
+    ) -> None:
+        self.site = site
+        self._epoch = epoch
+        self._seq = 0
+        self._estimator = LoadEstimator(site)
+        self._modes = ModeMachine(
+            period_s=site.planner_period_s,
+            holds_by_device=site.battery is None or site.following is Following.DEVICE,
+        )
+        self._limits = LimitBook(site)
+        self._book = FleetBook(site, jobs=jobs)
+        self.planning = Planning(site, planner=planner, curves=curves)
+        self.tracker: Tracker | None = None
+        self._in_force: InForce | None = None
+        self._rings: Rings = rings_for(site.contract.limits)
+        self._envelope_state = EnvelopeState()
+        self._planned_s = -math.inf
+        self._has_new_caps = False
+        self._overruns = 0
+        self._unfollowed_since_s: float | None = None
+        self._violation_count = 0
+        self._exempt_until_s = -math.inf
+        self._plan_start_w = 0.0  # the target when the present plan was made
+        self._load_rise_w = site.gpu_peak_w + site.other_load_w_max  # what load may jump to under the caps in force, as of the last plan
+
+    @property
+    def plan(self) -> Plan | None:
+        return self.planning.plan
+
+    # ------------------------------------------------------------------------------------------------ the cycle
+
+    def decide(self, image: SiteImage, *, is_leader: bool) -> Decision:
+        """Estimate, mode, limits, target, command: what this cycle proposes."""
+        now_s = image.t_mono_s
+        estimate = self._estimator.step(
+            now_s, pcc=image.pcc, battery=image.battery, nodes=image.nodes, meters=image.meters
+        )
+        fleet = self._book.fleet(image.nodes)
+        readings = read_fleet(fleet, image.nodes)
+        if estimate.is_fresh:
+            self.planning.saw(estimate.t_s, estimate.load_w)
+        mode = self._modes.step(self._flags(image, estimate, is_leader=is_leader), now_s=now_s)
+        in_force = self._take_limits(image, estimate)
+        track = self._track(image, estimate, mode.mode, in_force)
+        proposal = self._proposal(image, fleet, track, mode.mode, is_leader=is_leader)
+        return Decision(estimate, mode, in_force, track, proposal, fleet, readings)
+
+    def check(self, image: SiteImage, decision: Decision) -> Checked:
+        """The envelope's word on the proposal."""
+        if decision.track is None:
+            return Checked(decision.proposal, ())
+        verdict = envelope.check(self._view(image, decision), decision.proposal)
+        self._envelope_state = verdict.state
+        self._violation_count += len(verdict.violations)
+        if verdict.command.nodes:
+            self._has_new_caps = False
+        return Checked(verdict.command, verdict.violations)
+
+    def acknowledge(self, image: SiteImage, checked: Checked, *, battery: bool) -> None:
+        """What the wires took of the command."""
+        command = checked.command.battery
+        if battery and command is not None:
+            self._estimator.commanded(image.t_mono_s, reference_w=command.reference_w, following=command.following)
+
+    def plan_if_due(self, image: SiteImage, decision: Decision) -> bool:
+        """Plan once a planner period, and at once when the battery cannot carry the load; True when a plan was made."""
+        track, now_s = decision.track, image.t_mono_s
+        if track is None or self.tracker is None:
+            return False
+        due_s = self._planned_s + self.site.planner_period_s - 0.5 * self.site.tracker_period_s
+        is_urgent = decision.estimate.load_w > track.load_w_max and now_s - self._planned_s >= 0.2
+        if now_s < due_s and not is_urgent:
+            return False
+        self._planned_s = now_s
+        self._has_new_caps = True
+        if self.site.policy is not Policy.NONE:
+            self.planning.decide(self._known(image, decision, self.tracker))
+        return True
+
+    # ------------------------------------------------------------------------------------------------ parts of decide
+
+    def _flags(self, image: SiteImage, estimate: Estimate, *, is_leader: bool) -> frozenset[Flag]:
+        flags = {Flag(flag.value) for flag in estimate.flags}
+        if image.pcc is None and estimate.source is LoadSource.HELD:
+            flags.add(Flag.IMAGE_LOST)
+        if image.pcc is not None and estimate.source is LoadSource.NODES:
+            flags.add(Flag.METER_MISSING)
+        if not is_leader:
+            flags.add(Flag.LEADERSHIP_LOST)
+        if not image.is_grid_link_up:
+            flags.add(Flag.GRID_LINK_LOST)
+        if self._in_force is not None and self._in_force.is_fallback:
+            flags.add(Flag.GRID_SILENT)
+        if (
+            image.overrun_count - self._overruns
+            > STALL_PERIODS * self.site.planner_period_s / self.site.tracker_period_s
+        ):
+            flags.add(Flag.LOOP_STALLED)
+        self._overruns = image.overrun_count
+        if self._envelope_state.is_distrusted:
+            flags.add(Flag.ENVELOPE_BUSY)
+        return frozenset(flags | self._node_flags(image) | self._battery_flags(image))
+
+    @staticmethod
+    def _node_flags(image: SiteImage) -> set[Flag]:
+        flags: set[Flag] = set()
+        lost = [r for r in image.nodes if r.quality is Quality.MISSING]
+        if lost:
+            flags.add(Flag.NODES_ALL_LOST if len(lost) == len(image.nodes) else Flag.NODE_LOST)
+        if any(r.value.state is AgentState.MONITOR_ONLY for r in image.nodes):
+            flags.add(Flag.GPU_PERMISSION)
+        if any(bool((~r.value.is_controllable).any()) for r in image.nodes if r.value.state is AgentState.ARMED):
+            flags.add(Flag.GPU_IGNORES_CAPS)
+        return flags
+
+    def _battery_flags(self, image: SiteImage) -> set[Flag]:
+        if image.battery is None:
+            return set()
+        if image.battery.quality is Quality.MISSING:
+            return {Flag.BATTERY_LOST}
+        sample, flags = image.battery.value, set()
+        if not sample.is_remote or sample.state in (BatteryState.OFF, BatteryState.FAULT):
+            flags.add(Flag.BATTERY_LIMITED)
+        if self._is_not_following(image.t_mono_s, sample):
+            flags.add(Flag.BATTERY_NOT_FOLLOWING)
+        return flags
+
+    def _is_not_following(self, now_s: float, sample: BatterySample) -> bool:
+        """Under software following: measured against set for three planner periods."""
+        battery = self.site.battery
+        assert battery is not None
+        if self.site.following is Following.DEVICE or self._envelope_state.reference_w is None:
+            return False
+        off_w = abs(sample.power_w - self._envelope_state.reference_w)
+        if off_w <= max(NOT_FOLLOWING_FRAC * battery.discharge_w_max, 0.05 * abs(sample.reference_w)):
+            self._unfollowed_since_s = None
+        elif self._unfollowed_since_s is None:
+            self._unfollowed_since_s = now_s
+        since_s = self._unfollowed_since_s
+        return since_s is not None and now_s - since_s > NOT_FOLLOWING_S * self.site.planner_period_s
+
+    def _take_limits(self, image: SiteImage, estimate: Estimate) -> InForce:
+        found = self._limits.in_force(image)
+        if self.tracker is None and self._is_known(image, estimate):
+            start_w = estimate.pcc_w if estimate.pcc_w is not None else estimate.load_w
+            self.tracker = Tracker(self.site, start_s=image.t_mono_s, start_w=start_w)
+            self.tracker.set_limits(found.limits, image.t_mono_s)
+        elif self.tracker is not None and found is not self._in_force:
+            self.tracker.set_limits(found.limits, image.t_mono_s)
+        if found is not self._in_force:
+            self._rings.cover(limit.mean_s for limit in found.limits)
+        if self.tracker is not None and found.exempt_until_s > self._exempt_until_s:
+            self.tracker.waive_ramps(found.exempt_until_s, with_bands=True)
+            self._exempt_until_s = found.exempt_until_s
+        self._in_force = found
+        return found
+
+    @staticmethod
+    def _is_known(image: SiteImage, estimate: Estimate) -> bool:
+        """The site's power has been seen: by its meter, or on a site without one by its nodes."""
+        if image.pcc is not None:
+            return estimate.source is LoadSource.METER
+        return estimate.source is LoadSource.NODES
+
+    def _track(self, image: SiteImage, estimate: Estimate, mode: Mode, in_force: InForce) -> TrackerOutput | None:
+        tracker, now_s = self.tracker, image.t_mono_s
+        if tracker is None:
+            return None
+        metered_w = estimate.pcc_w if estimate.pcc_w is not None else estimate.load_w
+        self._rings.add(now_s, metered_w)
+        plan, target_w, target_s, slope = self.planning.plan, tracker.g_ref_w, now_s, 0.0
+        if plan is not None:
+            target_s, first_s = plan.t_s, float(plan.offset_s[0])
+            target_w = self._plan_start_w
+            slope = (float(plan.target_w[0]) - target_w) / first_s
+        battery = image.battery
+        usable = battery is not None and battery.quality is not Quality.MISSING
+        return tracker.step(
+            TrackerInput(
+                now_s=now_s,
+                estimate=estimate,
+                battery=battery.value if battery is not None and usable else None,
+                target_w=target_w,
+                mode=mode,
+                watches=self.planning.watches(estimate),
+                load_rise_w=self._load_rise_w,
+                target_s=target_s,
+                target_slope_w_per_s=slope,
+                exempt_target_w=in_force.exempt_target_w,
+            )
+        )
+
+    def _proposal(
+        self, image: SiteImage, fleet: Fleet, track: TrackerOutput | None, mode: Mode, *, is_leader: bool
+    ) -> SiteCommand:
+        self._seq += 1
+        if track is None or not is_leader or mode is Mode.LOCKOUT or self.site.policy is Policy.NONE:
+            return SiteCommand(self._epoch, self._seq, None, ())
+        ttl_s = self.site.ttl_periods * self.site.planner_period_s
+        battery = None
+        if track.aim is not None:
+            ramp = track.aim.ramp_w_per_s
+            battery = BatteryCommand(
+                following=track.aim.following,
+                reference_w=track.aim.reference_w,
+                ramp_w_per_s=ramp if math.isfinite(ramp) else NO_LIMIT_W_PER_S,
+                epoch=self._epoch,
+                seq=self._seq,
+                ttl_s=ttl_s,
+            )
+        nodes: tuple[NodeCommand, ...] = ()
+        is_ready = self.planning.clocks_mhz.shape == (fleet.count,) and fleet.count > 0
+        if self._has_new_caps and is_ready and self.tracker is not None:
+            interval = self.tracker.interval
+            nodes = node_commands(
+                image.nodes,
+                fleet,
+                self.planning.clocks_mhz,
+                epoch=self._epoch,
+                seq=self._seq,
+                ttl_s=ttl_s,
+                slope_w_per_s=min(interval.slope_down_w_per_s, interval.slope_up_w_per_s),
+                is_release=mode is Mode.RELEASE,
+                is_fallback=mode is Mode.FALLBACK,
+            )
+        return SiteCommand(self._epoch, self._seq, battery, nodes)
+
+    # ------------------------------------------------------------------------------------------------ views
+
+    def _known(self, image: SiteImage, decision: Decision, tracker: Tracker) -> Known:
+        site = self.site
+        sample = image.battery.value if image.battery is not None else None
+        known = Known(
+            now_s=image.t_mono_s,
+            estimate=decision.estimate,
+            fleet=decision.fleet,
+            readings=decision.readings,
+            interval=tracker.interval,
+            bounds=tracker.battery_now(sample if self._is_battery_usable(image) else None),
+            energy_j=sample.soc_frac * site.battery.energy_j
+            if sample is not None and site.battery is not None
+            else 0.0,
+            target_w=tracker.g_ref_w,
+            mode=decision.mode.mode,
+        )
+        self._plan_start_w = tracker.g_ref_w
+        self._load_rise_w = self.planning.load_rise_w(known)
+        return known
+
+    @staticmethod
+    def _is_battery_usable(image: SiteImage) -> bool:
+        return image.battery is not None and image.battery.quality is not Quality.MISSING
+
+    def _view(self, image: SiteImage, decision: Decision) -> EnvelopeView:
+        site, track, tracker = self.site, decision.track, self.tracker
+        assert track is not None and tracker is not None
+        limits = decision.in_force.limits
+        is_emergency = decision.in_force.exempt_target_w is not None
+        flags = decision.mode.flags
+        sample = image.battery.value if image.battery is not None and self._is_battery_usable(image) else None
+        interval, two_ticks_s = tracker.interval, 2.0 * site.tracker_period_s
+        load_w = decision.estimate.load_w
+        if track.aim is not None and track.aim.following is Following.SOFTWARE and not track.is_saturated:
+            load_w = track.aim.reference_w + track.g_ref_w  # the load the follower chose to answer
+        enforced = {
+            name
+            for c in site.contingencies
+            for name, stance in (("power", c.power), ("energy", c.energy))
+            if stance is Stance.ENFORCE
+        }
+        step_w = interval.band_slope_w_per_s * two_ticks_s
+        meter_s = site.meter.delay_s + site.meter.update_s if site.meter is not None else 0.0
+        return EnvelopeView(
+            image=image,
+            fleet=decision.fleet.table,
+            acks=decision.readings.acks,
+            feeders=(),
+            windows=() if is_emergency else window_checks(limits, self._rings),
+            target_step_w=step_w,
+            import_w_max=max(ceiling_w(limits, image.t_mono_s), track.low_w),
+            margin_w=decision.estimate.margin_w,
+            unmanaged_w_max=unmanaged_w(decision.fleet, other_w_max=site.other_load_w_max, gpu_peak_w=site.gpu_peak_w),
+            load_w=load_w,
+            battery=envelope_battery(
+                site.battery,
+                sample,
+                is_trusted=Flag.BATTERY_NOT_FOLLOWING not in flags,
+                two_ticks_s=two_ticks_s,
+            ),
+            drop_safe_target_w=max(track.g_safe_w, tracker.g_ref_w),
+            margins=tuple(
+                m for m in track.margins if m.name in enforced and m.value < 0.0 and not track.is_riding_down
+            ),
+            mode=decision.mode.mode,
+            is_leader=not flags & {Flag.LEADERSHIP_LOST},
+            is_clock_sane=Flag.CLOCK_STEPPED not in flags,
+            is_emergency=is_emergency,
+            planner_period_s=site.planner_period_s,
+            meter_age_s_max=METER_AGE_PERIODS * site.tracker_period_s + meter_s,
+            max_export_w=site.max_export_w,
+            violations_max=VIOLATIONS_MAX,
+            state=self._envelope_state,
+        )

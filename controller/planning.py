@@ -1,0 +1,277 @@
+"""From what is known to a plan, and from a plan to a command for every node.
+
+Runs at the planner's rate: demand of each class, contingencies to survive, one `PlanInput`, one `Plan`, then clocks.
+A node's command carries all it needs if nothing more ever arrives: how long it lives, in which slot and at which slope
+the node then goes to its fallback cap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from controller.allocate import Curves, clocks_of_caps, held_back_w
+from controller.contract import AdmissibleInterval
+from controller.demand import Demand, DemandWindow, split_demand
+from controller.estimate import Estimate
+from controller.fleet import REST, Fleet, FleetReadings
+from controller.gpu_model import GpuCurve
+from controller.plan.plan import OFFSET_S, STEPS, JobClass, Plan, PlanInput, Planner
+from controller.plan.tier import TierLedger
+from controller.reserve import NO_BATTERY, BatteryBounds, Contingency, CrashReserve
+from controller.settings import ContingencyKind, JobClassSettings, SiteSettings, Stance
+from controller.tracker import Watch
+from controller.types import FloatArray, GpuCap, Mode, NodeCommand, NodeId, NodeReport, Reading
+from controller.view import ceiling_w
+
+NO_LIMIT_W_PER_S = 1e12  # stands for "no row bounds this" on the wire, which carries finite numbers only
+RETURN_MEMORY_S = 1800.0  # a job that crashed is back within minutes to half an hour, or not soon
+REST_SETTINGS = JobClassSettings(class_id=REST, priority=50, tolerated_loss_frac=0.1, window_s=3600.0, weight=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What one plan is made from, beside the window of past load."""
+
+    now_s: float
+    estimate: Estimate
+    fleet: Fleet
+    readings: FleetReadings
+    interval: AdmissibleInterval
+    bounds: BatteryBounds
+    energy_j: float
+    target_w: float
+    mode: Mode
+
+
+class Planning:
+    """Holds the planner and what it remembers between plans."""
+
+    def __init__(self, site: SiteSettings, *, planner: Planner, curves: Mapping[str, GpuCurve]) -> None:
+        self._site = site
+        self._planner = planner
+        self._curves = curves
+        self._classes = (*site.classes, REST_SETTINGS)
+        self._window = DemandWindow(peak_w=site.registered_peak_w)
+        tiers = np.array([c.tolerated_loss_frac for c in self._classes])
+        window_s = max(c.window_s for c in self._classes)
+        self._ledger = TierLedger(tiers, window_s=window_s)
+        self._fleet: Fleet | None = None
+        self._fleet_curves: Curves | None = None
+        self._planned_s: float | None = None
+        self._seen_s = self._demand_top_s = 0.0
+        self._demand_top_w = 0.0
+        self._demand = Demand(np.zeros(len(self._classes)), 0.0, 0.0, 0.0)
+        self.clocks_mhz: FloatArray = np.empty(0)
+        self.plan: Plan | None = None
+
+    @property
+    def demand(self) -> Demand:
+        """As of the last plan."""
+        return self._demand
+
+    def saw(self, t_s: float, load_w: float) -> None:
+        """Fresh load; every tick."""
+        self._seen_s = t_s
+        self._window.add(t_s, load_w)
+
+    def watches(self, estimate: Estimate) -> tuple[Watch, ...]:
+        """The configured contingencies as they stand at this load."""
+        return tuple(
+            Watch(
+                contingency=self._contingency(c.kind, c.slew_frac_per_s, estimate),
+                enforces_transient=c.transient is Stance.ENFORCE,
+                enforces_power=c.power is Stance.ENFORCE,
+                enforces_energy=c.energy is Stance.ENFORCE,
+                enforces_rise=c.rise is Stance.ENFORCE,
+            )
+            for c in self._site.contingencies
+        )
+
+    def _contingency(self, kind: ContingencyKind, slew_frac_per_s: float, estimate: Estimate) -> Contingency:
+        site = self._site
+        # What is measured beside the GPUs may belong to the jobs as well; only the declared part certainly stays.
+        base_w = site.gpu_idle_w + min(estimate.other_w, site.other_load_w) + site.guaranteed_floor_w
+        load_w = estimate.load_w_max
+        if kind is ContingencyKind.FULL_SITE:
+            drop_w = max(0.0, load_w - base_w)
+            return Contingency(kind.value, drop_w, base_w, 0.0, slew_frac_per_s * drop_w)
+        largest_w = float(self._demand.class_w.max(initial=0.0))
+        share = largest_w / max(float(self._demand.class_w.sum()), 1.0)
+        drop_w = min(largest_w, max(0.0, load_w - base_w))
+        ripple_w = (1.0 - share) * self._demand.ripple_down_w
+        return Contingency(kind.value, drop_w, load_w - drop_w, ripple_w, slew_frac_per_s * drop_w)
+
+    def load_rise_w(self, known: Known) -> float:
+        """What load may jump to under the caps in force."""
+        table = known.fleet.table
+        fraction = np.minimum(known.readings.acks.caps[0] / table.cap_max[0], 1.0)
+        limit_w = np.minimum(known.readings.acks.caps[1], table.peak_w)
+        reach_w = np.minimum(limit_w, table.idle_w + (table.peak_w - table.idle_w) * fraction)
+        return float((reach_w * table.stands_for).sum()) + known.estimate.other_w
+
+    def decide(self, known: Known) -> Plan:
+        """Plan the next minutes and turn the caps into clocks."""
+        curves = self._curves_of(known.fleet)
+        self._demand = self._demand_now(known, curves)
+        given = self._input(known, curves)
+        plan = self._planner.plan(given)
+        peaks_w = self._peaks_w(given)
+        self.clocks_mhz = clocks_of_caps(known.fleet, curves, cap_w=plan.cap_w, peak_w=peaks_w)
+        self._account(known.now_s, given, plan)
+        self.plan = plan
+        return plan
+
+    def _curves_of(self, fleet: Fleet) -> Curves:
+        if self._fleet_curves is None or fleet is not self._fleet:
+            self._fleet = fleet
+            self._fleet_curves = Curves.of(fleet.models, self._curves)
+        return self._fleet_curves
+
+    def _demand_now(self, known: Known, curves: Curves) -> Demand:
+        readings = known.readings
+        held_w = held_back_w(known.fleet, curves, power_w=readings.power_w, clock_cap_mhz=readings.acks.caps[0])
+        class_w = known.fleet.by_class(readings.power_w)
+        return split_demand(self._window.stretch(), class_w=class_w, held_back_w=held_w, other_w=known.estimate.other_w)
+
+    def _peaks_w(self, given: PlanInput) -> FloatArray:
+        """What each class would draw uncapped at the top of the ripple, (K,)."""
+        mean_w = given.demand_w[:, 0]
+        total_w = float(mean_w.sum())
+        up_w = given.ripple_up_w[0] * mean_w / total_w if total_w > 0.0 else np.zeros_like(mean_w)
+        peaks: FloatArray = mean_w + up_w
+        return peaks
+
+    def _input(self, known: Known, curves: Curves) -> PlanInput:
+        demand, interval, site = self._demand, known.interval, self._site
+        low_w, high_w = interval.project([known.now_s + ahead_s for ahead_s in OFFSET_S.tolist()])
+        watches = self.watches(known.estimate)
+        enforced = [w for w in watches if w.enforces_power or w.enforces_energy]
+        # The contingency that leaves the least binds; without one the bottom of the ripple must be absorbed.
+        worst = min(enforced, key=lambda w: w.contingency.load_left_w, default=None)
+        left_w = worst.contingency.load_left_w if worst else demand.load_w - demand.ripple_down_w
+        return PlanInput(
+            t_s=known.now_s,
+            classes=self._job_classes(known, curves),
+            demand_w=np.repeat(demand.class_w[:, None], STEPS, axis=1),
+            other_w=np.full(STEPS, demand.other_w + known.estimate.margin_w),
+            ripple_up_w=np.full(STEPS, demand.ripple_up_w),
+            ripple_down_w=np.full(STEPS, demand.ripple_down_w),
+            target_w=known.target_w,
+            low_w=low_w,
+            high_w=high_w,
+            ceiling_w=np.array([ceiling_w(interval.limits, known.now_s + ahead_s) for ahead_s in OFFSET_S.tolist()]),
+            slope_down_w_per_s=interval.slope_down_w_per_s,
+            slope_up_w_per_s=interval.slope_up_w_per_s,
+            energy_j=known.energy_j,
+            reserve=CrashReserve(
+                battery=known.bounds,
+                fall_w_per_s=interval.contingency_slope_w_per_s,
+                rise_w_per_s=interval.contingency_rise_w_per_s,
+            ),
+            load_left_w=np.full(STEPS, left_w),
+            load_return_w=np.full(STEPS, self._busiest_w()),
+            contingency_ripple_w=worst.contingency.ripple_w if worst else 0.0,
+            spent_w=interval.contingency_excess_w,
+            spent_rise_w=interval.contingency_excess_up_w,
+            is_rise_enforced=any(w.enforces_rise for w in watches) or site.battery is None,
+        )
+
+    def _busiest_w(self) -> float:
+        """What the site may jump to without notice: jobs that are down may come back at what they drew before."""
+        before_s = self._demand_top_s
+        now_s, top_w = self._seen_s, self._demand.load_w + self._demand.ripple_up_w
+        faded_w = self._demand_top_w * math.exp(-max(0.0, now_s - before_s) / RETURN_MEMORY_S)
+        self._demand_top_w, self._demand_top_s = max(top_w, faded_w), now_s
+        return self._demand_top_w
+
+    def _job_classes(self, known: Known, curves: Curves) -> tuple[JobClass, ...]:
+        table = known.fleet.table
+        floor_share = curves.power_share(np.minimum(table.floor_mhz / table.cap_max[0], 1.0))
+        idle_w = known.fleet.by_class(table.idle_w)
+        floor_w = idle_w + np.maximum(self._demand.class_w - idle_w, 0.0) * _mean_share(known.fleet, floor_share)
+        peak_w = known.fleet.by_class(table.peak_w)
+        left_j = self._ledger.loss_left_j(float(OFFSET_S[-1]))
+        return tuple(
+            JobClass(
+                class_id=settings.class_id,
+                priority=settings.priority,
+                weight=settings.weight,
+                cap_w_min=float(floor_w[k]),
+                loss_left_j=float(left_j[k]),
+                peak_w=float(peak_w[k]),
+            )
+            for k, settings in enumerate(self._classes)
+        )
+
+    def _account(self, now_s: float, given: PlanInput, plan: Plan) -> None:
+        """Book what the caps of this plan will cost until the next one."""
+        if self._planned_s is not None:
+            peaks_w = self._peaks_w(given)
+            lost = np.clip(1.0 - plan.cap_w / np.maximum(peaks_w, 1.0), 0.0, 1.0)
+            self._ledger.add(now_s - self._planned_s, given.demand_w[:, 0], given.demand_w[:, 0] * lost)
+        self._planned_s = now_s
+
+
+def bounds_now(site: SiteSettings, bounds: BatteryBounds | None) -> BatteryBounds:
+    """The battery's bounds, or none."""
+    return bounds if site.battery is not None and bounds is not None else NO_BATTERY
+
+
+def _mean_share(fleet: Fleet, share: FloatArray) -> FloatArray:
+    """Mean of a per-GPU share over each class, (K,); 1 for a class without GPUs."""
+    total = fleet.by_class(np.ones(fleet.count))
+    return np.where(total > 0.0, fleet.by_class(share) / np.maximum(total, 1e-9), 1.0)
+
+
+def node_commands(
+    nodes: Sequence[Reading[NodeReport]],
+    fleet: Fleet,
+    clocks_mhz: FloatArray,
+    *,
+    epoch: int,
+    seq: int,
+    ttl_s: float,
+    slope_w_per_s: float,
+    is_release: bool,
+    is_fallback: bool,
+) -> tuple[NodeCommand, ...]:
+    """One command per node. `slope_w_per_s` is what the contract lets the whole site move at; inf: nothing bounds it.
+
+    Nodes release one after the other: each waits until those before it could have moved at that slope.
+    """
+    table, found, wait_s = fleet.table, [], 0.0
+    slope = slope_w_per_s if math.isfinite(slope_w_per_s) else NO_LIMIT_W_PER_S
+    for reading in nodes:
+        report = reading.value
+        span = table.spans[report.node_id]
+        own_slope = slope / report.stands_for
+        caps = _caps(report, clocks_mhz[span], is_fallback=is_fallback)
+        found.append(
+            NodeCommand(
+                node_id=NodeId(report.node_id),
+                epoch=epoch,
+                seq=seq,
+                ttl_s=ttl_s,
+                caps=() if is_release else caps,
+                release_slot_s=wait_s,
+                release_w_per_s=own_slope,
+                is_release=is_release,
+            )
+        )
+        swing_w = float(np.nansum(np.maximum(table.peak_w[span] - table.idle_w[span], 0.0)))
+        wait_s += swing_w / own_slope if own_slope > 0.0 else 0.0
+    return tuple(found)
+
+
+def _caps(report: NodeReport, clocks_mhz: FloatArray, *, is_fallback: bool) -> tuple[GpuCap, ...]:
+    if is_fallback:
+        clock = round(report.fallback_clock_mhz)
+        return tuple(GpuCap(gpu_id, clock, None) for gpu_id in report.gpu_ids)
+    return tuple(
+        GpuCap(gpu_id, None if math.isinf(clock) else int(clock), None)
+        for gpu_id, clock in zip(report.gpu_ids, clocks_mhz.tolist(), strict=True)
+    )
