@@ -280,6 +280,41 @@ async def test_rtu_over_tcp_drops_the_line_after_a_timeout_and_never_returns_an_
         await connection.close()
 
 
+async def test_a_late_answer_that_a_gateway_hands_to_the_new_connection_is_discarded() -> None:
+    """The serial side answered late; the gateway forwards it to whoever is connected now."""
+    from pymodbus.framer.rtu import FramerRTU
+
+    def answer(register: bytes) -> bytes:
+        body = b"\x01\x03\x02\x00" + register
+        return body + FramerRTU.compute_CRC(body).to_bytes(2, "big")
+
+    connections: list[asyncio.StreamWriter] = []
+
+    async def gateway(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        if len(connections) == 1:
+            await reader.read(64)  # register 1 is asked for; the line is slow
+            return
+        await asyncio.sleep(TIMEOUT_S / 3)
+        writer.write(answer(b"\x01"))
+        request = await reader.read(64)
+        await asyncio.sleep(TIMEOUT_S / 3)
+        writer.write(answer(request[3:4]))
+
+    server = await asyncio.start_server(gateway, "127.0.0.1", 0)
+    endpoint = Endpoint("127.0.0.1", server.sockets[0].getsockname()[1], Framing.RTU_OVER_TCP)
+    connection = ModbusConnection(endpoint, timeout_s=TIMEOUT_S, backoff_s_min=0.02)
+    dut = ModbusDevice(connection, name="dut", unit_id=1)
+    with pytest.raises(DeviceTimeout):
+        await dut.read_registers(3, 1, 1)
+    await until(lambda: connection.is_connected)
+    assert await dut.read_registers(3, 2, 1) == u16(2)
+    await connection.close()
+    for writer in connections:
+        writer.close()
+    server.close()
+
+
 async def test_rtu_over_tcp_reads_and_writes() -> None:
     registers = table()
     async with ModbusServer({1: registers}, framing=ServerFraming.RTU) as server:
