@@ -151,7 +151,7 @@ def lengths_above(candidates: Sequence[tuple[FloatArray, FloatArray]], level: fl
     tail = np.ones(candidates[0][0].size)
     for g0, g1 in candidates:
         above0, above1 = g0 > level, g1 > level
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             crossing = np.clip((level - g0) / (g1 - g0), 0.0, 1.0)
         head = np.maximum(head, np.where(above0, np.where(above1, 1.0, crossing), 0.0))
         tail = np.minimum(tail, np.where(above1, np.where(above0, 0.0, crossing), 1.0))

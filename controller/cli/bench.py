@@ -35,3 +35,29 @@ def devices(
             f"  {name:<15} p50 {rate.p50_ms:6.2f} ms   p99 {rate.p99_ms:6.2f} ms   max {rate.max_ms:6.2f} ms   "
             f"{100 * rate.cpu_frac:5.1f} % of a core   {rate.achieved_hz:.2f} Hz reached"
         )
+
+
+@app.command()
+def audit(
+    samples: int = typer.Option(4_000_000, min=100_000, max=90_000_000, help="Length of the record, at 1 kHz."),
+    seed: int = typer.Option(1, help="Of the record's noise."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
+) -> None:
+    """Judge a record at 1 kHz: two rows, every profile at once, and the plain way of writing the two rows."""
+    import json
+
+    from hil.bench_audit import run
+
+    result = run(samples=samples, seed=seed)
+    if as_json:
+        typer.echo(json.dumps(result.to_json()))
+        return
+    typer.echo(f"{samples:,} samples at 1 kHz, millions judged per second (24 h in brackets)")
+    for name, rate in (
+        ("referee, ieso-ramp", result.samples_per_s),
+        ("referee, every profile", result.all_profiles_samples_per_s),
+        ("scipy, ieso-ramp", result.baseline_samples_per_s),
+    ):
+        typer.echo(f"  {name:<24} {rate / 1e6:7.2f}  ({86_400_000 / rate:.0f} s)")
+    typer.echo(f"  worst figures differ by {100 * result.worst_differs_frac:.3f} %")
+    typer.echo(f"  memory in the referee's run: {result.peak_memory_bytes / 2**20:.0f} MiB, the record included")

@@ -59,10 +59,11 @@ class RecordFile:
     _first_values: FloatArray
     _last: FloatArray = field(default_factory=lambda: np.empty(0))
     _last_t: float = -math.inf
+    _last_told_t: float = -math.inf  # as written, before equal times are set apart
 
     def blocks(self) -> Iterator[RecordBlock]:
         """All samples in order; BadInput at the first line that is wrong."""
-        self._last, self._last_t = self._first_values.copy(), -math.inf
+        self._last, self._last_t, self._last_told_t = self._first_values.copy(), -math.inf, -math.inf
         found = 0
         for text, line_number, done in self._texts():
             table = self._parse(text, line_number)
@@ -142,8 +143,8 @@ class RecordFile:
 
     def _rising(self, t: FloatArray, text: str, line_number: int) -> FloatArray:
         """Times that strictly increase: equal ones are set a hair apart, falling ones refused with their line."""
-        before = math.floor(self._last_t * 1e5) / 1e5 if math.isfinite(self._last_t) else -math.inf
-        steps = np.diff(t, prepend=min(before, t[0]))
+        steps = np.diff(t, prepend=self._last_told_t)
+        self._last_told_t = float(t[-1])
         if (steps < 0.0).any():
             self._refuse_time(int(np.argmax(steps < 0.0)), text, line_number, "time runs backwards")
         if t[0] <= self._last_t or (t.size > 1 and (steps[1:] == 0.0).any()):

@@ -1,0 +1,103 @@
+"""`rampart audit`: exit status, JSON, table and report, as a person meets them; and the report on single events."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from controller.audit.events import analyse_events
+from controller.audit.referee import judge
+from controller.audit.report import audit_report
+from controller.config.contract import load_contract
+
+KEYS = {
+    "id", "kind", "limit", "unit", "mean_s", "worst", "worst_raw", "worst_t_s", "violation_s", "episodes", "verdict"
+}  # fmt: skip
+
+
+def record(folder: Path, *, drop_megawatt: float) -> Path:
+    path = folder / "site.csv"
+    t = np.arange(0.0, 120.0, 0.05)
+    p = 80.0 - np.where(t < 60.0, 0.0, drop_megawatt)
+    lines = [f"{a:.2f},{b:.3f}" for a, b in zip(t, p, strict=True)]
+    path.write_text("t_s,pcc_megawatt\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def rampart(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "controller.cli.main", *(str(a) for a in arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_held_contract_exits_0_and_json_has_the_promised_keys(tmp_path: Path) -> None:
+    done = rampart(
+        "audit", record(tmp_path, drop_megawatt=4.9), "--contract", "ieso-ramp", "--contract", "caiso", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert {"contract", "limits", "compliant", "not_assessed"} <= set(document)
+    assert document["compliant"] is True and document["not_assessed"] == []
+    assert all(set(row) >= KEYS for row in document["limits"])
+    verdicts = {row["id"]: row["verdict"] for row in document["limits"]}
+    assert verdicts == {
+        "ieso-ramp.ramp-60s": "held",
+        "ieso-ramp.swing-15s": "held",
+        "caiso.ramp-600s": "not_binding",
+    }
+
+
+def test_a_broken_contract_exits_1_and_the_page_is_whole(tmp_path: Path) -> None:
+    page = tmp_path / "out" / "report.html"
+    done = rampart("audit", record(tmp_path, drop_megawatt=5.1), "--contract", "ieso", "--html", page)
+    assert done.returncode == 1, done.stderr
+    assert "broken" in done.stdout and "not compliant" in done.stdout
+    assert "stands for it" in done.stdout  # the registered peak was assumed, and says so
+    text = page.read_text()
+    assert "src=" not in text.split("</script>")[-1] and "Plotly.newPlot" in text
+    assert "http" not in text.split("<body>")[1].replace("http://www.w3.org", "").split("<footer>")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--contract", "nowhere"), "known"),
+        (("--contract", "ieso-ramp", "--column", "nothing"), "pcc_megawatt"),
+        (("--contract", "ieso-ramp", "--unit", "GW"), "W, kW, MW"),
+        (("--contract", "ieso", "--registered-peak-megawatt", "0"), "above zero"),
+        (("--contract", "ieso-ramp", "--gap-s", "-1"), "--gap-s"),
+        (("--contract", "ieso-ramp", "--scale", "0"), "--scale"),
+    ],
+)
+def test_bad_input_exits_2_with_one_line(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    done = rampart("audit", record(tmp_path, drop_megawatt=1.0), *arguments)
+    assert done.returncode == 2, done.stdout
+    assert said.replace("known", "ieso-ramp") in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+def test_the_page_escapes_what_a_file_is_called() -> None:
+    t = np.arange(0.0, 60.0, 0.1)
+    verdicts = judge(t, np.full(t.size, 5e6), load_contract(["lipa"], registered_peak_w=1e7), with_spectrum=True)
+    page = audit_report(verdicts, subject="<script>alert(1)</script>", columns=("a</script>b",))
+    body = page.split("<body>")[1]
+    assert "<script>alert" not in body and "a</script>b" not in body
+
+
+def test_an_event_is_reported_alone() -> None:
+    """60 MW of load falls at 100 MW/s; the battery answers 0.3 s later and has power back in 2 s."""
+    t = np.arange(0.0, 60.0, 0.005)
+    load = 90e6 - np.clip((t - 20.0) * 100e6, 0.0, 60e6)
+    pcc = 90e6 - np.clip((t - 20.0) * 100e6, 0.0, 30e6) * np.clip(1.0 - (t - 20.3) / 1.7, 0.0, 1.0)
+    (report,) = analyse_events([(20.0, "job_crash")], t_s=t, pcc_w=pcc, load_w=load, inside_w=1e6)
+    assert report.kind == "job_crash" and report.drop_w == pytest.approx(60e6)
+    assert report.slew_w_per_s == pytest.approx(100e6, rel=1e-6)
+    assert report.dip_raw_w == pytest.approx(30e6, rel=0.01)
+    assert report.back_inside_s == pytest.approx(2.0 - 1.7 / 30.0, abs=0.02)
+    assert report.area_j == pytest.approx(0.5 * 30e6 * 0.3 + 0.5 * 30e6 * 1.7, rel=0.01)
+    (never,) = analyse_events([(20.0, "trip")], t_s=t, pcc_w=load, load_w=load, inside_w=1e6)
+    assert never.back_inside_s is None
