@@ -285,11 +285,13 @@ class SiteCore:
         ttl_s = self.site.ttl_periods * self.site.planner_period_s
         battery = None
         if track.aim is not None:
-            ramp = track.aim.ramp_w_per_s
+            assert self.site.battery is not None
+            expiry = track.aim.ramp_w_per_s
             battery = BatteryCommand(
                 following=track.aim.following,
                 reference_w=track.aim.reference_w,
-                ramp_w_per_s=ramp if math.isfinite(ramp) else NO_LIMIT_W_PER_S,
+                ramp_w_per_s=self.site.battery.ramp_w_per_s_max,
+                expiry_w_per_s=expiry if math.isfinite(expiry) else NO_LIMIT_W_PER_S,
                 epoch=self._epoch,
                 seq=self._seq,
                 ttl_s=ttl_s,
