@@ -7,6 +7,7 @@ import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from controller.types import BatteryCommand, BatteryState, Following, Quality
@@ -15,6 +16,7 @@ from drivers.errors import InvalidValue, NotApplied, NotSupported, Refused, Wron
 from hil.modbus_battery import SunSpecBatteryDevice
 from hil.modbus_battery_map import BatteryNameplate, FollowState
 from hil.modbus_server import ExceptionCode, ModbusServer, RegisterFault
+from hil.plant.battery import Battery, BatteryParams, Reversion
 from tests.modbus_kit import CLOCK, Plant, i32, profile, settings, u16, u32
 
 NAMEPLATE = BatteryNameplate(discharge_w_max=70e6, charge_w_max=70e6, energy_wh=35e6)
@@ -185,6 +187,51 @@ def test_local_control_refuses_commands() -> None:
     with pytest.raises(RegisterFault):
         rig.put("704.WSetEna", u16(1))
     assert rig.get("715.LocRemCtl") == 1
+
+
+def test_the_plants_own_battery_obeys_and_follows_behind_the_registers() -> None:
+    """5 ms steps of the real model: 10 MW asked for arrive; then it holds the connection point at 75 MW."""
+    params = BatteryParams(
+        charge_w_max=70e6,
+        discharge_w_max=70e6,
+        energy_j=35e6 * 3600.0,
+        soc_frac_start=0.5,
+        soc_frac_min=0.0,
+        soc_frac_max=1.0,
+        eta=0.95,
+        lag_s=0.06,
+        follow_lag_s=0.023,
+        slope_w_per_s_max=95e6,
+        deadband_w=0.0,
+        taper_soc_frac=0.05,
+        standby_w=0.0,
+        follow_reversion=Reversion.FREEZE,
+        reversion_w_per_s=1e6,
+    )
+    battery = Battery(params)
+    device = SunSpecBatteryDevice(battery, NAMEPLATE)
+    load_w = np.full(1, 90e6)
+
+    def run(seconds: float, t_s: float) -> float:
+        for _ in range(round(seconds / 0.005)):
+            t_s += 0.005
+            device.tick(t_s)
+            battery.advance(load_w, dt_s=0.005, pcc_w_before=90e6)
+        return t_s
+
+    def put(point: str, data: bytes) -> None:
+        device.write_registers(device.registers.address_of(point), data)
+
+    device.tick(0.0)
+    put("704.WSet", i32(10_000_000))
+    put("704.WSetEna", u16(1))
+    t_s = run(1.0, 0.0)
+    assert battery.power_w == pytest.approx(10e6, rel=0.01)
+    put("64901.FlwRmp", u32(10_000_000))
+    put("64901.FlwTgt", i32(75_000_000))
+    put("64901.FlwEna", u16(1))
+    run(3.0, t_s)
+    assert battery.power_w == pytest.approx(15e6, rel=0.01)
 
 
 # ------------------------------------------------------------------------------------------ driver and device
