@@ -237,7 +237,7 @@ B300 = GpuModel(
         (120.0, 600.0, 926.0, 1152.0, 1457.0, 1935.0, 2032.0),
         (215.0, 330.0, 450.0, 550.0, 700.0, 900.0, 1080.0),  # the first two are extrapolated towards idle
     ),
-    work_exponent=0.90,
+    work_exponent=0.85,
     clock_switch_s=0.060,
     limit_call_s=0.020,
     cut_delay_s=0.100,

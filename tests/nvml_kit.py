@@ -1,0 +1,94 @@
+"""A fake NVIDIA node inside the test process: the compiled library under the unmodified `pynvml`, stepped by hand."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pynvml
+
+from controller.settings import NodeSettings
+from controller.types import NodeId
+from hil.fake_nvml.build import LIBRARY_NAME, STATE_VARIABLE, library_dir
+from hil.fake_nvml.plant_link import GpuPlantLink
+from hil.fake_nvml.state import FakeGpus
+from hil.plant.gpu import GpuBank
+
+STEP_S = 0.01
+
+
+class HandClock:
+    """Time that moves when the test says so."""
+
+    def __init__(self) -> None:
+        self.t_ns = 1_000_000_000
+
+    def now_ns(self) -> int:
+        return self.t_ns
+
+    def now_s(self) -> float:
+        return self.t_ns / 1e9
+
+    def wall_utc_s(self) -> float:
+        return 1.8e9 + self.t_ns / 1e9
+
+    async def sleep_until_ns(self, t_ns: int) -> None:
+        self.t_ns = max(self.t_ns, t_ns)
+
+
+@dataclass
+class FakeNode:
+    """State, plant and clock of one node; `run` advances all three together."""
+
+    gpus: FakeGpus
+    link: GpuPlantLink
+    clock: HandClock
+
+    def run(self, seconds: float, activity: float = 1.0) -> None:
+        for _ in range(round(seconds / STEP_S)):
+            self.clock.t_ns += round(STEP_S * 1e9)
+            self.link.step(self.clock.now_s(), STEP_S, np.full(self.gpus.count, activity))
+
+
+@contextmanager
+def fake_node(folder: Path, model: str = "h100", count: int = 2) -> Iterator[FakeNode]:
+    """`pynvml` of this process speaks to a fresh node for the duration; calls take no time unless told otherwise."""
+    path = folder / "gpus.state"
+    rng = np.random.default_rng(1)
+    before = os.environ.get(STATE_VARIABLE)
+    with FakeGpus.create(path, [model] * count) as gpus:
+        gpus.set_latency("*", 0.0)
+        os.environ[STATE_VARIABLE] = str(path)
+        pynvml._nvmlGetFunctionPointer_cache.clear()
+        pynvml.nvmlLib = ctypes.CDLL(str(library_dir() / LIBRARY_NAME))
+        try:
+            yield FakeNode(gpus, GpuPlantLink(gpus, GpuBank(model, count), rng=rng), HandClock())
+        finally:
+            gpus.hang("*", 0.0)
+            while pynvml.nvmlLib.nvmlShutdown() == 0:
+                pass
+            pynvml.nvmlLib = None
+            pynvml._nvmlGetFunctionPointer_cache.clear()
+            os.environ.pop(STATE_VARIABLE)
+            if before is not None:
+                os.environ[STATE_VARIABLE] = before
+
+
+def node_settings(*, driver_versions: str = r"^0\.0-hil$", call_deadline_s: float = 5.0) -> NodeSettings:
+    return NodeSettings(
+        node_id=NodeId("n1"),
+        stands_for=1,
+        state_dir="state",
+        telemetry_period_s=0.2,
+        fallback_clock_mhz=900,
+        fallback_power_limit_w=None,
+        release_stagger_s=0.0,
+        driver_versions=driver_versions,
+        other_w=0.0,
+        call_deadline_s=call_deadline_s,
+    )
