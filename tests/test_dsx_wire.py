@@ -109,8 +109,8 @@ class Schema:
     """The part of JSON Schema the published document uses; refuses to judge anything else."""
 
     KNOWN = frozenset(
-        ("type", "description", "required", "properties", "format", "minimum", "minItems", "default", "enum", "items")
-        + ("examples", "allOf", "oneOf", "$ref", "additionalProperties", "const", "pattern")
+        {"type", "description", "required", "properties", "format", "minimum", "minItems", "default", "enum", "items"}
+        | {"examples", "allOf", "oneOf", "$ref", "additionalProperties", "const", "pattern"}
     )
 
     def __init__(self, document: dict[str, Any]) -> None:
