@@ -147,7 +147,7 @@ class NvmlGpu:
             clocks_mhz=identity.clocks_mhz,
         )
         self.identity = identity
-        self._calls = calls
+        self.calls = calls
         self._worker = worker
         self._clock = clock
         self._deadline_s = call_deadline_s
@@ -171,7 +171,7 @@ class NvmlGpu:
         t_s = self._clock.now_s()
         self._reads += 1
         wants_temperature = self._reads % TEMPERATURE_EVERY == 1
-        raw, temperature_c = await self._run(lambda: self._sample(wants_temperature), "read")
+        raw, temperature_c = await self.run(lambda: self._sample(wants_temperature), "read")
         if wants_temperature:
             self._temperature_c = temperature_c
         if self._means.add(t_s, raw):
@@ -192,7 +192,7 @@ class NvmlGpu:
         return Reading(telemetry, t_s, self._quality(telemetry), f"nvml {self.spec.gpu_id}")
 
     def _sample(self, wants_temperature: bool) -> tuple[RawSample, float | None]:
-        return self._calls.read(), self._calls.temperature_c() if wants_temperature else None
+        return self.calls.read(), self.calls.temperature_c() if wants_temperature else None
 
     def _quality(self, seen: GpuTelemetry) -> Quality:
         """SUSPECT where power is impossible or the energy counter tells another story over ten seconds."""
@@ -238,7 +238,7 @@ class NvmlGpu:
 
     async def originals(self) -> GpuOriginals:
         """Limits as found. The locked clock is always None: NVML cannot be asked for it."""
-        requested_w = await self._run(self._calls.requested_limit_w, "read power limit")
+        requested_w = await self.run(self.calls.requested_limit_w, "read power limit")
         return GpuOriginals(
             gpu_id=self.spec.gpu_id,
             power_limit_w=requested_w,
@@ -273,38 +273,39 @@ class NvmlGpu:
         if self._is_lock_known and lock_mhz == self._lock_mhz:
             return
         if lock_mhz is None:
-            await self._run(self._calls.unlock_clocks, "unlock clocks")
+            await self.run(self.calls.unlock_clocks, "unlock clocks")
         else:
             low, high = lock_mhz
             if not self.spec.clock_mhz_min <= low <= high <= self.spec.clock_mhz_max:
                 allowed = f"{self.spec.clock_mhz_min} to {self.spec.clock_mhz_max} MHz"
                 raise InvalidValue(self.spec.gpu_id, f"clock {low}-{high} MHz: allowed {allowed}")
             self._distrust_lock()  # until the driver accepted the new one, either may be in force
-            await self._run(lambda: self._calls.lock_clocks(low, high), "lock clocks")
+            await self.run(lambda: self.calls.lock_clocks(low, high), "lock clocks")
         self._lock_mhz, self._lock_s, self._is_lock_known = lock_mhz, self._clock.now_s(), True
 
     async def _write_limit(self, limit_w: float) -> None:
         if not self.spec.power_limit_w_min <= limit_w <= self.spec.power_limit_w_max:
             allowed = f"{self.spec.power_limit_w_min:g} to {self.spec.power_limit_w_max:g} W"
             raise InvalidValue(self.spec.gpu_id, f"power limit {limit_w:g} W: allowed {allowed}")
-        now_w = await self._run(self._calls.requested_limit_w, "read power limit")
+        now_w = await self.run(self.calls.requested_limit_w, "read power limit")
         if self._limit_found_w is None:
             self._limit_found_w = now_w
         self._limit_asked_w = limit_w
         if abs(now_w - limit_w) <= LIMIT_TOLERANCE_W:
             return
-        requested_w, enforced_w = await self._run(lambda: self._calls.set_limit(limit_w), "set power limit")
+        requested_w, enforced_w = await self.run(lambda: self.calls.set_limit(limit_w), "set power limit")
         if abs(requested_w - limit_w) > LIMIT_TOLERANCE_W or enforced_w > limit_w + LIMIT_TOLERANCE_W:
             raise NotApplied(
                 self.spec.gpu_id,
                 f"power limit {limit_w:g} W: requested reads {requested_w:g}, enforced {enforced_w:g} W",
             )
 
-    async def _run(self, fn: Callable[[], T], name: str) -> T:
+    async def run(self, fn: Callable[[], T], name: str) -> T:
+        """A blocking call on this GPU's worker, within the node's call deadline."""
         try:
             return await self._worker.call(fn, deadline_s=self._deadline_s, name=name)
         except (DeviceGone, DriverUnavailable):
-            self._calls.forget_handle()
+            self.calls.forget_handle()
             self._distrust_lock()  # after it comes back its settings are the factory's
             raise
 

@@ -165,7 +165,7 @@ class GpuCalls:
 
     def identify(self) -> Identity:
         """What this GPU is."""
-        handle = self._found()
+        handle = self.handle()
         with typed(self.uuid, "identify"):
             name = str(pynvml.nvmlDeviceGetName(handle))
             low, high = pynvml.nvmlDeviceGetPowerManagementLimitConstraints(handle)
@@ -187,7 +187,7 @@ class GpuCalls:
 
     def read(self) -> RawSample:
         """Power, limits, energy and throttle times in one field call, then the SM clock and event reasons."""
-        handle = self._found()
+        handle = self.handle()
         fields = self._fields(handle)
         with typed(self.uuid, "read"):
             usage_w = None
@@ -218,18 +218,18 @@ class GpuCalls:
         """Core temperature; None where the GPU has no such sensor."""
         try:
             with typed(self.uuid, "temperature"):
-                return float(pynvml.nvmlDeviceGetTemperature(self._found(), pynvml.NVML_TEMPERATURE_GPU))
+                return float(pynvml.nvmlDeviceGetTemperature(self.handle(), pynvml.NVML_TEMPERATURE_GPU))
         except errors.NotSupported:
             return None
 
     def requested_limit_w(self) -> float:
         """The power limit last asked for by anyone."""
         with typed(self.uuid, "read power limit"):
-            return float(pynvml.nvmlDeviceGetPowerManagementLimit(self._found())) / MILLI
+            return float(pynvml.nvmlDeviceGetPowerManagementLimit(self.handle())) / MILLI
 
     def set_limit(self, limit_w: float) -> tuple[float, float]:
         """Set the power limit and read back (requested, enforced) in W. The v2 setter hides its failures: not used."""
-        handle = self._found()
+        handle = self.handle()
         with typed(self.uuid, f"set power limit {limit_w:g} W"):
             pynvml.nvmlDeviceSetPowerManagementLimit(handle, round(limit_w * MILLI))
         with typed(self.uuid, "read power limit"):
@@ -239,14 +239,15 @@ class GpuCalls:
     def lock_clocks(self, low_mhz: int, high_mhz: int) -> None:
         """Lock the SM clock into a range."""
         with typed(self.uuid, f"lock clocks {low_mhz}-{high_mhz} MHz"):
-            pynvml.nvmlDeviceSetGpuLockedClocks(self._found(), low_mhz, high_mhz)
+            pynvml.nvmlDeviceSetGpuLockedClocks(self.handle(), low_mhz, high_mhz)
 
     def unlock_clocks(self) -> None:
         """Remove a clock lock; nothing happens where there is none."""
         with typed(self.uuid, "unlock clocks"):
-            pynvml.nvmlDeviceResetGpuLockedClocks(self._found())
+            pynvml.nvmlDeviceResetGpuLockedClocks(self.handle())
 
-    def _found(self) -> Any:
+    def handle(self) -> Any:
+        """NVML's handle of this GPU; DeviceGone when no GPU has the UUID."""
         if self._handle is None:
             with typed(self.uuid, "find"):
                 self._handle = pynvml.nvmlDeviceGetHandleByUUID(self.uuid.encode())

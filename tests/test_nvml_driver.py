@@ -17,6 +17,7 @@ from controller.types import GpuCap, GpuId, Quality
 from drivers import errors
 from drivers.nvml import NvmlGpu, NvmlLibrary, open_gpus
 from drivers.nvml_calls import _KINDS, as_driver_error
+from drivers.nvml_smoothing import PowerSmoothing, SmoothingProfile
 from tests.nvml_kit import FakeNode, fake_node, node_settings
 
 pytestmark = pytest.mark.wire
@@ -185,6 +186,34 @@ async def test_a_hung_gpu_blocks_nobody(tmp_path: Path) -> None:
         assert (await hung.read()).value.power_limit_w == 700.0
 
 
+STUCK = """
+import asyncio
+from controller.clock import MonotonicClock
+from drivers.errors import DeviceTimeout
+from drivers.nvml import open_gpus
+from hil.fake_nvml.state import FakeGpus
+from tests.nvml_kit import node_settings
+import os
+
+async def main():
+    gpus = await open_gpus(node_settings(call_deadline_s=0.1), clock=MonotonicClock())
+    FakeGpus.open(os.environ["RAMPART_FAKE_NVML_STATE"]).hang("nvmlDeviceGetFieldValues", 3600.0)
+    try:
+        await gpus[0].read()
+    except DeviceTimeout:
+        print("left")
+
+asyncio.run(main())
+"""
+
+
+def test_a_process_can_end_while_a_call_hangs() -> None:
+    """A wedged driver must not keep a stopping agent alive: SIGKILL would be next, and can wedge the GPU for good."""
+    command = [sys.executable, "-m", "controller.cli.main", "hil", "gpus", "--count", "1", "--"]
+    done = subprocess.run([*command, sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.stdout, done.returncode) == ("left\n", 0), done.stderr
+
+
 async def _turn() -> None:
     import asyncio
 
@@ -273,6 +302,28 @@ async def test_restore_puts_a_limit_of_another_gpu_back_to_the_default(tmp_path:
         await gpu.write(GpuCap(gpu.spec.gpu_id, 1200, 300.0))
         await gpu.restore(saved)
         assert node.gpus.power_limit_w()[0] == 700.0
+
+
+async def test_power_smoothing_is_set_and_read_in_the_same_units(tmp_path: Path) -> None:
+    with fake_node(tmp_path, "b200") as node:
+        smoothing = PowerSmoothing((await opened(node))[0])
+        profile = SmoothingProfile(floor_frac=0.6, up_w_per_s=2500.0, down_w_per_s=400.0, hysteresis_s=0.5)
+        state = await smoothing.write(2, profile)
+        assert state.is_enabled and state.active_profile == 2 and state.profile == profile
+        assert (state.floor_frac_max, state.lifetime_frac) == (0.9, 1.0)
+        node.run(2.0)
+        node.run(3.0, activity=0.1)
+        assert node.link.bank.power_w[0] == pytest.approx(600.0), "the GPU holds its floor while the job communicates"
+        assert node.link.bank.power_w[1] < 300.0
+        await smoothing.disable()
+        assert not (await smoothing.read()).is_enabled
+        with pytest.raises(errors.InvalidValue):
+            await smoothing.write(0, dataclasses.replace(profile, floor_frac=0.95))
+
+
+async def test_gpus_without_smoothing_say_so(tmp_path: Path) -> None:
+    with fake_node(tmp_path, "h100") as node, pytest.raises(errors.NotSupported, match="no power smoothing"):
+        await PowerSmoothing((await opened(node))[0]).read()
 
 
 def test_every_nvml_code_has_its_kind() -> None:

@@ -21,6 +21,7 @@ class GpuPlantLink:
         self.bank = bank
         self.sensors = GpuSensorBank(SENSORS[bank.model.key], bank.count, rng=rng, start_w=bank.model.idle_w)
         self._util_frac = np.zeros(bank.count)
+        self._was_smoothing = False
 
     def step(self, t_s: float, dt_s: float, activity: FloatArray) -> FloatArray:
         """Advance to monotonic time `t_s`, the end of a step of `dt_s`; the true mean power of the step, W, (n,).
@@ -30,8 +31,10 @@ class GpuPlantLink:
         gpus, bank = self.gpus, self.bank
         bank.set_clock_lock(*gpus.clock_lock_mhz())
         bank.set_power_limit(gpus.power_limit_w())
-        if gpus.gpus["smoothing_is_enabled"].any():
+        is_smoothing = bool(gpus.gpus["smoothing_is_enabled"].any())
+        if is_smoothing or self._was_smoothing:
             bank.set_smoothing(*gpus.smoothing())
+        self._was_smoothing = is_smoothing
         gone = (gpus.gpus["is_lost"] != 0) | (gpus.gpus["is_absent"] != 0)
         power_w = bank.step(dt_s, np.where(gone, 0.0, activity))
         self.sensors.step(dt_s, power_w)
