@@ -35,9 +35,9 @@ VERSION = "1.0.0"
 DESCRIPTION = (
     "Grid signals follow DSX Flex 1.7.0; ramplimit/set and signal/answer are Rampart's additions in the same envelope. "
     "MQTT 3.1.1 only. The data of a grid event is a JWS compact string (ES256 or RS256, pinned to the key id); "
-    "x-signed-payload is the JSON inside it. Publishers put iat and jti in the protected header; without them a message "
-    f"may only tighten. Packets above {PAYLOAD_BYTES_MAX} bytes are dropped. Generated from the wire models; operations "
-    "are those of the site controller."
+    "x-signed-payload is the JSON inside it. Publishers put iat and jti in the protected header; without them a "
+    f"message may only tighten. Packets above {PAYLOAD_BYTES_MAX} bytes are dropped. Generated from the wire models; "
+    "operations are those of the site controller."
 )
 DEFS = "#/components/schemas/{model}"
 

@@ -13,6 +13,7 @@ GROUPS: tuple[tuple[str, str | None, str], ...] = (
     ("status", None, ""),
     ("device", "device", "Look at Modbus devices."),
     ("hil", "hil", "Run the hardware-in-the-loop bench."),
+    ("conformance", None, ""),
     ("grid", "grid", "Speak with the grid: keys, signed signals, status."),
     ("node", "node", "What concerns one GPU node."),
     ("bench", "bench", "Measure performance beside a baseline."),
