@@ -27,7 +27,17 @@ from hil.faults import FaultPlan, SickBattery, SickMeter, SickUps
 from hil.nodes import SimNodeLink
 from hil.plant.site import BATTERY, LOAD, NS_PER_S, PCC, SOC, TruthBlock
 from hil.ports import HeldLease, NoRecorder, SimBattery, SimGrid, SimMeter, SimUps
-from hil.run_log import BriefRecorder, MarginLog, OffsetClock, Stopwatch, TickView, TimedBattery, TimedMeter, whole_file
+from hil.run_log import (
+    BriefRecorder,
+    MarginLog,
+    OffsetClock,
+    Stopwatch,
+    TickView,
+    TimedBattery,
+    TimedMeter,
+    TimedRecorder,
+    whole_file,
+)
 from hil.scenario import Scenario
 from hil.signal_plan import grid_signals, span_referees
 from hil.truth_log import Moments, PccCsv, Rows, TickLog
@@ -262,10 +272,13 @@ class _Bench:
 def build_daemon(settings: Settings, factories: Factories, on_tick: OnTick) -> Runner:
     """The daemon that ships, its cycles shown to `on_tick`."""
     from controller.app import build
-    from hil.tick_view import view_of
+    from hil.tick_view import Viewer
 
     daemon = build(settings, factories)
-    daemon.observe(lambda trace: on_tick(view_of(trace)))
+    site = settings.site
+    assert site is not None
+    viewer = Viewer(site.policy)
+    daemon.observe(lambda trace: on_tick(viewer.view(trace, daemon.core.plan)))
     return daemon.run
 
 
@@ -318,7 +331,7 @@ def make_factories(
         meter=meter,
         battery=battery,
         node_link=SimNodeLink(world, doc.plant.fleet, doc.plant.nodes, clock, faults),
-        recorder=recorder,
+        recorder=TimedRecorder(recorder, watch),
         lease=HeldLease(epoch),
         ups=ups,
         grid=SimGrid(grid_signals(scenario, site), clock, faults),

@@ -6,6 +6,7 @@ command expires, and on expiry its slot and slope. Agents act in plant time, so 
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -69,6 +70,7 @@ class SimNode:
         self._goal_mhz = math.nan
         self._written_s = -math.inf
         self._free = self._array(0.0).astype(np.int8)
+        self._kept: dict[str, FloatArray] = {}
         self._yes = np.ones(gpus_per_node, dtype=np.bool_)
 
     # -- commands
@@ -124,9 +126,9 @@ class SimNode:
             stands_for=self.stands_for,
             gpu_ids=self._ids,
             power_w=self._array(per_gpu_w * self._doc.gain),
-            clock_mhz=self._array(clock_mhz),
-            clock_cap_mhz=self._array(self.clock_cap_mhz),
-            power_limit_w=self._array(plant.fleet.power_limit_w(self._group)),
+            clock_mhz=self._shared("clock", clock_mhz),
+            clock_cap_mhz=self._shared("cap", self.clock_cap_mhz),
+            power_limit_w=self._shared("limit", plant.fleet.power_limit_w(self._group)),
             quality=self._free,
             is_controllable=self._yes,
             other_w=plant.now(OTHER) / plant.fleet.gpus * self._gpus,
@@ -140,6 +142,13 @@ class SimNode:
 
     def _array(self, value: float) -> FloatArray:
         return np.full(self._gpus, value)
+
+    def _shared(self, name: str, value: float) -> FloatArray:
+        """An array that is made anew only when its value changed."""
+        kept = self._kept.get(name)
+        if kept is None or (kept[0] != value and not (math.isnan(value) and math.isnan(float(kept[0])))):
+            kept = self._kept[name] = self._array(value)
+        return kept
 
     def _begin_release(self, *, at_s: float, goal_mhz: float) -> None:
         self._release_at_s, self._goal_mhz = at_s, goal_mhz
@@ -187,12 +196,18 @@ class SimNodeLink:
         self._period_ns = round(NS_PER_S / doc.telemetry_hz)
         self._reports: dict[str, Reading[NodeReport]] = {}
         self._stuck: dict[str, NodeReport] = {}
+        self._on_the_wire: list[tuple[int, int, NodeReport]] = []
+        self._sent_count = 0
         stagger_ns = self._period_ns // max(len(self.nodes), 1)
         for k, node in enumerate(self.nodes.values()):
             self._plant.schedule(k * stagger_ns, partial(self._beat, node, k * stagger_ns))
 
     def reports(self) -> Mapping[str, Reading[NodeReport]]:
-        self._plant.advance_ns(self._clock.now_ns())
+        now_ns = self._clock.now_ns()
+        self._plant.advance_ns(now_ns)
+        while self._on_the_wire and self._on_the_wire[0][0] <= now_ns:
+            report = heapq.heappop(self._on_the_wire)[2]
+            self._reports[report.node_id] = Reading(report, report.t_mono_s, Quality.GOOD, report.node_id)
         return self._reports
 
     async def send(self, commands: Sequence[NodeCommand]) -> None:
@@ -224,14 +239,10 @@ class SimNodeLink:
             report = self._ill(node, report, fault)
         else:
             self._stuck.pop(node.node_id, None)
-        if late_ns <= 0:
-            self._arrive(report)
-        else:
-            self._plant.schedule(t_ns + late_ns, partial(self._arrive, report))
-
-    def _arrive(self, report: NodeReport) -> None:
-        arrived = replace(report, t_mono_s=self._plant.now_s)
-        self._reports[report.node_id] = Reading(arrived, arrived.t_mono_s, Quality.GOOD, report.node_id)
+        self._sent_count += 1
+        # Times are the receiver's: a report is as old as its arrival.
+        arrived_s = (t_ns + late_ns) / NS_PER_S
+        heapq.heappush(self._on_the_wire, (t_ns + late_ns, self._sent_count, replace(report, t_mono_s=arrived_s)))
 
     def _ill(self, node: SimNode, report: NodeReport, fault: Fault) -> NodeReport:
         if fault.verb == "stuck":

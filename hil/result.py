@@ -7,6 +7,7 @@ reported alone: how deep it went, how much energy, how long until power was back
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -159,7 +160,8 @@ def _safety(record: RunRecord) -> dict[str, object]:
     return {
         "crash_safe_frac": m.safe_count / m.tick_count if m.tick_count else 0.0,
         "crash_safe": shares,
-        "margins_least": dict(sorted(m.least.items())),
+        # Not a number for JSON: a margin without end, or one broken without bound.
+        "margins_least": {k: v if math.isfinite(v) else None for k, v in sorted(m.least.items())},
     }
 
 

@@ -17,7 +17,7 @@ from typing import TextIO
 
 from controller.clock import MonotonicClock
 from controller.codec import encode
-from controller.ports import Battery, Clock, PowerMeter
+from controller.ports import Battery, Clock, PowerMeter, Recorder
 from controller.types import BatteryCommand, BatterySample, Margin, MeterSample, Reading
 from hil.vtime import NS_PER_S
 
@@ -81,6 +81,7 @@ class Stopwatch:
         self.overrun_count = 0
         self._started_ns = 0
         self._acted_ns = 0
+        self._decided_ns = 0
 
     def start(self) -> None:
         self._started_ns = time.perf_counter_ns()
@@ -91,12 +92,16 @@ class Stopwatch:
             self.tick_ms.append((self._acted_ns - self._started_ns) / 1e6)
             self._started_ns = 0
 
+    def decided(self) -> None:
+        """The cycle is about to be recorded: planning, if it was due, is done."""
+        self._decided_ns = time.perf_counter_ns()
+
     def completed(self, view: TickView, *, plan_budget_ms: float) -> None:
-        """One cycle is over; when it planned, what came after acting was planning and recording."""
+        """One cycle is over; when it planned, planning took from acting to recording."""
         self.overrun_count = view.overrun_count
         if not view.planned:
             return
-        plan_ms = view.plan_ms or (time.perf_counter_ns() - self._acted_ns) / 1e6
+        plan_ms = view.plan_ms or (self._decided_ns - self._acted_ns) / 1e6
         self.plan_count += 1
         self.plan_ms.append(plan_ms)
         self.fallback_count += int(view.is_fallback)
@@ -127,6 +132,17 @@ class TimedBattery:
     async def write(self, command: BatteryCommand) -> None:
         self._stopwatch.acted()
         await self._inner.write(command)
+
+
+class TimedRecorder:
+    """A recorder that tells the stopwatch when a cycle is recorded."""
+
+    def __init__(self, inner: Recorder, stopwatch: Stopwatch) -> None:
+        self._inner, self._stopwatch = inner, stopwatch
+
+    def record(self, kind: str, payload: Mapping[str, object]) -> None:
+        self._stopwatch.decided()
+        self._inner.record(kind, payload)
 
 
 class BriefRecorder:

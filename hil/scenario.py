@@ -311,7 +311,7 @@ class ScenarioDoc(Document):
     title: str = ""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 1
     duration_s: Annotated[float, Field(gt=0, le=31 * 86_400)] | None = None  # None: the longest trace, else 1,800 s
-    record_s: NonNegative = 300.0  # how much of the run's start the recording keeps
+    record_s: NonNegative = 120.0  # how much of the run's start the recording keeps
     clock: Literal["virtual", "real"] = "virtual"
     site: dict[str, Any]
     plant: PlantDoc

@@ -36,6 +36,12 @@ class Facility:
         self._sag_until_s = -math.inf
         self._left_s = params.ups_minutes * 60.0
 
+    @property
+    def is_plain(self) -> bool:
+        """No losses, no cooling, no UPS: IT power and what is fixed is all there is."""
+        p = self.params
+        return p.cooling_frac == 0.0 and p.loss_frac == 0.0 and p.ups_share == 0.0
+
     def advance(self, it_w: FloatArray, t_s: FloatArray, voltage_pu: FloatArray, *, dt_s: float) -> FloatArray:
         """Power drawn from the grid and the battery together at each instant."""
         p = self.params

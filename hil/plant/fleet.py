@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -109,6 +110,15 @@ class FleetBlock:
     other_w: FloatArray
 
 
+@dataclass(frozen=True, slots=True)
+class _Drive:
+    """What clocks make of one job: its pace, and each group's share of the dynamic power wanted."""
+
+    clocks: FloatArray
+    pace: FloatArray
+    dynamic_share: FloatArray
+
+
 class Fleet:
     """All groups and jobs. Clock targets are set by `steer`, after the dead time the caller schedules."""
 
@@ -126,6 +136,8 @@ class Fleet:
         self._lag_s = np.full(len(groups), RAISE_LAG_S)
         self._limit_w = np.array([jobs[g.job].kind.limit_w_max for g in groups])
         self._share_of_job = np.array([g.count / jobs[g.job].gpus for g in groups])
+        self._shares = [self._share_of_job[members][:, None] for members in self._of_job]
+        self._drives: list[_Drive | None] = [None] * len(jobs)
         self._is_moving = False
         self._is_limited = False
         self._dynamic_w_seen = [0.0] * len(jobs)  # mean of the last block, what a power limiter reacts to
@@ -167,6 +179,8 @@ class Fleet:
     def advance(self, t_s: FloatArray, *, dt_s: float) -> FleetBlock:
         """Power at each instant of `t_s` (the ends of equal steps), moving clocks and work to the last."""
         clocks = self._clocks(t_s.size, dt_s)
+        if len(self.jobs) == 1:
+            return FleetBlock(*self._advance_job(0, self.jobs[0], clocks, t_s, dt_s=dt_s))
         group_w = np.empty((len(self.groups), t_s.size))
         other_w = np.zeros(t_s.size)
         for index, job in enumerate(self.jobs):
@@ -180,7 +194,7 @@ class Fleet:
         """Clock fraction of each group over the block: one column when nothing moves."""
         if not self._is_moving:
             return self._limited(self.clock_frac[:, None])
-        steps_s = dt_s * np.arange(1, n + 1)
+        steps_s = dt_s * _steps(n)
         gap = (self.clock_frac - self._target)[:, None] * np.exp(-steps_s[None, :] / self._lag_s[:, None])
         clocks: FloatArray = self._target[:, None] + gap
         self.clock_frac = clocks[:, -1].copy()
@@ -207,22 +221,32 @@ class Fleet:
     ) -> tuple[FloatArray, FloatArray]:
         """Power of the job's groups (members x n) and beside its GPUs (n)."""
         work = job.workload
-        pace, group_pace = self._pace(work, job.kind, clocks)
+        drive = self._drive_of(index, job, clocks)
         alive = _activity(job.activity, t_s)
-        other_alive = alive if job.other_activity is job.activity else _activity(job.other_activity, t_s)
-        moving = pace * np.asarray(alive > 0.0)  # a dead job makes no progress
-        at_s = t_s if work.is_wall_timed else job.work_s + dt_s * np.cumsum(np.broadcast_to(moving, t_s.shape))
+        other_alive = _activity(job.other_activity, t_s)
+        if work.is_wall_timed:
+            at_s = t_s
+        else:
+            at_s = job.work_s + _progress(drive.pace, alive, t_s.size, dt_s)
+            job.work_s = float(at_s[-1])
         wanted_w, beside_w = work.demand_w(at_s)
         dynamic_w = np.maximum(wanted_w - job.idle_w, 0.0) * alive
         static_w = np.minimum(wanted_w, job.idle_w)
-        self._account(job, dynamic_w, alive, pace, dt_s=dt_s)
-        if not work.is_wall_timed:
-            job.work_s = float(at_s[-1])
-        self._dynamic_w_seen[index] = float(dynamic_w.mean())
-        busy = WAITING_POWER_FRAC + (1.0 - WAITING_POWER_FRAC) * pace / group_pace
-        shares = self._share_of_job[self._of_job[index]][:, None]
-        group_w = shares * (static_w + dynamic_w * (job.kind.power_share(clocks) * busy))
+        self._account(job, dynamic_w, alive, drive.pace, dt_s=dt_s)
+        self._dynamic_w_seen[index] = float(dynamic_w.sum()) / dynamic_w.size
+        group_w = self._shares[index] * static_w + drive.dynamic_share * dynamic_w
         return group_w, beside_w * other_alive + work.other_base_w
+
+    def _drive_of(self, index: int, job: Job, clocks: FloatArray) -> _Drive:
+        """Pace and power shares at these clocks; computed anew only when clocks move."""
+        known = self._drives[index]
+        if known is not None and clocks.shape[1] == 1 and np.array_equal(known.clocks, clocks):
+            return known
+        pace, group_pace = self._pace(job.workload, job.kind, clocks)
+        busy = WAITING_POWER_FRAC + (1.0 - WAITING_POWER_FRAC) * pace / group_pace
+        drive = _Drive(clocks, pace, self._shares[index] * (job.kind.power_share(clocks) * busy))
+        self._drives[index] = drive
+        return drive
 
     @staticmethod
     def _pace(work: Workload, kind: GpuKind, clocks: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -234,15 +258,31 @@ class Fleet:
         mean = group_pace.mean(axis=0)
         return mean, mean  # nobody waits for anybody
 
-    def _account(
-        self, job: Job, dynamic_w: FloatArray, alive: FloatArray | float, pace: FloatArray, *, dt_s: float
-    ) -> None:
-        wants = np.where(dynamic_w > ACTIVE_FRAC * job.dynamic_w_max, alive, 0.0)
+    @staticmethod
+    def _account(job: Job, dynamic_w: FloatArray, alive: FloatArray | float, pace: FloatArray, *, dt_s: float) -> None:
+        """GPU-seconds wanted and done over the block."""
+        wants = (dynamic_w > ACTIVE_FRAC * job.dynamic_w_max) * alive
         if job.workload.is_wall_timed:
             # Requests occupy GPUs in proportion to their power above idle; slower GPUs serve fewer of them when full.
             wants = wants * np.minimum(dynamic_w / job.dynamic_w_max, 1.0)
         job.demand_gpu_s += float(wants.sum()) * job.gpus * dt_s
         job.done_gpu_s += float((wants * pace).sum()) * job.gpus * dt_s
+
+
+def _progress(pace: FloatArray, alive: FloatArray | float, n: int, dt_s: float) -> FloatArray:
+    """Work done by the end of each step; a dead job makes none."""
+    if isinstance(alive, float):
+        if alive <= 0.0:
+            return np.zeros(n)
+        if pace.size == 1:
+            return _steps(n) * (dt_s * float(pace[0]))
+    result: FloatArray = dt_s * np.cumsum(np.broadcast_to(pace, (n,)) * np.asarray(alive > 0.0))
+    return result
+
+
+@lru_cache(maxsize=256)
+def _steps(n: int) -> FloatArray:
+    return np.arange(1, n + 1, dtype=np.float64)
 
 
 def _activity(activity: Activity, t_s: FloatArray) -> FloatArray | float:

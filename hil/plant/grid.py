@@ -39,6 +39,11 @@ class Grid:
         """A generator elsewhere trips; negative gives it back. A stiff grid does not notice."""
         self._outage_w += lost_w
 
+    @property
+    def is_steady(self) -> bool:
+        """Stiff and without a sag so far: nothing to compute."""
+        return self._swing is None and not self._sags
+
     def voltage_pu(self, t_s: FloatArray) -> FloatArray:
         voltage = np.ones(t_s.size)
         for start_s, end_s, level in self._sags:

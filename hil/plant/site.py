@@ -39,6 +39,8 @@ class TruthBlock:
     voltage_pu: FloatArray
 
 
+ONE = np.ones(1)
+
 TruthListener = Callable[[TruthBlock], None]
 
 PCC, LOAD, BATTERY, SOC, FREQUENCY, VOLTAGE, OTHER, IMPORTED_J, GROUP_0 = range(9)
@@ -124,9 +126,14 @@ class SitePlant:
         columns = slice(self._filled, self._filled + n)
         log = self._log
         block = self.fleet.advance(t_s, dt_s=dt_s)
-        voltage = self.grid.voltage_pu(t_s)
         it_w = block.group_w.sum(axis=0) + block.other_w
-        load_w = self.facility.advance(it_w, t_s, voltage, dt_s=dt_s)
+        is_steady = self.grid.is_steady
+        voltage = ONE if is_steady else self.grid.voltage_pu(t_s)
+        if self.facility.is_plain:
+            self.facility.it_w = float(it_w[-1])
+            load_w = it_w + self.facility.params.fixed_w
+        else:
+            load_w = self.facility.advance(it_w, t_s, np.broadcast_to(voltage, t_s.shape), dt_s=dt_s)
         log[LOAD, columns] = load_w
         log[OTHER, columns] = block.other_w
         log[GROUP_0:, columns] = block.group_w
@@ -138,7 +145,7 @@ class SitePlant:
             log[BATTERY, columns], log[SOC, columns] = self.battery.advance(load_w, dt_s=dt_s, pcc_w_before=before_w)
             pcc_w = load_w - log[BATTERY, columns]
         log[PCC, columns] = pcc_w
-        log[FREQUENCY, columns] = self.grid.advance(pcc_w, dt_s=dt_s)
+        log[FREQUENCY, columns] = self.grid.nominal_hz if is_steady else self.grid.advance(pcc_w, dt_s=dt_s)
         imported_j = self._imported_j + np.cumsum(pcc_w) * dt_s
         log[IMPORTED_J, columns] = imported_j
         self._imported_j = float(imported_j[-1])

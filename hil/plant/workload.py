@@ -40,13 +40,15 @@ class Curve:
 class Workload:
     """One job class: GPU demand and the power beside the GPUs that comes with it, both for the whole class.
 
-    `other_base_w` is drawn always; `other` follows the job but not its clocks (CPUs, fans, PSU losses).
+    The other power (CPUs, fans, PSU losses) is `other_per_gpu_w` of the GPU demand and `other_w` beside it, as long as
+    the job lives; it does not answer to clocks. `other_base_w` is drawn always.
     `clock_bound_frac` is the share of its time that waits for the SM clock, the rest waits for memory and network.
     `is_wall_timed` marks demand that comes when it comes (inference).
     """
 
     gpu: Curve
-    other: Curve
+    other_per_gpu_w: float
+    other_w: float
     other_base_w: float
     clock_bound_frac: float
     is_synchronous: bool
@@ -56,9 +58,10 @@ class Workload:
     def demand_w(self, work_s: FloatArray) -> tuple[FloatArray, FloatArray]:
         """GPU power wanted at full clocks, and the job's other power, at each work time (wall time if wall-timed)."""
         gpu_w = self.gpu.at(work_s)
+        other_w = gpu_w * self.other_per_gpu_w + self.other_w
         if self.ripple is not None:
             gpu_w = np.maximum(gpu_w + self.ripple.at(work_s), 0.0)
-        return gpu_w, self.other.at(work_s)
+        return gpu_w, other_w
 
     @property
     def gpu_w_max(self) -> float:
@@ -89,9 +92,12 @@ def trace_workload(
     wall: Curve, *, non_gpu_frac: float, clock_bound_frac: float, ripple: Curve | None = None
 ) -> Workload:
     """Recorded wall power of which the declared share is not GPU and so does not answer to caps."""
+    # All of it other: a GPU demand of almost nothing carries the curve.
+    gpu_frac = max(1.0 - non_gpu_frac, 1e-9)
     return Workload(
-        gpu=Curve(wall.t_s, wall.value * (1.0 - non_gpu_frac)),
-        other=Curve(wall.t_s, wall.value * non_gpu_frac),
+        gpu=Curve(wall.t_s, wall.value * gpu_frac),
+        other_per_gpu_w=non_gpu_frac / gpu_frac,
+        other_w=0.0,
         other_base_w=0.0,
         clock_bound_frac=clock_bound_frac,
         is_synchronous=True,
@@ -167,7 +173,8 @@ def training_workload(
     values = np.maximum(values, idle_w)
     return Workload(
         gpu=Curve(curve.t_s, values * gpus),
-        other=Curve(np.zeros(1), np.full(1, other_w)),
+        other_per_gpu_w=0.0,
+        other_w=other_w,
         other_base_w=0.0,
         clock_bound_frac=clock_bound_frac,
         is_synchronous=True,
@@ -194,7 +201,8 @@ def inference_workload(
     share = np.clip(low_frac + (high_frac - low_frac) * day + noise_frac * _correlated(rng, t_s.size), 0.0, 1.0)
     return Workload(
         gpu=Curve(t_s, gpus * (idle_w + (busy_w - idle_w) * share)),
-        other=Curve(np.zeros(1), np.zeros(1)),
+        other_per_gpu_w=0.0,
+        other_w=0.0,
         other_base_w=other_w,
         clock_bound_frac=clock_bound_frac,
         is_synchronous=False,
