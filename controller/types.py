@@ -407,7 +407,7 @@ class Contract:
 @unique
 class RowVerdict(StrEnum):
     HELD = "held"
-    HELD_PARTIAL = "held_partial"  # the band was cut at the record's Nyquist frequency
+    HELD_PARTIAL = "held_partial"  # the band was cut at the record's Nyquist frequency, or the record has gaps
     BROKEN = "broken"
     NOT_COVERED = "not_covered"
     NOT_BINDING = "not_binding"
