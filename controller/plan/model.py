@@ -24,9 +24,7 @@ PEAK_SHARE = 0.5
 SPILL_COST = 200.0  # power beyond the battery, beside the contract: only when nothing else is left
 RESERVE_COST_PER_S = 40.0  # a watt beyond the crash-safe set for a second
 TIER_COST = 20.0  # curtailing beyond what a tier tolerates
-# A job that is down may return at any moment, once in a minute or two; a megawatt too little then costs its work for
-# about ten seconds of ramp, in the share of the time it stands at the top of its ripple: 10 * 0.3 / 100.
-READY_COST_PER_S = 0.03
+RETURN_S = 100.0  # the present state (a job down, a checkpoint) ends once in about this time, unannounced
 WEAR_COST = 0.002  # per unit of energy through the battery: breaks ties between moving and resting
 TARGET_COST = 1e-4  # pulls the target to the top of its band where nothing else decides: no idle headroom
 SPREAD_COST = 2e-4  # quadratic, on curtailment: shares a cut among equals
@@ -43,6 +41,7 @@ class ModelShape:
     eta: float
     fall_slopes_s: tuple[float, ...]  # `reserve.chord_slopes_s`
     rise_slopes_s: tuple[float, ...]  # empty: the rise is not enforced
+    ready_cost: float  # per squared unit of power and second: a target too low for a job's return
     steps: int = STEPS
 
     def __post_init__(self) -> None:
@@ -107,6 +106,11 @@ def build_problem(shape: ModelShape) -> Any:
     overrun, over_tier = unsigned("overrun", steps), unsigned("over_tier", count)
     missing = unsigned("missing", steps)
 
+    # The worth of stored energy counts at the instant the present state ends, which may be any; so does readiness.
+    survives = np.exp(-np.concatenate([[0.0], np.cumsum(dt)]) / RETURN_S)
+    ends = survives[:-1] - survives[1:]
+    ends[-1] += survives[-1]
+
     total_cut = cp.sum(cut, axis=0)
     flow = eta * charge - discharge / eta
     rows = [
@@ -125,7 +129,7 @@ def build_problem(shape: ModelShape) -> Any:
         target[:-1] - target[1:] <= fall[1:],
         total_cut / PEAK_SHARE + target + cover + deficit >= peak,
         target - spill <= trough,
-        target + missing >= given("ready", steps),
+        target + cp.multiply(1.0 / np.sqrt(dt * survives[:-1]), missing) >= given("ready", steps),
         target - overrun <= left + surplus_max,
         cut @ dt - over_tier <= tier_left,
     ]
@@ -140,9 +144,9 @@ def build_problem(shape: ModelShape) -> Any:
     later = dt * np.exp(-DISCOUNT_PER_S * (np.cumsum(dt) - dt))
     cost = weight @ (cut @ later)
     cost += SPREAD_COST * float(dt.mean()) * cp.sum_squares(cut)
-    cost += wear * (dt @ (charge + discharge)) - final_value * energy[steps - 1]
+    cost += wear * (dt @ (charge + discharge)) - final_value * (ends @ energy)
     cost += SPILL_COST * (dt @ (spill + deficit)) + RESERVE_COST_PER_S * (dt @ overrun) + TIER_COST * cp.sum(over_tier)
-    cost += READY_COST_PER_S * (dt @ missing)
+    cost += shape.ready_cost * cp.sum_squares(missing)
     cost += RISE_COST * (dt @ cover) - TARGET_COST * (dt @ target)
     return cp.Problem(cp.Minimize(cost), rows)
 

@@ -15,7 +15,7 @@ import numpy as np
 import piqp
 from scipy import sparse
 
-from controller.plan.model import PEAK_SHARE, WEAR_COST, AffineMap, ModelShape
+from controller.plan.model import PEAK_SHARE, RETURN_S, WEAR_COST, AffineMap, ModelShape
 from controller.plan.plan import OFFSET_S, STEP_S, Plan, PlanInput, PlanStatus, Price, PriceKind
 from controller.plan.rule import RulePlanner, Sharing, class_peaks_w, share_cut
 from controller.reserve import BatteryBounds, chord_slopes_s
@@ -29,7 +29,14 @@ CHORDS_COVERING = 8
 FAR = 1e5  # stands for infinity in scaled units: a site is about 10
 SHIFTS_MAX = 3
 RESIDUAL_MAX = 1e-4  # scaled units: 0.001 % of a site
-FINAL_VALUE = 0.3  # of what a stored joule may save later, in work of the cheapest class
+# A job that is down comes back unannounced, once in RETURN_S. A target m too low for it then costs its work while the
+# target climbs: m^2 / (2 R_up), in the share of the time the load stands at the top of its ripple.
+TOP_SHARE = 0.3
+# What a stored joule is worth at the end of the horizon, in work of the cheapest class: nearly all of it where the site
+# with its jobs back draws more than the target may ever be, little where the battery will refill by itself.
+FINAL_VALUE_SHORT = 0.8
+FINAL_VALUE_AMPLE = 0.2
+MEAN_OF_PEAK = 0.75  # mean draw of a training job as a share of its top: duty 0.6 at 100 %, the rest at 40 %
 CUT_TINY_FRAC = 1e-3  # of a class: an interior point never says exactly zero
 SLACK_TINY = 1e-5
 
@@ -54,6 +61,7 @@ def planner_shape(
     peak_w: float,
 ) -> PlannerShape:
     """The shape for a site: chords spread over what its battery can ride down under the slopes in force now."""
+    scale_w = 10.0 ** round(math.log10(max(peak_w, 1.0) / 10.0))
     spacing_s = _chord_spacing_s(battery, fall_w_per_s, battery.charge_w_max) / CHORDS_COVERING
     rise_spacing_s = _chord_spacing_s(battery, rise_w_per_s, battery.discharge_w_max) / (RISE_CHORDS // 2)
     return PlannerShape(
@@ -62,8 +70,9 @@ def planner_shape(
             eta=battery.eta,
             fall_slopes_s=chord_slopes_s(battery, count=CHORDS, spacing_s=spacing_s),
             rise_slopes_s=tuple((i + 0.5) * rise_spacing_s for i in range(RISE_CHORDS)) if is_rise_enforced else (),
+            ready_cost=min(1.0, TOP_SHARE / (2.0 * max(rise_w_per_s / scale_w, 1e-6) * RETURN_S)),
         ),
-        scale_w=10.0 ** round(math.log10(max(peak_w, 1.0) / 10.0)),
+        scale_w=scale_w,
         spacing_s=spacing_s,
         rise_spacing_s=rise_spacing_s,
     )
@@ -173,7 +182,7 @@ class MpcPlanner:
         put("left", (given.load_left_w - spent_w) / scale)
         put("tier_left", np.array([job_class.loss_left_j for job_class in given.classes]) / scale)
         put("weight", weights / cheapest)
-        put("final_value", FINAL_VALUE * battery.eta)
+        put("final_value", _final_value(given) * battery.eta)
         put("wear", WEAR_COST)
         if model.rise_slopes_s:
             rise_chords = given.reserve.rise_chords(count=RISE_CHORDS, spacing_s=self.shape.rise_spacing_s)
@@ -285,6 +294,14 @@ class MpcPlanner:
         index = self._affine.x_index
         slack = max(float(x[index[name]].max()) for name in ("spill", "deficit", "overrun", "over_tier"))
         return _prices(given, gradient, self._affine.theta_slices, is_bound=slack > SLACK_TINY)
+
+
+def _final_value(given: PlanInput) -> float:
+    """Worth of a stored joule: FINAL_VALUE_SHORT where the load to come outgrows the target, else FINAL_VALUE_AMPLE."""
+    other_w = float(given.other_w[-1])
+    load_w = other_w + MEAN_OF_PEAK * max(0.0, float(given.load_return_w[-1]) - other_w)
+    target_w_max = min(float(given.load_left_w[-1]) + given.reserve.battery.charge_w_max, float(given.high_w[-1]))
+    return FINAL_VALUE_SHORT if load_w > target_w_max else FINAL_VALUE_AMPLE
 
 
 def caps_of_cut(given: PlanInput, cut_w: FloatArray) -> FloatArray:
