@@ -205,9 +205,9 @@ class Schedule:
             return None
         newest = max(binding, key=lambda x: x.from_s)
         return GridSignal(
-            kind=newest.kind,
+            kind=SignalKind.LOAD_TARGET,  # what it is for the core, be it a load target or a ceiling among limits
             issuer=newest.issuer,
-            signal_id=newest.signal_id,
+            signal_id=newest.signal_id if is_now else f"{newest.signal_id}@{t_s - newest.from_s:g}",
             correlation_id=newest.correlation_id,
             feeds=tuple(x.feed for x in binding),
             from_s=newest.from_s if is_now else t_s,
@@ -258,6 +258,11 @@ def bounded_row(row: Limit, peak_w: float) -> Limit:
     if isinstance(row, DroopLimit):
         return replace(row, max_w=min(row.max_w, peak_w))
     return row
+
+
+def _is_same_wish(a: GridSignal, b: GridSignal) -> bool:
+    """True if two target signals differ in nothing but their time and the suffix that tells their spans apart."""
+    return replace(a, signal_id="", from_s=0.0, until_s=0.0) == replace(b, signal_id="", from_s=0.0, until_s=0.0)
 
 
 def _implies(n: Limit, o: Limit) -> bool:

@@ -20,10 +20,8 @@ from controller.errors import BadInput
 from controller.ports import Clock, JobSource, SignalRules
 from controller.settings import GridSettings, JobClassSettings
 from controller.types import (
-    FeedTarget,
     GridSignal,
     Margin,
-    Quality,
     RefusalReason,
     SignalOutcome,
     SiteCommand,
@@ -32,26 +30,16 @@ from controller.types import (
 from drivers.audit_log import AuditLog
 from drivers.dsx_offer import load_target_offer, ramp_limit_offer
 from drivers.dsx_payloads import (
-    BreachDetails,
-    BreachTarget,
-    FeedEvent,
-    FeedMetadata,
-    FeedState,
-    FeedTargetState,
-    Interval,
     Payload,
-    PowerBreachAlertData,
     PowerBreachEnforcementData,
-    PowerStateStatusData,
     RequestAnswer,
     SetLoadTargetData,
     SetRampLimitData,
     SignalAnswerData,
-    Strategy,
     power,
     utc_text,
 )
-from drivers.dsx_status import Breach, BreachStatus, BreachWatch, FeedWatch, infrastructure_actions, shed_hints
+from drivers.dsx_report import GridReporter, site_power_w
 from drivers.dsx_wire import (
     LOAD_TARGET_SET,
     POWER_BREACH_ENFORCEMENT,
@@ -59,15 +47,13 @@ from drivers.dsx_wire import (
     CloudEvent,
     Sender,
     answer_topic,
-    breach_topic,
     decode_envelope,
     enforcement_topic,
     load_target_topic,
     ramp_limit_topic,
-    status_topic,
     verify_event,
 )
-from drivers.jws import KeyStore, Signer, WireRefused, new_uuid
+from drivers.jws import KeyStore, Signer, WireRefused
 from drivers.mqtt import Incoming, Keep, MqttSession
 
 RATE_PER_S_MAX = 20.0  # messages of one topic that are looked at; verifying one takes 0.2 ms
@@ -76,7 +62,7 @@ WAITING_MAX = 16  # messages of one topic beyond the rate; when full the oldest 
 POLL_S = 0.05
 KEY_REFRESH_S = 10.0
 REFUSALS_LOGGED_S = 10.0  # unverified refusals of one reason: one line per so long, with the count of the rest
-QOS_SIGNAL, QOS_BREACH = 1, 2
+QOS_SIGNAL = 1
 
 log = structlog.get_logger("grid")
 
@@ -108,19 +94,25 @@ class DsxGridSource:
         if settings.signing_key_file is not None:
             signer = Signer(Path(settings.signing_key_file), rng=rng)
             self._sender = Sender("dsx-flex-agent", settings.agent_id, signer, rng)
-        self._peak_w, self._floor_w = peak_w, floor_w
-        shares = settings.feed_share_frac or tuple(1.0 / len(settings.feeds) for _ in settings.feeds)
-        self._share = dict(zip(settings.feeds, shares, strict=True))
-        self._priorities = {str(c.class_id): c.priority for c in classes}
-        self._jobs = jobs
+        self._peak_w = peak_w
         self._clock = clock
         self._on_outcome = on_outcome
         self._audit = AuditLog(audit_path)
         self._present_w: float | None = None
-        self._watches = {feed: FeedWatch() for feed in self._share}
-        self._breaches = {feed: BreachWatch(lambda: new_uuid(rng)) for feed in self._share}
-        self._touched: set[str] = set()
-        self._status_due_s = -math.inf
+        self._just_set: set[str] = set()
+        shares = settings.feed_share_frac or tuple(1.0 / len(settings.feeds) for _ in settings.feeds)
+        self._reporter = GridReporter(
+            settings,
+            share_frac=dict(zip(settings.feeds, shares, strict=True)),
+            peak_w=peak_w,
+            floor_w=floor_w,
+            classes=classes,
+            jobs=jobs,
+            clock=clock,
+            rng=rng,
+            publish=self._publish,
+            write_audit=self._write_audit,
+        )
         self._quiet: dict[RefusalReason, tuple[float, int]] = {}
         self._inboxes = [
             _Inbox(session, load_target_topic(i.name), self._on_load_target, clock) for i in settings.issuers
@@ -150,24 +142,13 @@ class DsxGridSource:
 
     async def report(self, image: SiteImage, command: SiteCommand, margins: Sequence[Margin]) -> None:
         """Follow load and targets, publish status and breaches where they change; queues only, never waits."""
-        now_s = image.t_mono_s
-        measured = _site_power_w(image)
+        measured = site_power_w(image)
         self._present_w = measured
         if measured is None or self._sender is None:
             return
-        targets = self._rules.feed_targets(now_s)
-        events: dict[str, list[FeedEvent]] = {}
-        for feed, share in self._share.items():
-            meter = image.meters.get(feed)
-            feed_w = meter.value.power_w if meter is not None and meter.is_good else measured * share
-            own = [t for t in targets if t.feed == feed]
-            said: list[FeedEvent] = ["target_set"] if feed in self._touched else []
-            events[feed] = said + self._watches[feed].update(now_s, measured_w=feed_w, targets=own)
-            breach = self._breaches[feed].update(now_s, measured_w=feed_w, targets=own)
-            if breach is not None:
-                self._publish_breach(feed, breach, feed_w, image)
-        self._touched.clear()
-        self._publish_status(now_s, targets, events)
+        targets = self._rules.feed_targets(image.t_mono_s)
+        self._reporter.report(image, measured_w=measured, targets=targets, just_set=self._just_set)
+        self._just_set.clear()
 
     async def run(self) -> None:
         """Work off what came faster than it may be looked at, and keep the keys fresh; until cancelled."""
@@ -218,7 +199,6 @@ class DsxGridSource:
         with _Refusals(self, message):
             event = self._envelope(message, POWER_BREACH_ENFORCEMENT)
             signed, data = verify_event(event, self._keys, PowerBreachEnforcementData)
-            known = {b.breach.breach_id for b in self._breaches.values() if b.breach is not None}
             self._write_audit(
                 {
                     "event": "enforcement",
@@ -226,7 +206,7 @@ class DsxGridSource:
                     "key_id": signed.key_id,
                     "message_id": event.id,
                     "breach_id": data.breach_id,
-                    "is_ours": data.breach_id in known,
+                    "is_ours": data.breach_id in self._reporter.breach_ids,
                     "feed": data.feed_tag,
                     "action": data.action,
                     "code": data.code,
@@ -258,7 +238,7 @@ class DsxGridSource:
             if outcome.reason is not None:
                 self.refused_count[outcome.reason] = self.refused_count.get(outcome.reason, 0) + 1
             else:
-                self._touched.update(outcome.feeds)
+                self._just_set.update(outcome.feeds)
             if self._on_outcome is not None:
                 self._on_outcome(outcome)
         if self._sender is None or not outcomes:
@@ -302,8 +282,6 @@ class DsxGridSource:
     def _write_audit(self, line: Mapping[str, object]) -> None:
         self._audit.append({"utc": utc_text(self._clock.wall_utc_s()), **line})
 
-    # ------------------------------------------------------------------------------------------- messages out
-
     def _publish(self, topic: str, data: Payload, qos: int, *, event: CloudEvent | None = None) -> None:
         if self._sender is None:
             return
@@ -314,92 +292,6 @@ class DsxGridSource:
             traceparent=event.traceparent if event is not None else None,
         )
         self._session.publish(topic, payload, qos=qos, keep=Keep.ALL)
-
-    def _publish_status(
-        self, now_s: float, targets: Sequence[FeedTarget], events: Mapping[str, list[FeedEvent]]
-    ) -> None:
-        """One snapshot per step of the transition, and one for the heartbeat when nothing happened."""
-        steps = max((len(e) for e in events.values()), default=0)
-        if steps == 0 and now_s < self._status_due_s:
-            return
-        self._status_due_s = now_s + self._settings.status_period_s
-        for step in range(max(1, steps)):
-            feeds = {
-                feed: self._feed_state(feed, now_s, targets, e[step] if step < len(e) else "periodic")
-                for feed, e in events.items()
-            }
-            data = PowerStateStatusData(snapshot_time=utc_text(self._clock.wall_utc_s()), feeds=feeds)
-            self._publish(status_topic(self._settings.agent_id), data, QOS_SIGNAL)
-
-    def _feed_state(self, feed: str, now_s: float, targets: Sequence[FeedTarget], event: FeedEvent) -> FeedState:
-        share, view = self._share[feed], self._watches[feed].view
-        metadata = FeedMetadata(
-            power_minimum=power(self._floor_w * share),
-            power_maximum=power(self._peak_w * share),
-            default_constraint=power(self._peak_w * share),
-        )
-        start = {} if view.event_start_s is None else {"power_event_start_time": self._utc(view.event_start_s, now_s)}
-        return FeedState(
-            metadata=metadata,
-            targets=tuple(self._target_state(t, now_s) for t in targets if t.feed == feed),
-            calculated_load=power(view.measured_w),
-            in_flight=view.is_in_flight,
-            event=event,
-            compliant=view.is_compliant,
-            **start,
-        )
-
-    def _target_state(self, target: FeedTarget, now_s: float) -> FeedTargetState:
-        times = {"start_time": self._utc(target.from_s, now_s)}
-        if math.isfinite(target.until_s):
-            times["end_time"] = self._utc(target.until_s, now_s)
-        return FeedTargetState(
-            active=target.is_active,
-            load_constraint=power(target.asked_w),
-            interval=Interval(**times),
-            strategy=Strategy(best_effort=target.is_best_effort),
-            correlation_id=target.correlation_id,
-        )
-
-    def _publish_breach(self, feed: str, breach: Breach, measured_w: float, image: SiteImage) -> None:
-        now_s, target = image.t_mono_s, breach.target
-        is_over = breach.status is BreachStatus.RESOLVED
-        times = {"detected_at": self._utc(breach.detected_s, now_s)}
-        hints = {}
-        if is_over:
-            times["resolved_at"] = self._utc(now_s, now_s)
-        else:
-            hints["shed_hints"] = shed_hints(
-                [r.value for r in image.nodes],
-                excess_w=measured_w - target.applied_w,
-                jobs=self._jobs.assignment() if self._jobs is not None else {},
-                priorities=self._priorities,
-            )
-        data = PowerBreachAlertData(
-            feed_tag=feed,
-            status=breach.status.value,
-            severity="critical" if breach.is_critical else "warning",
-            breach=BreachDetails(breach_id=breach.breach_id, **times),
-            target=BreachTarget(correlation_id=target.correlation_id, load_constraint=power(target.asked_w)),
-            measured_load=power(measured_w),
-            infrastructure_actions=infrastructure_actions(breach),
-            **hints,
-        )
-        self._publish(breach_topic(self._settings.agent_id), data, QOS_BREACH)
-        self._write_audit(
-            {
-                "event": "breach",
-                "breach_id": breach.breach_id,
-                "feed": feed,
-                "status": str(breach.status),
-                "measured_w": measured_w,
-                "target_w": target.applied_w,
-            }
-        )
-        log.warning("breach", feed=feed, status=str(breach.status), measured_w=measured_w, target_w=target.applied_w)
-
-    def _utc(self, t_mono_s: float, now_s: float) -> str:
-        return utc_text(self._clock.wall_utc_s() + t_mono_s - now_s)
 
 
 class _Inbox:
@@ -441,15 +333,6 @@ class _Refusals:
             self._source.refuse(self._message, error)
             return True
         return False
-
-
-def _site_power_w(image: SiteImage) -> float | None:
-    """Power at the connection point, or the sum of the nodes where there is no meter; None when neither is known."""
-    if image.pcc is not None:
-        return image.pcc.value.power_w if image.pcc.quality is not Quality.MISSING else None
-    if not image.nodes:
-        return None
-    return sum(r.value.stands_for * (r.value.other_w + float(np.nansum(r.value.power_w))) for r in image.nodes)
 
 
 def _audit_line(o: SignalOutcome, now_s: float, utc_s: float) -> dict[str, object]:

@@ -1,8 +1,8 @@
 """Plays the other side of the grid interface against any implementation and says which of its rules hold.
 
 Against a flex agent it is an issuer: it sets, replaces, schedules and withdraws targets, sends what must be ignored,
-and judges what the agent publishes. Against an issuer it is an agent: it listens and judges what arrives. A message that
-must be ignored is followed by a marker that must not be: no rule depends on having waited long enough for nothing.
+and judges what the agent publishes. Against an issuer it is an agent: it listens and judges what arrives. A message
+that must be ignored is followed by a marker that must not be: no rule rests on having waited long enough for nothing.
 """
 
 from __future__ import annotations

@@ -157,6 +157,7 @@ def test_bounded_interval_lies_over_an_open_one() -> None:
     assert [site.target_w(t) for t in (0, 599, 600, 4199, 4200)] == [80 * MW, 80 * MW, 40 * MW, 40 * MW, 80 * MW]
     signals = [s for s in site.rules.active(site.now_s) if s.target_w is not None]
     assert [(s.from_s, s.until_s) for s in signals] == [(1000.0, 1601.0), (1601.0, 5201.0), (5201.0, math.inf)]
+    assert len({s.signal_id for s in signals}) == 3
     site.wait(601)
     assert site.target_w() == 40 * MW
     site.wait(3600)
@@ -222,7 +223,7 @@ def test_ceiling_in_a_ramp_message_counts_beside_a_load_target() -> None:
     site.say(70 * MW)
     site.say(50 * MW, kind=SignalKind.RAMP_LIMIT, exempt=True)
     (signal,) = [s for s in site.rules.active(site.now_s) if s.target_w is not None]
-    assert (signal.target_w, signal.ramp_exempt, signal.kind) == (50 * MW, True, SignalKind.RAMP_LIMIT)
+    assert (signal.target_w, signal.ramp_exempt, signal.kind) == (50 * MW, True, SignalKind.LOAD_TARGET)
 
 
 def test_rows_are_in_force_for_their_interval() -> None:
