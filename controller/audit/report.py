@@ -182,7 +182,9 @@ def uncovered_section(verdicts: Verdicts) -> Section:
         if row.verdict is RowVerdict.NOT_COVERED:
             lines.append(f"{row.id}: not covered: {row.note}.")
         elif short_s > 0.5 * record.step_s + 1e-9 and row.kind != "ride_through":
-            lines.append(f"{row.id}: {_duration(short_s)} of {_duration(record.duration_s)} not covered{_why(row)}.")
+            lines.append(
+                f"{row.id}: {_duration(short_s)} of {_duration(record.duration_s)} not covered{_why(row, has_gaps=record.gap_count > 0)}."
+            )
     body = "".join(paragraph(line) for line in lines) or paragraph("Every row covers the whole record.")
     if record.gap_count:
         rule = (
@@ -364,8 +366,8 @@ def _origin(row: RowResult) -> str:
     return f"{origin.source}, {origin.date} ({origin.status.value}).{own}"
 
 
-def _why(row: RowResult) -> str:
-    reasons = []
+def _why(row: RowResult, *, has_gaps: bool) -> str:
+    reasons = ["the gaps"] if has_gaps else []
     if getattr(row.rule, "band_hz", None) is not None:
         reasons.append("the ends of the record and of each gap, where a filter or a span has no past or no future")
     elif row.mean_s > 0.0:
