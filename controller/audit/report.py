@@ -182,9 +182,8 @@ def uncovered_section(verdicts: Verdicts) -> Section:
         if row.verdict is RowVerdict.NOT_COVERED:
             lines.append(f"{row.id}: not covered: {row.note}.")
         elif short_s > 0.5 * record.step_s + 1e-9 and row.kind != "ride_through":
-            lines.append(
-                f"{row.id}: {_duration(short_s)} of {_duration(record.duration_s)} not covered{_why(row, has_gaps=record.gap_count > 0)}."
-            )
+            why = _why(row, has_gaps=record.gap_count > 0)
+            lines.append(f"{row.id}: {_duration(short_s)} of {_duration(record.duration_s)} not covered{why}.")
     body = "".join(paragraph(line) for line in lines) or paragraph("Every row covers the whole record.")
     if record.gap_count:
         rule = (
