@@ -248,7 +248,9 @@ class Run:
         charge_max_w = min(battery.charge_limit_w(self._energy_j), max(0.0, room_w))
         give_w = max(0.0, self._energy_j - battery.energy_j_min) * battery.eta / STEP_S
         wish_w = load_w - self._target_w
-        floor_w = min(self._world.floor_w, max(0.0, -wish_w - charge_max_w))
+        # The floor comes on when the battery could no longer ride the target down to the load there is.
+        ride_w = min(charge_max_w, self._world.reserve.surplus_safe_w(self._energy_j))
+        floor_w = min(self._world.floor_w, max(0.0, -wish_w - ride_w))
         battery_w = min(max(wish_w + floor_w, -charge_max_w), min(battery.discharge_w_max, give_w))
         self._energy_j -= STEP_S * (battery_w / battery.eta if battery_w > 0.0 else battery_w * battery.eta)
         return load_w + floor_w - battery_w

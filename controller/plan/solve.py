@@ -32,11 +32,13 @@ RESIDUAL_MAX = 1e-4  # scaled units: 0.001 % of a site
 # A job that is down comes back unannounced, once in RETURN_S. A target m too low for it then costs its work while the
 # target climbs: m^2 / (2 R_up), in the share of the time the load stands at the top of its ripple.
 TOP_SHARE = 0.3
-# What a stored joule is worth at the end of the horizon, in work of the cheapest class: nearly all of it where the site
-# with its jobs back draws more than the target may ever be, little where the battery will refill by itself.
-FINAL_VALUE_SHORT = 0.8
-FINAL_VALUE_AMPLE = 0.2
-MEAN_OF_PEAK = 0.75  # mean draw of a training job as a share of its top: duty 0.6 at 100 %, the rest at 40 %
+# What a stored joule is worth when the present state ends, in work of the cheapest class: nearly all of it where the
+# load of the last minutes, good and bad, outgrows the largest target; next to nothing where the battery refills itself.
+VALUE_SHORT = 0.8
+VALUE_AMPLE = 0.01
+VALUE_BAND = 0.05  # of the largest target, on either side of it: the estimate is no better
+TYPICAL_S = 600.0  # memory of load and largest target: several checkpoints long
+TYPICAL_FRAC = 0.6  # of the classes' peak: what is assumed before anything was seen
 CUT_TINY_FRAC = 1e-3  # of a class: an interior point never says exactly zero
 SLACK_TINY = 1e-5
 
@@ -104,6 +106,7 @@ class MpcPlanner:
         self._prices: tuple[Price, ...] = ()
         self._last: Plan | None = None
         self._shifts = 0
+        self._typical: tuple[float, float, float] | None = None  # time, load and largest target, slowly averaged
         self._fallback = RulePlanner(name="mpc", sharing=Sharing.ORDERED)
         self._solver = self._warm_solver()
 
@@ -182,7 +185,7 @@ class MpcPlanner:
         put("left", (given.load_left_w - spent_w) / scale)
         put("tier_left", np.array([job_class.loss_left_j for job_class in given.classes]) / scale)
         put("weight", weights / cheapest)
-        put("final_value", _final_value(given) * battery.eta)
+        put("final_value", self._stored_worth(given) * battery.eta)
         put("wear", WEAR_COST)
         if model.rise_slopes_s:
             rise_chords = given.reserve.rise_chords(count=RISE_CHORDS, spacing_s=self.shape.rise_spacing_s)
@@ -194,6 +197,23 @@ class MpcPlanner:
         stacked = self._affine.apply(self._theta)
         np.clip(stacked, -FAR * 100.0, FAR * 100.0, out=stacked)
         return stacked
+
+    def _stored_worth(self, given: PlanInput) -> float:
+        """Worth of a stored joule, between VALUE_AMPLE and VALUE_SHORT: typical load against the largest target."""
+        load_w = float(given.load_w()[0])
+        top_w = float(given.load_left_w.max()) + given.reserve.battery.charge_w_max
+        if self._typical is None:
+            peak_w = sum(job_class.peak_w for job_class in given.classes)
+            typical_w = max(load_w, float(given.other_w[0]) + TYPICAL_FRAC * peak_w)
+        else:
+            then_s, typical_w, then_top_w = self._typical
+            keep = math.exp(-max(0.0, given.t_s - then_s) / TYPICAL_S)
+            typical_w = keep * typical_w + (1.0 - keep) * load_w
+            top_w = max(top_w, keep * then_top_w + (1.0 - keep) * top_w)
+        if math.isfinite(typical_w) and math.isfinite(top_w):
+            self._typical = (given.t_s, typical_w, top_w)
+        shortness = (typical_w / max(top_w, 1.0) - 1.0 + VALUE_BAND) / (2.0 * VALUE_BAND)
+        return VALUE_AMPLE + (VALUE_SHORT - VALUE_AMPLE) * min(1.0, max(0.0, shortness))
 
     def _put(self, name: str, value: FloatArray | float) -> None:
         place = self._affine.theta_slices[name]
@@ -294,14 +314,6 @@ class MpcPlanner:
         index = self._affine.x_index
         slack = max(float(x[index[name]].max()) for name in ("spill", "deficit", "overrun", "over_tier"))
         return _prices(given, gradient, self._affine.theta_slices, is_bound=slack > SLACK_TINY)
-
-
-def _final_value(given: PlanInput) -> float:
-    """Worth of a stored joule: FINAL_VALUE_SHORT where the load to come outgrows the target, else FINAL_VALUE_AMPLE."""
-    other_w = float(given.other_w[-1])
-    load_w = other_w + MEAN_OF_PEAK * max(0.0, float(given.load_return_w[-1]) - other_w)
-    target_w_max = min(float(given.load_left_w[-1]) + given.reserve.battery.charge_w_max, float(given.high_w[-1]))
-    return FINAL_VALUE_SHORT if load_w > target_w_max else FINAL_VALUE_AMPLE
 
 
 def caps_of_cut(given: PlanInput, cut_w: FloatArray) -> FloatArray:
