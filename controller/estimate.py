@@ -245,7 +245,7 @@ class LoadEstimator:
         """Add the newest battery power to the history; returns it (0 without a battery)."""
         if battery is None or battery.quality is Quality.MISSING or not math.isfinite(battery.value.power_w):
             return self._battery[-1][1] if self._battery else 0.0
-        t_s, power_w = battery.t_mono_s, battery.value.power_w
+        t_s, power_w = battery.t_mono_s, float(battery.value.power_w)
         if not self._battery or t_s > self._battery[-1][0]:
             self._battery.append((t_s, power_w))
             if self._site.following is Following.SOFTWARE:

@@ -111,7 +111,7 @@ class MeterCheck:
 
     def _judge(self, reading: Reading[MeterSample], view: MeterView) -> set[MeterFlag]:
         """A new sample: every row that needs one."""
-        power_w, elapsed_s = reading.value.power_w, reading.t_mono_s - self._t_s
+        power_w, elapsed_s = float(reading.value.power_w), reading.t_mono_s - self._t_s
         found: set[MeterFlag] = set()
         if self._is_wrong_unit(power_w, view):
             found.add(MeterFlag.METER_UNIT_WRONG)

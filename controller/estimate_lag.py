@@ -10,7 +10,7 @@ import math
 from collections import deque
 
 LAGS_PER_OCTAVE = 2
-OCTAVES = 2  # the bank reaches from a quarter of the declared lag to four times it
+OCTAVES = 3  # the bank reaches from an eighth of the declared lag to eight times it
 LAG_S_MIN = 0.002
 MOVED_FRAC = 0.01  # of the battery's power: steps smaller than this drown in noise and deadband
 MEMORY_SAMPLES = 200.0

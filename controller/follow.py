@@ -63,7 +63,9 @@ class SoftwareFollower:
         """`ripple_w_min`: a deviation below this is never a step."""
         self._forecast = forecast
         self._ripple_w_min = ripple_w_min
-        self._shadows = {way: _Shadow() for way in Way}
+        self._bench = _Bench(settings)
+        self._slopes: dict[Way, tuple[float, float]] = {}
+        self._ahead: tuple[float, float] = (math.nan, 0.0)
         self._slow: dict[Way, float] = {}
         self._before: dict[Way, tuple[float, float]] = {}
         self._notch = _Notch()
@@ -77,14 +79,14 @@ class SoftwareFollower:
 
     def retune(self, settings: FollowerSettings) -> None:
         """Take new times, as measured."""
-        self._settings = settings
+        self._settings = self._bench.settings = settings
         self._reach_s = settings.delay_s + settings.tick_s / 2.0 + settings.lag_s
         self._slow_gain = 1.0 - math.exp(-2.0 * math.pi * SLOW_SHARE / settings.t_eff_s * settings.tick_s)
 
     @property
     def scores_w(self) -> dict[Way, float]:
         """What each way that can run would have left on the meter lately, as a root mean square."""
-        return {way: math.sqrt(shadow.score) for way, shadow in self._shadows.items() if shadow.is_running}
+        return {way: math.sqrt(shadow.score) for way, shadow in self._bench.ways.items()}
 
     def step(self, now_s: float, *, sample_s: float, load_w: float, is_fresh: bool) -> float:
         """The load to answer from `now_s` for one tick. `load_w` was true at `sample_s`; stale samples only repeat."""
@@ -96,21 +98,13 @@ class SoftwareFollower:
         commands = self._commands(now_s, sample_s, load_w, is_fresh=is_fresh and sample_s > self._last_s)
         if is_fresh:
             self._last_s = max(self._last_s, sample_s)
-        present = self._shadows[self.way].score
-        for way, shadow in self._shadows.items():
-            if way in commands:
-                if not shadow.is_running:  # it starts level with the way in use and has to prove itself
-                    shadow.start(load_w, score=present)
-                shadow.command(now_s, commands[way], self._settings)
-            else:
-                shadow.is_running = False
+        neutral = self._bench.score(self.way) if self.way in self._bench.ways else 0.0
+        self._bench.command(now_s, commands, load_w=load_w, neutral=neutral)
         self._choose(now_s, commands)
         return commands[self.way]
 
     def _start(self, load_w: float) -> None:
         self._level_w = load_w
-        for shadow in self._shadows.values():
-            shadow.start(load_w, score=0.0)
         self._slow = {way: load_w for way in (Way.SLOW, Way.FORWARD_SLOW)}
         self._notch.start(load_w)
 
@@ -118,9 +112,7 @@ class SoftwareFollower:
         """Score every way against the load that came, and learn how large the ripple usually is."""
         elapsed_s = min(max(sample_s - self._last_s, 0.0), 1.0) if math.isfinite(self._last_s) else 0.0
         keep = math.exp(-elapsed_s / MEMORY_S)
-        for shadow in self._shadows.values():
-            if shadow.is_running:
-                shadow.judge(sample_s, load_w, elapsed_s, self._settings)
+        self._bench.judge(sample_s, load_w, elapsed_s)
         self._level_w += (1.0 - math.exp(-elapsed_s / 1.0)) * (load_w - self._level_w)
         off_w = abs(load_w - self._level_w)
         limit_w = SNAP_GAIN * max(self._ripple_w, self._ripple_w_min)
@@ -139,6 +131,7 @@ class SoftwareFollower:
         if line is None:
             self._before.pop(Way.FORWARD, None)
             self._slow[Way.FORWARD_SLOW] = load_w
+            self._notch.start(load_w)
             return found
         notched_w = self._notch.step(load_w, frequency_hz=line.frequency_hz, tick_s=self._settings.tick_s)
         found[Way.NOTCH] = min(max(notched_w, load_w - snap_w), load_w + snap_w)
@@ -147,11 +140,12 @@ class SoftwareFollower:
             self._before.pop(Way.FORWARD, None)
             return found
         tick_s, lag_s = self._settings.tick_s, self._settings.lag_s
-        start_w = self._forecast.ripple_w(now_s)
-        middle_w = self._forecast.ripple_w(now_s + tick_s / 2.0)
+        before_s, before_w = self._ahead  # the last tick's end is this tick's start
+        start_w = before_w if abs(before_s - now_s) < 1e-3 * tick_s else self._forecast.ripple_w(now_s)
         end_w = self._forecast.ripple_w(now_s + tick_s)
+        self._ahead = (now_s + tick_s, end_w)
         # Mean over the tick of c + lag dc/dt, which a first-order battery turns into c.
-        ahead_w = (start_w + 4.0 * middle_w + end_w) / 6.0 + lag_s * (end_w - start_w) / tick_s
+        ahead_w = (start_w + end_w) / 2.0 + lag_s * (end_w - start_w) / tick_s
         rest_w = load_w - self._forecast.ripple_w(sample_s)
         found[Way.FORWARD] = ahead_w + self._lead(Way.FORWARD, sample_s, rest_w, is_fresh=is_fresh)
         found[Way.FORWARD_SLOW] = ahead_w + self._slowly(Way.FORWARD_SLOW, rest_w, snap_w)
@@ -159,15 +153,14 @@ class SoftwareFollower:
 
     def _lead(self, way: Way, sample_s: float, value_w: float, *, is_fresh: bool) -> float:
         """Extrapolate along the smaller of the last two slopes when they agree in sign; a single jump is left as is."""
-        last = self._shadows[way]
         if is_fresh:
             before = self._before.get(way)
-            if before is not None and sample_s > before[0]:
-                last.slopes = (last.slopes[1], (value_w - before[1]) / (sample_s - before[0]))
-            elif before is None:
-                last.slopes = (0.0, 0.0)
+            if before is None:
+                self._slopes[way] = (0.0, 0.0)
+            elif sample_s > before[0]:
+                self._slopes[way] = (self._slopes[way][1], (value_w - before[1]) / (sample_s - before[0]))
             self._before[way] = (sample_s, value_w)
-        older, newer = last.slopes
+        older, newer = self._slopes.get(way, (0.0, 0.0))
         if older * newer <= 0.0:
             return value_w
         slope = math.copysign(min(abs(older), abs(newer)), newer)
@@ -183,51 +176,73 @@ class SoftwareFollower:
         """Change to a way that does clearly better, not too often; at once when the present one cannot run."""
         if self.way not in commands:
             self.way, self._changed_s = Way.LEAD, now_s
-        best = min(commands, key=lambda way: self._shadows[way].score)
-        is_better = self._shadows[best].score < BETTER**2 * self._shadows[self.way].score
+        best = min(commands, key=self._bench.score)
+        is_better = self._bench.score(best) < BETTER**2 * self._bench.score(self.way)
         if is_better and now_s - self._changed_s >= DWELL_S:
             self.way, self._changed_s = best, now_s
 
 
+@dataclass(slots=True)
 class _Shadow:
-    """A model battery under one way's commands, and what it would have left on the meter."""
+    """One way on the bench: the model battery's power under it and how well it did lately."""
 
-    __slots__ = ("_mean_w", "_moves", "is_running", "score", "slopes")
+    power_w: float
+    mean_w: float
+    score: float
 
-    def __init__(self) -> None:
-        self._moves: deque[tuple[float, float, float]] = deque()  # (from when, power then, command)
-        self._mean_w = 0.0
-        self.is_running = False
-        self.score = 0.0
-        self.slopes = (0.0, 0.0)
 
-    def start(self, load_w: float, *, score: float) -> None:
-        self._moves.clear()
-        self._moves.append((-math.inf, load_w, load_w))
-        self._mean_w = 0.0
-        self.score = score
-        self.slopes = (0.0, 0.0)
-        self.is_running = True
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """One tick's commands and the powers they started from."""
 
-    def command(self, now_s: float, command_w: float, settings: FollowerSettings) -> None:
-        self._moves.append((now_s, self._power_w(self._moves[-1], now_s, settings), command_w))
-        while len(self._moves) > 2 and self._moves[1][0] < now_s - 2.0 * settings.delay_s - settings.tick_s:
+    t_s: float
+    powers_w: dict[Way, float]
+    commands_w: dict[Way, float]
+
+
+class _Bench:
+    """A model battery per way, all with the same times, so that delay and decay are worked out once per tick."""
+
+    def __init__(self, settings: FollowerSettings) -> None:
+        self.settings = settings
+        self.ways: dict[Way, _Shadow] = {}
+        self._moves: deque[_Move] = deque()
+
+    def score(self, way: Way) -> float:
+        return self.ways[way].score
+
+    def command(self, now_s: float, commands_w: dict[Way, float], *, load_w: float, neutral: float) -> None:
+        """Every way's command from now on. A way that is new starts level with `neutral` and has to prove itself."""
+        kept = self._decay(now_s - self._moves[-1].t_s) if self._moves else 0.0
+        last_w = self._moves[-1].commands_w if self._moves else {}
+        ways = {way: self.ways.get(way) or _Shadow(load_w, 0.0, neutral) for way in commands_w}
+        for way, shadow in ways.items():
+            if way in last_w:
+                shadow.power_w = last_w[way] + (shadow.power_w - last_w[way]) * kept
+        self.ways = ways
+        self._moves.append(_Move(now_s, {way: shadow.power_w for way, shadow in ways.items()}, commands_w))
+        oldest_s = now_s - 2.0 * self.settings.delay_s - self.settings.tick_s
+        while len(self._moves) > 2 and self._moves[1].t_s < oldest_s:
             self._moves.popleft()
 
-    def judge(self, sample_s: float, load_w: float, elapsed_s: float, settings: FollowerSettings) -> None:
-        move = next((move for move in reversed(self._moves) if move[0] <= sample_s), self._moves[0])
-        left_w = load_w - self._power_w(move, sample_s, settings)
-        self._mean_w += (1.0 - math.exp(-elapsed_s / MEAN_S)) * (left_w - self._mean_w)
-        seen = left_w * left_w + MEAN_WEIGHT * self._mean_w * self._mean_w
-        keep = math.exp(-elapsed_s / MEMORY_S)
-        self.score = keep * self.score + (1.0 - keep) * seen
+    def judge(self, sample_s: float, load_w: float, elapsed_s: float) -> None:
+        """Hold each way against the load that came; a way younger than the sample is not judged yet."""
+        move = next((move for move in reversed(self._moves) if move.t_s <= sample_s), None)
+        if move is None:
+            return
+        kept = self._decay(sample_s - move.t_s)
+        mean_gain = 1.0 - math.exp(-elapsed_s / MEAN_S)
+        gain = 1.0 - math.exp(-elapsed_s / MEMORY_S)
+        for way, command_w in move.commands_w.items():
+            shadow = self.ways.get(way)
+            if shadow is not None:
+                left_w = load_w - command_w - (move.powers_w[way] - command_w) * kept
+                shadow.mean_w += mean_gain * (left_w - shadow.mean_w)
+                seen = left_w * left_w + MEAN_WEIGHT * shadow.mean_w * shadow.mean_w
+                shadow.score += gain * (seen - shadow.score)
 
-    @staticmethod
-    def _power_w(move: tuple[float, float, float], t_s: float, settings: FollowerSettings) -> float:
-        from_s, power_w, command_w = move
-        if not math.isfinite(from_s):
-            return power_w
-        return command_w + (power_w - command_w) * math.exp(-max(t_s - from_s, 0.0) / max(settings.lag_s, 1e-6))
+    def _decay(self, elapsed_s: float) -> float:
+        return math.exp(-max(elapsed_s, 0.0) / max(self.settings.lag_s, 1e-6))
 
 
 class _Notch:

@@ -25,6 +25,7 @@ SUBHARMONIC_SHARE = 0.25  # a line at half or a third of the strongest is the pe
 HARMONIC_TOLERANCE_BINS = 1.5
 CLIP_GAIN = 1.25  # the forecast never exceeds this many times the ripple's usual size
 PERIODS = 3
+GRID_SLACK = 1e-6  # of a step: a sample that is late by rounding alone is on its grid point
 KEEP_S = 2.0 * SPAN_S  # one and a half spans for the detection, three of the slowest periods for the forecast
 
 
@@ -53,11 +54,11 @@ class LineForecast:
     def __init__(self, *, tick_s: float, amplitude_w_min: float) -> None:
         """`amplitude_w_min`: ripple smaller than this is not worth a line."""
         assert tick_s > 0.0
-        # A fast tracker needs no finer spectrum: the grid stays at or above 20 Hz, twice what its top line needs.
         self._step_s = tick_s
         self._amplitude_w_min = amplitude_w_min
         self._grid_w: list[float] = []
-        self._first = 0  # index of the first kept grid point; point i stands at i * step
+        self._first = 0  # index of the first kept grid point; point i stands at origin + i * step
+        self._origin_s = 0.0  # the first sample's, so that a steady meter's samples fall on grid points
         self._last: tuple[float, float] | None = None
         self._detected_s = -math.inf
         self.line: Line | None = None
@@ -72,8 +73,8 @@ class LineForecast:
             return
         step_s = self._step_s
         index = self._first + len(self._grid_w)
-        while index * step_s <= t_s:
-            share = (index * step_s - last_s) / (t_s - last_s)
+        while self._origin_s + index * step_s <= t_s + GRID_SLACK * step_s:
+            share = (self._origin_s + index * step_s - last_s) / (t_s - last_s)
             self._grid_w.append(last_w + share * (load_w - last_w))
             index += 1
         self._last = (t_s, load_w)
@@ -98,11 +99,11 @@ class LineForecast:
         return min(max(found[PERIODS // 2], -limit_w), limit_w)
 
     def _end_s(self) -> float:
-        return (self._first + len(self._grid_w) - 1) * self._step_s
+        return self._origin_s + (self._first + len(self._grid_w) - 1) * self._step_s
 
     def _restart(self, t_s: float, load_w: float) -> None:
-        self._first = math.ceil(t_s / self._step_s)
-        self._grid_w = []
+        self._origin_s, self._first = t_s, 0
+        self._grid_w = [load_w]
         self._last = (t_s, load_w)
         self._detected_s = t_s
         self.line = None
@@ -116,7 +117,7 @@ class LineForecast:
     def _wave_w(self, t_s: float, period_s: float) -> float:
         """Load at `t_s` less its mean over the period around it; 0 where that is not known."""
         grid, step_s = self._grid_w, self._step_s
-        position = t_s / step_s - self._first
+        position = (t_s - self._origin_s) / step_s - self._first
         half = period_s / step_s / 2.0
         start, stop = position - half, position + half
         if start < 0.0 or stop >= len(grid) - 1:
@@ -128,9 +129,7 @@ class LineForecast:
         head_w = grid[first] - head / 2.0 * (grid[first] - grid[max(first - 1, 0)])
         tail_w = grid[last] + tail / 2.0 * (grid[last + 1] - grid[last])
         mean_w = (whole + head * head_w + tail * tail_w) / (2.0 * half)
-        index = math.floor(position)
-        share = position - index
-        return grid[index] + share * (grid[index + 1] - grid[index]) - mean_w
+        return _between(grid, position) - mean_w
 
     def _detect(self) -> Line | None:
         """The strongest line of the newest span, or None."""
@@ -158,6 +157,17 @@ class LineForecast:
             phase_rad=float(np.angle(spectrum[best])) + 2.0 * math.pi * frequency_hz * SPAN_S,
             confidence=float(1.0 - min(1.0, noise / size[best])),
         )
+
+
+def _between(grid: list[float], position: float) -> float:
+    """Cubic through the four points around, so that a wave of five samples keeps its height; straight at the ends."""
+    index = math.floor(position)
+    share = position - index
+    b, c = grid[index], grid[index + 1]
+    if not 1 <= index < len(grid) - 2:
+        return b + share * (c - b)
+    a, d = grid[index - 1], grid[index + 2]
+    return b + 0.5 * share * (c - a + share * (2.0 * a - 5.0 * b + 4.0 * c - d + share * (3.0 * (b - c) + d - a)))
 
 
 def _spectrum(samples: FloatArray, step_s: float) -> tuple[np.ndarray[tuple[int], np.dtype[np.complex128]], float]:

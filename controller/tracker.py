@@ -62,6 +62,7 @@ RIDE_FRAC = 0.6  # of a contingency's surplus in the battery: the crash has happ
 RIDE_S = 2.0  # falls that R_n could catch up with in this time are ordinary
 MEAN_LOAD_S = 30.0  # of the load that FALLBACK lets the target go back to
 SATURATED_FRAC = 0.98
+METERED_MEAN_S = 1.0  # the averaging time that ramp, swing and rate rows are assumed to be metered on
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +153,16 @@ class Tracker:
         )
         self._follower = SoftwareFollower(self._times, forecast=self._forecast, ripple_w_min=ripple_w)
         self._nameplate = battery_bounds(battery) if battery is not None else NO_BATTERY
+        self._bounds = self._nameplate
         self._residual = Residual((), event_w=EVENT_FRAC * site.registered_peak_w)
         self._take_rows(site.contract.limits)
         self._targets: deque[tuple[float, float]] = deque([(start_s, start_w)])
         self._g_ref_w = start_w
-        self._mean_load_w = start_w
+        self._mean_load_w = self._near_load_w = self._near_pcc_w = start_w
         self._reference_w: float | None = None
         self._metered_s = -math.inf
         self._shrunk_s = -math.inf
-        self._parted_s = -math.inf
+        self._parted_s = math.inf
         self._is_saturated = False
         self._is_riding_down = False
         self._was_shrunk_riding = False
@@ -181,6 +183,12 @@ class Tracker:
         """The issuer waived the ramp rows until then."""
         self.interval.waive_ramps(until_s, with_bands=with_bands)
 
+    def corrected(self, now_s: float, target_w: float) -> None:
+        """The envelope let another target through: go on from there, or the next ticks ask for the same again."""
+        self._g_ref_w = target_w
+        self.interval.reanchor(now_s, target_w)
+        self._targets.append((now_s, target_w))
+
     def step(self, given: TrackerInput) -> TrackerOutput:
         """One tick: measure, bound, move, follow, account."""
         now_s, estimate = given.now_s, given.estimate
@@ -193,16 +201,18 @@ class Tracker:
             rise_w_per_s=self.interval.contingency_rise_w_per_s,
         )
         g_safe_w, g_rise_min_w = self._clamps(given, reserve, energy_j)
-        self._is_riding_down = self._rides_down(given, g_safe_w)
+        was_riding, self._is_riding_down = self._is_riding_down, self._rides_down(given, g_safe_w)
+        if self._is_riding_down and not was_riding:
+            self._residual.begin_event(now_s)
         self._shrink(given)
-        allowed = self._allowed(given, bounds)
-        g_ref_w = self._move(given, allowed, g_safe_w, g_rise_min_w)
+        allowed = self._allowed(given)
+        g_ref_w = self._move(given, allowed, bounds, g_safe_w, g_rise_min_w)
         if given.battery is None or bounds.charge_w_max <= 0.0 >= bounds.discharge_w_max:
             g_ref_w = self._uncontrolled(estimate)
         self._set_target(now_s, g_ref_w)
         aim = self._aim(given, bounds, g_ref_w)
         cover_w = reserve.rise_cover_w(energy_j, spent_w=self.interval.contingency_excess_up_w)
-        line = self._forecast.line
+        spent_w = self.interval.spent_down_w()
         return TrackerOutput(
             g_ref_w=g_ref_w,
             low_w=allowed.low_w,
@@ -212,11 +222,11 @@ class Tracker:
             aim=aim,
             load_w_max=(g_ref_w if aim is not None else allowed.high_w) + cover_w,
             load_w_min=(g_ref_w if aim is not None else allowed.low_w) - bounds.charge_limit_w(energy_j),
-            margins=self._margins(given, reserve, energy_j, g_ref_w),
+            margins=self._margins(given, reserve, energy_j, g_ref_w, spent_w),
             residual_w=self._residuals(),
-            spent_w=self.interval.spent_down_w(),
+            spent_w=spent_w,
             way=self._follower.way if self._site.following is Following.SOFTWARE else None,
-            line=line,
+            line=self._forecast.line,
             t_eff_s=estimate.t_eff_s,
             is_saturated=self._is_saturated,
             is_riding_down=self._is_riding_down,
@@ -229,22 +239,35 @@ class Tracker:
     def _measure(self, given: TrackerInput) -> None:
         """Compare a new meter sample with the reference of its own instant; re-anchor one that went astray."""
         estimate, peak_w = given.estimate, self._site.registered_peak_w
-        gain = 1.0 - math.exp(-self._tick_s / MEAN_LOAD_S)
-        self._mean_load_w += gain * (estimate.load_w - self._mean_load_w)
+        self._mean_load_w += _gain(self._tick_s, MEAN_LOAD_S) * (estimate.load_w - self._mean_load_w)
+        self._near_load_w += _gain(self._tick_s, METERED_MEAN_S) * (estimate.load_w - self._near_load_w)
+        if estimate.pcc_w is not None:
+            self._near_pcc_w += _gain(self._tick_s, METERED_MEAN_S) * (estimate.pcc_w - self._near_pcc_w)
         if estimate.pcc_w is None or not estimate.is_fresh or estimate.t_s <= self._metered_s:
             return
         self._metered_s = estimate.t_s
-        deviation_w = estimate.pcc_w - self._target_at(estimate.t_s)
-        self._residual.add(estimate.t_s, deviation_w, is_held=not self._is_saturated)
-        parted_w = abs(self._residual.track(1.0).mean_w)
-        if parted_w <= max(self._residual.track(1.0).spread_w, ANCHOR_FRAC * peak_w):
+        if self._is_saturated:
+            self._residual.restart()
+        self._residual.add(estimate.t_s, estimate.pcc_w - self._target_at(estimate.t_s))
+        parted_w = self._residual.track(METERED_MEAN_S).mean_w
+        spread_w = self._residual.track(METERED_MEAN_S).spread_w
+        is_parted = abs(parted_w) > max(spread_w, ANCHOR_FRAC * peak_w)
+        if self._residual.is_event and abs(parted_w) > spread_w:  # the rows must know of it, though the target stays
+            self.interval.push(self.interval.now_s, self._g_ref_w + parted_w)
+            self.interval.push(self.interval.now_s, self._g_ref_w)
+        self._anchor(given.now_s, estimate.pcc_w, is_parted=is_parted or self._is_saturated)
+
+    def _anchor(self, now_s: float, pcc_w: float, *, is_parted: bool) -> None:
+        """Move the reference to the meter once the two have been apart for long."""
+        if not is_parted:
             self._parted_s = math.inf
         elif math.isinf(self._parted_s):
-            self._parted_s = given.now_s
-        elif given.now_s - self._parted_s >= ANCHOR_S:
-            self._g_ref_w += self._residual.track(1.0).mean_w
-            self.interval.reanchor(given.now_s, self._g_ref_w)
-            self._targets.append((given.now_s, self._g_ref_w))
+            self._parted_s = now_s
+        elif now_s - self._parted_s >= ANCHOR_S:
+            self._g_ref_w = self._near_pcc_w
+            self.interval.reanchor(now_s, self._g_ref_w)
+            self._targets.append((now_s, self._g_ref_w))
+            self._residual.restart()
             self._parted_s = math.inf
 
     def _target_at(self, t_s: float) -> float:
@@ -268,17 +291,13 @@ class Tracker:
         """The nameplate bounds, cut to what the battery says it can do now; nothing when it does not obey."""
         if sample is None or not sample.is_remote or sample.state in (BatteryState.OFF, BatteryState.FAULT):
             return NO_BATTERY
-        nameplate = self._nameplate
-        energy_j = self._energy_j(sample)
-        taper = nameplate.charge_limit_w(energy_j)
-        charge_w = nameplate.charge_w_max
-        if sample.charge_w_max < 0.999 * taper:  # derated beyond the taper its profile declares
-            charge_w = sample.charge_w_max
-        return replace(
-            nameplate,
-            charge_w_max=min(charge_w, nameplate.charge_w_max),
-            discharge_w_max=min(sample.discharge_w_max, nameplate.discharge_w_max),
-        )
+        nameplate, energy_j = self._nameplate, self._energy_j(sample)
+        charge_w, discharge_w = nameplate.charge_w_max, min(sample.discharge_w_max, nameplate.discharge_w_max)
+        if sample.charge_w_max < 0.999 * nameplate.charge_limit_w(energy_j):  # derated beyond its declared taper
+            charge_w = min(sample.charge_w_max, charge_w)
+        if (charge_w, discharge_w) != (self._bounds.charge_w_max, self._bounds.discharge_w_max):
+            self._bounds = replace(nameplate, charge_w_max=charge_w, discharge_w_max=discharge_w)
+        return self._bounds
 
     def _energy_j(self, sample: BatterySample | None) -> float:
         battery = self._site.battery
@@ -315,20 +334,25 @@ class Tracker:
             if watch.enforces_energy or watch.enforces_power
         )
 
-    def _allowed(self, given: TrackerInput, bounds: BatteryBounds) -> Interval:
+    def _allowed(self, given: TrackerInput) -> Interval:
         """The interval at this instant, no lower than the export the contract allows."""
-        del bounds
         found = self.interval.bounds(max(given.now_s, self.interval.now_s))
         low_w = min(max(found.low_w, -self._site.max_export_w), found.high_w)
         return Interval(low_w, found.high_w)
 
-    def _move(self, given: TrackerInput, allowed: Interval, g_safe_w: float, g_rise_min_w: float) -> float:
+    def _move(
+        self, given: TrackerInput, allowed: Interval, bounds: BatteryBounds, g_safe_w: float, g_rise_min_w: float
+    ) -> float:
         """The next target: the planner's path, made crash-safe, at sustainable slopes, inside the interval."""
         if given.exempt_target_w is not None:
             return allowed.clip(given.exempt_target_w)
         interval, now_w = self.interval, self._g_ref_w
         elapsed_s = max(given.now_s - interval.now_s, 0.0)
         wanted_w = self._wanted(given)
+        # A target the battery cannot hold is a fiction: the meter would part from it.
+        wanted_w = min(
+            max(wanted_w, self._near_load_w - bounds.discharge_w_max), self._near_load_w + bounds.charge_w_max
+        )
         wanted_w = min(max(wanted_w, g_rise_min_w), g_safe_w)  # where both cannot be, the drop wins
         fall = interval.contingency_slope_w_per_s if self._is_riding_down else interval.slope_down_w_per_s
         slowest_w = now_w - fall * elapsed_s if math.isfinite(fall) else -math.inf
@@ -346,8 +370,7 @@ class Tracker:
     def _uncontrolled(self, estimate: Estimate) -> float:
         """Without a battery the target is what the meter says (its mean of a second), whatever was wanted."""
         power_w = estimate.pcc_w if estimate.pcc_w is not None else estimate.load_w
-        gain = 1.0 - math.exp(-self._tick_s / 1.0)
-        return self._g_ref_w + gain * (power_w - self._g_ref_w)
+        return self._g_ref_w + _gain(self._tick_s, METERED_MEAN_S) * (power_w - self._g_ref_w)
 
     # ------------------------------------------------------------------------------------------------------ following
 
@@ -393,7 +416,7 @@ class Tracker:
         """What residual and reserve need to know of the rows in force."""
         self._rows: tuple[ReserveRow, ...] = reserve_rows(self._contract, direction=Direction.DOWN)
         self._limits = limits
-        self._residual.ensure({1.0, *(limit.mean_s for limit in limits)})
+        self._residual.ensure({METERED_MEAN_S, *(limit.mean_s for limit in limits)})
 
     def _residuals(self) -> dict[LimitId, float]:
         """r of each row: what following leaves on the row's own averaging time, on the side that the row judges."""
@@ -428,11 +451,15 @@ class Tracker:
         self.interval.set_shrink(self._residuals(), dips)
 
     def _margins(
-        self, given: TrackerInput, reserve: CrashReserve, energy_j: float, g_ref_w: float
+        self,
+        given: TrackerInput,
+        reserve: CrashReserve,
+        energy_j: float,
+        g_ref_w: float,
+        spent_w: dict[LimitId, float],
     ) -> tuple[Margin, ...]:
         """Every condition of every contingency."""
-        spent = self.interval.spent_down_w()
-        spent_by_row_w = [spent.get(row.limit_id, 0.0) for row in self._rows]
+        spent_by_row_w = [spent_w.get(row.limit_id, 0.0) for row in self._rows]
         found: list[Margin] = []
         for watch in given.watches:
             found += margins(
@@ -443,9 +470,14 @@ class Tracker:
                 rows=self._rows,
                 spent_by_row_w=spent_by_row_w,
                 spent_line_w=self.interval.contingency_excess_w,
-                residual_w=self._residual.track(1.0).spread_w,
+                residual_w=self._residual.track(METERED_MEAN_S).spread_w,
                 t_eff_s=given.estimate.t_eff_s,
                 load_rise_w=given.load_rise_w,
                 spent_rise_w=self.interval.contingency_excess_up_w,
             )
         return tuple(found)
+
+
+def _gain(elapsed_s: float, time_s: float) -> float:
+    """Share of a first-order step of `time_s` that `elapsed_s` covers."""
+    return 1.0 - math.exp(-elapsed_s / time_s)

@@ -1,0 +1,328 @@
+"""Load from PCC and battery of one instant, its lag, and every way a meter can lie."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from controller.estimate import Estimate, LoadEstimator, LoadSource, sum_nodes
+from controller.estimate_checks import MeterFlag
+from controller.estimate_lag import LagEstimate
+from controller.settings import SiteSettings
+from controller.types import (
+    AgentState,
+    BatterySample,
+    BatteryState,
+    Following,
+    MeterSample,
+    NodeId,
+    NodeReport,
+    Quality,
+    Reading,
+)
+from tests.test_tracker import site_of
+
+TICK_S = 0.05
+
+
+def meter(
+    power_w: float, t_s: float, *, quality: Quality = Quality.GOOD, wh: float | None = None
+) -> Reading[MeterSample]:
+    return Reading(MeterSample(power_w, import_wh=wh), t_s, quality, "pcc")
+
+
+def battery(power_w: float, t_s: float) -> Reading[BatterySample]:
+    sample = BatterySample(power_w, 0.5, 70e6, 70e6, BatteryState.RUNNING, True, power_w, False)
+    return Reading(sample, t_s, Quality.GOOD, "battery")
+
+
+def node(
+    power_w: list[float], t_s: float, *, cap_w: float = 700.0, missing: int = 0, stands_for: int = 1
+) -> Reading[NodeReport]:
+    count = len(power_w)
+    quality = np.array([Quality.MISSING] * missing + [Quality.GOOD] * (count - missing), dtype=np.int8)
+    report = NodeReport(
+        node_id=NodeId("n"),
+        boot_id="b",
+        t_mono_s=t_s,
+        state=AgentState.ARMED,
+        stands_for=stands_for,
+        gpu_ids=tuple(f"g{i}" for i in range(count)),  # type: ignore[arg-type]
+        power_w=np.array(power_w),
+        clock_mhz=np.full(count, 1500.0),
+        clock_cap_mhz=np.full(count, 1980.0),
+        power_limit_w=np.full(count, cap_w),
+        quality=quality,
+        is_controllable=np.ones(count, dtype=np.bool_),
+        other_w=1000.0,
+        acked_epoch=1,
+        acked_seq=1,
+        specs=(),
+        fallback_clock_mhz=900.0,
+    )
+    return Reading(report, t_s, Quality.GOOD, "n")
+
+
+class Bench:
+    """Steps an estimator once per tick; keeps the time."""
+
+    def __init__(self, site: SiteSettings | None = None) -> None:
+        self.site = site or site_of()
+        self.estimator = LoadEstimator(self.site)
+        self.now_s = 0.0
+
+    def tick(
+        self,
+        power_w: float | None,
+        *,
+        battery_w: float = 0.0,
+        nodes: tuple[Reading[NodeReport], ...] = (),
+        subs: dict[str, float] | None = None,
+        sample_s: float | None = None,
+        wh: float | None = None,
+    ) -> Estimate:
+        self.now_s += TICK_S
+        t_s = self.now_s - 0.03 if sample_s is None else sample_s
+        pcc = meter(power_w, t_s, wh=wh) if power_w is not None else meter(math.nan, t_s, quality=Quality.MISSING)
+        return self.estimator.step(
+            self.now_s,
+            pcc=pcc,
+            battery=battery(battery_w, self.now_s),
+            nodes=nodes,
+            meters={name: meter(value, t_s) for name, value in (subs or {}).items()},
+        )
+
+    def warm(self, count: int = 40, power_w: float = 60e6) -> Estimate:
+        for index in range(count):
+            found = self.tick(power_w + 10.0 * (index % 7))
+        return found
+
+
+def test_load_is_rebuilt_from_the_same_instant() -> None:
+    """Meter 30 ms late, battery swinging 20 MW on set-points: the load of the meter's instant within 0.2 %."""
+    site = site_of()
+    estimator = LoadEstimator(site)
+    lag_s, truth_s = 0.06, 0.001
+    gain = 1.0 - math.exp(-truth_s / lag_s)
+    power, command, worst = 0.0, 0.0, 0.0
+    grid: list[float] = []
+    rng = np.random.default_rng(2)
+    for step in range(8000):
+        t_s = step * truth_s
+        load_w = 60e6 + 8e6 * math.sin(2 * math.pi * 0.3 * t_s)
+        power += gain * (command - power)
+        grid.append(load_w - power)
+        if step % 50 == 0 and step >= 50:
+            found = estimator.step(
+                t_s, pcc=meter(grid[step - 30], t_s - 0.030), battery=battery(power, t_s), nodes=(), meters={}
+            )
+            if step > 4000:
+                truth_w = 60e6 + 8e6 * math.sin(2 * math.pi * 0.3 * (t_s - 0.030))
+                worst = max(worst, abs(found.load_w - truth_w))
+            command = float(rng.uniform(-20e6, 20e6))
+            estimator.commanded(t_s, reference_w=command, following=Following.SOFTWARE)
+    assert worst < 0.15e6
+    assert found.lag_s == pytest.approx(0.06, rel=0.1)
+    assert found.delay_s == pytest.approx(0.03, rel=0.05)
+    assert found.t_eff_s == pytest.approx(0.14, rel=0.06)
+
+
+@pytest.mark.parametrize("true_lag_s", [0.03, 0.06, 0.1, 0.2])
+def test_the_lag_is_measured_from_the_answers(true_lag_s: float) -> None:
+    """Declared 60 ms, really something else, with 0.2 % noise: found within 12 %."""
+    rng = np.random.default_rng(1)
+    lag = LagEstimate(declared_s=0.06, scale_w=70e6)
+    power, command = 0.0, 0.0
+    for step in range(600):
+        power = command + (power - command) * math.exp(-TICK_S / true_lag_s)
+        lag.measured(step * TICK_S, power + rng.normal() * 0.14e6)
+        if step % 3 == 0:
+            command = float(rng.uniform(-15e6, 15e6))
+        lag.commanded(step * TICK_S, command)
+    assert lag.lag_s == pytest.approx(true_lag_s, rel=0.12)
+
+
+def test_a_battery_at_rest_tells_no_lag() -> None:
+    """Without set-points that move, the declared lag stands."""
+    lag = LagEstimate(declared_s=0.06, scale_w=70e6)
+    for step in range(400):
+        lag.commanded(step * TICK_S, 1e6)
+        lag.measured(step * TICK_S, 1e6 + 1e3 * (step % 2))
+    assert lag.lag_s == 0.06
+
+
+def test_device_following_uses_its_declared_lag() -> None:
+    """Rampart does not see the device's own loop: T_eff is the declared following lag."""
+    bench = Bench(site_of(following=Following.DEVICE))
+    assert bench.warm().t_eff_s == pytest.approx(0.023)
+
+
+def test_missing_meter_is_replaced_within_two_ticks() -> None:
+    """S2: first the last value with a growing margin, by the second tick the nodes with theirs."""
+    bench = Bench()
+    nodes = (node([650.0] * 8, 0.0, stands_for=10_000),)
+    for index in range(30):
+        bench.tick(60e6 + index, nodes=nodes)
+    first = bench.tick(None, nodes=nodes)
+    assert (first.source, first.quality) == (LoadSource.HELD, Quality.MISSING)
+    assert MeterFlag.METER_MISSING in first.flags
+    assert first.margin_w > 0.0
+    second = bench.tick(None, nodes=nodes)
+    assert second.source is LoadSource.NODES
+    assert second.quality is Quality.SUSPECT
+    assert second.load_w == pytest.approx(60e6, rel=0.06), "GPU sum plus what was not GPU before"
+    back = bench.tick(60.5e6, nodes=nodes)
+    assert back.source is LoadSource.METER
+
+
+def test_without_any_other_source_the_margin_grows_to_the_sites_peak() -> None:
+    """S2: nothing else is known, so the load may be anything up to all GPUs and other load at their peak."""
+    bench = Bench()
+    bench.warm()
+    margins = [bench.tick(None).margin_w for _ in range(200)]
+    assert all(later >= earlier for earlier, later in itertools.pairwise(margins))
+    assert margins[-1] == pytest.approx(90e6 + 12e6 - 60e6, rel=0.01)
+
+
+def test_sub_meters_come_before_nodes() -> None:
+    """S2: the sum of the sub-meters stands in at once, with 3 % margin."""
+    bench = Bench()
+    for _ in range(10):
+        bench.tick(60e6, subs={"a": 40e6, "b": 20e6})
+    found = bench.tick(None, subs={"a": 41e6, "b": 20e6})
+    assert found.source is LoadSource.SUB_METERS
+    assert found.load_w == pytest.approx(61e6)
+    assert found.margin_w == pytest.approx(0.03 * 61e6)
+
+
+def test_a_stale_time_stamp_is_missing() -> None:
+    """S4: the meter answers, but with the same old instant."""
+    bench = Bench()
+    bench.warm()
+    stamp_s = bench.now_s - 0.03
+    found = [bench.tick(61e6, sample_s=stamp_s) for _ in range(6)]
+    assert found[0].source is LoadSource.METER and not found[1].is_fresh
+    assert MeterFlag.METER_STALE in found[-1].flags
+    assert found[-1].source is not LoadSource.METER
+
+
+def test_one_spike_is_ignored_two_are_believed() -> None:
+    """S3: ten times the load is impossible once and twice; 55 MW more in one sample is ignored once, then true."""
+    bench = Bench()
+    bench.warm()
+    once = bench.tick(600e6)
+    assert MeterFlag.METER_SPIKE in once.flags
+    assert once.load_w == pytest.approx(60e6, rel=0.01)
+    assert bench.tick(60e6).load_w == pytest.approx(60e6)
+    bench.warm(20, 30e6)
+    assert bench.tick(85e6).load_w == pytest.approx(30e6, rel=0.01)
+    assert bench.tick(85e6).load_w == pytest.approx(85e6)
+
+
+def test_a_drop_is_never_taken_for_a_spike() -> None:
+    """A crash must be answered on its first sample."""
+    bench = Bench()
+    bench.warm(40, 90e6)
+    assert bench.tick(28e6).load_w == pytest.approx(28e6)
+
+
+def test_a_stuck_meter_is_found_while_the_battery_moves() -> None:
+    """S1: bit-identical for five samples although our own battery moved 1 MW."""
+    bench = Bench()
+    bench.warm()
+    flags = [bench.tick(60e6, battery_w=0.2e6 * k).flags for k in range(8)]
+    assert MeterFlag.METER_STUCK in flags[-1]
+    assert MeterFlag.METER_STUCK not in flags[3]
+    assert bench.tick(60.01e6, battery_w=1.6e6).source is LoadSource.METER, "and clears when it moves again"
+
+
+def test_a_still_meter_is_not_stuck_while_nothing_moves() -> None:
+    """A quantised meter on a quiet site may repeat itself for ever; so may one behind a device that follows well."""
+    bench = Bench()
+    assert all(not bench.tick(60e6).flags for _ in range(200))
+    device = Bench(site_of(following=Following.DEVICE))
+    assert all(not device.tick(60e6, battery_w=0.05e6 * (k % 20)).flags for k in range(200))
+
+
+def test_a_meter_that_reads_a_thousandth_is_locked_out() -> None:
+    """S5: kilowatts taken for watts, three samples in a row against the GPU sum; stays until restart."""
+    bench = Bench()
+    nodes = (node([650.0] * 8, 0.0, stands_for=10_000),)
+    found = [bench.tick(60e3 + index, nodes=nodes) for index in range(4)]
+    assert MeterFlag.METER_UNIT_WRONG in found[-1].flags
+    assert found[-1].source is LoadSource.NODES
+    assert MeterFlag.METER_UNIT_WRONG in bench.tick(60e6, nodes=nodes).flags
+
+
+def test_a_flipped_sign_is_suspect_and_with_nodes_certain() -> None:
+    """S6: load cannot be negative; when the flipped value fits the GPUs there is no doubt left."""
+    alone = Bench()
+    flags = [alone.tick(-60e6 - index).flags for index in range(4)]
+    assert MeterFlag.METER_SIGN_SUSPECT in flags[-1]
+    sure = Bench()
+    nodes = (node([650.0] * 8, 0.0, stands_for=10_000),)
+    flags = [sure.tick(-60e6 - index, nodes=nodes).flags for index in range(4)]
+    assert MeterFlag.METER_SIGN_WRONG in flags[-1]
+
+
+def test_two_meters_that_disagree_take_the_higher_import() -> None:
+    """S8: 5 % apart for a few seconds."""
+    bench = Bench()
+    for index in range(200):
+        found = bench.tick(60e6 + index, subs={"a": 63e6 + index})
+    assert MeterFlag.METERS_DISAGREE in found.flags
+    assert found.load_w == pytest.approx(63e6, rel=0.001)
+    assert found.quality is Quality.SUSPECT
+
+
+def test_slow_drift_against_a_second_meter_grows_the_margin() -> None:
+    """S7: 1.5 % apart for minutes is drift, not disagreement."""
+    bench = Bench()
+    for index in range(4000):
+        found = bench.tick(60e6 + index % 9, subs={"a": 60.9e6 + index % 9})
+    assert found.flags == {MeterFlag.METER_DRIFT}
+    assert found.margin_w == pytest.approx(0.03 * 60e6, rel=0.01)
+
+
+def test_a_slow_meter_is_told() -> None:
+    """S9: a new value every 15 s; between them the age rises and the meter does not count."""
+    site = site_of()
+    assert site.meter is not None
+    bench = Bench(replace(site, meter=replace(site.meter, update_s=2.9)))
+    flags: set[MeterFlag] = set()
+    for index in range(1500):
+        stamp_s = math.floor(index * TICK_S / 15.0) * 15.0
+        flags |= bench.tick(60e6 + 1e4 * stamp_s, sample_s=stamp_s).flags
+    assert MeterFlag.METER_SLOW in flags or MeterFlag.METER_STALE in flags
+
+
+def test_a_counter_that_steps_back_is_told_once() -> None:
+    """S10: the sample after a wrap carries the flag, the next one is clean."""
+    bench = Bench()
+    bench.tick(60e6, wh=1000.0)
+    assert MeterFlag.COUNTER_RESET in bench.tick(60e6 + 1, wh=3.0).flags
+    assert not bench.tick(60e6 + 2, wh=4.0).flags
+
+
+def test_silent_gpus_count_at_their_caps() -> None:
+    """Ignorance costs margin: GPUs without a reading raise the bound to their caps, for all they stand for."""
+    found = sum_nodes((node([300.0] * 8, 1.0, missing=2, stands_for=5),), gpu_peak_w=1e6)
+    assert found.gpu_w == pytest.approx(5 * 8 * 300.0)
+    assert found.gpu_w_max == pytest.approx(5 * (6 * 300.0 + 2 * 700.0))
+    assert (found.missing_count, found.gpu_count) == (10, 40)
+    assert found.other_w == 5000.0
+    assert sum_nodes((), gpu_peak_w=1e6).gpu_w_max == 1e6
+
+
+def test_gpu_and_other_load_are_split_by_the_nodes() -> None:
+    """What the meter sees beyond the GPUs is other load, bounded by what the site declares."""
+    bench = Bench()
+    nodes = (node([650.0] * 8, 0.0, stands_for=10_000),)
+    found = bench.tick(60e6, nodes=nodes)
+    found = bench.tick(60e6 + 1, nodes=nodes)
+    assert found.gpu_w == pytest.approx(52e6)
+    assert found.other_w == pytest.approx(8e6, rel=0.01)
