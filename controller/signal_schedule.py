@@ -135,11 +135,7 @@ class Schedule:
             if signal is None:
                 continue
             last = signals[-1] if signals else None
-            if (
-                last is not None
-                and last.until_s == t_s
-                and replace(signal, from_s=0.0, until_s=0.0) == replace(last, from_s=0.0, until_s=0.0)
-            ):
+            if last is not None and last.until_s == t_s and _is_same_wish(last, signal):
                 signals[-1] = replace(last, until_s=until_s)
             else:
                 signals.append(signal)

@@ -170,7 +170,7 @@ async def test_nothing_unverified_changes_or_answers(tmp_path: Path) -> None:
     """Garbage, a forged key, another's name, another's topic: limit unchanged, no answer, one line per kind."""
     async with bench(tmp_path) as b:
         b.say(load_target(60))
-        await until(lambda: b.target_w() == 60 * MW)
+        await until(lambda: b.target_w() == 60 * MW and b.of(SignalAnswerData))
         answers = len(b.of(SignalAnswerData))
         forger, _ = sender(tmp_path / "forged", "acme", seed=8)
         _, forged = forger.encode(load_target(95), utc_s=MonotonicClock().wall_utc_s())

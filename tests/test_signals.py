@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from controller.signals import (
     TRANSIT_S_MAX,
     UNTIMED_HOLD_S,
     AcceptanceRules,
+    bounds_of,
     fall_time_s,
 )
 from controller.types import (
@@ -215,6 +217,15 @@ def test_feeds_add_up_to_the_site() -> None:
     uneven = Story(shares)
     uneven.say(40 * MW, feeds=("a",))
     assert uneven.target_w() == 60 * MW
+
+
+def test_boundary_that_changes_nothing_does_not_split_a_target() -> None:
+    """A looser target of another issuer coming and going under the binding one leaves one signal."""
+    site = Story(grid(issuer("acme"), issuer("utility")))
+    site.say(60 * MW, by="utility")
+    site.say(90 * MW, start=100, end=200)
+    (signal,) = site.rules.active(site.now_s)
+    assert (signal.target_w, signal.until_s, signal.issuer) == (60 * MW, math.inf, "utility")
 
 
 def test_ceiling_in_a_ramp_message_counts_beside_a_load_target() -> None:
@@ -460,6 +471,29 @@ def test_target_is_answered_with_the_time_it_is_met() -> None:
     assert exempt.acceptance is Acceptance.ACCEPTED and exempt.met_at_s == site.now_s
     due = site.say(60 * MW, kind=SignalKind.RAMP_LIMIT, due_in_s=100.0, iat=0.5)
     assert due.acceptance is Acceptance.ACCEPTED
+
+
+def test_bounds_come_from_the_site() -> None:
+    """The floor is the idle site or its guaranteed floor, whichever is more, and never above the registered peak."""
+    site = SimpleNamespace(
+        guaranteed_floor_w=1.0, gpu_idle_w=5.0, other_load_w=3.0, registered_peak_w=100.0, contract=CONTRACT,
+        grace_s=60.0, raise_dwell_s=30.0,
+    )  # fmt: skip
+    found = bounds_of(site)  # type: ignore[arg-type]
+    assert (found.floor_w, found.peak_w, found.grace_s, found.raise_dwell_s) == (8.0, 100.0, 60.0, 30.0)
+    site.guaranteed_floor_w = 9.0
+    assert bounds_of(site).floor_w == 9.0  # type: ignore[arg-type]
+    site.registered_peak_w = 7.0
+    assert bounds_of(site).floor_w == 7.0  # type: ignore[arg-type]
+
+
+def test_rate_rows_are_shared_by_feed_too() -> None:
+    """Half a site falls 30 MW at half the site's slope in the time the site takes for 60."""
+    rate = RateLimit(LimitId("q"), 0.5 * MW, 10 * MW, 1.0, SOURCE)
+    rules = AcceptanceRules(grid(feeds=("a", "b")), replace(bounds(), contract=replace(CONTRACT, limits=(rate,))))
+    site = Story()
+    site.rules, site.present_w = rules, 90 * MW
+    assert site.say(15 * MW, feeds=("a",)).met_at_s == site.now_s + 120.0
 
 
 def test_feed_shares_its_part_of_the_ramp() -> None:
