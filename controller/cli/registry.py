@@ -16,6 +16,8 @@ GROUPS: tuple[tuple[str, str | None, str], ...] = (
     ("conformance", None, ""),
     ("grid", "grid", "Speak with the grid: keys, signed signals, status."),
     ("node", "node", "What concerns one GPU node."),
+    ("restore", None, ""),
+    ("systemd", "systemd", "Install services."),
     ("bench", "bench", "Measure performance beside a baseline."),
 )
 

@@ -1,0 +1,96 @@
+"""Who leads this site: a file lock for as long as the process lives, and an epoch that only ever rises.
+
+Two controllers on one machine exclude each other by the lock. Controllers on different machines do not share it: there
+the nodes decide, by obeying the highest epoch alone, and a controller that sees a higher one acknowledged steps down.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from controller.errors import BadInput
+
+LOCK_NAME = "site.lock"
+EPOCH_NAME = "epoch"
+EPOCH_MAX = 2**53 - 1  # what a JSON number carries exactly
+
+
+class FileLease:
+    """`ports.Lease` in a state directory; acquired when made, lost for good when a higher epoch is seen."""
+
+    def __init__(self, state_dir: Path) -> None:
+        """Raises BadInput when another controller holds the site or the directory cannot be used."""
+        self._dir = state_dir
+        self._is_deposed = False
+        try:
+            state_dir.mkdir(parents=True, exist_ok=True)
+            self._fd: int | None = os.open(state_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock()
+            self._epoch = self._next_epoch()
+        except OSError as error:
+            self.close()
+            raise BadInput(f"state_dir: {state_dir}: {error.strerror or error}; it must be writable") from None
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @property
+    def is_held(self) -> bool:
+        return self._fd is not None and not self._is_deposed
+
+    def see(self, epoch: int) -> None:
+        """A node obeys `epoch`: if that is above ours, another controller leads and this one steps down."""
+        if epoch > self._epoch:
+            self._is_deposed = True
+
+    def close(self) -> None:
+        """Give the site up; the next controller takes the next epoch."""
+        fd, self._fd = getattr(self, "_fd", None), None
+        if fd is not None:
+            os.close(fd)
+
+    def _lock(self) -> None:
+        assert self._fd is not None
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            self.close()
+            raise BadInput(
+                f"{self._dir}: another controller leads this site (process {holder}); stop it first"
+            ) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def _next_epoch(self) -> int:
+        """One above the last, on disk before it is used. A damaged file starts above anything it may have said."""
+        path = self._dir / EPOCH_NAME
+        try:
+            text = path.read_text(encoding="ascii").strip()
+            last = int(text)
+        except FileNotFoundError:
+            last = 0
+        except ValueError:
+            last = _above_any(path)
+        epoch = min(max(last, 0) + 1, EPOCH_MAX)
+        temporary = path.with_suffix(".tmp")
+        try:
+            with temporary.open("w", encoding="ascii") as file:
+                file.write(f"{epoch}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        return epoch
+
+
+def _above_any(path: Path) -> int:
+    """The damaged file's time of writing in seconds: above every count of restarts it can have held, and rising."""
+    return int(path.stat().st_mtime)

@@ -1,0 +1,140 @@
+"""The node's dead-man: which cap each GPU should have now, given the last command and how long ago it came. Pure.
+
+While a command lives, its caps. When it expires, after this node's slot, a glide to the fallback cap no faster than the
+slope the command carried; the same glide to free clocks when the site asks for release. Without any command yet: the
+settings as found, or the fallback cap where an earlier agent left its caps behind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from controller.types import AgentState, GpuCap, GpuId, GpuSpec, NodeCommand
+
+STEEPNESS = 3.3  # (P - idle) ~ f^3.3 (A100, measured); memory-bound work is nearer to linear, so both bound a step
+GLIDE_S_MAX = 1.0  # a pause of the process buys no larger step than one clock write's worth
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What the GPUs should be set to. A GPU not in `caps` is left as it is; `gives_back`: originals instead of caps."""
+
+    state: AgentState
+    caps: Mapping[GpuId, GpuCap]
+    gives_back: bool
+    order: tuple[int, int]  # epoch and sequence this obeys, to be acknowledged once applied
+
+
+class Deadman:
+    """Holds the last command and the glide; every method is given the time."""
+
+    def __init__(
+        self,
+        specs: Sequence[GpuSpec],
+        *,
+        fallback_clock_mhz: int,
+        fallback_power_limit_w: float | None,
+        is_inherited: bool,
+    ) -> None:
+        self._specs = {spec.gpu_id: spec for spec in specs}
+        self._fallback = {
+            s.gpu_id: GpuCap(s.gpu_id, _snapped(s, float(fallback_clock_mhz)), _limit(s, fallback_power_limit_w))
+            for s in specs
+        }
+        self._swing_w = sum(s.power_limit_w_max - s.idle_w for s in specs)
+        self._command: NodeCommand | None = None
+        self._received_s = -math.inf
+        self._caps: dict[GpuId, GpuCap] = dict(self._fallback) if is_inherited else {}
+        self._state = AgentState.FALLBACK if is_inherited else AgentState.STARTING
+        self._level: dict[GpuId, float] = {}  # clock over its maximum, while gliding
+        self._stepped_s = -math.inf
+
+    @property
+    def last(self) -> tuple[int, int]:
+        return (self._command.epoch, self._command.seq) if self._command else (-1, -1)
+
+    @property
+    def state(self) -> AgentState:
+        return self._state
+
+    def accept(self, command: NodeCommand, *, now_s: float) -> None:
+        """Obey `command` (checked before) from now on; a GPU it does not name keeps its cap."""
+        self._command, self._received_s = command, now_s
+        self._level = {}
+        if not command.is_release:
+            self._state = AgentState.ARMED
+            self._caps.update({cap.gpu_id: cap for cap in command.caps})
+
+    def forget(self) -> None:
+        """Expire the last command at once: the process was suspended, or its commands can no longer be trusted."""
+        self._received_s = -math.inf
+
+    def step(self, *, now_s: float) -> Orders:
+        """The orders at `now_s`; glides by what has passed since the last step."""
+        dt_s = min(max(now_s - self._stepped_s, 0.0), GLIDE_S_MAX)
+        self._stepped_s = now_s
+        command = self._command
+        if command is None:
+            return Orders(self._state, dict(self._caps), False, self.last)
+        if command.is_release:
+            return self._release(command, now_s, dt_s)
+        if now_s - self._received_s >= command.ttl_s:
+            self._state = AgentState.FALLBACK
+            if now_s - self._received_s >= command.ttl_s + command.release_slot_s:
+                self._glide(self._fallback, _step_w(command, dt_s))
+        return Orders(self._state, dict(self._caps), False, self.last)
+
+    def _release(self, command: NodeCommand, now_s: float, dt_s: float) -> Orders:
+        """Clocks rise in this node's slot; where nothing is capped any more, the originals come back."""
+        if self._state is not AgentState.RELEASED and now_s - self._received_s >= command.release_slot_s:
+            free = {gpu_id: GpuCap(gpu_id, None, None) for gpu_id in self._specs}
+            if self._glide(free, _step_w(command, dt_s)):
+                self._state = AgentState.RELEASED
+                self._caps = {}
+        gives_back = self._state is AgentState.RELEASED
+        return Orders(self._state, dict(self._caps), gives_back, self.last)
+
+    def _glide(self, goals: Mapping[GpuId, GpuCap], step_w: float) -> bool:
+        """One step of every GPU towards its goal, together worth at most `step_w`; True when all have arrived."""
+        share = step_w / self._swing_w if self._swing_w > 0 else math.inf
+        has_arrived = True
+        for gpu_id, spec in self._specs.items():
+            goal, now = goals[gpu_id], self._caps.get(gpu_id, GpuCap(gpu_id, None, None))
+            if now == goal:
+                continue
+            aim = 1.0 if goal.clock_mhz is None else goal.clock_mhz / spec.clock_mhz_max
+            here = 1.0 if now.clock_mhz is None else now.clock_mhz / spec.clock_mhz_max
+            level = glided(self._level.get(gpu_id, here), aim, share)
+            self._level[gpu_id] = level
+            if level == aim:  # the power limit is the backstop: it follows once the clock is where it belongs
+                self._caps[gpu_id] = goal
+                continue
+            has_arrived = False
+            clock = _snapped(spec, level * spec.clock_mhz_max)
+            self._caps[gpu_id] = GpuCap(gpu_id, clock, now.power_limit_w)
+        return has_arrived
+
+
+def glided(level: float, aim: float, share: float) -> float:
+    """`level` moved towards `aim` by at most `share` of the swing from idle to peak, by either curve of power."""
+    if share == math.inf:
+        return aim
+    if aim >= level:
+        cubic = math.pow(min(1.0, math.pow(level, STEEPNESS) + share), 1.0 / STEEPNESS)
+        return min(aim, level + share, cubic)
+    cubic = math.pow(max(0.0, math.pow(level, STEEPNESS) - share), 1.0 / STEEPNESS)
+    return max(aim, level - share, cubic)
+
+
+def _step_w(command: NodeCommand, dt_s: float) -> float:
+    return math.inf if math.isinf(command.release_w_per_s) else command.release_w_per_s * dt_s
+
+
+def _snapped(spec: GpuSpec, clock_mhz: float) -> int:
+    return max((c for c in spec.clocks_mhz if c <= clock_mhz + 1e-6), default=spec.clock_mhz_min)
+
+
+def _limit(spec: GpuSpec, limit_w: float | None) -> float | None:
+    return None if limit_w is None else min(max(limit_w, spec.power_limit_w_min), spec.power_limit_w_max)

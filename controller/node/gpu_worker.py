@@ -1,0 +1,158 @@
+"""One GPU of the node: reads it, keeps it at the cap it was given, and says when it cannot.
+
+Writes on change only, at most one clock write a second, each read back. A cap that does not take after two retries
+makes the GPU uncontrollable for a while; missing permission or a refused driver for longer. Another tool that raises
+what we set is overruled three times, then left to win; one that lowers it is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from controller.ports import Clock, DriverError, GpuNode
+from controller.types import GpuCap, GpuTelemetry, Quality, Reading
+
+CLOCK_WRITE_S = 1.0  # clock writes every ~50 ms delayed NCCL (nccl 1551)
+RETRIES = 2
+FIGHTS_MAX = 3
+PEACE_S = 600.0  # without another fight the count starts again
+REFUSED_S = 30.0  # before another try on a GPU that ignored us
+FORBIDDEN_S = 60.0  # before another try where we may not write
+LIMIT_TOLERANCE_W = 1.5
+MISSING_S = 2.0  # a GPU not read for this long counts as missing
+
+FORBIDDING = frozenset({"PermissionDenied", "WrongDevice", "NotSupported"})
+
+Say = Callable[[str, str], None]  # subject, what happened
+
+
+@dataclass(slots=True)
+class GpuStatus:
+    """What is known of one GPU, for the report."""
+
+    reading: Reading[GpuTelemetry] | None = None
+    is_controllable: bool = True
+    is_forbidden: bool = False
+    applied: tuple[int, int] = (-1, -1)  # epoch and sequence whose cap was read back
+    write_count: int = 0
+
+
+class GpuWorker:
+    """Drives one GPU; `step` is called about every telemetry period, by one caller at a time."""
+
+    def __init__(self, gpu: GpuNode, *, clock: Clock, say: Say) -> None:
+        self.gpu = gpu
+        self.status = GpuStatus()
+        self.was_written = False
+        self._clock = clock
+        self._say = say
+        self._wish: GpuCap | None = None
+        self._order = (-1, -1)
+        self._set: GpuCap | None = None  # what was last written and read back
+        self._failures = 0
+        self._fights = 0
+        self._fought_s = -PEACE_S
+        self._wrote_clock_s = -CLOCK_WRITE_S
+        self._retry_s = 0.0
+        self._told = ""
+
+    def want(self, cap: GpuCap | None, order: tuple[int, int]) -> None:
+        """Keep the GPU at `cap` from the next step on; None: leave it as it is."""
+        self._wish, self._order = cap, order
+
+    async def step(self) -> None:
+        """Read, then write if something is to be changed, then read back."""
+        if not await self._read():
+            return
+        if self._wish is None:
+            self.status.applied = self._order
+            return
+        now_s = self._clock.now_s()
+        self._notice_foreign(now_s)
+        if self._set == self._wish:
+            self.status.applied = self._order
+        elif now_s >= self._retry_s and self._may_write(now_s):
+            await self._apply(self._wish, self._order, now_s)
+
+    async def _read(self) -> bool:
+        try:
+            self.status.reading = await self.gpu.read()
+        except DriverError as error:
+            self._tell(f"cannot be read: {error}")
+            last = self.status.reading
+            if last is not None:
+                self.status.reading = Reading(last.value, last.t_mono_s, Quality.MISSING, last.source)
+            return False
+        if self._told.startswith("cannot be read"):
+            self._tell("")
+        return True
+
+    def _may_write(self, now_s: float) -> bool:
+        """At most one clock write a second; a change of the power limit alone need not wait."""
+        has_new_clock = self._set is None or self._wish is None or self._set.clock_mhz != self._wish.clock_mhz
+        return not has_new_clock or now_s - self._wrote_clock_s >= CLOCK_WRITE_S
+
+    async def _apply(self, cap: GpuCap, order: tuple[int, int], now_s: float) -> None:
+        if self._set is None or self._set.clock_mhz != cap.clock_mhz:
+            self._wrote_clock_s = now_s
+        self.was_written = True
+        self.status.write_count += 1
+        try:
+            await self.gpu.write(cap)
+        except DriverError as error:
+            self._set = None  # it may have taken effect in part
+            self._failed(error, now_s)
+            return
+        if await self._read() and self._is_applied(cap):
+            self._set, self._failures = cap, 0
+            self.status.applied = order
+            self.status.is_controllable, self.status.is_forbidden = True, False
+            self._tell("")
+        else:
+            self._set = None
+            self._failed(None, now_s)
+
+    def _failed(self, error: DriverError | None, now_s: float) -> None:
+        if type(error).__name__ in FORBIDDING:
+            self.status.is_controllable, self.status.is_forbidden = False, True
+            self._retry_s = now_s + FORBIDDEN_S
+            self._tell(f"may not be controlled: {error}")
+            return
+        self._failures += 1
+        if self._failures > RETRIES:
+            self.status.is_controllable = False
+            self._failures = 0
+            self._retry_s = now_s + REFUSED_S
+            self._tell(f"does not take its cap: {error or 'the read-back differs'}")
+
+    def _is_applied(self, cap: GpuCap) -> bool:
+        if self.status.reading is None:
+            return False
+        seen = self.status.reading.value
+        if cap.clock_mhz is not None and seen.clock_cap_mhz is not None and seen.clock_cap_mhz != cap.clock_mhz:
+            return False
+        if (cap.clock_mhz is None) != (seen.clock_cap_mhz is None):
+            return False
+        return cap.power_limit_w is None or seen.power_limit_w <= cap.power_limit_w + LIMIT_TOLERANCE_W
+
+    def _notice_foreign(self, now_s: float) -> None:
+        """Someone else changed what we set: overrule a raise up to three times, respect a lower setting."""
+        if self._set is None or self._set != self._wish or self._is_applied(self._set):
+            return
+        if now_s - self._fought_s > PEACE_S:
+            self._fights = 0
+        self._fights, self._fought_s = self._fights + 1, now_s
+        self._set = None
+        if self._fights > FIGHTS_MAX:
+            self.status.is_controllable = False
+            self._retry_s = now_s + PEACE_S
+            self._tell("another tool keeps changing its settings; left to it")
+        else:
+            self._tell(f"another tool changed its settings; set again ({self._fights} of {FIGHTS_MAX})")
+
+    def _tell(self, what: str) -> None:
+        """One line per change of state."""
+        if what != self._told:
+            self._told = what
+            self._say(self.gpu.spec.gpu_id, what)

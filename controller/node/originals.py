@@ -1,0 +1,220 @@
+"""GPU settings as found before the first write, on disk: written whole or not at all, and never overwritten.
+
+The file is what a restarted agent, a guard or `rampart restore` gives back, so it also carries what they need if the
+configuration is gone by then. A damaged file is put aside and reported; nobody guesses what it said.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+from controller.codec import decode, encode
+from controller.settings import NodeSettings
+from controller.types import GpuId, GpuOriginals, GpuSpec, NodeId
+
+FILE_NAME = "originals.json"
+LOCK_NAME = "node.lock"
+FORMAT = "rampart-originals/1"
+
+
+class OriginalsCorrupt(Exception):
+    """The file is there and is not what was written; it has been put aside under the name in the message."""
+
+
+@dataclass(frozen=True, slots=True)
+class HowTo:
+    """What giving back or falling back needs to know, kept beside the originals in case the configuration is gone."""
+
+    fallback_clock_mhz: int
+    fallback_power_limit_w: float | None
+    release_stagger_s: float
+    driver_versions: str
+    call_deadline_s: float
+
+    def settings(self) -> NodeSettings:
+        """As settings of a node that only restores."""
+        return NodeSettings(
+            node_id=NodeId("restore"),
+            stands_for=1,
+            state_dir="",
+            telemetry_period_s=1.0,
+            fallback_clock_mhz=self.fallback_clock_mhz,
+            fallback_power_limit_w=self.fallback_power_limit_w,
+            release_stagger_s=self.release_stagger_s,
+            driver_versions=self.driver_versions,
+            other_w=0.0,
+            call_deadline_s=self.call_deadline_s,
+        )
+
+
+def how_to(settings: NodeSettings) -> HowTo:
+    return HowTo(
+        fallback_clock_mhz=settings.fallback_clock_mhz,
+        fallback_power_limit_w=settings.fallback_power_limit_w,
+        release_stagger_s=settings.release_stagger_s,
+        driver_versions=settings.driver_versions,
+        call_deadline_s=settings.call_deadline_s,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What the file says: the settings of each GPU, and how to give them back without a configuration."""
+
+    boot_id: str
+    how_to: HowTo
+    gpus: tuple[GpuOriginals, ...]
+
+    @property
+    def by_id(self) -> Mapping[GpuId, GpuOriginals]:
+        return {gpu.gpu_id: gpu for gpu in self.gpus}
+
+
+class OriginalsFile:
+    """The file in one state directory. Every method may raise OSError: no disk, no arming."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.path = state_dir / FILE_NAME
+
+    def load(self) -> Saved | None:
+        """What was saved; None where nothing is. OriginalsCorrupt after putting a damaged file aside."""
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except UnicodeDecodeError:
+            text = ""
+        try:
+            document = json.loads(text)
+            body = document["body"]
+            if document["format"] != FORMAT or document["sha256"] != _checksum(body):
+                raise ValueError("checksum")
+            saved = decode(Saved, body)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            aside = self.path.with_suffix(".damaged")
+            self.path.replace(aside)
+            raise OriginalsCorrupt(f"{self.path}: damaged; kept as {aside.name}") from None
+        assert isinstance(saved, Saved)
+        return saved
+
+    def save(self, how: HowTo, gpus: Sequence[GpuOriginals], *, boot_id: str) -> Saved:
+        """Add the GPUs that are not there yet; what is there stays as it is, how to restore follows the newest."""
+        before = self.load()
+        kept = before.gpus if before else ()
+        known = {gpu.gpu_id for gpu in kept}
+        added = tuple(gpu for gpu in gpus if gpu.gpu_id not in known)
+        saved = Saved(boot_id=before.boot_id if before else boot_id, how_to=how, gpus=(*kept, *added))
+        if saved != before:
+            self._write(saved)
+        return saved
+
+    def keep_only(self, saved: Saved, gpu_ids: frozenset[GpuId]) -> None:
+        """Drop the GPUs that have their settings back; without any left the file goes."""
+        left = tuple(gpu for gpu in saved.gpus if gpu.gpu_id in gpu_ids)
+        if left:
+            self._write(replace(saved, gpus=left))
+            return
+        self.path.unlink(missing_ok=True)
+        _sync_folder(self.path.parent)
+
+    def _write(self, saved: Saved) -> None:
+        """Temporary file, flushed to the disk, then renamed: a reader sees the old file or the new one."""
+        body = encode(saved)
+        text = json.dumps({"format": FORMAT, "sha256": _checksum(body), "body": body}, indent=1)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(self.path.parent)
+
+
+def device_defaults(specs: Sequence[GpuSpec]) -> tuple[GpuOriginals, ...]:
+    """What stands in for damaged originals: each device's own default limit and no clock lock."""
+    return tuple(
+        GpuOriginals(
+            gpu_id=s.gpu_id,
+            power_limit_w=s.power_limit_w_default,
+            power_limit_w_default=s.power_limit_w_default,
+            requested_limit_w=s.power_limit_w_default,
+            locked_clock_mhz=None,
+        )
+        for s in specs
+    )
+
+
+class NodeLock:
+    """Who may write this node's GPUs: one agent, guard or restore at a time. Free again when its owner dies."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / LOCK_NAME
+        self._fd: int | None = None
+
+    def try_acquire(self) -> bool:
+        """True when it is ours now."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        os.ftruncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        self._fd = fd
+        return True
+
+    def holder(self) -> str:
+        """Process id of whoever holds it, for a message."""
+        try:
+            return self._path.read_text(encoding="ascii").strip() or "unknown"
+        except (OSError, UnicodeDecodeError):
+            return "unknown"
+
+    def release(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> NodeLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot; after another boot GPUs have lost what was set before."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"
+
+
+def _checksum(body: object) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

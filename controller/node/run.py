@@ -1,0 +1,135 @@
+"""Puts a node agent together for the daemon, and restores for the guard and for `rampart restore`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from controller.clock import NS_PER_S, MonotonicClock
+from controller.errors import BadInput
+from controller.node.agent import NodeAgent, Opener
+from controller.node.gpu_worker import Say
+from controller.node.guard import Guard
+from controller.node.originals import HowTo, NodeLock, OriginalsCorrupt, OriginalsFile, Saved, boot_id, device_defaults
+from controller.node.restore import Outcome, fall_back, give_back
+from controller.ports import AgentLink, Clock, GpuNode
+from controller.sdnotify import Notifier
+from controller.settings import NodeSettings
+from drivers.nvml import NvmlLibrary
+
+LOCK_WAIT_S = 10.0  # a guard or a restore that is still at work
+LOCK_POLL_S = 0.1
+
+
+async def run_node(
+    settings: NodeSettings,
+    *,
+    link: AgentLink,
+    clock: Clock,
+    say: Say,
+    notifier: Notifier,
+    open_gpus: Opener | None = None,
+    on_cycle: Callable[[], None] | None = None,
+) -> None:
+    """Run this node's agent until cancelled, then give everything back.
+
+    `on_cycle` replaces feeding the watchdog, for a process that also holds the site role. Raises BadInput when another
+    process holds this node or the state directory cannot be used.
+    """
+    state_dir = Path(settings.state_dir)
+    library = NvmlLibrary(settings, clock=clock)
+    guard = None if notifier.is_supervised else Guard(state_dir)
+
+    def cycle() -> None:
+        if guard is not None and agent.is_armed and not guard.is_alive:
+            guard.start()
+        (on_cycle or notifier.feed_watchdog)()
+
+    with await _locked(state_dir, clock):
+        agent = NodeAgent(
+            settings,
+            open_gpus=open_gpus or library.open,
+            link=link,
+            clock=clock,
+            originals=OriginalsFile(state_dir),
+            boot_id=boot_id(),
+            say=say,
+            before_first_write=guard.start if guard else lambda: None,
+            on_cycle=cycle,
+        )
+        try:
+            await agent.run()
+        finally:
+            if guard is not None:
+                (guard.dismiss if agent.is_given_back else guard.abandon)()
+
+
+async def _locked(state_dir: Path, clock: Clock) -> NodeLock:
+    """This node's lock; waits for a guard that is still restoring."""
+    lock = NodeLock(state_dir)
+    deadline_ns = clock.now_ns() + round(LOCK_WAIT_S * NS_PER_S)
+    try:
+        while not lock.try_acquire():
+            if clock.now_ns() >= deadline_ns:
+                raise BadInput(f"{state_dir}: another agent drives this node (process {lock.holder()}); stop it first")
+            await clock.sleep_until_ns(clock.now_ns() + round(LOCK_POLL_S * NS_PER_S))
+    except OSError as error:
+        raise BadInput(f"state_dir: {state_dir}: {error.strerror or error}; it must be writable") from None
+    return lock
+
+
+# --------------------------------------------------------------------------------------------------------- restore
+
+
+async def restore_after_death(state_dir: Path, *, agent_pid: int) -> int:
+    """The guard's work: originals back, unless a new agent already took over. Exit status."""
+    lock, clock = NodeLock(state_dir), MonotonicClock()
+    while not lock.try_acquire():
+        if lock.holder() != str(agent_pid):
+            return 0
+        await clock.sleep_until_ns(clock.now_ns() + round(LOCK_POLL_S * NS_PER_S))  # the dying agent still holds it
+    with lock:
+        outcomes = await restore_node(state_dir, to_fallback=False, clock=clock)
+    return 0 if all(outcome.is_done for outcome in outcomes) else 1
+
+
+async def restore_node(
+    state_dir: Path, *, to_fallback: bool, clock: Clock, spare: HowTo | None = None, open_gpus: Opener | None = None
+) -> Sequence[Outcome]:
+    """Give back what is on file (or go to fallback), and drop from the file what is given back. Needs the lock.
+
+    `spare` says how where the file is damaged; then each device's defaults stand in for the originals. Raises
+    DriverError where NVML does not answer, OSError where the file cannot be used.
+    """
+    file = OriginalsFile(state_dir)
+    try:
+        saved = file.load()
+    except OriginalsCorrupt:
+        saved = None
+        how = spare or HowTo(
+            fallback_clock_mhz=0,  # the lowest each GPU knows; only used when fallback was asked for
+            fallback_power_limit_w=None,
+            release_stagger_s=0.0,
+            driver_versions="",
+            call_deadline_s=2.0,
+        )
+        gpus = await _open(how, clock, open_gpus)
+        saved = Saved(boot_id=boot_id(), how_to=how, gpus=device_defaults([gpu.spec for gpu in gpus]))
+    else:
+        if saved is None:
+            return ()
+        gpus = await _open(saved.how_to, clock, open_gpus)
+    if to_fallback:
+        return await fall_back(gpus, saved, clock=clock)
+    outcomes = await give_back(gpus, saved, clock=clock)
+    is_other_boot = saved.boot_id != boot_id()
+    present = {gpu.spec.gpu_id for gpu in gpus}
+    kept = {o.gpu_id for o in outcomes if not o.is_done and not (is_other_boot and o.gpu_id not in present)}
+    file.keep_only(saved, frozenset(kept))
+    return outcomes
+
+
+async def _open(how: HowTo, clock: Clock, open_gpus: Opener | None) -> Sequence[GpuNode]:
+    if open_gpus is not None:
+        return await open_gpus()
+    return await NvmlLibrary(how.settings(), clock=clock).open()
