@@ -107,7 +107,9 @@ class SiteCore:
         self._violation_count = 0
         self._exempt_until_s = -math.inf
         self._plan_start_w = 0.0  # the target when the present plan was made
-        self._load_rise_w = site.gpu_peak_w + site.other_load_w_max  # what load may jump to under the caps in force, as of the last plan
+        self._load_rise_w = (
+            site.gpu_peak_w + site.other_load_w_max
+        )  # what load may jump to under the caps in force, as of the last plan
 
     @property
     def plan(self) -> Plan | None:
@@ -124,10 +126,10 @@ class SiteCore:
         fleet = self._book.fleet(image.nodes)
         readings = read_fleet(fleet, image.nodes)
         if estimate.is_fresh:
-            self.planning.saw(estimate.t_s, estimate.load_w)
+            self.planning.saw(estimate)
         mode = self._modes.step(self._flags(image, estimate, is_leader=is_leader), now_s=now_s)
         in_force = self._take_limits(image, estimate)
-        track = self._track(image, estimate, mode.mode, in_force)
+        track = self._track(image, estimate, mode, in_force)
         proposal = self._proposal(image, fleet, track, mode.mode, is_leader=is_leader)
         return Decision(estimate, mode, in_force, track, proposal, fleet, readings)
 
@@ -137,6 +139,10 @@ class SiteCore:
             return Checked(decision.proposal, ())
         verdict = envelope.check(self._view(image, decision), decision.proposal)
         self._envelope_state = verdict.state
+        target_w = verdict.state.target_w
+        is_narrowed = any(v.subject == "target" for v in verdict.violations)
+        if is_narrowed and target_w is not None and self.tracker is not None:
+            self.tracker.corrected(image.t_mono_s, target_w)
         self._violation_count += len(verdict.violations)
         if verdict.command.nodes:
             self._has_new_caps = False
@@ -248,17 +254,19 @@ class SiteCore:
             return estimate.source is LoadSource.METER
         return estimate.source is LoadSource.NODES
 
-    def _track(self, image: SiteImage, estimate: Estimate, mode: Mode, in_force: InForce) -> TrackerOutput | None:
+    def _track(self, image: SiteImage, estimate: Estimate, mode: ModeState, in_force: InForce) -> TrackerOutput | None:
         tracker, now_s = self.tracker, image.t_mono_s
         if tracker is None:
             return None
-        metered_w = estimate.pcc_w if estimate.pcc_w is not None else estimate.load_w
-        self._rings.add(now_s, metered_w)
+        if estimate.is_fresh:
+            self._rings.add(estimate.t_s, estimate.pcc_w if estimate.pcc_w is not None else estimate.load_w)
         plan, target_w, target_s, slope = self.planning.plan, tracker.g_ref_w, now_s, 0.0
         if plan is not None:
             target_s, first_s = plan.t_s, float(plan.offset_s[0])
             target_w = self._plan_start_w
             slope = (float(plan.target_w[0]) - target_w) / first_s
+        if not mode.may_raise or self._envelope_state.is_distrusted:  # the envelope would refuse it anyway
+            target_w, slope = min(target_w, tracker.g_ref_w), min(slope, 0.0)
         battery = image.battery
         usable = battery is not None and battery.quality is not Quality.MISSING
         return tracker.step(
@@ -267,7 +275,7 @@ class SiteCore:
                 estimate=estimate,
                 battery=battery.value if battery is not None and usable else None,
                 target_w=target_w,
-                mode=mode,
+                mode=mode.mode,
                 watches=self.planning.watches(estimate),
                 load_rise_w=self._load_rise_w,
                 target_s=target_s,
@@ -363,7 +371,7 @@ class SiteCore:
             fleet=decision.fleet.table,
             acks=decision.readings.acks,
             feeders=(),
-            windows=() if is_emergency else window_checks(limits, self._rings),
+            windows=() if is_emergency else window_checks(limits, self._rings, image.t_mono_s),
             target_step_w=step_w,
             import_w_max=max(ceiling_w(limits, image.t_mono_s), track.low_w),
             margin_w=decision.estimate.margin_w,

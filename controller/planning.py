@@ -28,6 +28,7 @@ from controller.types import FloatArray, GpuCap, Mode, NodeCommand, NodeId, Node
 from controller.view import ceiling_w
 
 NO_LIMIT_W_PER_S = 1e12  # stands for "no row bounds this" on the wire, which carries finite numbers only
+OTHER_MEMORY_S = 60.0  # GPU telemetry lags by a second, so that other load seems to jump whenever GPUs do
 RETURN_MEMORY_S = 1800.0  # a job that crashed is back within minutes to half an hour, or not soon
 REST_SETTINGS = JobClassSettings(class_id=REST, priority=50, tolerated_loss_frac=0.1, window_s=3600.0, weight=1.0)
 
@@ -63,6 +64,7 @@ class Planning:
         self._fleet_curves: Curves | None = None
         self._planned_s: float | None = None
         self._seen_s = self._demand_top_s = 0.0
+        self._other_w = site.other_load_w
         self._demand_top_w = 0.0
         self._demand = Demand(np.zeros(len(self._classes)), 0.0, 0.0, 0.0)
         self.clocks_mhz: FloatArray = np.empty(0)
@@ -73,10 +75,12 @@ class Planning:
         """As of the last plan."""
         return self._demand
 
-    def saw(self, t_s: float, load_w: float) -> None:
-        """Fresh load; every tick."""
-        self._seen_s = t_s
-        self._window.add(t_s, load_w)
+    def saw(self, estimate: Estimate) -> None:
+        """A fresh estimate; at most every tick."""
+        elapsed_s = min(max(estimate.t_s - self._seen_s, 0.0), OTHER_MEMORY_S)
+        self._other_w += elapsed_s / OTHER_MEMORY_S * (estimate.other_w - self._other_w)
+        self._seen_s = estimate.t_s
+        self._window.add(estimate.t_s, estimate.load_w)
 
     def watches(self, estimate: Estimate) -> tuple[Watch, ...]:
         """The configured contingencies as they stand at this load."""
@@ -94,7 +98,7 @@ class Planning:
     def _contingency(self, kind: ContingencyKind, slew_frac_per_s: float, estimate: Estimate) -> Contingency:
         site = self._site
         # What is measured beside the GPUs may belong to the jobs as well; only the declared part certainly stays.
-        base_w = site.gpu_idle_w + min(estimate.other_w, site.other_load_w) + site.guaranteed_floor_w
+        base_w = site.gpu_idle_w + min(self._other_w, site.other_load_w) + site.guaranteed_floor_w
         load_w = estimate.load_w_max
         if kind is ContingencyKind.FULL_SITE:
             drop_w = max(0.0, load_w - base_w)

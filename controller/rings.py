@@ -26,10 +26,9 @@ class Ring:
         self._head = ENTRIES  # where the running second lies
         self._opened_s: float | None = None
         self._recent: deque[tuple[float, float]] = deque()  # (since, power) inside the mean's window
-        self._newest_s = 0.0
 
     def add(self, t_s: float, power_w: float) -> None:
-        """Metered power at `t_s`; times never go back."""
+        """Metered power, true at `t_s`; times never go back."""
         if self._opened_s is None:
             self._opened_s = t_s
         while t_s - self._opened_s >= STEP_S:
@@ -37,12 +36,11 @@ class Ring:
         mean_w = self._mean(t_s, power_w)
         self._low[self._head] = min(self._low[self._head], mean_w)
         self._high[self._head] = max(self._high[self._head], mean_w)
-        self._newest_s = t_s
 
-    def view(self) -> PccRing:
-        """The ring as the envelope reads it; valid until the next `add`."""
+    def view(self, now_s: float) -> PccRing:
+        """The ring as the envelope reads it at `now_s`; valid until the next `add`."""
         entries = slice(self._head, self._head + ENTRIES)
-        head_s = self._newest_s - self._opened_s if self._opened_s is not None else 0.0
+        head_s = now_s - self._opened_s if self._opened_s is not None else 0.0
         return PccRing(STEP_S, head_s, self.mean_s, self._low[entries], self._high[entries])
 
     def _open_next(self) -> None:
@@ -88,6 +86,6 @@ class Rings:
         for ring in self._rings:
             ring.add(t_s, power_w)
 
-    def by_mean(self) -> dict[float, PccRing]:
+    def by_mean(self, now_s: float) -> dict[float, PccRing]:
         """The rings as they stand, by metering mean."""
-        return {ring.mean_s: ring.view() for ring in self._rings}
+        return {ring.mean_s: ring.view(now_s) for ring in self._rings}

@@ -255,9 +255,9 @@ class Tracker:
         if self._residual.is_event and abs(parted_w) > spread_w:  # the rows must know of it, though the target stays
             self.interval.push(self.interval.now_s, self._g_ref_w + parted_w)
             self.interval.push(self.interval.now_s, self._g_ref_w)
-        self._anchor(given.now_s, estimate.pcc_w, is_parted=is_parted or self._is_saturated)
+        self._anchor(given.now_s, is_parted=is_parted or self._is_saturated)
 
-    def _anchor(self, now_s: float, pcc_w: float, *, is_parted: bool) -> None:
+    def _anchor(self, now_s: float, *, is_parted: bool) -> None:
         """Move the reference to the meter once the two have been apart for long."""
         if not is_parted:
             self._parted_s = math.inf

@@ -30,20 +30,25 @@ def rings_for(limits: Iterable[Limit]) -> Rings:
     return Rings(row.mean_s for row in limits if isinstance(row, RampLimit | SwingLimit | RateLimit))
 
 
-def window_checks(limits: Iterable[Limit], rings: Rings) -> tuple[WindowCheck, ...]:
+def window_checks(limits: Iterable[Limit], rings: Rings, now_s: float) -> tuple[WindowCheck, ...]:
     """Every unfiltered row on differences of power, each beside the ring of its mean."""
-    views = rings.by_mean()
+    views = rings.by_mean(now_s)
     found: list[WindowCheck] = []
     for row in limits:
         if isinstance(row, RampLimit):
             is_up, is_down = row.direction is not Direction.DOWN, row.direction is not Direction.UP
-            found.append(WindowCheck(row.id, row.window_s, row.max_w, 0.0, is_up, is_down, views[row.mean_s]))
+            found.append(WindowCheck(row.id, row.window_s, _room_w(row), 0.0, is_up, is_down, views[row.mean_s]))
         elif isinstance(row, SwingLimit) and row.band_hz is None:
-            found.append(WindowCheck(row.id, row.window_s, row.max_w, 0.0, True, True, views[row.mean_s]))
+            found.append(WindowCheck(row.id, row.window_s, _room_w(row), 0.0, True, True, views[row.mean_s]))
         elif isinstance(row, RateLimit):
             ring = views[row.mean_s]
             found.append(WindowCheck(row.id, row.horizon_s, row.above_w, row.max_w_per_s, True, True, ring))
     return tuple(found)
+
+
+def _room_w(row: RampLimit | SwingLimit) -> float:
+    """The row's allowance, for the next power against past means: a mean lags a steady ramp by half its span."""
+    return row.max_w * (1.0 + 0.5 * row.mean_s / row.window_s)
 
 
 def ceiling_w(limits: Iterable[Limit], t_s: float) -> float:
