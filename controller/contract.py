@@ -73,7 +73,7 @@ class AdmissibleInterval:
         """`tick_s` is the usual time between pushes; `remember_s` of path outlive the rows that need them."""
         assert math.isfinite(start_s) and math.isfinite(start_w) and tick_s > 0.0
         self._tick_s = tick_s
-        self._remember_s = remember_s
+        self._remember_s = self._keep_s = remember_s
         self._known_since_s = start_s
         self._path = Path(start_s, start_w)
         self._windows: list[WindowRow] = []
@@ -189,11 +189,14 @@ class AdmissibleInterval:
         What the path already did beyond a tightened row is not undone: that direction holds until its window is past.
         """
         del t_s  # the path's own last point is the instant of the change
+        kept_s = self._keep_s
         self._limits = tuple(limits)
         kept = {row.window_s: row for row in self._windows}
         windows = {float(limit.window_s) for limit in self._limits if _is_plain_window(limit)}
         self._windows = [kept.get(window) or WindowRow(window, self._path) for window in sorted(windows)]
         self._refresh_allowances()
+        if self._keep_s > kept_s:  # a longer window than any so far: what was let go is as unknown as the time before
+            self._known_since_s = max(self._known_since_s, self._path.times_s[0])
 
     def set_shrink(self, residual_w: ResidualW, dip_w_by_row: Mapping[LimitId, float]) -> None:
         """Take the residual off every allowance and the contingency dip off the downward ones, from now on."""

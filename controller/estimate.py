@@ -22,6 +22,7 @@ from controller.settings import SiteSettings
 from controller.types import BatterySample, Following, MeterSample, NodeReport, Quality, Reading
 
 NODES_PERIOD_S = 0.1  # reports come at a few hertz; thousands of them are not added up on every tick
+NODES_PERIOD_S_PER_NODE = 1e-4
 HISTORY_S = 3.0  # of battery power; meters older than this are replaced, not corrected
 DELAY_MEMORY_S = 10.0
 SUB_METER_MARGIN_FRAC = 0.03  # what two meters of one site may differ by before one is wrong (FAULTS S8)
@@ -83,24 +84,26 @@ class Estimate:
 
 def sum_nodes(nodes: Sequence[Reading[NodeReport]], *, gpu_peak_w: float) -> NodePower:
     """Add up node reports; sampled nodes count for all they stand for. Without any node the peak is the bound."""
-    measured_w = highest_w = other_w = 0.0
-    missing, count, oldest_s = 0, 0, math.inf
-    for reading in nodes:
-        report, share = reading.value, reading.value.stands_for
-        is_live = reading.quality in (Quality.GOOD, Quality.STALE)
-        is_known = (report.quality <= Quality.STALE) & is_live
-        caps_w = np.where(np.isfinite(report.power_limit_w), report.power_limit_w, 0.0)
-        last_w = np.where(np.isfinite(report.power_w), report.power_w, caps_w)
-        measured_w += share * float(last_w.sum())
-        highest_w += share * float(np.where(is_known, last_w, np.maximum(last_w, caps_w)).sum())
-        other_w += share * report.other_w
-        missing += share * int((~is_known).sum())
-        count += share * len(report.gpu_ids)
-        if is_live:
-            oldest_s = min(oldest_s, reading.t_mono_s)
     if not nodes:
         return NodePower(0.0, gpu_peak_w, 0.0, 0, 0, -math.inf)
-    return NodePower(measured_w, highest_w, other_w, missing, count, oldest_s if oldest_s < math.inf else -math.inf)
+    reports = [reading.value for reading in nodes]
+    live = [reading.quality in (Quality.GOOD, Quality.STALE) for reading in nodes]
+    counts = [len(report.gpu_ids) for report in reports]
+    share = np.repeat(np.array([float(report.stands_for) for report in reports]), counts)
+    power_w = np.concatenate([report.power_w for report in reports])
+    caps_w = np.concatenate([report.power_limit_w for report in reports])
+    caps_w = np.where(np.isfinite(caps_w), caps_w, 0.0)
+    last_w = np.where(np.isfinite(power_w), power_w, caps_w)
+    is_known = np.concatenate([report.quality for report in reports]) <= Quality.STALE
+    is_known &= np.repeat(np.array(live, dtype=np.bool_), counts)
+    return NodePower(
+        gpu_w=float(share @ last_w),
+        gpu_w_max=float(share @ np.where(is_known, last_w, np.maximum(last_w, caps_w))),
+        other_w=sum(report.stands_for * report.other_w for report in reports),
+        missing_count=round(float(share @ ~is_known)),
+        gpu_count=round(float(share.sum())),
+        t_s=min((r.t_mono_s for r, is_live in zip(nodes, live, strict=True) if is_live), default=-math.inf),
+    )
 
 
 class LoadEstimator:
@@ -164,7 +167,7 @@ class LoadEstimator:
         self, now_s: float, pcc: Reading[MeterSample], view: MeterView, flags: frozenset[MeterFlag]
     ) -> Estimate:
         t_s = pcc.t_mono_s
-        is_fresh = t_s > self._load_s
+        is_fresh = t_s > self._load_s and MeterFlag.METER_SPIKE not in flags  # an ignored sample is none
         power_w = self._meter.power_w
         if view.others_w is not None and MeterFlag.METERS_DISAGREE in flags:
             power_w = max(power_w, view.others_w)  # the higher import is the careful one
@@ -271,7 +274,8 @@ class LoadEstimator:
 
     def _take_nodes(self, now_s: float, nodes: Sequence[Reading[NodeReport]]) -> None:
         """Sum the reports when any of them changed; the shell hands the same objects again until then."""
-        if now_s - self._nodes_s < NODES_PERIOD_S and len(nodes) == self._nodes_count:
+        period_s = max(NODES_PERIOD_S, NODES_PERIOD_S_PER_NODE * len(nodes))
+        if now_s - self._nodes_s < period_s and len(nodes) == self._nodes_count:
             return
         self._nodes_s, self._nodes_count = now_s, len(nodes)
         key = tuple((id(reading.value), reading.quality) for reading in nodes)

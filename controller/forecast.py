@@ -83,10 +83,6 @@ class LineForecast:
             self._trim()
             self.line = self._detect()
 
-    def reset(self) -> None:
-        """Forget the line: the ripple it described is gone (a job crashed). The samples stay."""
-        self.line = None
-
     def ripple_w(self, t_s: float) -> float:
         """The ripple at `t_s`, now, past or up to a few periods ahead, from periods already over; 0 without a line."""
         line = self.line

@@ -32,6 +32,7 @@ CORE_HIGH = {
     "controller.signal_schedule",
     "controller.allocate",
     "controller.tracker",
+    "controller.tracker_io",
     "controller.emergency",
     "controller.schedule",
 }

@@ -519,3 +519,29 @@ def test_an_exempt_target_is_reached_at_once_under_a_waiver() -> None:
     found = step(0.05, 50e6)
     assert found.g_ref_w == pytest.approx(50e6)
     assert found.aim is not None and found.aim.reference_w == pytest.approx(30e6, rel=0.02)
+
+
+def random_load_w(seed: int, seconds: float = 120.0) -> FloatArray:
+    """Jobs that come and go by up to 40 MW within a quarter of a second to five, and up to two square ripples."""
+    rng = np.random.default_rng(seed)
+    t_s = np.arange(0.0, seconds, TRUTH_S)
+    at, level = [0.0], [60e6]
+    while at[-1] < seconds:
+        at += [at[-1] + rng.exponential(6.0) + 0.3]
+        at += [at[-1] + rng.choice([0.25, 0.5, 2.0, 5.0])]
+        level += [level[-1], float(np.clip(60e6 + rng.normal() * 12e6, 30e6, 92e6))]
+    load_w = np.interp(t_s, at, level)
+    for _ in range(rng.integers(0, 3)):
+        load_w += rng.uniform(0.2, 1.5) * 1e6 * np.sign(np.sin(2 * np.pi * rng.uniform(0.4, 3.0) * t_s))
+    return np.asarray(np.convolve(load_w, np.ones(10) / 10, mode="valid"), dtype=np.float64)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_jobs_keep_the_contract_under_device_following(seed: int) -> None:
+    """Load that swings three to nine times the row's allowance: what reaches the meter stays inside it."""
+    load_w = random_load_w(seed)
+    found = run(load_w, site=site_of(following=Following.DEVICE), target=slow_mean(load_w, 40.0))
+    metered = found.mean_w(1.0)[200:]
+    assert worst_swing_w(trailing_mean(load_w, 1.0), 15.0) > 15e6
+    assert worst_swing_w(metered, 15.0) <= 5e6
+    assert worst_swing_w(metered, 60.0) <= 20e6

@@ -1,0 +1,81 @@
+"""What the tracker is given on a tick and what it answers; frozen, without behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from controller.contract import DueStatus
+from controller.estimate import Estimate
+from controller.follow import Way
+from controller.forecast import Line
+from controller.reserve import Contingency
+from controller.types import BatterySample, Following, LimitId, Margin, Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """One contingency to survive now, and which of its conditions may move the target."""
+
+    contingency: Contingency
+    enforces_transient: bool
+    enforces_power: bool
+    enforces_energy: bool
+    enforces_rise: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerInput:
+    """What is known on one tick.
+
+    The planner's path is the line through (`target_s`, `target_w`) with `target_slope_w_per_s`. `load_rise_w` is what
+    load may jump to under the caps in force. `exempt_target_w` is the emergency path's target: it is reached at once,
+    and only given while the issuer's waiver or a breaker allows it.
+    """
+
+    now_s: float
+    estimate: Estimate
+    battery: BatterySample | None  # None: no battery, or nothing known of it
+    target_w: float
+    mode: Mode
+    watches: tuple[Watch, ...]
+    load_rise_w: float
+    target_s: float = 0.0
+    target_slope_w_per_s: float = 0.0
+    exempt_target_w: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatteryAim:
+    """What the battery is to be told. `ramp_w_per_s` is the slope for its reaction when commands stop coming."""
+
+    following: Following
+    reference_w: float
+    ramp_w_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerOutput:
+    """The tick's decision and what explains it. Powers in W.
+
+    `load_w_max` is the largest load that battery and target can carry if it came now, so caps go below it.
+    `residual_w` and `spent_w` are per row; `g_safe_w` and `g_rise_min_w` infinite where nothing is enforced.
+    """
+
+    g_ref_w: float
+    low_w: float
+    high_w: float
+    g_safe_w: float
+    g_rise_min_w: float
+    aim: BatteryAim | None
+    load_w_max: float
+    load_w_min: float
+    margins: tuple[Margin, ...]
+    residual_w: dict[LimitId, float]
+    spent_w: dict[LimitId, float]
+    way: Way | None
+    line: Line | None
+    t_eff_s: float
+    is_saturated: bool
+    is_riding_down: bool
+    is_overspent: bool
+    due: tuple[DueStatus, ...]
