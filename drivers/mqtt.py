@@ -42,6 +42,10 @@ NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # with Nagle on, QoS 1 s
 KEEP_ALIVE = (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 log = structlog.get_logger("mqtt")
+# The library speaks of every packet; changes of state are logged here, in our own words.
+_wire_log = logging.getLogger("rampart.mqtt.wire")
+_wire_log.propagate = False
+_wire_log.addHandler(logging.NullHandler())
 
 Handler = Callable[["Incoming"], None]
 
@@ -201,8 +205,6 @@ class MqttSession:
 
     def _new_client(self) -> aiomqtt.Client:
         settings = self.settings
-        logger = logging.getLogger("rampart.mqtt.wire")
-        logger.propagate = False  # the library speaks of every packet; changes of state are logged here
         client = aiomqtt.Client(
             settings.host,
             settings.port,
@@ -216,7 +218,7 @@ class MqttSession:
             socket_options=(NO_DELAY, KEEP_ALIVE),
             max_inflight_messages=IN_FLIGHT_MAX,
             queue_type=cast("type[asyncio.Queue[aiomqtt.Message]]", lambda maxsize: _DropOldest(self.counts)),
-            logger=logger,
+            logger=_wire_log,
         )
         client.pending_calls_threshold = IN_FLIGHT_MAX
         return client

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from controller.cli.grid import CA, CERT, KEY, PASSWORD, USERNAME, broker_settings
+from controller.cli.grid import CA, CERT, KEY, PASSWORD, USERNAME, broker_settings, log_to_stderr
 from controller.errors import BadInput, CheckFailed
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def conformance(
     from controller.clock import MonotonicClock
     from hil.conformance import AgentSuite, IssuerSuite, is_conformant
 
+    log_to_stderr()
     mqtt = broker_settings(broker, username, password_file, ca_file, cert_file, tls_key_file)
     clock, rng = MonotonicClock(), np.random.default_rng()
     suite: AgentSuite | IssuerSuite

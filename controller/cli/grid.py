@@ -20,6 +20,8 @@ app = typer.Typer(no_args_is_help=True)
 send_app = typer.Typer(no_args_is_help=True)
 app.add_typer(send_app, name="send", help="Publish a signed message as an issuer and print the agent's answer.")
 
+YEAR_S = 31_536_000.0
+
 BROKER = typer.Option("mqtt://127.0.0.1:1883", "--broker", help="mqtt://HOST:PORT, or mqtts:// for TLS.")
 USERNAME = typer.Option(None, "--username", help="Broker user.")
 PASSWORD = typer.Option(None, "--password-file", help="File with the broker password.")
@@ -31,8 +33,8 @@ SIGNING = typer.Option(..., "--key", help="Private key to sign with (see `rampar
 AGENT = typer.Option(None, "--agent", help="Agent whose answer is awaited; without it nothing is awaited.")
 AGENT_KEY = typer.Option(None, "--agent-key", help="Public key of the agent; the answer is verified with it.")
 FEED = typer.Option([], "--feed", help="Feed tag; repeat for several. None: all feeds.")
-START_IN = typer.Option(None, "--start-in-s", help="Begin so many seconds from now.")
-FOR_S = typer.Option(None, "--for-s", help="Hold for so many seconds; without it until replaced.")
+START_IN = typer.Option(None, "--start-in-s", min=0, max=YEAR_S, help="Begin so many seconds from now.")
+FOR_S = typer.Option(None, "--for-s", min=0.1, max=YEAR_S, help="Hold for so many seconds; without it until replaced.")
 WAIT = typer.Option(5.0, "--wait-s", min=0.1, max=600.0, help="How long to wait for broker and answer.")
 
 
@@ -155,8 +157,18 @@ def watch(
     tls_key_file: str | None = KEY,
 ) -> None:
     """Print an agent's status, breaches and answers as they come."""
+    log_to_stderr()
     mqtt = broker_settings(broker, username, password_file, ca_file, cert_file, tls_key_file)
     asyncio.run(_watch(mqtt, agent, _agent_keys(agent, agent_key), seconds))
+
+
+def log_to_stderr() -> None:
+    """Changes of the link's state go to standard error: standard output is the command's answer."""
+    import sys
+
+    import structlog
+
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))  # the stream of this moment
 
 
 def broker_settings(
@@ -220,6 +232,7 @@ def _agent_keys(agent: str, agent_key: Path | None) -> KeyStore | None:
 def _send(
     data: Payload, mqtt: MqttSettings, issuer: str, key: Path, agent: str | None, agent_key: Path | None, wait_s: float
 ) -> None:
+    log_to_stderr()
     keys = _agent_keys(agent, agent_key) if agent is not None else None
     answer = asyncio.run(_send_and_wait(data, mqtt, issuer, key, agent, keys, wait_s))
     if answer is None:
