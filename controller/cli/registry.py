@@ -9,8 +9,10 @@ import typer
 # (module under controller.cli, group name or None for top-level commands, help of the group)
 GROUPS: tuple[tuple[str, str | None, str], ...] = (
     ("audit", None, ""),
+    ("run", None, ""),
     ("check", None, ""),
     ("status", None, ""),
+    ("replay", None, ""),
     ("device", "device", "Look at Modbus devices."),
     ("hil", "hil", "Run the hardware-in-the-loop bench."),
     ("conformance", None, ""),

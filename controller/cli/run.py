@@ -1,0 +1,158 @@
+"""`rampart run`: the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from controller.ports import AgentLink, NodeLink
+    from controller.sdnotify import Notifier
+    from controller.settings import Settings
+
+app = typer.Typer()
+
+INTERRUPTED = 130
+
+
+@app.command()
+def run(
+    config: Path = typer.Option(..., "--config", "-c", help="The site or node file.", show_default=False),
+) -> None:
+    """Run the controller of a site, the agent of a GPU node, or both, until stopped.
+
+    A device or broker that is absent is waited for; what a person must mend is one line and exit status 2. SIGTERM and
+    Ctrl-C stop cleanly: a node gives its GPUs their own settings back first.
+
+    Examples: rampart run -c /etc/rampart/site.yaml    rampart run -c configs/node.example.yaml
+    """
+    from controller.config.site import load_settings
+    from controller.logs import set_up_logs
+
+    settings = load_settings(config)
+    set_up_logs()
+    raise typer.Exit(asyncio.run(_until_stopped(lambda: _serve(settings))))
+
+
+async def _until_stopped(serve: Callable[[], Coroutine[Any, Any, None]]) -> int:
+    """Run `serve` until it ends or a signal asks it to; the exit status."""
+    loop = asyncio.get_running_loop()
+    status = 0
+    task = asyncio.ensure_future(serve())
+
+    def stop(with_status: int) -> None:
+        nonlocal status
+        status = with_status
+        task.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, stop, 0)
+    loop.add_signal_handler(signal.SIGINT, stop, INTERRUPTED)
+    try:
+        await task
+    except asyncio.CancelledError:
+        return status
+    except BaseExceptionGroup as group:
+        raise _first_cause(group) from group
+    return status
+
+
+def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that brought a task group down: what a person should read."""
+    first = group.exceptions[0]
+    return _first_cause(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+async def _serve(settings: Settings) -> None:
+    from controller.clock import MonotonicClock
+    from controller.live import open_session
+    from controller.sdnotify import Notifier
+    from controller.settings import Role
+    from drivers.node_link import LocalLink, MqttAgentLink
+
+    clock, notifier = MonotonicClock(), Notifier()
+    if settings.role is Role.NODE:
+        assert settings.node is not None
+        session = open_session(settings, clock=clock, client_id=f"rampart-node-{settings.node.node_id}")
+        assert session is not None
+        link = MqttAgentLink(session, node_id=settings.node.node_id, clock=clock)
+        async with _beside(session.run):
+            notifier.ready()
+            await _node(settings, link, notifier, on_cycle=None)
+    elif settings.role is Role.SITE:
+        assert settings.site is not None
+        await _site(settings, node_link=None, notifier=notifier)
+    else:
+        assert settings.node is not None
+        local = LocalLink(clock)
+        agent_link = local.agent(settings.node.node_id)
+        async with _beside(lambda: _site(settings, node_link=local, notifier=notifier)):
+            await _node(settings, agent_link, notifier, on_cycle=lambda: None)
+
+
+@contextlib.asynccontextmanager
+async def _beside(runner: Callable[[], Coroutine[Any, Any, None]]) -> Any:
+    """`runner` lives as long as the body; whichever of the two fails ends both."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(runner())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+
+async def _node(
+    settings: Settings, link: AgentLink, notifier: Notifier, *, on_cycle: Callable[[], None] | None
+) -> None:
+    import structlog
+
+    from controller.clock import MonotonicClock
+    from controller.node.run import run_node
+
+    log = structlog.get_logger("rampart")
+    assert settings.node is not None
+    await run_node(
+        settings.node,
+        link=link,
+        clock=MonotonicClock(),
+        say=lambda subject, what: log.info(what, subject=subject),
+        notifier=notifier,
+        on_cycle=on_cycle,
+    )
+
+
+async def _site(settings: Settings, *, node_link: NodeLink | None, notifier: Notifier) -> None:
+    from controller.app import build
+    from controller.clock import MonotonicClock
+    from controller.live import live_factories, open_session
+    from controller.status import StatusServer
+    from controller.telemetry import Reporter
+    from drivers.metrics import Metrics
+
+    assert settings.site is not None
+    clock = MonotonicClock()
+    session = open_session(settings, clock=clock, client_id=f"rampart-site-{settings.site.name}-{os.getpid()}")
+    async with live_factories(
+        settings, clock=clock, session=session, node_link=node_link, feed_watchdog=notifier.feed_watchdog
+    ) as factories:
+        daemon = build(settings, factories)
+        reporter = Reporter(settings.site, metrics=Metrics(settings.metrics_port))
+        daemon.observe(reporter.observe)
+        socket = StatusServer(Path(settings.runtime_dir) / "site.sock", snapshot=reporter.document)
+        gc.collect()
+        gc.freeze()  # what start-up made stays: the collector need not look at it in every cycle
+        notifier.ready(f"{settings.site.contract.name}")
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(socket.run())
+                group.create_task(daemon.run())
+        finally:
+            notifier.stopping()
+            reporter.close()

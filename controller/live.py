@@ -1,0 +1,164 @@
+"""The real ports of one process: Modbus, MQTT, lease and recorder, opened from settings and closed together.
+
+Beside `app` this is where core and drivers meet. Opening touches no device: what is absent at start is a lost device
+like any other and comes back by itself; only what a person must mend (a key file, a profile, a lease that another
+controller holds) is refused here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from controller.app import Factories, Runner
+from controller.config.load import data_path, read_yaml
+from controller.errors import BadInput
+from controller.lease import FileLease
+from controller.ports import Battery, Clock, NodeLink, PowerMeter, Ups
+from controller.settings import ModbusSettings, Settings, SiteSettings
+from controller.signals import AcceptanceRules, bounds_of
+from drivers.battery import open_battery
+from drivers.dsx import DsxGridSource
+from drivers.meter import open_meter
+from drivers.modbus import ModbusPool
+from drivers.mqtt import MqttSession
+from drivers.node_link import MqttNodeLink
+from drivers.profile import DeviceProfile, parse_profile
+from drivers.recorder import FileRecorder
+from drivers.ups import open_ups
+
+RECORDINGS_KEPT = 20  # the oldest go; a day of one 20 Hz controller is about 1 GB
+
+log = structlog.get_logger("rampart")
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """The Modbus devices of a site, on connections shared per endpoint."""
+
+    meter: PowerMeter | None
+    battery: Battery | None
+    ups: dict[str, Ups]
+
+
+def open_session(settings: Settings, *, clock: Clock, client_id: str) -> MqttSession | None:
+    """The process's MQTT session, not yet running; None where no broker is configured."""
+    if settings.mqtt is None:
+        return None
+    return MqttSession(settings.mqtt, client_id=client_id, clock=clock, rng=_fresh_rng())
+
+
+@contextlib.asynccontextmanager
+async def live_factories(
+    settings: Settings,
+    *,
+    clock: Clock,
+    session: MqttSession | None,
+    node_link: NodeLink | None,
+    feed_watchdog: Callable[[], None],
+) -> AsyncIterator[Factories]:
+    """Ports on the devices of `settings`. `node_link` is given for a node in the same process, else nodes use MQTT."""
+    site = settings.site
+    assert site is not None
+    state_dir = Path(settings.state_dir)
+    lease = FileLease(state_dir)
+    pool = ModbusPool()
+    try:
+        devices = _open_devices(settings, site, clock=clock, pool=pool)
+        background: list[Runner] = [session.run] if session is not None else []
+        grid = _open_grid(settings, site, clock=clock, session=session, state_dir=state_dir)
+        if grid is not None:
+            background.append(grid.run)
+        link = node_link
+        if link is None:
+            assert session is not None, "a site without nodes of its own has a broker"
+            link = MqttNodeLink(session)
+        recorder = _open_recorder(settings, clock, state_dir)
+        try:
+            yield Factories(
+                clock=clock,
+                meter=devices.meter,
+                battery=devices.battery,
+                ups=devices.ups,
+                node_link=link,
+                recorder=recorder,
+                lease=lease,
+                grid=grid,
+                feed_watchdog=feed_watchdog,
+                background=tuple(background),
+            )
+        finally:
+            recorder.close()
+    finally:
+        await pool.close()
+        lease.close()
+
+
+def _open_devices(settings: Settings, site: SiteSettings, *, clock: Clock, pool: ModbusPool) -> Devices:
+    meter: PowerMeter | None = None
+    battery: Battery | None = None
+    delay_s = site.meter.delay_s if site.meter else 0.0
+    if settings.meter is not None:
+        meter = open_meter(settings.meter, profile=_profile(settings.meter), clock=clock, delay_s=delay_s, pool=pool)
+    if settings.battery is not None:
+        assert site.battery is not None
+        battery = open_battery(
+            settings.battery,
+            profile=_profile(settings.battery),
+            clock=clock,
+            charge_w_max=site.battery.charge_w_max,
+            discharge_w_max=site.battery.discharge_w_max,
+            pool=pool,
+        )
+    ups: dict[str, Ups] = {u.name: open_ups(u, profile=_profile(u), clock=clock, pool=pool) for u in settings.ups}
+    return Devices(meter, battery, ups)
+
+
+def _profile(device: ModbusSettings) -> DeviceProfile:
+    path = data_path("devices", device.profile)
+    return parse_profile(read_yaml(path), origin=str(path))
+
+
+def _open_grid(
+    settings: Settings, site: SiteSettings, *, clock: Clock, session: MqttSession | None, state_dir: Path
+) -> DsxGridSource | None:
+    if settings.grid is None or session is None:
+        return None
+    bounds = bounds_of(site)
+    return DsxGridSource(
+        session,
+        settings=settings.grid,
+        rules=AcceptanceRules(settings.grid, bounds),
+        peak_w=site.registered_peak_w,
+        floor_w=bounds.floor_w,
+        classes=site.classes,
+        jobs=None,
+        clock=clock,
+        rng=_fresh_rng(),
+        audit_path=state_dir / "grid-audit.jsonl",
+    )
+
+
+def _open_recorder(settings: Settings, clock: Clock, state_dir: Path) -> FileRecorder:
+    folder = state_dir / "recordings"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in sorted(folder.glob("*.jsonl.gz"))[: -RECORDINGS_KEPT + 1]:
+            old.unlink()
+    except OSError as error:
+        raise BadInput(f"state_dir: {folder}: {error.strerror or error}; it must be writable") from None
+    return FileRecorder(
+        folder / f"{int(clock.wall_utc_s())}.jsonl.gz",
+        header={"settings": settings},
+        on_fault=lambda why: log.error("recorder stopped", why=why),
+    )
+
+
+def _fresh_rng() -> np.random.Generator:
+    """Randomness of back-off and message ids: no one depends on repeating it."""
+    return np.random.default_rng()

@@ -1,0 +1,195 @@
+"""What operators see: the status document and the metrics, made from completed cycles. Decides nothing.
+
+Headroom of every row and the time to breach are kept here rather than in the core: they watch, they do not steer. A
+change of mode is one log line with its reasons; everything else is a value to be scraped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+
+import numpy as np
+import structlog
+
+from controller.cycle import TickTrace
+from controller.headroom import Headroom, RowHeadroom
+from controller.settings import SiteSettings
+from controller.types import Mode
+from drivers.metrics import Metrics
+
+REPORT_S = 1.0  # how often rows are looked at and metrics set
+TICKS_KEPT = 6000  # five minutes at 20 Hz
+EVENTS_KEPT = 50
+
+log = structlog.get_logger("rampart")
+
+
+class Reporter:
+    """Observes cycles; `document` is the status, metrics are set once a second."""
+
+    def __init__(self, site: SiteSettings, *, metrics: Metrics) -> None:
+        self._site = site
+        self._metrics = metrics
+        self._last: TickTrace | None = None
+        self._headroom: Headroom | None = None
+        self._limits: object = None
+        self._rows: tuple[RowHeadroom, ...] = ()
+        self._told_s = -math.inf
+        self._tick_ms: deque[float] = deque(maxlen=TICKS_KEPT)
+        self._plan_ms: deque[float] = deque(maxlen=TICKS_KEPT)
+        self._events: deque[tuple[float, str]] = deque(maxlen=EVENTS_KEPT)
+        self._violations = 0
+        self._mode: Mode | None = None
+
+    def observe(self, trace: TickTrace) -> None:
+        """After every completed cycle."""
+        self._last = trace
+        self._tick_ms.append(trace.tick_ms)
+        if trace.is_planned:
+            self._plan_ms.append(trace.plan_ms)
+        self._violations += len(trace.checked.violations)
+        self._watch_rows(trace)
+        mode = trace.decision.mode
+        if mode.mode is not self._mode:
+            reasons = "; ".join(reason.words for reason in mode.reasons) or "all is well"
+            log.info("mode", mode=mode.mode.name, because=reasons)
+            self._events.append((trace.image.wall_utc_s, f"mode {mode.mode.name}: {reasons}"))
+            self._mode = mode.mode
+        if trace.image.t_mono_s - self._told_s >= REPORT_S:
+            self._told_s = trace.image.t_mono_s
+            self._rows = self._headroom.report() if self._headroom is not None else ()
+            self._set_metrics(trace)
+
+    def document(self) -> Mapping[str, object]:
+        """The status document: plain JSON values, infinities as None."""
+        trace = self._last
+        if trace is None:
+            return {"site": self._site.name, "mode": "STARTING", "contract": self._site.contract.name, "reasons": []}
+        decision, track = trace.decision, trace.decision.track
+        estimate = decision.estimate
+        return {
+            "site": self._site.name,
+            "mode": decision.mode.mode.name,
+            "mode_since_s": round(trace.image.t_mono_s - decision.mode.since_s, 1),
+            "contract": self._site.contract.name,
+            "is_fallback_contract": decision.in_force.is_fallback,
+            "reasons": [f"{reason.words} (clears {reason.clears})" for reason in decision.mode.reasons],
+            "t_mono_s": trace.image.t_mono_s,
+            "wall_utc_s": trace.image.wall_utc_s,
+            "power": {
+                "load_w": _number(estimate.load_w),
+                "load_source": estimate.source.value,
+                "pcc_w": _number(estimate.pcc_w),
+                "battery_w": _number(estimate.battery_w),
+                "soc_frac": _number(trace.image.battery.value.soc_frac if trace.image.battery else None),
+                "target_w": _number(track.g_ref_w if track else None),
+                "low_w": _number(track.low_w if track else None),
+                "high_w": _number(track.high_w if track else None),
+                "load_w_max": _number(track.load_w_max if track else None),
+                "t_eff_s": _number(estimate.t_eff_s),
+                "cap_frac": _cap_frac(trace),
+            },
+            "rows": [_row(row) for row in self._rows],
+            "residual_w": {k: _number(v) for k, v in (track.residual_w if track else {}).items()},
+            "margins": [
+                {"name": m.name, "contingency": m.contingency, "value": _number(m.value), "unit": m.unit}
+                for m in decision.margins
+            ],
+            "signals": [
+                {"id": s.signal_id, "kind": s.kind.value, "issuer": s.issuer, "target_w": s.target_w}
+                for s in trace.image.signals
+            ],
+            "prices": [
+                {"kind": p.kind.value, "joule_per_w": _number(p.joule_per_w), "at_least": p.is_bound}
+                for p in (trace.plan.prices if trace.plan else ())
+            ],
+            "plan": {"policy": trace.plan.policy, "status": trace.plan.status.value} if trace.plan else None,
+            "nodes": len(trace.image.nodes),
+            "gpus": int(decision.fleet.table.stands_for.sum()),
+            "violations": self._violations,
+            "tick": {
+                "count": trace.image.tick + 1,
+                "overruns": trace.overrun_count,
+                "tick_ms": _percentiles(self._tick_ms),
+                "plan_ms": _percentiles(self._plan_ms),
+            },
+            "events": [{"wall_utc_s": t_s, "what": what} for t_s, what in self._events],
+        }
+
+    def close(self) -> None:
+        """Stop serving metrics."""
+        self._metrics.close()
+
+    def _watch_rows(self, trace: TickTrace) -> None:
+        estimate, limits = trace.decision.estimate, trace.decision.in_force.limits
+        if estimate.pcc_w is None or not estimate.is_fresh:
+            return
+        if self._headroom is None:
+            self._headroom = Headroom(
+                limits, start_s=estimate.t_s, start_w=estimate.pcc_w, sample_s=self._site.tracker_period_s
+            )
+        elif limits is not self._limits:
+            self._headroom.set_limits(limits)
+        self._limits = limits
+        self._headroom.add(estimate.t_s, estimate.pcc_w)
+
+    def _set_metrics(self, trace: TickTrace) -> None:
+        put, decision, track = self._metrics.set, trace.decision, trace.decision.track
+        put("rampart_mode", float(decision.mode.mode))
+        put("rampart_load_w", decision.estimate.load_w)
+        put("rampart_t_eff_s", decision.estimate.t_eff_s)
+        put("rampart_cap_frac", _cap_frac(trace))
+        put("rampart_tick_ms_p99", _percentiles(self._tick_ms)["p99"])
+        put("rampart_overruns_count", float(trace.overrun_count))
+        put("rampart_envelope_violations_count", float(self._violations))
+        if decision.estimate.pcc_w is not None:
+            put("rampart_pcc_w", decision.estimate.pcc_w)
+        if trace.image.battery is not None:
+            put("rampart_battery_w", trace.image.battery.value.power_w)
+            put("rampart_soc_frac", trace.image.battery.value.soc_frac)
+        for row in self._rows:
+            labels = {"row": row.limit_id, "estimate": str(row.is_estimate).lower()}
+            put("rampart_headroom_w", row.headroom_w, labels)
+            put("rampart_breach_s", row.breach_s, labels)
+        if track is not None:
+            put("rampart_target_w", track.g_ref_w)
+            put("rampart_low_w", track.low_w)
+            put("rampart_high_w", track.high_w)
+            for limit_id, residual_w in track.residual_w.items():
+                put("rampart_residual_w", residual_w, {"row": limit_id})
+            for margin in track.margins:
+                put("rampart_margin", margin.value, {"name": margin.name, "contingency": margin.contingency})
+        for price in trace.plan.prices if trace.plan else ():
+            put("rampart_price_joule_per_w", price.joule_per_w, {"kind": price.kind.value})
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _row(row: RowHeadroom) -> dict[str, object]:
+    return {
+        "id": row.limit_id,
+        "worst_w": _number(row.worst_w),
+        "limit_w": row.limit_w,
+        "headroom_w": _number(row.headroom_w),
+        "breach_s": _number(row.breach_s),
+        "is_estimate": row.is_estimate,
+    }
+
+
+def _percentiles(values: deque[float]) -> dict[str, float]:
+    if not values:
+        return {"p50": 0.0, "p99": 0.0, "max": 0.0}
+    array = np.fromiter(values, dtype=np.float64)
+    return {"p50": float(np.percentile(array, 50)), "p99": float(np.percentile(array, 99)), "max": float(array.max())}
+
+
+def _cap_frac(trace: TickTrace) -> float:
+    """Mean locked clock over all GPUs the site stands for; a free clock counts as full."""
+    table, caps = trace.decision.fleet.table, trace.decision.readings.acks.caps
+    if not table.gpu_ids:
+        return 1.0
+    return float(np.average(np.minimum(caps[0] / table.cap_max[0], 1.0), weights=table.stands_for))
