@@ -398,6 +398,7 @@ def test_interval_that_is_over_is_refused() -> None:
     site = Story()
     assert site.say(60 * MW, end=-1).reason is RefusalReason.EXPIRED
     assert site.say(60 * MW, start=100, end=50).reason is RefusalReason.EXPIRED
+    assert site.say(60 * MW, start=100, end=100).reason is RefusalReason.EXPIRED
     assert site.say(60 * MW, start=-100, end=50).acceptance is Acceptance.ACCEPTED
 
 
@@ -443,6 +444,52 @@ def test_absurdly_low_target_is_held_at_the_floor() -> None:
     assert outcome.acceptance is Acceptance.BOUNDED and outcome.applied_w == 10 * MW and "floor" in outcome.detail
     assert site.target_w() == 20 * MW
     assert [t.asked_w for t in site.rules.feed_targets(site.now_s)] == [0.0, 0.0]
+
+
+def test_floor_and_share_are_each_feeds_own() -> None:
+    """Feeds of 80 and 20 MW, floor 20: 10 MW is under the large feed's floor only; more than a feed is the feed."""
+    settings = replace(grid(feeds=("a", "b")), feed_share_frac=(0.8, 0.2))
+    site = Story(settings)
+    assert site.say(10 * MW).acceptance is Acceptance.BOUNDED and site.target_w() == 26 * MW
+    site.wait(1)
+    assert site.say(10 * MW, feeds=("b",)).acceptance is Acceptance.ACCEPTED
+    site.wait(1)
+    assert site.say(1e12, feeds=("b",)).applied_w == 20 * MW
+
+
+def test_open_target_replaces_for_good_what_was_scheduled() -> None:
+    """A later withdrawal of the new one does not bring the old schedule back."""
+    site = Story()
+    site.say(50 * MW, start=100, end=200)
+    site.wait(1)
+    site.say(80 * MW)
+    site.wait(1)
+    site.say(None)
+    assert site.target_w(150) is None
+
+
+def test_rows_interrupted_for_a_time_come_back_when_it_ends() -> None:
+    """Rows under a bounded request of the same issuer are two spans, before it and after it."""
+    site = Story()
+    site.rows(ramp(4 * MW, row_id="x"))
+    site.wait(1)
+    site.rows(ramp(3 * MW, row_id="y"), start=100, end=200)
+    spans = [(s.limits[0].id, s.from_s, s.until_s) for s in site.rules.active(site.now_s)]
+    assert spans == [("x", 1000.0, 1101.0), ("y", 1101.0, 1201.0), ("x", 1201.0, math.inf)]
+
+
+def test_lingering_rows_end_with_the_dwell() -> None:
+    """What was withdrawn once too often goes exactly when the dwell has passed."""
+    site = Story()
+    for _ in range(3):
+        site.rows(ramp(4 * MW, row_id="x"))
+        site.wait(1)
+        site.rows()
+        site.wait(1)
+    assert site.row_ids() == {"x"}
+    (held,) = [s for s in site.rules.active(site.now_s) if s.limits]
+    site.wait(held.until_s - site.now_s)
+    assert site.row_ids() == set() and site.rules.active(site.now_s) == ()
 
 
 def test_absurdly_high_target_changes_nothing() -> None:
