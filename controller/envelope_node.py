@@ -52,8 +52,8 @@ def check_node(
         if spec is None or cap.gpu_id in caps or not _are_numbers(cap):
             found.append(Violation(1, cap.gpu_id, "unknown, named twice, or not a number"))
             continue
-        caps[cap.gpu_id] = within = _within(cap, spec)
-        if within != cap:
+        caps[cap.gpu_id] = _within(cap, spec)
+        if not _is_in_range(cap, spec):
             found.append(Violation(2, cap.gpu_id, f"{cap.clock_mhz} MHz, {cap.power_limit_w} W out of range"))
     return NodeVerdict(replace(command, caps=tuple(caps.values())), tuple(found))
 
@@ -64,6 +64,12 @@ def _is_newer(order: tuple[int, int], last: tuple[int, int]) -> bool:
 
 def _are_numbers(cap: GpuCap) -> bool:
     return all(x is None or math.isfinite(x) for x in (cap.clock_mhz, cap.power_limit_w))
+
+
+def _is_in_range(cap: GpuCap, spec: GpuSpec) -> bool:
+    clock, limit_w = cap.clock_mhz, cap.power_limit_w
+    is_clock = clock is None or spec.clock_mhz_min <= clock <= spec.clock_mhz_max
+    return is_clock and (limit_w is None or spec.power_limit_w_min <= limit_w <= spec.power_limit_w_max)
 
 
 def _within(cap: GpuCap, spec: GpuSpec) -> GpuCap:

@@ -156,10 +156,22 @@ class NodeAgent:
             self._say(subject, what)
 
     async def _drive(self, worker: GpuWorker) -> None:
-        """This GPU's own loop: a call that hangs holds up no other GPU."""
-        ticker = Ticker(self._clock, period_s=self._settings.telemetry_period_s)
-        async for _ in ticker.ticks():
+        """This GPU's own loop, once a telemetry period or when it is told something new; no other GPU waits for it."""
+        period_ns = round(self._settings.telemetry_period_s * NS_PER_S)
+        due_ns = self._clock.now_ns()
+        while True:
             await worker.step()
+            due_ns = max(due_ns + period_ns, self._clock.now_ns())
+            sleep = asyncio.ensure_future(self._clock.sleep_until_ns(due_ns))
+            news = asyncio.ensure_future(worker.news.wait())
+            try:
+                await asyncio.wait((sleep, news), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                sleep.cancel()
+                news.cancel()
+            if worker.news.is_set():
+                worker.news.clear()
+                due_ns = self._clock.now_ns()
 
     # ------------------------------------------------------------------------------------------------------- commands
 

@@ -7,6 +7,7 @@ what we set is overruled three times, then left to win; one that lowers it is le
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,6 +46,7 @@ class GpuWorker:
         self.gpu = gpu
         self.status = GpuStatus()
         self.was_written = False
+        self.news = asyncio.Event()  # set when there is something to write
         self._clock = clock
         self._say = say
         self._wish: GpuCap | None = None
@@ -59,6 +61,8 @@ class GpuWorker:
 
     def want(self, cap: GpuCap | None, order: tuple[int, int]) -> None:
         """Keep the GPU at `cap` from the next step on; None: leave it as it is."""
+        if cap != self._wish:
+            self.news.set()
         self._wish, self._order = cap, order
 
     async def step(self) -> None:

@@ -1,0 +1,179 @@
+"""A GPU in memory for tests of the node: `ports.GpuNode` with the faults a real one has."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from controller.clock import NS_PER_S
+from controller.node.agent import NodeAgent
+from controller.node.originals import OriginalsFile
+from controller.ports import Clock
+from controller.settings import NodeSettings
+from controller.types import (
+    GpuCap,
+    GpuId,
+    GpuOriginals,
+    GpuSpec,
+    GpuTelemetry,
+    NodeCommand,
+    NodeId,
+    NodeReport,
+    Quality,
+    Reading,
+)
+from drivers.errors import DeviceGone, DeviceTimeout, DriverUnavailable, PermissionDenied
+
+NODE = NodeId("n1")
+CLOCKS = tuple(range(210, 1981, 15))
+FALLBACK_MHZ = 1005
+
+
+def spec(name: str) -> GpuSpec:
+    return GpuSpec(GpuId(name), "test", 70.0, 200.0, 700.0, 700.0, CLOCKS)
+
+
+class FakeGpu:
+    """One GPU: what is set, what was written when, and what goes wrong."""
+
+    def __init__(self, name: str, clock: Clock, *, limit_w: float = 650.0) -> None:
+        self.spec = spec(name)
+        self.clock = clock
+        self.clock_mhz: int | None = None
+        self.limit_w = self.found_w = limit_w
+        self.writes: list[tuple[float, GpuCap]] = []
+        self.restores: list[float] = []
+        self.is_forbidden = self.is_lost = self.ignores = self.hangs = False
+        self.failing_restores = 0
+
+    async def read(self) -> Reading[GpuTelemetry]:
+        self._check()
+        clock_mhz = float(self.clock_mhz or 1980)
+        cap = None if self.clock_mhz is None else float(self.clock_mhz)
+        seen = GpuTelemetry(300.0, 300.0, clock_mhz, cap, self.limit_w, self.limit_w, None, None, 0)
+        return Reading(seen, self.clock.now_s(), Quality.GOOD, self.spec.gpu_id)
+
+    async def write(self, cap: GpuCap) -> None:
+        self._check()
+        if self.is_forbidden:
+            raise PermissionDenied(self.spec.gpu_id, "lock clocks: this needs CAP_SYS_ADMIN")
+        self.writes.append((self.clock.now_s(), cap))
+        if not self.ignores:
+            self.clock_mhz = cap.clock_mhz
+            self.limit_w = self.found_w if cap.power_limit_w is None else cap.power_limit_w
+
+    async def restore(self, originals: GpuOriginals) -> None:
+        self._check()
+        if self.failing_restores > 0:
+            self.failing_restores -= 1
+            raise DeviceTimeout(self.spec.gpu_id, "unlock clocks: no answer")
+        self.restores.append(self.clock.now_s())
+        self.clock_mhz, self.limit_w = None, originals.power_limit_w
+
+    async def originals(self) -> GpuOriginals:
+        self._check()
+        return GpuOriginals(self.spec.gpu_id, self.limit_w, 700.0, self.limit_w, None)
+
+    def _check(self) -> None:
+        if self.is_lost:
+            raise DeviceGone(self.spec.gpu_id, "fallen off the bus")
+        if self.hangs:
+            raise DeviceTimeout(self.spec.gpu_id, "no answer within 1 s")
+
+
+class TestLink:
+    """The agent's end of a wire that a test holds the other end of."""
+
+    __test__ = False
+
+    def __init__(self, clock: Clock) -> None:
+        self.reports: list[NodeReport] = []
+        self._clock = clock
+        self._waiting: list[NodeCommand] = []
+
+    def send(self, command: NodeCommand) -> None:
+        self._waiting.append(command)
+
+    async def publish(self, report: NodeReport) -> None:
+        self.reports.append(report)
+
+    async def commands(self) -> AsyncIterator[NodeCommand]:
+        while True:
+            while self._waiting:
+                yield self._waiting.pop(0)
+            await self._clock.sleep_until_ns(self._clock.now_ns() + NS_PER_S // 100)
+
+
+def settings(state_dir: Path, *, stagger_s: float = 0.0, limit_w: float | None = None) -> NodeSettings:
+    return NodeSettings(
+        node_id=NODE,
+        stands_for=1,
+        state_dir=str(state_dir),
+        telemetry_period_s=0.2,
+        fallback_clock_mhz=FALLBACK_MHZ,
+        fallback_power_limit_w=limit_w,
+        release_stagger_s=stagger_s,
+        driver_versions=".*",
+        other_w=500.0,
+        call_deadline_s=1.0,
+    )
+
+
+class Bench:
+    """An agent over fake GPUs on a clock of the test's choice."""
+
+    def __init__(self, state_dir: Path, clock: Clock, *, count: int = 2, stagger_s: float = 0.0) -> None:
+        self.clock = clock
+        self.gpus = [FakeGpu(f"GPU-{i}", clock) for i in range(count)]
+        self.link = TestLink(clock)
+        self.said: list[tuple[str, str]] = []
+        self.file = OriginalsFile(state_dir)
+        self.open_error: str | None = None
+        self.guard_starts = 0
+        self.on_disk_at_first_write: bool | None = None
+        self.cycles = 0
+        self._seq = 0
+        self.agent = NodeAgent(
+            settings(state_dir, stagger_s=stagger_s),
+            open_gpus=self._open,
+            link=self.link,
+            clock=clock,
+            originals=self.file,
+            boot_id="boot-1",
+            say=lambda subject, what: self.said.append((subject, what)),
+            before_first_write=self._guard,
+            on_cycle=self._cycle,
+        )
+
+    def _cycle(self) -> None:
+        self.cycles += 1
+
+    def _guard(self) -> None:
+        self.guard_starts += 1
+        self.on_disk_at_first_write = self.file.path.is_file()
+
+    async def _open(self) -> list[FakeGpu]:
+        if self.open_error:
+            raise DriverUnavailable("nvml", self.open_error)
+        return self.gpus
+
+    def command(self, clock_mhz: int | None, *, epoch: int = 1, **changes: object) -> NodeCommand:
+        self._seq += 1
+        caps = tuple(GpuCap(gpu.spec.gpu_id, clock_mhz, None) for gpu in self.gpus)
+        fields: dict[str, object] = {"ttl_s": 5.0, "release_slot_s": 0.0, "release_w_per_s": float("inf")} | changes
+        return NodeCommand(NODE, epoch, self._seq, caps=caps, **fields)  # type: ignore[arg-type]
+
+    async def wait(self, seconds: float) -> None:
+        await self.clock.sleep_until_ns(self.clock.now_ns() + round(seconds * NS_PER_S))
+
+    async def until(self, holds: Callable[[], bool], *, within_s: float) -> float:
+        """Seconds until `holds`; fails after `within_s`."""
+        start_s = self.clock.now_s()
+        while not holds():
+            assert self.clock.now_s() - start_s <= within_s, "did not happen in time"
+            await self.wait(0.05)
+        return self.clock.now_s() - start_s
+
+    @property
+    def clocks(self) -> list[int | None]:
+        return [gpu.clock_mhz for gpu in self.gpus]

@@ -1,0 +1,426 @@
+"""The node agent over GPUs in memory, in virtual time: it obeys, falls back by itself, and always gives back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from controller.node.gpu_worker import FIGHTS_MAX, PEACE_S
+from controller.types import AgentState, NodeReport, Quality
+from hil import vtime
+from tests.node_kit import FALLBACK_MHZ, Bench
+
+Story = Callable[[Bench], Awaitable[None]]
+
+
+def play(
+    state_dir: Path, story: Story, *, stop: bool = True, prepare: Callable[[Bench], None] | None = None, **kind: Any
+) -> Bench:
+    """Run an agent through `story`, then stop it as SIGTERM does (or leave it as kill -9 does)."""
+
+    async def main() -> Bench:
+        clock = vtime.VirtualClock(vtime.running_loop(), start_utc_s=0.0)
+        bench = Bench(state_dir, clock, **kind)
+        if prepare is not None:
+            prepare(bench)
+        if not stop:
+            bench.agent.release = _nothing  # type: ignore[method-assign]
+        task = asyncio.create_task(bench.agent.run())
+        await bench.wait(1.0)
+        await story(bench)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return bench
+
+    return vtime.run(main())
+
+
+async def _nothing() -> None: ...
+
+
+def newest(bench: Bench) -> NodeReport:
+    return bench.link.reports[-1]
+
+
+def test_an_agent_that_is_never_commanded_writes_nothing(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        await bench.wait(30.0)
+        assert newest(bench).state is AgentState.STARTING and newest(bench).quality.tolist() == [Quality.GOOD] * 2
+        assert np.isnan(newest(bench).clock_cap_mhz).all() and newest(bench).power_limit_w.tolist() == [650.0] * 2
+
+    bench = play(tmp_path, story)
+    assert all(not gpu.writes and not gpu.restores for gpu in bench.gpus)
+    assert not bench.file.path.exists() and bench.guard_starts == 0 and bench.agent.is_given_back
+
+
+def test_it_obeys_and_acknowledges_what_was_read_back(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        bench.link.send(bench.command(1500))
+        await bench.until(lambda: newest(bench).acked_seq == 1, within_s=1.0)
+        report = newest(bench)
+        assert report.state is AgentState.ARMED and report.clock_cap_mhz.tolist() == [1500.0, 1500.0]
+        assert (report.acked_epoch, report.is_controllable.all()) == (1, True)
+
+    bench = play(tmp_path, story)
+    assert bench.on_disk_at_first_write is True and bench.guard_starts == 1
+
+
+def test_a_renewed_command_writes_nothing_again(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        for _ in range(10):
+            bench.link.send(bench.command(1500))
+            await bench.wait(1.0)
+        assert newest(bench).acked_seq == 10
+
+    assert [len(gpu.writes) for gpu in play(tmp_path, story).gpus] == [1, 1]
+
+
+def test_clocks_change_at_most_once_a_second(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        for i in range(40):
+            bench.link.send(bench.command(1500 if i % 2 else 1200))
+            await bench.wait(0.2)
+
+    for gpu in play(tmp_path, story).gpus:
+        times = [t for t, _ in gpu.writes]
+        assert len(times) >= 4 and min(np.diff(times)) >= 1.0
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_clean_stop_gives_every_gpu_its_settings_back(tmp_path: Path, count: int) -> None:
+    async def story(bench: Bench) -> None:
+        bench.link.send(bench.command(900))
+        await bench.wait(2.0)
+        assert bench.clocks == [900] * count
+
+    bench = play(tmp_path, story, count=count)
+    assert bench.clocks == [None] * count and all(gpu.limit_w == 650.0 for gpu in bench.gpus)
+    assert bench.agent.is_given_back and not bench.file.path.exists()
+
+
+def test_a_clean_stop_is_staggered(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        bench.link.send(bench.command(900))
+        await bench.wait(2.0)
+
+    times = [gpu.restores[0] for gpu in play(tmp_path, story, count=3, stagger_s=2.0).gpus]
+    assert np.diff(times).tolist() == pytest.approx([2.0, 2.0])
+
+
+def test_a_restore_that_fails_is_tried_again_and_else_stays_on_file(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        bench.link.send(bench.command(900))
+        await bench.wait(2.0)
+        bench.gpus[0].failing_restores, bench.gpus[1].failing_restores = 2, 99
+
+    bench = play(tmp_path, story)
+    saved = bench.file.load()
+    assert bench.clocks == [None, 900] and not bench.agent.is_given_back
+    assert saved is not None and [gpu.gpu_id for gpu in saved.gpus] == ["GPU-1"]
+
+
+# ---------------------------------------------------------------------------------------------------------- dead-man
+
+
+def test_when_commands_stop_it_falls_back_after_ttl_and_slot(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        bench.link.send(bench.command(1800, ttl_s=5.0, release_slot_s=3.0))
+        await bench.until(lambda: bench.clocks == [1800, 1800], within_s=1.0)
+        assert await bench.until(lambda: newest(bench).state is AgentState.FALLBACK, within_s=6.0) >= 4.8
+        assert bench.clocks == [1800, 1800]
+        waited_s = await bench.until(lambda: bench.clocks == [FALLBACK_MHZ] * 2, within_s=4.5)
+        assert waited_s >= 2.8
+
+    play(tmp_path, story)
+
+
+def test_the_way_to_fallback_is_no_steeper_than_commanded(tmp_path: Path) -> None:
+    """Two GPUs with a swing of 630 W each at 100 W/s: by either curve no second may be worth more than 100 W."""
+
+    async def story(bench: Bench) -> None:
+        bench.link.send(bench.command(1980, release_w_per_s=100.0))
+        await bench.until(lambda: bench.clocks == [FALLBACK_MHZ] * 2, within_s=60.0)
+
+    for gpu in play(tmp_path, story).gpus:
+        steps = [(t, (cap.clock_mhz or 1980) / 1980) for t, cap in gpu.writes]
+        assert len(steps) > 8
+        for (t0, a), (t1, b) in pairwise(steps):
+            worth_w = 2 * 630.0 * max(abs(a - b), abs(a**3.3 - b**3.3))
+            assert worth_w <= 100.0 * max(t1 - t0, 1.2) + 2 * 630 * 3.3 * 15 / 1980
+
+
+def test_a_command_in_time_keeps_the_caps(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        for _ in range(20):
+            bench.link.send(bench.command(1500, ttl_s=2.0))
+            await bench.wait(1.5)
+        assert newest(bench).state is AgentState.ARMED and bench.clocks == [1500, 1500]
+        await bench.wait(3.0)
+        assert newest(bench).state is AgentState.FALLBACK
+        bench.link.send(bench.command(1395, ttl_s=2.0))
+        await bench.wait(1.5)
+        assert newest(bench).state is AgentState.ARMED and bench.clocks == [1395, 1395]
+
+    play(tmp_path, story)
+
+
+def test_a_pause_of_the_process_expires_its_commands(tmp_path: Path) -> None:
+    """Suspended for an hour and woken: the cap of then is not obeyed a moment longer."""
+
+    async def story(bench: Bench) -> None:
+        bench.link.send(bench.command(1800, ttl_s=90.0))
+        await bench.wait(2.0)
+        vtime.running_loop().stall_ns(10 * 10**9)
+        await bench.wait(3.0)
+        assert newest(bench).state is AgentState.FALLBACK and bench.clocks == [FALLBACK_MHZ] * 2
+
+    assert any(subject == "agent" and "paused" in what for subject, what in play(tmp_path, story).said)
+
+
+def test_release_by_the_site_gives_originals_back_and_the_node_stays(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        bench.link.send(bench.command(900))
+        await bench.wait(2.0)
+        bench.link.send(bench.command(None, is_release=True, release_slot_s=4.0))
+        await bench.wait(3.0)
+        assert bench.clocks == [900, 900]
+        await bench.until(lambda: newest(bench).state is AgentState.RELEASED, within_s=3.0)
+        await bench.wait(20.0)
+        assert all(len(gpu.restores) == 1 for gpu in bench.gpus) and bench.clocks == [None, None]
+        bench.link.send(bench.command(1200))
+        await bench.wait(2.0)
+        assert newest(bench).state is AgentState.ARMED and bench.clocks == [1200, 1200]
+
+    assert play(tmp_path, story).clocks == [None, None]
+
+
+def test_an_older_controller_is_not_obeyed(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        bench.link.send(bench.command(1500, epoch=7))
+        await bench.wait(2.0)
+        bench.link.send(bench.command(900, epoch=6))
+        await bench.wait(2.0)
+        assert bench.clocks == [1500, 1500] and newest(bench).acked_epoch == 7
+
+    assert any(subject == "envelope" for subject, _ in play(tmp_path, story).said)
+
+
+# ---------------------------------------------------------------------------------------------- death and restart
+
+
+def test_after_kill_the_next_agent_arms_from_file_and_gives_the_first_originals_back(tmp_path: Path) -> None:
+    """kill -9 left 900 MHz behind. The next agent falls back, obeys, and returns what the first one had found."""
+
+    async def first(bench: Bench) -> None:
+        bench.link.send(bench.command(900))
+        await bench.wait(2.0)
+
+    assert play(tmp_path, first, stop=False).clocks == [900, 900]
+
+    async def second(bench: Bench) -> None:
+        await bench.until(lambda: bench.clocks == [FALLBACK_MHZ] * 2, within_s=2.0)
+        assert newest(bench).state is AgentState.FALLBACK
+        bench.link.send(bench.command(1200))
+        await bench.wait(2.0)
+        assert newest(bench).state is AgentState.ARMED
+
+    def as_left(bench: Bench) -> None:
+        for gpu in bench.gpus:
+            gpu.clock_mhz, gpu.limit_w = 900, 500.0
+
+    bench = play(tmp_path, second, prepare=as_left)
+    assert bench.clocks == [None, None] and [gpu.limit_w for gpu in bench.gpus] == [650.0, 650.0]
+    assert not bench.file.path.exists()
+
+
+def test_damaged_originals_become_device_defaults_with_an_alarm(tmp_path: Path) -> None:
+    (tmp_path / "originals.json").write_text('{"format": "rampart-originals/1", "sha256": "0", "body": {}}')
+
+    async def story(bench: Bench) -> None:
+        await bench.wait(2.0)
+
+    bench = play(tmp_path, story)
+    assert [gpu.limit_w for gpu in bench.gpus] == [700.0, 700.0] and bench.clocks == [None, None]
+    assert any(subject == "originals" and "damaged" in what for subject, what in bench.said)
+    assert (tmp_path / "originals.damaged").exists()
+
+
+def test_without_a_place_for_originals_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full: the node reports and obeys nothing; with room again it arms by itself."""
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def story(bench: Bench) -> None:
+        bench.link.send(bench.command(900))
+        await bench.wait(2.0)
+        assert newest(bench).state is AgentState.MONITOR_ONLY and not newest(bench).is_controllable.any()
+        assert bench.clocks == [None, None]
+        monkeypatch.undo()
+        await bench.wait(6.0)
+        bench.link.send(bench.command(900))
+        await bench.wait(2.0)
+        assert newest(bench).state is AgentState.ARMED and bench.clocks == [900, 900]
+
+    monkeypatch.setattr("controller.node.originals.os.fsync", full)
+    play(tmp_path, story)
+
+
+# ---------------------------------------------------------------------------------------------------------- faults
+
+
+def test_without_nvml_it_reports_and_recovers_when_the_driver_comes(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        assert newest(bench).state is AgentState.MONITOR_ONLY and newest(bench).gpu_ids == ()
+        bench.open_error = None
+        await bench.wait(6.0)
+        bench.link.send(bench.command(1200))
+        await bench.wait(2.0)
+        assert newest(bench).state is AgentState.ARMED and bench.clocks == [1200, 1200]
+
+    def broken(bench: Bench) -> None:
+        bench.open_error = "no libnvidia-ml.so.1 on this machine"
+
+    bench = play(tmp_path, story, prepare=broken)
+    assert [what for subject, what in bench.said if subject == "nvml"][1:] == [""]
+
+
+def test_without_permission_it_monitors_and_recovers(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        for _ in range(70):
+            bench.link.send(bench.command(1200))
+            await bench.wait(1.0)
+            if bench.clock.now_s() < 40:
+                continue
+            for gpu in bench.gpus:
+                gpu.is_forbidden = False
+        assert newest(bench).state is AgentState.ARMED and bench.clocks == [1200, 1200]
+
+    def forbidden(bench: Bench) -> None:
+        for gpu in bench.gpus:
+            gpu.is_forbidden = True
+
+    bench = play(tmp_path, story, prepare=forbidden)
+    states = [report.state for report in bench.link.reports]
+    assert AgentState.MONITOR_ONLY in states
+    assert len([1 for subject, what in bench.said if "may not be controlled" in what]) == 2
+
+
+def test_a_gpu_that_ignores_caps_becomes_uncontrollable_after_two_retries(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        for _ in range(8):
+            bench.link.send(bench.command(1200))
+            await bench.wait(1.0)
+        report = newest(bench)
+        assert report.is_controllable.tolist() == [False, True] and report.acked_seq == 8
+        assert np.isnan(report.clock_cap_mhz[0]) and report.clock_cap_mhz[1] == 1200.0
+        assert len(bench.gpus[0].writes) == 3
+
+    def deaf(bench: Bench) -> None:
+        bench.gpus[0].ignores = True
+
+    play(tmp_path, story, prepare=deaf)
+
+
+def test_a_gpu_that_hangs_is_missing_and_the_other_is_not(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        bench.gpus[0].hangs = True
+        bench.link.send(bench.command(1200))
+        await bench.wait(2.0)
+        assert newest(bench).quality.tolist() == [Quality.MISSING, Quality.GOOD] and bench.clocks == [None, 1200]
+        assert newest(bench).acked_seq == 0
+        bench.gpus[0].hangs = False
+        await bench.wait(1.0)
+        assert newest(bench).quality.tolist() == [Quality.GOOD] * 2 and bench.clocks == [1200, 1200]
+
+    bench = play(tmp_path, story)
+    assert [what for subject, what in bench.said if subject == "GPU-0"][-1] == ""
+
+
+def test_a_foreign_raise_is_overruled_three_times_then_left(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        for _ in range(60):
+            bench.link.send(bench.command(1200))
+            await bench.wait(1.0)
+            if bench.clocks[0] == 1200:
+                bench.gpus[0].clock_mhz = None
+        assert newest(bench).is_controllable.tolist() == [False, True]
+
+    bench = play(tmp_path, story)
+    assert len(bench.gpus[0].writes) == 1 + FIGHTS_MAX
+    assert any("left to it" in what for _, what in bench.said)
+
+
+def test_after_peace_the_gpu_is_taken_again(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        for i in range(int(PEACE_S) + 60):
+            bench.link.send(bench.command(1200))
+            await bench.wait(1.0)
+            if i < 30 and bench.clocks[0] == 1200:
+                bench.gpus[0].clock_mhz = None
+        assert newest(bench).is_controllable.all() and bench.clocks == [1200, 1200]
+
+    play(tmp_path, story)
+
+
+def test_a_lower_foreign_limit_is_respected(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        bench.link.send(bench.command(1200, ttl_s=60.0))
+        await bench.wait(2.0)
+        bench.gpus[0].limit_w = 300.0
+        await bench.wait(5.0)
+        assert bench.gpus[0].limit_w == 300.0 and newest(bench).power_limit_w[0] == 300.0
+
+    assert [len(gpu.writes) for gpu in play(tmp_path, story).gpus] == [1, 1]
+
+
+def test_the_watchdog_is_fed_by_completed_cycles_only(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        await bench.wait(2.0)
+        before = bench.cycles
+
+        async def stuck(report: NodeReport) -> None:
+            await bench.wait(1e6)
+
+        bench.link.publish = stuck  # type: ignore[method-assign]
+        await bench.wait(10.0)
+        assert before >= 10 and bench.cycles <= before + 1
+
+    play(tmp_path, story)
+
+
+def test_no_guard_no_write(tmp_path: Path) -> None:
+    """A guard that cannot be started leaves nobody to give the GPUs back, so they are not touched."""
+
+    async def story(bench: Bench) -> None:
+        bench.link.send(bench.command(900))
+        await bench.wait(3.0)
+        assert bench.clocks == [None, None]
+
+    def no_guard(bench: Bench) -> None:
+        def fail() -> None:
+            raise OSError(11, "Resource temporarily unavailable")
+
+        bench.agent._before_first_write = fail
+
+    bench = play(tmp_path, story, prepare=no_guard)
+    assert len([1 for subject, _ in bench.said if subject == "guard"]) == 1
+
+
+def test_a_new_cap_is_written_at_once_and_not_at_the_next_period(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        await bench.wait(0.11)
+        sent_s = bench.clock.now_s()
+        bench.link.send(bench.command(1200))
+        await bench.wait(0.05)
+        assert all(0 <= gpu.writes[0][0] - sent_s < 0.03 for gpu in bench.gpus)
+
+    play(tmp_path, story)
