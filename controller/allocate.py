@@ -66,6 +66,29 @@ def clocks_of_caps(fleet: Fleet, curves: Curves, *, cap_w: FloatArray, peak_w: F
     return np.where(is_free[fleet.class_index], np.inf, bounded)
 
 
+def fit_worst_case(
+    fleet: Fleet, curves: Curves, *, clock_mhz: FloatArray, hard_w: float
+) -> tuple[FloatArray, FloatArray]:
+    """Clocks and power limits (n,) under which all GPUs at their worst draw at most `hard_w` together; inf is free.
+
+    A clock alone bounds power only by the chord of its curve; where that is not enough every GPU gets the same share
+    of its range above idle as a power limit, and the clock that its curve draws there.
+    """
+    table = fleet.table
+    free = np.full(fleet.count, np.inf)
+    range_w = table.peak_w - table.idle_w
+    bound_w = table.idle_w + range_w * np.minimum(clock_mhz / table.cap_max[0], 1.0)
+    if float((bound_w * table.stands_for).sum()) <= hard_w:
+        return clock_mhz, free
+    spare_w = hard_w - float((table.idle_w * table.stands_for).sum())
+    share = np.clip(spare_w / max(float((range_w * table.stands_for).sum()), 1.0), 0.0, 1.0)
+    limit_w = np.maximum(np.floor(table.idle_w + range_w * share), table.cap_min[1])
+    clock = curves.clock_for(np.full(fleet.count, share)) * table.cap_max[0]
+    stepped = table.cap_min[0] + np.floor((clock - table.cap_min[0]) / CLOCK_STEP_MHZ) * CLOCK_STEP_MHZ
+    bounded = np.clip(stepped, table.floor_mhz, table.cap_max[0])
+    return np.minimum(clock_mhz, bounded), limit_w
+
+
 def held_back_w(fleet: Fleet, curves: Curves, *, power_w: FloatArray, clock_cap_mhz: FloatArray) -> FloatArray:
     """What the locked clocks in force keep each class from drawing, (K,); `power_w` (n,) is drawn now."""
     table = fleet.table

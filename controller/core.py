@@ -172,6 +172,8 @@ class SiteCore:
     # ------------------------------------------------------------------------------------------------ parts of decide
 
     def _flags(self, image: SiteImage, estimate: Estimate, *, is_leader: bool) -> frozenset[Flag]:
+        if self.tracker is None and is_leader:
+            return frozenset()  # nothing was seen yet, so nothing is lost; nothing is written either
         flags = {Flag(flag.value) for flag in estimate.flags}
         if image.pcc is None and estimate.source is LoadSource.HELD:
             flags.add(Flag.IMAGE_LOST)
@@ -305,13 +307,13 @@ class SiteCore:
                 ttl_s=ttl_s,
             )
         nodes: tuple[NodeCommand, ...] = ()
-        is_ready = self.planning.clocks_mhz.shape == (fleet.count,) and fleet.count > 0
+        is_ready = self.planning.caps.shape == (2, fleet.count) and fleet.count > 0
         if self._has_new_caps and is_ready and self.tracker is not None:
             interval = self.tracker.interval
             nodes = node_commands(
                 image.nodes,
                 fleet,
-                self.planning.clocks_mhz,
+                self.planning.caps,
                 epoch=self._epoch,
                 seq=self._seq,
                 ttl_s=ttl_s,
@@ -338,10 +340,17 @@ class SiteCore:
             else 0.0,
             target_w=tracker.g_ref_w,
             mode=decision.mode.mode,
+            gpu_w_max=self._gpu_w_max(image, decision),
         )
         self._plan_start_w = tracker.g_ref_w
         self._load_rise_w = self.planning.load_rise_w(known)
         return known
+
+    def _gpu_w_max(self, image: SiteImage, decision: Decision) -> float:
+        """The envelope's own sum: ceiling in force, less what caps do not govern, plus what the battery surely gives."""
+        view = self._view(image, decision)
+        supply_w = view.battery.supply_w if view.battery is not None else 0.0
+        return view.import_w_max - view.margin_w - view.unmanaged_w_max + supply_w
 
     @staticmethod
     def _is_battery_usable(image: SiteImage) -> bool:

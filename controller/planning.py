@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from controller.allocate import Curves, clocks_of_caps, held_back_w
+from controller.allocate import Curves, clocks_of_caps, fit_worst_case, held_back_w
 from controller.contract import AdmissibleInterval
 from controller.demand import Demand, DemandWindow, split_demand
 from controller.estimate import Estimate
@@ -46,6 +46,7 @@ class Known:
     energy_j: float
     target_w: float
     mode: Mode
+    gpu_w_max: float  # what all GPUs together may draw at their worst under the ceilings in force; inf without any
 
 
 class Planning:
@@ -67,7 +68,7 @@ class Planning:
         self._other_w = site.other_load_w
         self._demand_top_w = 0.0
         self._demand = Demand(np.zeros(len(self._classes)), 0.0, 0.0, 0.0)
-        self.clocks_mhz: FloatArray = np.empty(0)
+        self.caps: FloatArray = np.empty((2, 0))  # clock in MHz over power limit in W, per GPU; inf is free
         self.plan: Plan | None = None
 
     @property
@@ -124,7 +125,8 @@ class Planning:
         given = self._input(known, curves)
         plan = self._planner.plan(given)
         peaks_w = self._peaks_w(given)
-        self.clocks_mhz = clocks_of_caps(known.fleet, curves, cap_w=plan.cap_w, peak_w=peaks_w)
+        clocks_mhz = clocks_of_caps(known.fleet, curves, cap_w=plan.cap_w, peak_w=peaks_w)
+        self.caps = np.vstack(fit_worst_case(known.fleet, curves, clock_mhz=clocks_mhz, hard_w=known.gpu_w_max))
         self._account(known.now_s, given, plan)
         self.plan = plan
         return plan
@@ -234,7 +236,7 @@ def _mean_share(fleet: Fleet, share: FloatArray) -> FloatArray:
 def node_commands(
     nodes: Sequence[Reading[NodeReport]],
     fleet: Fleet,
-    clocks_mhz: FloatArray,
+    caps: FloatArray,
     *,
     epoch: int,
     seq: int,
@@ -253,14 +255,14 @@ def node_commands(
         report = reading.value
         span = table.spans[report.node_id]
         own_slope = slope / report.stands_for
-        caps = _caps(report, clocks_mhz[span], is_fallback=is_fallback)
+        node_caps = _caps(report, caps[:, span], is_fallback=is_fallback)
         found.append(
             NodeCommand(
                 node_id=NodeId(report.node_id),
                 epoch=epoch,
                 seq=seq,
                 ttl_s=ttl_s,
-                caps=() if is_release else caps,
+                caps=() if is_release else node_caps,
                 release_slot_s=wait_s,
                 release_w_per_s=own_slope,
                 is_release=is_release,
@@ -271,11 +273,11 @@ def node_commands(
     return tuple(found)
 
 
-def _caps(report: NodeReport, clocks_mhz: FloatArray, *, is_fallback: bool) -> tuple[GpuCap, ...]:
+def _caps(report: NodeReport, caps: FloatArray, *, is_fallback: bool) -> tuple[GpuCap, ...]:
     if is_fallback:
-        clock = round(report.fallback_clock_mhz)
-        return tuple(GpuCap(gpu_id, clock, None) for gpu_id in report.gpu_ids)
+        clock_mhz = round(report.fallback_clock_mhz)
+        return tuple(GpuCap(gpu_id, clock_mhz, None) for gpu_id in report.gpu_ids)
     return tuple(
-        GpuCap(gpu_id, None if math.isinf(clock) else int(clock), None)
-        for gpu_id, clock in zip(report.gpu_ids, clocks_mhz.tolist(), strict=True)
+        GpuCap(gpu_id, None if math.isinf(clock) else int(clock), None if math.isinf(limit_w) else limit_w)
+        for gpu_id, clock, limit_w in zip(report.gpu_ids, *caps.tolist(), strict=True)
     )

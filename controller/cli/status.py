@@ -58,7 +58,7 @@ def _print(document: dict[str, Any]) -> None:
         console.print(f"  because {reason}")
     table = Table(show_header=False)
     for key, value in document["power"].items():
-        table.add_row(key, value if isinstance(value, str) else f"{value:,.3f}")
+        table.add_row(key, f"{value:,.3f}" if isinstance(value, float) else str(value if value is not None else "-"))
     console.print(table)
     for margin in document["margins"]:
         console.print(f"  margin {margin['name']} ({margin['contingency']}): {margin['value']:,.0f} {margin['unit']}")
