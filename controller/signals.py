@@ -100,7 +100,7 @@ class _Request:
         if target.until_utc_s is not None:
             return from_s, self.now_s + target.until_utc_s - self.utc_s, False
         if not self.is_fresh:
-            return from_s, max(from_s, self.now_s) + UNTIMED_HOLD_S, False
+            return from_s, from_s + UNTIMED_HOLD_S, False
         return from_s, math.inf, True
 
     def refused(self, reason: RefusalReason, detail: str) -> SignalOutcome:

@@ -223,8 +223,11 @@ class DsxGridSource:
         return event
 
     def _judge(self, event: CloudEvent, outcomes: Sequence[SignalOutcome]) -> None:
-        """Audit, answer and pass on what the rules said about one message."""
+        """Pass on, audit and answer what the rules said about one message."""
         now_s, utc_s = self._clock.now_s(), self._clock.wall_utc_s()
+        if self._on_outcome is not None:
+            for outcome in outcomes:  # first: an emergency does not wait for the paperwork
+                self._on_outcome(outcome)
         for outcome in outcomes:
             self._write_audit(_audit_line(outcome, now_s, utc_s))
             log.info(
@@ -239,8 +242,6 @@ class DsxGridSource:
                 self.refused_count[outcome.reason] = self.refused_count.get(outcome.reason, 0) + 1
             else:
                 self._just_set.update(outcome.feeds)
-            if self._on_outcome is not None:
-                self._on_outcome(outcome)
         if self._sender is None or not outcomes:
             return
         data = SignalAnswerData(
