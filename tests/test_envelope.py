@@ -763,3 +763,10 @@ def test_at_start_the_target_begins_at_metered_power() -> None:
     """Nothing is remembered: the slope guard counts from where the meter says the site is."""
     seen = view(state=state(target_w=None, reference_w=None), target_step_w=10.0)
     assert target(check(seen, command(power=battery(1500.0)))) == 1010.0
+
+
+def test_10_a_ceiling_is_no_reason_to_go_below_the_service_floor() -> None:
+    """No clock above the floor fits 500 W; without a breaker emergency the floor is where it ends."""
+    seen = view(import_w_max=500.0, margin_w=0.0, unmanaged_w_max=0.0, image=image(None))
+    out = clocks(check(seen, command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000))))
+    assert set(out.values()) == {FLOOR}

@@ -80,9 +80,10 @@ def main(reader: int, state_dir: Path) -> int:
     agent_pid = os.getppid()
     if os.read(reader, 1) == CLEAN:
         return 0
+    from controller.clock import MonotonicClock
     from controller.node.run import restore_after_death
 
-    return asyncio.run(restore_after_death(state_dir, agent_pid=agent_pid))
+    return asyncio.run(restore_after_death(state_dir, agent_pid=agent_pid, clock=MonotonicClock()))
 
 
 if __name__ == "__main__":

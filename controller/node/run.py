@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from controller.clock import NS_PER_S, MonotonicClock
+from controller.clock import NS_PER_S
 from controller.errors import BadInput
 from controller.node.agent import NodeAgent, Opener
 from controller.node.gpu_worker import Say
 from controller.node.guard import Guard
 from controller.node.originals import HowTo, NodeLock, OriginalsCorrupt, OriginalsFile, Saved, boot_id, device_defaults
 from controller.node.restore import Outcome, fall_back, give_back
-from controller.ports import AgentLink, Clock, GpuNode
+from controller.ports import AgentLink, Clock, DriverError, GpuNode
 from controller.sdnotify import Notifier
 from controller.settings import NodeSettings
 from drivers.nvml import NvmlLibrary
 
 LOCK_WAIT_S = 10.0  # a guard or a restore that is still at work
 LOCK_POLL_S = 0.1
+GUARD_RETRY_S, GUARD_ATTEMPTS = 5.0, 24
 
 
 async def run_node(
@@ -72,7 +73,7 @@ async def _locked(state_dir: Path, clock: Clock) -> NodeLock:
         while not lock.try_acquire():
             if clock.now_ns() >= deadline_ns:
                 raise BadInput(f"{state_dir}: another agent drives this node (process {lock.holder()}); stop it first")
-            await clock.sleep_until_ns(clock.now_ns() + round(LOCK_POLL_S * NS_PER_S))
+            await _sleep(clock, LOCK_POLL_S)
     except OSError as error:
         raise BadInput(f"state_dir: {state_dir}: {error.strerror or error}; it must be writable") from None
     return lock
@@ -81,16 +82,24 @@ async def _locked(state_dir: Path, clock: Clock) -> NodeLock:
 # --------------------------------------------------------------------------------------------------------- restore
 
 
-async def restore_after_death(state_dir: Path, *, agent_pid: int) -> int:
-    """The guard's work: originals back, unless a new agent already took over. Exit status."""
-    lock, clock = NodeLock(state_dir), MonotonicClock()
-    while not lock.try_acquire():
-        if lock.holder() != str(agent_pid):
+async def restore_after_death(state_dir: Path, *, agent_pid: int, clock: Clock) -> int:
+    """The guard's work: originals back, unless a new agent took over; tries for two minutes. Exit status."""
+    lock = NodeLock(state_dir)
+    for attempt in range(GUARD_ATTEMPTS):
+        if attempt:
+            await _sleep(clock, GUARD_RETRY_S)
+        while not lock.try_acquire():
+            if lock.holder() != str(agent_pid):
+                return 0
+            await _sleep(clock, LOCK_POLL_S)  # the dying agent still holds it
+        with lock:
+            try:
+                outcomes = await restore_node(state_dir, to_fallback=False, clock=clock)
+            except (DriverError, OSError):
+                continue  # NVML is wedged or gone: it may come back
+        if all(outcome.is_done for outcome in outcomes):
             return 0
-        await clock.sleep_until_ns(clock.now_ns() + round(LOCK_POLL_S * NS_PER_S))  # the dying agent still holds it
-    with lock:
-        outcomes = await restore_node(state_dir, to_fallback=False, clock=clock)
-    return 0 if all(outcome.is_done for outcome in outcomes) else 1
+    return 1
 
 
 async def restore_node(
@@ -133,3 +142,7 @@ async def _open(how: HowTo, clock: Clock, open_gpus: Opener | None) -> Sequence[
     if open_gpus is not None:
         return await open_gpus()
     return await NvmlLibrary(how.settings(), clock=clock).open()
+
+
+async def _sleep(clock: Clock, seconds: float) -> None:
+    await clock.sleep_until_ns(clock.now_ns() + round(seconds * NS_PER_S))
