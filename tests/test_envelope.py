@@ -521,8 +521,10 @@ def test_8_nothing_is_exported(following: Following, wish: float, result: float)
 
 @pytest.mark.parametrize(("ramp", "result"), [(5000.0, 1000.0), (0.0, 1000.0), (float("nan"), 1000.0), (10.0, 10.0)])
 def test_8_the_slope_is_the_devices_own_at_most(ramp: float, result: float) -> None:
-    out = check(view(), command(power=battery(1000.0, ramp_w_per_s=ramp))).command.battery
+    verdict = check(view(), command(power=battery(1000.0, ramp_w_per_s=ramp)))
+    out = verdict.command.battery
     assert out is not None and out.ramp_w_per_s == result
+    assert broken(verdict) == (set() if ramp == result else {8})
 
 
 def test_8_a_change_below_the_deadband_or_within_the_dwell_is_not_written() -> None:
@@ -770,3 +772,22 @@ def test_10_a_ceiling_is_no_reason_to_go_below_the_service_floor() -> None:
     seen = view(import_w_max=500.0, margin_w=0.0, unmanaged_w_max=0.0, image=image(None))
     out = clocks(check(seen, command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000))))
     assert set(out.values()) == {FLOOR}
+
+
+def test_2_each_gpu_gives_the_same_share_of_what_it_has_above_its_floor() -> None:
+    """At 1000 and 700 MHz they draw 400 and 310 W, at the floor 280: of 120 and 30 W each gives half."""
+    out = clocks(check(view(feeders=feeder(635.0)), command(node(NODES[0], 1000, 700))))
+    assert out == {GPUS[0]: 800, GPUS[1]: 650}
+
+
+def test_a_bound_met_to_rounding_is_met() -> None:
+    seen = view(import_w_max=1000.0, unmanaged_w_max=-2000.0, image=image(1000.0005))
+    verdict = check(seen, command(power=battery(1000.0005)))
+    assert target(verdict) == 1000.0005 and verdict.violations == ()
+    assert check(view(feeders=feeder(800.0 - 5e-4)), command(node(NODES[0], 1000, 1000))).violations == ()
+
+
+def test_8_the_dwell_counts_from_the_last_change() -> None:
+    """A reference written again is no change; a new one starts the dwell anew."""
+    assert check(view(), command(power=battery(1000.0))).state.reference_t_s == 0.0
+    assert check(view(), command(power=battery(1001.0))).state.reference_t_s == NOW_S

@@ -34,17 +34,27 @@ async def run_node(
 ) -> None:
     """Run this node's agent until cancelled, then give everything back.
 
-    `on_cycle` replaces feeding the watchdog, for a process that also holds the site role. Raises BadInput when another
-    process holds this node or the state directory cannot be used.
+    Tells systemd when it serves and feeds its watchdog with every completed cycle; `on_cycle` replaces both in a process
+    that also holds the site role. Raises BadInput when another process holds this node or the state directory cannot be
+    used.
     """
     state_dir = Path(settings.state_dir)
     library = NvmlLibrary(settings, clock=clock)
     guard = None if notifier.is_supervised else Guard(state_dir)
 
+    is_ready = False
+
     def cycle() -> None:
+        nonlocal is_ready
         if guard is not None and agent.is_armed and not guard.is_alive:
             guard.start()
-        (on_cycle or notifier.feed_watchdog)()
+        if on_cycle is not None:
+            on_cycle()
+            return
+        if not is_ready:
+            notifier.ready(f"node {settings.node_id}")
+            is_ready = True
+        notifier.feed_watchdog()
 
     with await _locked(state_dir, clock):
         agent = NodeAgent(
