@@ -791,3 +791,14 @@ def test_8_the_dwell_counts_from_the_last_change() -> None:
     """A reference written again is no change; a new one starts the dwell anew."""
     assert check(view(), command(power=battery(1000.0))).state.reference_t_s == 0.0
     assert check(view(), command(power=battery(1001.0))).state.reference_t_s == NOW_S
+
+
+def test_2_a_sampled_node_counts_for_all_it_stands_for() -> None:
+    many = replace(FLEET, stands_for=np.full(4, 10.0))
+    seen = view(fleet=many, feeders=feeder(6350.0))
+    assert clocks(check(seen, command(node(NODES[0], 1000, 700)))) == {GPUS[0]: 800, GPUS[1]: 650}
+
+
+def test_6_margins_of_nothing_are_enough() -> None:
+    seen = view(margins=(Margin("power", "full_site", 0.0, "W"),))
+    assert check(seen, command(node(NODES[0], 1100, 1000))).violations == ()

@@ -34,9 +34,9 @@ async def run_node(
 ) -> None:
     """Run this node's agent until cancelled, then give everything back.
 
-    Tells systemd when it serves and feeds its watchdog with every completed cycle; `on_cycle` replaces both in a process
-    that also holds the site role. Raises BadInput when another process holds this node or the state directory cannot be
-    used.
+    Tells systemd when it serves and feeds its watchdog with every completed cycle; `on_cycle` replaces both in a
+    process that also holds the site role. Raises BadInput when another process holds this node or the state directory
+    cannot be used.
     """
     state_dir = Path(settings.state_dir)
     library = NvmlLibrary(settings, clock=clock)
