@@ -16,10 +16,10 @@ from controller.actuate import Actuate
 from controller.config.gpu import load_curves
 from controller.core import SiteCore
 from controller.cycle import Cycle, Observer
-from controller.plan.load import mpc_planner
 from controller.plan.plan import Planner
 from controller.plan.rule import RuleMaxPlanner, RulePlanner
 from controller.plan.solve import planner_shape
+from controller.planner_start import mpc_planner
 from controller.ports import Battery, Clock, GridSource, JobSource, Lease, NodeLink, PowerMeter, Recorder, Ups
 from controller.reserve import NO_BATTERY, battery_bounds, crash_slope_w_per_s, reserve_rows
 from controller.sense import Sense
@@ -75,13 +75,7 @@ def build(settings: Settings, factories: Factories) -> Daemon:
     site = settings.site
     assert site is not None, "a node agent is built by controller.node"
     log = structlog.get_logger("rampart")
-    core = SiteCore(
-        site,
-        epoch=factories.lease.epoch,
-        planner=make_planner(site),
-        curves=load_curves(),
-        jobs=factories.jobs,
-    )
+    core = make_core(site, epoch=factories.lease.epoch, jobs=factories.jobs)
 
     def on_change(subject: str, why: str) -> None:
         if why:
@@ -109,6 +103,11 @@ def build(settings: Settings, factories: Factories) -> Daemon:
         core=core,
         background=factories.background,
     )
+
+
+def make_core(site: SiteSettings, *, epoch: int, jobs: JobSource | None = None) -> SiteCore:
+    """The core of a site, with the planner it asks for; what the daemon runs and a replay runs again."""
+    return SiteCore(site, epoch=epoch, planner=make_planner(site), curves=load_curves(), jobs=jobs)
 
 
 def make_planner(site: SiteSettings) -> Planner:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from controller.contract import AdmissibleInterval
-from controller.plan.load import mpc_planner
 from controller.plan.plan import OFFSET_S, STEPS, JobClass, Plan, PlanInput, Planner
 from controller.plan.rule import RuleMaxPlanner, RulePlanner, Sharing, share_cut
 from controller.plan.solve import planner_shape
 from controller.plan.tier import TierLedger
+from controller.planner_start import mpc_planner
 from controller.reserve import Contingency, CrashReserve
 from controller.types import ClassId, FloatArray, Limit
 from hil.regret_forecast import Forecaster
@@ -172,7 +172,7 @@ class Run:
         classes = tuple(
             JobClass(
                 class_id=ClassId(job.name),
-                priority=k,
+                priority=50,
                 weight=float(world.weight[k]),
                 cap_w_min=0.0,
                 loss_left_j=float(losses[k]),

@@ -180,10 +180,17 @@ class GridDoc(Document):
 
     agent_id: Name
     feeds: Annotated[tuple[str, ...], Field(min_length=1)] = ("main",)
+    feed_shares: tuple[Fraction, ...] = ()
     issuers: tuple[IssuerDoc, ...] = ()
     signing_key_file: str | None = None
-    clock_skew_s: Annotated[float, Field(ge=0, le=300)] = 30.0
+    clock_skew_s: Annotated[float, Field(ge=0, le=300)] = 5.0
     status_period_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
+
+    @model_validator(mode="after")
+    def _shares(self) -> GridDoc:
+        if self.feed_shares and (len(self.feed_shares) != len(self.feeds) or abs(sum(self.feed_shares) - 1.0) > 1e-6):
+            raise ValueError(f"feed_shares: one per feed ({len(self.feeds)}), together 1")
+        return self
 
 
 class SampledDoc(Document):
@@ -450,6 +457,7 @@ def _grid(doc: GridDoc, base: Path) -> GridSettings:
         signing_key_file=_beside(base, doc.signing_key_file),
         clock_skew_s=doc.clock_skew_s,
         status_period_s=doc.status_period_s,
+        feed_share_frac=doc.feed_shares,
     )
 
 
