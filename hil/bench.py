@@ -30,6 +30,7 @@ from hil.ports import HeldLease, NoRecorder, SimBattery, SimGrid, SimMeter, SimU
 from hil.run_log import (
     BriefRecorder,
     MarginLog,
+    ModeLog,
     OffsetClock,
     Stopwatch,
     TickView,
@@ -90,6 +91,7 @@ class RunRecord:
     signal_verdicts: tuple[SignalVerdict, ...]
     ticks: TickLog
     margins: MarginLog
+    modes: ModeLog
     stopwatch: Stopwatch
     moments: Moments
     rows: Rows
@@ -144,7 +146,8 @@ class _Bench:
         self.world = build_world(scenario)
         plant = self.world.plant
         self._start_soc = plant.battery.soc_frac if plant.battery else None
-        self._ticks, self._margins, self._stopwatch = TickLog(), MarginLog(), Stopwatch()
+        self._ticks, self._margins, self._modes = TickLog(), MarginLog(), ModeLog()
+        self._stopwatch = Stopwatch()
         self._last: TickView | None = None
         self._referee = Referee(site.contract)
         self._signals = grid_signals(scenario, site)
@@ -222,6 +225,7 @@ class _Bench:
             mode=view.mode,
         )
         self._margins.add(view.margins)
+        self._modes.add(view)
         self._stopwatch.completed(view, plan_budget_ms=self._site.planner_period_s * 1e3)
         self._last = view
 
@@ -261,6 +265,7 @@ class _Bench:
             ),
             ticks=self._ticks,
             margins=self._margins,
+            modes=self._modes,
             stopwatch=self._stopwatch,
             moments=self._moments,
             rows=self._csv.rows(),

@@ -94,6 +94,10 @@ def _costs(result: dict[str, Any]) -> Table:
     if result["controller"] != "none":
         by_name = ", ".join(f"{k} {100 * v:.1f} %" for k, v in result["crash_safe"].items() if v is not None)
         table.add_row("crash-safe", f"{100 * result['crash_safe_frac']:.2f} % of ticks ({by_name or 'no margins'})")
+        if set(result["modes"]) != {"normal"} or result["envelope"]["violations"]:
+            modes = ", ".join(f"{name} {100 * share:.1f} %" for name, share in result["modes"].items())
+            broken = ", ".join(f"{n} of invariant {k}" for k, n in result["envelope"]["violations"].items())
+            table.add_row("modes", f"{modes}; envelope: {broken or 'nothing to correct'}")
         tick, solve = result["tracker"]["tick_ms"], result["planner"]["solve_ms"]
         table.add_row(
             "computing",

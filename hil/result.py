@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from controller.predict import follower_of
-from controller.types import FloatArray
+from controller.types import FloatArray, Mode
 from hil.bench import RunRecord
 from hil.truth_log import BEFORE_S
 from hil.world import Happening
@@ -56,6 +56,8 @@ def result_of(record: RunRecord) -> dict[str, object]:
         "contingency": [alone(record, h) for h in record.world.diary if h.kind in UNANNOUNCED],
         "planner": _planner(record),
         "tracker": _tracker(record),
+        "modes": {Mode(m).name.lower(): n / max(len(record.ticks), 1) for m, n in sorted(record.modes.ticks.items())},
+        "envelope": {"violations": {str(k): n for k, n in sorted(record.modes.violations.items())}},
         "faults": _faults(record),
         "events": [_happening(h) for h in record.world.diary],
         "wall_ms": record.wall_s * 1e3,
@@ -90,7 +92,7 @@ def alone(record: RunRecord, happening: Happening) -> dict[str, object]:
     if not t_s.size:
         at_s = happening.t_s + record.world.plant.dt_s
         t_s, pcc_w = record.moments.around(round(at_s, 9))
-    if not t_s.size:
+    if not np.any(t_s >= happening.t_s):
         return {**entry, "dip_raw_w": None, "area_j": None, "back_inside_s": None}
     return {**entry, **_dip(record, happening, t_s, pcc_w)}
 
@@ -106,10 +108,14 @@ def _dip(record: RunRecord, happening: Happening, t_s: FloatArray, pcc_w: FloatA
     away_w = np.abs(pcc_w - should_w)[after]
     dt_s = record.world.plant.dt_s
     is_out = away_w > BACK_FRAC * max(happening.drop_w, 1.0)
-    back = _first_lasting(~is_out, round(BACK_HOLDS_S / dt_s), begin=int(np.argmax(is_out)) if is_out.any() else 0)
-    span = away_w if back is None else away_w[:back]
+    back: int | None = 0
+    if is_out.any():
+        back = _first_lasting(~is_out, round(BACK_HOLDS_S / dt_s), begin=int(np.argmax(is_out)))
+    # Even what never leaves the 5 % has a depth: over the drop itself and the second after it.
+    least = round((happening.within_s + BACK_HOLDS_S) / dt_s)
+    span = away_w if back is None else away_w[: max(back, least)]
     return {
-        "dip_raw_w": float(away_w.max()) if back is None else float(away_w[: max(back, 1)].max()),
+        "dip_raw_w": float(span.max()),
         "area_j": float(span.sum() * dt_s),
         "back_inside_s": None if back is None else back * dt_s,
     }

@@ -39,6 +39,7 @@ class TickView:
     is_fallback: bool  # the plan in force did not come from the planner asked for
     plan_ms: float
     overrun_count: int
+    violations: tuple[int, ...] = ()  # invariants of the envelope that the proposal broke
 
 
 class MarginLog:
@@ -60,13 +61,27 @@ class MarginLog:
             self.least[m.name] = min(self.least.get(m.name, m.value), m.value)
         by_name: dict[str, bool] = {}
         for m in margins:
-            by_name[m.name] = by_name.get(m.name, True) and m.value >= 0.0
+            condition = m.name.partition(":")[0]  # a transient margin names its row behind a colon
+            by_name[condition] = by_name.get(condition, True) and m.value >= 0.0
         for name, holds in by_name.items():
             self.seen[name] = self.seen.get(name, 0) + 1
             self.held[name] = self.held.get(name, 0) + int(holds)
         if self._has_entered and margins:
             self.tick_count += 1
             self.safe_count += int(is_safe)
+
+
+class ModeLog:
+    """How long each mode was in force, in ticks, and which invariants the envelope had to defend."""
+
+    def __init__(self) -> None:
+        self.ticks: dict[int, int] = {}
+        self.violations: dict[int, int] = {}
+
+    def add(self, view: TickView) -> None:
+        self.ticks[view.mode] = self.ticks.get(view.mode, 0) + 1
+        for invariant in view.violations:
+            self.violations[invariant] = self.violations.get(invariant, 0) + 1
 
 
 class Stopwatch:

@@ -23,6 +23,8 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
+WirePort = Annotated[int, Field(ge=0, le=65535)]
+
 Edge = Literal["linear", "hold"]
 Verb = Literal["off", "stuck", "garbage", "wrong", "slow", "delayed", "intermittent"]
 
@@ -142,7 +144,7 @@ class MeterPlantDoc(Document):
     window_s: NonNegative = 0.0  # boxcar over truth
     latency_s: NonNegative = 0.0  # of the read itself
     gain: Positive = 1.0
-    noise_frac: Annotated[float, Field(ge=0, le=0.2)] = 0.0
+    noise_frac: Annotated[float, Field(ge=0, le=0.2)] = 1e-4  # of the reading; no real meter repeats itself to the bit
 
 
 class NodePlantDoc(Document):
@@ -211,6 +213,7 @@ class DropDoc(Document):
     megawatt: Positive | None = None  # None: the whole job
     slew_per_s: Positive | None = None  # of the block
     within_s: Positive | None = None
+    at_full_load: bool = False  # wait for the first moment from `t_s` on at which the job draws its most
     restart_after_s: Positive | None = None
     restart_within_s: Positive = 60.0
 
@@ -304,6 +307,17 @@ class SignalDoc(Document):
         return self
 
 
+class WireDoc(Document):
+    """How the scenario runs on real wires. A port of 0 takes a free one."""
+
+    node: str  # the node agent's file, beside the scenario
+    broker_port: WirePort = 0
+    meter_port: WirePort = 0
+    battery_port: WirePort = 0
+    ups_port: WirePort = 0
+    start_s_max: Positive = 60.0  # how long the processes may take until they control
+
+
 class ScenarioDoc(Document):
     """The whole file."""
 
@@ -313,7 +327,8 @@ class ScenarioDoc(Document):
     duration_s: Annotated[float, Field(gt=0, le=31 * 86_400)] | None = None  # None: the longest trace, else 1,800 s
     record_s: NonNegative = 120.0  # how much of the run's start the recording keeps
     clock: Literal["virtual", "real"] = "virtual"
-    site: dict[str, Any]
+    site: dict[str, Any]  # or the name of a site file beside this one
+    wire: WireDoc | None = None
     plant: PlantDoc
     events: tuple[EventDoc, ...] = ()
     faults: tuple[FaultDoc, ...] = ()
@@ -364,6 +379,8 @@ def load_scenario(name_or_file: str, overrides: Overrides) -> Scenario:
 
 def parse_scenario(raw: object, overrides: Overrides, *, origin: str) -> Scenario:
     """`raw` (parsed YAML) with `overrides` as a scenario. Relative file names are resolved beside `origin`."""
+    if isinstance(raw, dict) and isinstance(raw.get("site"), str):
+        raw = {**raw, "site": read_yaml(Path(origin).resolve().parent / raw["site"])}
     first = parse_document(raw, ScenarioDoc, origin=origin)
     assert isinstance(raw, dict)
     changed = _override_plant(dict(raw), overrides, first)

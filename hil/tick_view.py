@@ -39,6 +39,7 @@ class Viewer:
             is_fallback=planned and plan is not None and plan.policy != self._policy.value,
             plan_ms=trace.plan_ms,
             overrun_count=trace.overrun_count,
+            violations=tuple(v.invariant for v in trace.checked.violations),
         )
 
 

@@ -182,11 +182,15 @@ class Moments:
             self._parts[at_s].append((t_s[inside], block.pcc_w[inside]))
 
     def around(self, at_s: float) -> tuple[FloatArray, FloatArray]:
-        """Times and power kept around an instant; empty when the run never came there."""
-        parts = self._parts.get(at_s, [])
+        """Times and power kept around an instant, or around the nearest declared one before it."""
+        parts = self._parts.get(at_s) or self._parts.get(self._declared(at_s), [])
         if not parts:
             return np.empty(0), np.empty(0)
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+    def _declared(self, at_s: float) -> float:
+        """The last instant asked for that is not after `at_s`: an event may wait for its moment."""
+        return max((t for t in self._at_s if t <= at_s + 1e-9), default=at_s)
 
 
 def _line(row: list[float]) -> str:

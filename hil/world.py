@@ -329,6 +329,10 @@ def _happen(world: World, event: EventDoc, name: str) -> None:
 
 def _drop(world: World, event: DropDoc, name: str) -> None:
     job = happen.job_named(world.plant, event.job)
+    if event.at_full_load and not happen.is_at_full_load(job):
+        soon_ns = _ns(world.plant.now_s) + 2 * world.plant.step_ns  # the next step but one: this one is under way
+        world.plant.schedule(soon_ns, partial(_happen, world, event, name))
+        return
     within_s = event.within_s if event.within_s is not None else 1.0 / (event.slew_per_s or 1.0)
     block_w = event.megawatt * W_PER_MEGAWATT if event.megawatt is not None else None
     done = happen.drop_load(world.plant, job, block_w=block_w, within_s=within_s)

@@ -13,6 +13,9 @@ import numpy as np
 from hil.plant.fleet import Job
 from hil.plant.site import SitePlant
 
+FULL_LOAD_FRAC = 0.95  # of the job's greatest draw
+FULL_LOAD_S = 0.3  # of work: longer than a follower needs to settle
+
 
 @dataclass(frozen=True, slots=True)
 class Drop:
@@ -39,6 +42,13 @@ def drop_load(plant: SitePlant, job: Job, *, block_w: float | None, within_s: fl
     job.activity.move(t_s=now_s, share=gpu_share, within_s=within_s)
     job.other_activity.move(t_s=now_s, share=other_share, within_s=within_s)
     return Drop(t_s=now_s, drop_w=from_gpu_w + from_other_w, within_s=within_s)
+
+
+def is_at_full_load(job: Job) -> bool:
+    """The job draws its most, and has for a while: the worst phase of its iterations for a follower."""
+    work_s = job.work_s - np.array([0.0, 0.5 * FULL_LOAD_S, FULL_LOAD_S])
+    gpu_w, _ = job.workload.demand_w(work_s)
+    return bool(np.all(gpu_w >= FULL_LOAD_FRAC * job.workload.gpu_w_max))
 
 
 def revive(plant: SitePlant, job: Job, *, within_s: float) -> None:
