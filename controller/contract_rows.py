@@ -130,6 +130,7 @@ class RateRow:
 
     __slots__ = (
         "_entered",
+        "_has_slope",
         "_highs",
         "_left",
         "_lows",
@@ -148,7 +149,9 @@ class RateRow:
         self.slope_w_per_s = limit.max_w_per_s
         self.horizon_s = limit.horizon_s
         self.shrink_up_w = self.shrink_down_w = 0.0
-        self._recent = WindowRow(min(limit.above_w / limit.max_w_per_s, limit.horizon_s), path)
+        flat_s = limit.above_w / limit.max_w_per_s
+        self._has_slope = flat_s < limit.horizon_s  # else the row is flat over its whole horizon
+        self._recent = WindowRow(min(flat_s, limit.horizon_s), path)
         self._highs: deque[Point] = deque()  # P(s) + slope s, falling
         self._lows: deque[Point] = deque()  # P(s) - slope s, rising
         self._entered = self._left = path.base
@@ -182,6 +185,8 @@ class RateRow:
         return low, high
 
     def _look_back(self, path: Path) -> None:
+        if not self._has_slope:
+            return
         slope, now_s = self.slope_w_per_s, path.now_s
         times_s, powers_w, base = path.times_s, path.powers_w, path.base
         young_s, oldest_s = now_s - self._recent.window_s, now_s - self.horizon_s

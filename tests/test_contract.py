@@ -173,6 +173,75 @@ def test_a_growing_shrink_never_empties_the_interval(
     assert worst_excess_w(times, powers, limits) <= 1e-3
 
 
+def exact_bounds(times: np.ndarray, powers: np.ndarray, limits: list[Limit]) -> tuple[float, float]:
+    """The interval from its definition: every row over its own window back from the last point, edges included."""
+    now_s, now_w = float(times[-1]), float(powers[-1])
+    low, high = -math.inf, math.inf
+    for limit in limits:
+        reach_s = limit.horizon_s if isinstance(limit, RateLimit) else limit.window_s  # type: ignore[union-attr]
+        edges = [now_s - reach_s]
+        if isinstance(limit, RateLimit):
+            edges.append(now_s - min(limit.above_w / limit.max_w_per_s, reach_s))
+        at = np.concatenate([times[times >= now_s - reach_s], [edge for edge in edges if edge >= times[0]]])
+        value, lag = np.interp(at, times, powers), now_s - at
+        lag = np.minimum(lag, reach_s)
+        low = max(low, float(np.max(value - allowed_w(limit, lag, is_up=False))))
+        high = min(high, float(np.min(value + allowed_w(limit, lag, is_up=True))))
+    return min(low, now_w), max(high, now_w)
+
+
+@settings(max_examples=80, deadline=None)
+@given(limits=plain_rows, steps=moves)
+def test_the_interval_gives_nothing_away(limits: list[Limit], steps: list[tuple[float, float]]) -> None:
+    """Bounds equal their definition: as safe as that, and no tighter, whatever the history."""
+    interval = AdmissibleInterval(limits, start_s=0.0, start_w=40e6, tick_s=0.05)
+    interval._known_since_s = -1e9
+    times, powers = follow(interval, steps)
+    for count in range(2, len(times) + 1, 3):
+        low, high = exact_bounds(times[:count], powers[:count], limits)
+        again = AdmissibleInterval(limits, start_s=0.0, start_w=40e6, tick_s=0.05)
+        again._known_since_s = -1e9
+        for t_s, power_w in zip(times[1:count], powers[1:count], strict=True):
+            again.push(float(t_s), float(power_w))
+        found = again.bounds(float(times[count - 1]) + 0.05)
+        assert found.low_w == pytest.approx(low, abs=200.0)
+        assert found.high_w == pytest.approx(high, abs=200.0)
+
+
+@pytest.mark.parametrize("is_up", [True, False])
+def test_a_rate_row_binds_old_points_by_its_slope(is_up: bool) -> None:
+    """6 MW flat, 0.1 MW/s beyond, over 200 s: a second burst too soon would break it."""
+    sign = 1.0 if is_up else -1.0
+    interval = AdmissibleInterval([rate(0.1e6, 6e6, 200.0)], start_s=0.0, start_w=50e6, tick_s=0.5)
+    interval._known_since_s = -1e9
+
+    def edge_w(t_s: float) -> float:
+        found = interval.bounds(t_s)
+        return (found.high_w if is_up else found.low_w) - 50e6
+
+    interval.push(0.5, 50e6 + sign * 6e6 * (1 - 1e-6))
+    assert sign * edge_w(1.0) == pytest.approx(6e6, rel=1e-4), "the burst is spent"
+    level_w = interval.now_w
+    while interval.now_s < 80.0:
+        interval.push(interval.now_s + 0.5, level_w)
+    assert sign * edge_w(80.5) == pytest.approx(8e6, rel=1e-3), "after 80 s of 0.1 MW/s: 8 MW from the start"
+    while interval.now_s < 210.0:
+        interval.push(interval.now_s + 0.5, level_w)
+    assert sign * edge_w(210.5) == pytest.approx(12e6, rel=1e-3), "the start is beyond the horizon"
+
+
+def test_projection_keeps_a_point_until_it_has_left_the_window() -> None:
+    """A peak 15 s and a little ago still binds at the instant before it leaves, one tick of margin included."""
+    interval = AdmissibleInterval([swing(5e6, 15.0)], start_s=0.0, start_w=50e6, tick_s=0.1)
+    interval._known_since_s = -1e9
+    interval.push(0.1, 48e6)
+    low, high = interval.project([15.0, 15.05, 15.3])
+    assert low[0] == pytest.approx(45e6, rel=1e-4)
+    assert low[1] == pytest.approx(45e6, rel=1e-4)
+    assert low[2] == -math.inf
+    assert high[0] == pytest.approx(53e6, rel=1e-4)
+
+
 def test_the_whole_swing_is_free_at_once_and_then_the_window_is_waited_out() -> None:
     """A 5 MW / 15 s row allows 5 MW in one tick, nothing more for 15 s, then the next 5 MW."""
     interval = AdmissibleInterval([swing(5e6, 15.0)], start_s=0.0, start_w=50e6, tick_s=0.05)
