@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.envelope_node import TTL_S_MAX, NodeVerdict, check_node
@@ -84,6 +84,7 @@ def test_2_limits_are_within_the_range(limit_w: float, result: float) -> None:
 numbers = st.one_of(st.floats(), st.integers(-5, 5000))
 
 
+@settings(deadline=None, derandomize=True)
 @given(
     st.integers(-3, 9),
     st.integers(-3, 9),

@@ -290,7 +290,7 @@ def test_without_nvml_it_reports_and_recovers_when_the_driver_comes(tmp_path: Pa
         bench.open_error = "no libnvidia-ml.so.1 on this machine"
 
     bench = play(tmp_path, story, prepare=broken)
-    assert [what for subject, what in bench.said if subject == "nvml"][1:] == [""]
+    assert [what for subject, what in bench.said if subject == "nvml"][1:] == ["recovered"]
 
 
 def test_without_permission_it_monitors_and_recovers(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_a_gpu_that_hangs_is_missing_and_the_other_is_not(tmp_path: Path) -> Non
         assert newest(bench).quality.tolist() == [Quality.GOOD] * 2 and bench.clocks == [1200, 1200]
 
     bench = play(tmp_path, story)
-    assert [what for subject, what in bench.said if subject == "GPU-0"][-1] == ""
+    assert [what for subject, what in bench.said if subject == "GPU-0"][-1] == "recovered"
 
 
 def test_a_foreign_raise_is_overruled_three_times_then_left(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.node.deadman import STEEPNESS, Deadman, glided
@@ -31,6 +31,7 @@ def command(clock_mhz: int | None, **changes: object) -> NodeCommand:
     return NodeCommand(NODE, 1, 1, caps=caps, **fields)  # type: ignore[arg-type]
 
 
+@settings(deadline=None, derandomize=True)
 @given(levels, levels, st.floats(0.0, 0.5))
 def test_a_step_is_worth_its_share_at_most_by_either_curve(level: float, aim: float, share: float) -> None:
     after = glided(level, aim, share)
@@ -39,6 +40,7 @@ def test_a_step_is_worth_its_share_at_most_by_either_curve(level: float, aim: fl
     assert abs(after**STEEPNESS - level**STEEPNESS) <= share + 1e-9
 
 
+@settings(deadline=None, derandomize=True)
 @given(levels, levels, st.floats(0.01, 0.5))
 def test_it_arrives(level: float, aim: float, share: float) -> None:
     for _ in range(int(2 / share) + 2):

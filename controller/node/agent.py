@@ -153,7 +153,7 @@ class NodeAgent:
         """One line per change of state."""
         if self._told.get(subject, "") != what:
             self._told[subject] = what
-            self._say(subject, what)
+            self._say(subject, what or "recovered")
 
     async def _drive(self, worker: GpuWorker) -> None:
         """This GPU's own loop, once a telemetry period or when it is told something new; no other GPU waits for it."""

@@ -159,4 +159,4 @@ class GpuWorker:
         """One line per change of state."""
         if what != self._told:
             self._told = what
-            self._say(self.gpu.spec.gpu_id, what)
+            self._say(self.gpu.spec.gpu_id, what or "recovered")
