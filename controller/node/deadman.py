@@ -123,9 +123,9 @@ def glided(level: float, aim: float, share: float) -> float:
         return aim
     if aim >= level:
         cubic = math.pow(min(1.0, math.pow(level, STEEPNESS) + share), 1.0 / STEEPNESS)
-        return min(aim, level + share, cubic)
+        return max(level, min(aim, level + share, cubic))
     cubic = math.pow(max(0.0, math.pow(level, STEEPNESS) - share), 1.0 / STEEPNESS)
-    return max(aim, level - share, cubic)
+    return min(level, max(aim, level - share, cubic))
 
 
 def _step_w(command: NodeCommand, dt_s: float) -> float:
