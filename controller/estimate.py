@@ -122,6 +122,7 @@ class LoadEstimator:
         self._subs: dict[str, MeterCheck] = {}
         self._battery: deque[tuple[float, float]] = deque()
         self._nodes_key: object = None
+        self._nodes_held: tuple[Reading[NodeReport], ...] = ()
         self._nodes_s, self._nodes_count = -math.inf, -1
         self._nodes = NodePower(0.0, site.gpu_peak_w, 0.0, 0, 0, -math.inf)
         self._load_w = site.other_load_w + site.gpu_idle_w
@@ -280,7 +281,7 @@ class LoadEstimator:
         self._nodes_s, self._nodes_count = now_s, len(nodes)
         key = tuple((id(reading.value), reading.quality) for reading in nodes)
         if key != self._nodes_key:
-            self._nodes_key = key
+            self._nodes_key, self._nodes_held = key, tuple(nodes)  # held, so that no other report gets its id
             self._nodes = sum_nodes(nodes, gpu_peak_w=self._site.gpu_peak_w)
 
     def _sub_power(self, now_s: float, meters: Mapping[str, Reading[MeterSample]]) -> float | None:
