@@ -1,27 +1,53 @@
-# Everything a person needs: `make demo`, `make test`. Targets set up what they use.
+# Everything a person needs: `make demo`, `make test`. Every target sets up what it uses.
 SHELL := /bin/bash
 PY ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+HOURS ?= 20
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test check lint units configs faults swarm wire process mutation fuzz test-gpu benchmarks lock clean help
 
-setup: $(VENV)/.stamp
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
+
+setup: $(VENV)/.stamp ## build .venv, so that .venv/bin/rampart exists
 
 $(VENV)/.stamp: requirements.lock pyproject.toml
-	$(PY) -c 'import sys; sys.exit("Rampart needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@$(PY) -c 'import sys; sys.exit("Rampart needs Python 3.11 or newer; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PY) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch $@
+	@touch $@
 
-test: setup
+demo: setup ## a training site on real wires, about 90 s; writes out/demo/
+	$(BIN)/rampart hil run demo --wire --out out/demo
+
+test: setup ## the default suite
 	$(BIN)/python -m pytest
 
-check: setup
+check: lint units configs ## lint, types, direction of imports, units, configs
+
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
 
-clean:
+units: setup
+	$(BIN)/python -m pytest -q tests/test_systemd.py
+
+configs: setup
+	$(BIN)/rampart check -c configs/site.example.yaml >/dev/null
+	$(BIN)/rampart check -c configs/node.example.yaml >/dev/null
+	$(BIN)/python -m pytest -q tests/test_contract_files.py tests/test_profiles.py tests/test_dsx_asyncapi.py
+
+test-gpu: setup ## read-only lane on a real NVIDIA GPU; writes out/gpu/seen.json
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+lock: setup ## renew requirements.lock from pyproject.toml
+	$(BIN)/python -m pip install --quiet pip-tools
+	$(BIN)/pip-compile --quiet --extra dev --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	  --strip-extras --no-header --allow-unsafe --output-file requirements.lock pyproject.toml
+
+clean: ## remove what builds and runs left
 	rm -rf out dist .pytest_cache .mypy_cache .ruff_cache
