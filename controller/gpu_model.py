@@ -31,7 +31,7 @@ class GpuCurve:
     def power_share(self, clock_frac: FloatArray | float) -> FloatArray:
         """Dynamic power relative to full clock."""
         f = np.asarray(clock_frac, dtype=np.float64)
-        share: FloatArray = self.linear * f + (1.0 - self.linear) * f**self.exponent
+        share: FloatArray = np.asarray(self.linear * f + (1.0 - self.linear) * f**self.exponent)
         return share
 
     def clock_for(self, share: FloatArray | float) -> FloatArray:

@@ -31,7 +31,8 @@ CORE_MID = {
     for name in ("estimate", "estimate_checks", "estimate_lag", "forecast", "demand", "limits", "predict", "check")
 }
 CORE_HIGH = {
-    f"controller.{name}" for name in ("allocate", "follow", "tracker", "tracker_io", "emergency", "schedule", "view", "planning")
+    f"controller.{name}"
+    for name in ("allocate", "follow", "tracker", "tracker_io", "emergency", "schedule", "view", "planning")
 }
 CORE_TOP = {f"controller.{name}" for name in ("modes", "signals", "signal_schedule", "core")}
 CORE = CORE_LOW | CORE_MID | CORE_HIGH | CORE_TOP
