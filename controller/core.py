@@ -347,7 +347,7 @@ class SiteCore:
         return known
 
     def _gpu_w_max(self, image: SiteImage, decision: Decision) -> float:
-        """The envelope's own sum: ceiling in force, less what caps do not govern, plus what the battery surely gives."""
+        """The envelope's own sum: the ceiling, less what caps do not govern, plus what the battery surely gives."""
         view = self._view(image, decision)
         supply_w = view.battery.supply_w if view.battery is not None else 0.0
         return view.import_w_max - view.margin_w - view.unmanaged_w_max + supply_w
