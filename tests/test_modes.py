@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from controller.modes import DWELL_CYCLES, TABLE, ArmingFacts, Clear, Flag, ModeMachine, unmet
 from controller.types import Mode
 
-PERIOD_S = 1.0
+PERIOD_S = 0.5
 DWELL_S = DWELL_CYCLES * PERIOD_S
 NONE: frozenset[Flag] = frozenset()
 
@@ -56,9 +56,9 @@ def test_a_flag_clears_only_after_the_dwell() -> None:
 def test_a_flag_that_returns_restarts_its_dwell_but_keeps_its_start() -> None:
     modes = machine()
     modes.step(frozenset({Flag.GPU_HUNG}), now_s=0.0)
-    modes.step(NONE, now_s=9.0)
-    modes.step(frozenset({Flag.GPU_HUNG}), now_s=9.5)
-    state = modes.step(NONE, now_s=12.0)
+    modes.step(NONE, now_s=4.0)
+    modes.step(frozenset({Flag.GPU_HUNG}), now_s=4.5)
+    state = modes.step(NONE, now_s=7.0)
     assert state.mode is Mode.DEGRADED and state.reasons[0].since_s == 0.0 and not state.reasons[0].is_set
 
 
@@ -170,3 +170,8 @@ def test_a_battery_must_revert_or_be_bounded() -> None:
     assert unmet(replace(GOOD, battery_reversion_seen=None)) == ()
     assert "reversion" in unmet(replace(GOOD, battery_reversion_seen=False))[0]
     assert unmet(replace(GOOD, battery_reversion_seen=False, is_battery_bounded_without_reversion=True)) == ()
+
+
+def test_the_dwell_is_ten_cycles_and_degraded_may_raise() -> None:
+    assert DWELL_CYCLES == 10
+    assert machine().step(frozenset({Flag.METER_STALE}), now_s=0.0).may_raise
