@@ -7,6 +7,7 @@ event loop: whoever feeds it the same images gets the same commands, which is wh
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -33,7 +34,9 @@ from controller.types import (
     Margin,
     Mode,
     NodeCommand,
+    NodeReport,
     Quality,
+    Reading,
     SiteCommand,
     SiteImage,
     Violation,
@@ -95,6 +98,8 @@ class SiteCore:
         )
         self._limits = LimitBook(site)
         self._book = FleetBook(site, jobs=jobs)
+        self._nodes: tuple[Reading[NodeReport], ...] = ()
+        self._read: tuple[Fleet, FleetReadings] | None = None
         self.planning = Planning(site, planner=planner, curves=curves)
         self.tracker: Tracker | None = None
         self._in_force: InForce | None = None
@@ -123,8 +128,7 @@ class SiteCore:
         estimate = self._estimator.step(
             now_s, pcc=image.pcc, battery=image.battery, nodes=image.nodes, meters=image.meters
         )
-        fleet = self._book.fleet(image.nodes)
-        readings = read_fleet(fleet, image.nodes)
+        fleet, readings = self._read_nodes(image)
         if estimate.is_fresh:
             self.planning.saw(estimate)
         mode = self._modes.step(self._flags(image, estimate, is_leader=is_leader), now_s=now_s)
@@ -170,6 +174,14 @@ class SiteCore:
         return True
 
     # ------------------------------------------------------------------------------------------------ parts of decide
+
+    def _read_nodes(self, image: SiteImage) -> tuple[Fleet, FleetReadings]:
+        """The fleet and its readings; nodes report at a fraction of our rate, and the same reports read the same."""
+        nodes = image.nodes
+        if self._read is None or len(nodes) != len(self._nodes) or not all(map(operator.is_, nodes, self._nodes)):
+            fleet = self._book.fleet(nodes)
+            self._nodes, self._read = nodes, (fleet, read_fleet(fleet, nodes))
+        return self._read
 
     def _flags(self, image: SiteImage, estimate: Estimate, *, is_leader: bool) -> frozenset[Flag]:
         if self.tracker is None and is_leader:

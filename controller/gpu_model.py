@@ -30,8 +30,8 @@ class GpuCurve:
 
     def power_share(self, clock_frac: FloatArray | float) -> FloatArray:
         """Dynamic power relative to full clock."""
-        f = np.asarray(clock_frac, dtype=np.float64)
-        share: FloatArray = np.asarray(self.linear * f + (1.0 - self.linear) * f**self.exponent)
+        f = np.atleast_1d(np.asarray(clock_frac, dtype=np.float64))
+        share: FloatArray = (self.linear * f + (1.0 - self.linear) * f**self.exponent).reshape(np.shape(clock_frac))
         return share
 
     def clock_for(self, share: FloatArray | float) -> FloatArray:
