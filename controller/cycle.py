@@ -83,6 +83,8 @@ class Cycle:
     async def step(self, tick: int, *, due_ns: int, overrun_count: int) -> None:
         """One cycle."""
         image = await self._sense.image(tick, overrun_count=overrun_count)
+        for reading in image.nodes:
+            self._lease.see(reading.value.acked_epoch)
         decision = self._core.decide(image, is_leader=self._lease.is_held)
         checked = self._core.check(image, decision)
         acks = await self._actuate.apply(checked.command)

@@ -30,9 +30,9 @@ class GpuCurve:
 
     def power_share(self, clock_frac: FloatArray | float) -> FloatArray:
         """Dynamic power relative to full clock."""
-        f = np.atleast_1d(np.asarray(clock_frac, dtype=np.float64))
-        share: FloatArray = (self.linear * f + (1.0 - self.linear) * f**self.exponent).reshape(np.shape(clock_frac))
-        return share
+        f: FloatArray = np.atleast_1d(np.asarray(clock_frac, dtype=np.float64))
+        share: FloatArray = self.linear * f + (1.0 - self.linear) * np.power(f, self.exponent)
+        return share.reshape(np.shape(clock_frac))
 
     def clock_for(self, share: FloatArray | float) -> FloatArray:
         """The clock fraction whose dynamic power is `share` of full; 1 for shares above 1."""
@@ -42,7 +42,7 @@ class GpuCurve:
 
     def work_share(self, clock_frac: FloatArray | float) -> FloatArray:
         """Work per second relative to full clock, where the clock bounds it."""
-        work: FloatArray = np.asarray(clock_frac, dtype=np.float64) ** self.work_exponent
+        work: FloatArray = np.power(np.asarray(clock_frac, dtype=np.float64), self.work_exponent)
         return work
 
     @cached_property

@@ -168,3 +168,6 @@ class Lease(Protocol):
 
     @property
     def is_held(self) -> bool: ...
+
+    def see(self, epoch: int) -> None:
+        """A node obeys `epoch`: above our own, another controller leads and we step down."""

@@ -204,6 +204,9 @@ class HeldLease:
     def is_held(self) -> bool:
         return True
 
+    def see(self, epoch: int) -> None:
+        return None
+
 
 class NoRecorder:
     """Keeps nothing."""
