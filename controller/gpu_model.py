@@ -37,7 +37,7 @@ class GpuCurve:
     def clock_for(self, share: FloatArray | float) -> FloatArray:
         """The clock fraction whose dynamic power is `share` of full; 1 for shares above 1."""
         fractions, shares = self._grid
-        clock: FloatArray = np.interp(share, shares, fractions)
+        clock: FloatArray = np.asarray(np.interp(share, shares, fractions), dtype=np.float64)
         return clock
 
     def work_share(self, clock_frac: FloatArray | float) -> FloatArray:
