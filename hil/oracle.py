@@ -1,8 +1,9 @@
 """Perfect foresight: the least work any controller could have lost on a load it knew in advance, as a sparse LP.
 
 Same 0.1 s grid, same battery, limits, reserve and final energy as the policy it judges, and no slack: where no such
-path exists the answer is None. Window rows are imposed on a 1 s grid and chords once a second, which can only help the
-oracle; so the bound stays a bound. Units inside are MW and MJ.
+path exists the answer is None. Chords are imposed once a second, which can only help the oracle. Where windows bind,
+its target runs straight between instants 1 s apart: exact for what it allows, and blind only to moves within a second.
+Units inside are MW and MJ.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from controller.types import FloatArray, IntArray
 
 W_PER_UNIT = 1e6
 CHORDS = 16
+POINTS_PER_WINDOW = 15  # more fill the factorisation: 60 points cost a hundred times 15
 COARSE = 10  # steps between the instants at which chords and window rows are imposed
 
 
@@ -198,20 +200,23 @@ class Oracle:
             self._below.add(moves, (target[1:], 1.0), (target[:-1], -1.0))
             self._below.add(moves, (target[:-1], 1.0), (target[1:], -1.0))
         for window in case.windows:
-            self._add_window(window)
+            if not any(_implies(other, window) for other in case.windows if other is not window):
+                self._add_window(window)
 
     def _add_window(self, window: WindowRow) -> None:
-        """Every pair of the 1 s grid at most the window apart: max - min over the window <= max_w.
+        """Every pair of a grid of a fifteenth of the window, 1 s at least: max - min over the window <= max_w.
 
         The history before the start is the starting power. Running maxima over 1, 2, 4, ... grid points are variables.
         """
         case, limit = self._case, window.max_w / W_PER_UNIT
-        grid = self._at["target"][COARSE - 1 :: COARSE]
-        span = int(window.window_s / (case.step_s * COARSE))
+        coarse = max(COARSE, int(window.window_s / (POINTS_PER_WINDOW * case.step_s)))
+        grid = self._at["target"][coarse - 1 :: coarse]
+        span = int(window.window_s / (case.step_s * coarse))
         start = case.start_w / W_PER_UNIT
-        early = self._at["target"][: min(self._steps, span * COARSE)]
+        early = self._at["target"][: min(self._steps, span * coarse)]
         self._upper[early] = np.minimum(self._upper[early], start + limit)
         self._lower[early] = np.maximum(self._lower[early], start - limit)
+        self._straighten(grid, coarse)
         highs, lows, width = grid, grid, 1
         while width < span + 1:
             shift = min(width, span + 1 - width)
@@ -225,6 +230,28 @@ class Oracle:
                 self._below.add(zero, (new_low, 1.0), (lows[offset : offset + count], -1.0))
             highs, lows, width = new_high, new_low, width + shift
         self._below.add(np.full(len(highs), limit), (highs, 1.0), (lows, -1.0))
+
+    def _straighten(self, grid: IntArray, coarse: int) -> None:
+        """The target runs straight between grid points (and from the start to the first), so that all pairs hold."""
+        target = self._at["target"]
+        steps = np.arange(self._steps)
+        right = (steps // coarse) * coarse + coarse - 1  # the grid point at or after each step
+        inner = steps[(steps != right) & (right < self._steps)]
+        share = (inner % coarse + 1) / coarse
+        has_left = right[inner] >= 2 * coarse - 1
+        later, first = inner[has_left], inner[~has_left]
+        self._equal.add(
+            np.zeros(len(later)),
+            (target[later], 1.0),
+            (target[right[later]], -share[has_left]),
+            (target[right[later] - coarse], share[has_left] - 1.0),
+        )
+        start = self._case.start_w / W_PER_UNIT
+        self._equal.add(
+            (1.0 - share[~has_left]) * start, (target[first], 1.0), (target[right[first]], -share[~has_left])
+        )
+        tail = steps[right >= self._steps]
+        self._equal.add(np.zeros(len(tail)), (target[tail], 1.0), (np.full(len(tail), grid[-1]), -1.0))
 
     def _new(self, count: int) -> IntArray:
         """Columns of `count` new free variables."""
@@ -261,9 +288,23 @@ class Oracle:
             float(np.sqrt(2.0 * room_j / (case.reserve.rise_w_per_s * battery.eta))),
         )
         chords = case.reserve.rise_chords(count=CHORDS, spacing_s=top_s / CHORDS)
-        load = (case.demand_w.sum(axis=0) + case.base_w) / W_PER_UNIT
-        cuts = at["cut"]
+        # One cover per second, from the most the battery can hold within it; every instant keeps under its cover.
+        seconds = self._at["energy"][::COARSE]
+        cover = self._new(len(seconds))
+        self._lower[cover] = 0.0
+        self._upper[cover] = chords.x_w_max / W_PER_UNIT
+        gain_j = battery.charge_w_max * battery.eta * case.step_s * COARSE
         for slope, offset in zip(chords.slope_s, chords.offset_j, strict=True):
-            # slope * (load - cut - target) - energy <= offset
-            terms: list[tuple[IntArray, FloatArray | float]] = [(row, -slope) for row in cuts]
-            self._below.add(offset / W_PER_UNIT - slope * load, (at["target"], -slope), (at["energy"], -1.0), *terms)
+            bound = np.full(len(seconds), (offset + gain_j) / W_PER_UNIT)
+            self._below.add(bound, (cover, slope), (seconds, -1.0))
+        load = (case.demand_w.sum(axis=0) + case.base_w) / W_PER_UNIT
+        cuts: list[tuple[IntArray, FloatArray | float]] = [(row, -1.0) for row in at["cut"]]
+        own = np.repeat(cover, COARSE)[: self._steps]
+        self._below.add(-load, (at["target"], -1.0), (own, -1.0), *cuts)
+
+
+def _implies(first: WindowRow, second: WindowRow) -> bool:
+    """Whether `first` forbids all that `second` forbids: a long window is a chain of short ones."""
+    links = int(np.ceil(second.window_s / first.window_s - 1e-9))
+    is_twin = first.window_s == second.window_s and first.max_w == second.max_w
+    return links * first.max_w <= second.max_w * (1.0 + 1e-9) and not is_twin

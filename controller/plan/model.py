@@ -45,7 +45,7 @@ class ModelShape:
     steps: int = STEPS
 
     def __post_init__(self) -> None:
-        assert 1 <= self.classes <= 8 and 0.0 < self.eta <= 1.0 and 1 <= self.steps <= STEPS
+        assert 1 <= self.classes <= 16 and 0.0 < self.eta <= 1.0 and 1 <= self.steps <= STEPS
 
 
 @dataclass(frozen=True, slots=True)
