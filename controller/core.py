@@ -15,6 +15,7 @@ from controller import envelope
 from controller.estimate import Estimate, LoadEstimator, LoadSource
 from controller.fleet import Fleet, FleetBook, FleetReadings, read_fleet
 from controller.gpu_model import GpuCurve
+from controller.health import Health
 from controller.limits import InForce, LimitBook
 from controller.modes import Flag, ModeMachine, ModeState
 from controller.plan.plan import Plan, Planner
@@ -96,6 +97,7 @@ class SiteCore:
             period_s=site.planner_period_s,
             holds_by_device=site.battery is None or site.following is Following.DEVICE,
         )
+        self._health = Health(site, epoch=epoch)
         self._limits = LimitBook(site)
         self._book = FleetBook(site, jobs=jobs)
         self._nodes: tuple[Reading[NodeReport], ...] = ()
@@ -205,6 +207,7 @@ class SiteCore:
         self._overruns = image.overrun_count
         if self._envelope_state.is_distrusted:
             flags.add(Flag.ENVELOPE_BUSY)
+        flags |= self._health.step(image, self.planning.plan)
         return frozenset(flags | self._node_flags(image) | self._battery_flags(image))
 
     @staticmethod

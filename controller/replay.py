@@ -42,9 +42,7 @@ class Difference:
     replayed: str
 
     def line(self) -> str:
-        return (
-            f"tick {self.tick} at {self.t_s:.3f} s: {self.path}: recorded {self.recorded}, replayed {self.replayed}"
-        )
+        return f"tick {self.tick} at {self.t_s:.3f} s: {self.path}: recorded {self.recorded}, replayed {self.replayed}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ def replay(
         typer.echo(f"{found.different} of {found.cycles} commands differ; the first: {found.first.line()}")
         raise typer.Exit(1)
     if found.missing_seq is not None:
-        typer.echo(f"{found.cycles} commands are the same; command {found.missing_seq} and what follows is not recorded")
+        typer.echo(
+            f"{found.cycles} commands are the same; command {found.missing_seq} and what follows is not recorded"
+        )
         raise typer.Exit(1)
     typer.echo(f"{found.cycles} commands, every one the same")

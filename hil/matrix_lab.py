@@ -1,0 +1,422 @@
+"""A small site in virtual time on which one fault can be made, watched and healed: the daemon that ships, plant truth.
+
+`Lab` holds the world, the fault plan and hooks into every port; a story awaits `lab.run(seconds)` and looks. The daemon
+can be killed and built again while plant and nodes live on. Four states to begin in: cold, steady, at the limit, in a
+ramp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from controller.app import Daemon, Factories, build
+from controller.audit.referee import Referee
+from controller.audit.verdicts import Verdicts
+from controller.cycle import TickTrace
+from controller.modes import Flag
+from controller.ports import Battery, GridSource, NodeLink, PowerMeter, Recorder
+from controller.settings import SiteSettings
+from controller.types import (
+    BatteryCommand,
+    BatterySample,
+    MeterSample,
+    Mode,
+    NodeCommand,
+    NodeReport,
+    Reading,
+    RowVerdict,
+)
+from hil import vtime
+from hil.bench import START_UTC_S, make_factories
+from hil.faults import DEFAULT_VALUE, Fault, FaultPlan
+from hil.nodes import SimNodeLink
+from hil.plant import events
+from hil.plant.site import NS_PER_S, TruthBlock
+from hil.ports import NoRecorder
+from hil.scenario import Overrides, Scenario, parse_scenario
+from hil.vtime import VirtualClock
+from hil.world import World, build_world
+
+MW = 1e6
+LIMIT_MEGAWATT = 54.0  # of the state "limit": more below the load of about 66 MW than the battery alone can give
+LIMIT_BY_S = 30.0
+SETTLE_S = {"cold": 0.0, "steady": 14.0, "limit": 34.0, "ramp": 17.0}
+RAMP_FROM_S = 14.0
+STEP_S = 0.25  # how far the plant may lag when no daemon moves it
+
+SITE: dict[str, Any] = {
+    "role": "site",
+    "name": "lab",
+    "contract": ["ieso-ramp"],
+    "fallback_contract": ["ieso-ramp"],
+    "registered_peak_megawatt": 100,
+    "controller": "rule",
+    "tracker_hz": 10,
+    "planner_hz": 1,
+    "pcc_meter": {"profile": "sunspec-meter", "delay_s": 0.03, "update_s": 0.01, "nameplate_megawatt": 120},
+    "battery": {
+        "profile": "sunspec-battery-follow",
+        "charge_megawatt": 30,
+        "discharge_megawatt": 12,
+        "energy_megawatt_hour": 6,
+        "soc_min": 0.05,
+        "soc_max": 0.95,
+        "efficiency_one_way": 0.95,
+        "lag_s": 0.06,
+        "following": "software",
+        "follow_lag_s": 0.023,
+        "ramp_megawatt_per_s": 1400,
+        "taper_soc": 0.05,
+    },
+    "load": {
+        "gpu_peak_megawatt": 71.7,
+        "gpu_idle_megawatt": 7.4,
+        "gpu_fallback_megawatt": 45,
+        "other_megawatt": 10,
+        "other_max_megawatt": 14,
+    },
+    "classes": [{"name": "training", "nodes": ["training-*"], "priority": 80, "tolerated_loss": 0.1}],
+    "contingencies": [
+        {
+            "kind": "full_site",
+            "slew_per_s": 1.9,
+            "transient": "report",
+            "power": "report",
+            "energy": "report",
+            "rise": "report",
+        }
+    ],
+    "commands": {"service_floor": 0.3, "grace_s": 6, "raise_dwell_s": 6},
+}
+FLEET: dict[str, Any] = {
+    "id": "training",
+    "model": "h100",
+    "gpus": 102400,
+    "gpus_per_node": 8,
+    "reporting_nodes": 4,
+    "fallback_clock_mhz": 1200,
+    "workload": {
+        "kind": "training",
+        "iteration_s": 4,
+        "compute_frac": 0.6,
+        "compute_w": 560,
+        "exchange_w": 535,
+        "edge_s": 0.5,
+        "jitter_frac": 0.05,
+        "noise_frac": 0.002,
+        "checkpoint_every_s": None,
+        "other_megawatt": 10,
+    },
+}
+
+
+def lab_scenario(
+    state: str,
+    *,
+    following: str = "software",
+    policy: str = "rule",
+    seed: int = 1,
+    duration_s: float = 600.0,
+    site: Mapping[str, Any] | None = None,
+    events_docs: Sequence[Mapping[str, Any]] = (),
+    signals: Sequence[Mapping[str, Any]] = (),
+) -> Scenario:
+    """The site of the matrix on its way into `state`."""
+    settings = copy.deepcopy(SITE) | dict(site or {})
+    settings["controller"] = policy
+    if settings.get("battery"):
+        settings["battery"]["following"] = following
+    raw: dict[str, Any] = {
+        "name": "lab",
+        "seed": seed,
+        "duration_s": duration_s,
+        "site": settings,
+        "plant": {"fleet": [copy.deepcopy(FLEET)], "battery": {"reversion_megawatt_per_s": 0.3}},
+        "events": [dict(e) for e in events_docs],
+        "signals": [dict(s) for s in signals],
+    }
+    if state == "limit":
+        raw["signals"].append({"t_s": 1.0, "kind": "load_target", "megawatt": LIMIT_MEGAWATT, "by_s": LIMIT_BY_S})
+    if state == "ramp":
+        raw["events"].append({"kind": "drop", "t_s": RAMP_FROM_S, "megawatt": 25, "within_s": 8.0})
+    return parse_scenario(raw, Overrides(), origin="lab.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """What one cycle came to."""
+
+    t_s: float
+    mode: Mode
+    flags: frozenset[Flag]
+    ref_w: float
+    caps_mhz: float  # mean clock ordered in this cycle; NaN where no node was commanded
+    battery_w: float | None  # reference ordered
+    invariants: tuple[int, ...]
+    seq: int
+    plan_policy: str
+    plan_status: str
+
+
+@dataclass(slots=True)
+class Hooks:
+    """What a story may do to a port beyond the fault plan's verbs; each takes what passed and returns what arrives."""
+
+    meter: Callable[[Reading[MeterSample]], Reading[MeterSample]] = lambda r: r
+    battery: Callable[[Reading[BatterySample]], Reading[BatterySample]] = lambda r: r
+    battery_write: Callable[[BatteryCommand], None] = lambda _: None
+    report: Callable[[Reading[NodeReport]], Reading[NodeReport]] = lambda r: r
+    send: Callable[[Sequence[NodeCommand]], Sequence[NodeCommand]] = lambda c: c
+
+
+@dataclass(slots=True)
+class LabLease:
+    """Leadership that a story can take away."""
+
+    epoch: int = 1
+    is_held: bool = True
+
+    def see(self, epoch: int) -> None:
+        if epoch > self.epoch:
+            self.is_held = False
+
+
+@dataclass(slots=True)
+class Lab:
+    """The site of one cell. Make it with `in_lab`."""
+
+    scenario: Scenario
+    clock: VirtualClock
+    plan: FaultPlan = field(default_factory=FaultPlan)
+    hooks: Hooks = field(default_factory=Hooks)
+    lease: LabLease = field(default_factory=LabLease)
+    recorder: Recorder = field(default_factory=NoRecorder)
+    make_grid: Callable[[], GridSource] | None = None
+    ticks: list[Tick] = field(default_factory=list)
+    traces: list[TickTrace] = field(default_factory=list)
+    kicks: list[float] = field(default_factory=list)
+    started_count: int = 0
+    daemon: Daemon | None = None
+    grid: GridSource | None = None
+    link: SimNodeLink = field(init=False)
+    world: World = field(init=False)
+    site: SiteSettings = field(init=False)
+    _referee: Referee = field(init=False)
+    _factories: Factories = field(init=False)
+    _task: asyncio.Task[None] | None = None
+    _pcc: list[np.ndarray[Any, np.dtype[np.float64]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.world = build_world(self.scenario)
+        site = self.scenario.settings.site
+        assert site is not None
+        self.site = site
+        self._referee = Referee(self.site.contract)
+        self.world.plant.listen(self._judge)
+        factories = make_factories(self.scenario, self.world, self.clock, recorder=self.recorder, plan=self.plan)
+        assert isinstance(factories.node_link, SimNodeLink)
+        self.link = factories.node_link
+        self._factories = factories
+
+    # -- life
+
+    def start(self) -> None:
+        """Build the daemon on the ports as they are, and let it run."""
+        self.started_count += 1
+        f: Factories = self._factories
+        self.grid = self.make_grid() if self.make_grid is not None else f.grid
+        ports = replace(
+            f,
+            meter=_Meter(f.meter, self.hooks) if f.meter is not None else None,
+            battery=_Battery(f.battery, self.hooks) if f.battery is not None else None,
+            node_link=_Link(f.node_link, self.hooks),
+            lease=self.lease,
+            recorder=self.recorder,
+            grid=self.grid,
+            feed_watchdog=lambda: self.kicks.append(self.clock.now_s()),
+        )
+        self.daemon = build(self.scenario.settings, ports)
+        self.daemon.observe(self._saw)
+        self._task = asyncio.ensure_future(self.daemon.run())
+
+    async def kill(self) -> None:
+        """End the daemon as kill -9 does: nothing more is written by it."""
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task, self.daemon = None, None
+
+    async def restart(self) -> None:
+        """A new daemon with the next epoch."""
+        self.lease = LabLease(epoch=self.lease.epoch + 1)
+        self.start()
+        await asyncio.sleep(0)
+
+    async def run(self, seconds: float) -> None:
+        """Let the world go on; an error of the daemon ends the story."""
+        until_ns = self.clock.now_ns() + round(seconds * NS_PER_S)
+        while self.clock.now_ns() < until_ns:
+            step_ns = min(until_ns, self.clock.now_ns() + round(STEP_S * NS_PER_S))
+            await self.clock.sleep_until_ns(step_ns)
+            self.world.plant.advance_ns(self.clock.now_ns())
+            if self._task is not None and self._task.done():
+                self._task.result()
+
+    async def until(self, holds: Callable[[], bool], *, within_s: float) -> float:
+        """Seconds until `holds`; an AssertionError after `within_s`."""
+        start_s = self.clock.now_s()
+        while not holds():
+            assert self.clock.now_s() - start_s < within_s, f"not within {within_s} s; now {self.last}"
+            await self.run(STEP_S)
+        return self.clock.now_s() - start_s
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            await self.kill()
+
+    # -- faults
+
+    def fault(self, port: str, verb: Any, value: float | None = None, *, for_s: float = 1e9) -> None:
+        """Begin a fault of the plan's verbs now."""
+        now_s = self.clock.now_s()
+        given = DEFAULT_VALUE.get(verb, 0.0) if value is None else value
+        self.plan.add(Fault(f"{port}-{verb}", port, verb, now_s, now_s + for_s, given))
+
+    def heal(self) -> None:
+        """Everything that `fault` or a hook began is over."""
+        self.plan.clear()
+        for name in Hooks.__dataclass_fields__:
+            setattr(self.hooks, name, Hooks.__dataclass_fields__[name].default)
+
+    def drop(self, megawatt: float, within_s: float) -> None:
+        plant = self.world.plant
+        events.drop_load(plant, events.job_named(plant, None), block_w=megawatt * MW, within_s=within_s)
+
+    # -- looking
+
+    @property
+    def now_s(self) -> float:
+        return self.clock.now_s()
+
+    @property
+    def last(self) -> Tick:
+        assert self.ticks, "no cycle yet"
+        return self.ticks[-1]
+
+    def since(self, t_s: float) -> list[Tick]:
+        return [tick for tick in self.ticks if tick.t_s >= t_s]
+
+    def saw(self, flag: Flag, *, since_s: float = 0.0) -> bool:
+        return any(flag in tick.flags for tick in self.since(since_s))
+
+    def worst_mode(self, since_s: float) -> Mode:
+        return max((tick.mode for tick in self.since(since_s)), default=Mode.NORMAL)
+
+    def caps_mhz(self) -> list[float]:
+        """What the nodes' clocks are locked to; the top clock where free."""
+        return [1980.0 if np.isnan(node.clock_cap_mhz) else node.clock_cap_mhz for node in self.link.nodes.values()]
+
+    def raised(self, since_s: float) -> bool:
+        """Whether any ordered mean clock rose above the one ordered before."""
+        orders = [t.caps_mhz for t in self.since(since_s) if not np.isnan(t.caps_mhz)]
+        return any(b > a + 1e-6 for a, b in zip(orders, orders[1:], strict=False))
+
+    def pcc_w(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Truth, in samples of the plant's own step."""
+        return np.concatenate(self._pcc) if self._pcc else np.empty(0)
+
+    def verdicts(self) -> Verdicts:
+        """The referee's word; ends the run."""
+        self.world.plant.advance_ns(self.clock.now_ns())
+        self.world.plant.finish()
+        found: Verdicts = self._referee.finish()
+        return found
+
+    def broken(self) -> list[str]:
+        """Rows of the contract broken on plant truth, each with how far."""
+        return [
+            f"{r.id}: {r.worst:.4g} > {r.limit:.4g}" for r in self.verdicts().limits if r.verdict is RowVerdict.BROKEN
+        ]
+
+    def _judge(self, block: TruthBlock) -> None:
+        t_s = block.t0_s + np.arange(block.pcc_w.size, dtype=np.float64) * block.dt_s
+        self._referee.feed(t_s, block.pcc_w, voltage_pu=block.voltage_pu, frequency_hz=block.frequency_hz)
+        self._pcc.append(np.array(block.pcc_w))
+
+    def _saw(self, trace: TickTrace) -> None:
+        decision, command = trace.decision, trace.checked.command
+        clocks = [1980.0 if c.clock_mhz is None else float(c.clock_mhz) for n in command.nodes for c in n.caps]
+        self.ticks.append(
+            Tick(
+                t_s=trace.image.t_mono_s,
+                mode=decision.mode.mode,
+                flags=decision.mode.flags,
+                ref_w=decision.track.g_ref_w if decision.track else float("nan"),
+                caps_mhz=float(np.mean(clocks)) if clocks else float("nan"),
+                battery_w=command.battery.reference_w if command.battery else None,
+                invariants=tuple(v.invariant for v in trace.checked.violations),
+                seq=command.seq,
+                plan_policy=trace.plan.policy if trace.plan else "",
+                plan_status=str(trace.plan.status) if trace.plan else "",
+            )
+        )
+        self.traces.append(trace)
+        del self.traces[:-20]
+
+
+Story = Callable[[Lab], Awaitable[None]]
+
+
+def in_lab(story: Story, scenario: Scenario, **options: Any) -> Lab:
+    """Run `story` on a fresh site; the lab it leaves has been judged by nobody yet."""
+
+    async def main() -> Lab:
+        clock = VirtualClock(vtime.running_loop(), start_utc_s=START_UTC_S)
+        lab = Lab(scenario, clock, **options)
+        try:
+            await story(lab)
+        finally:
+            await lab.stop()
+        return lab
+
+    return vtime.run(main())
+
+
+# ------------------------------------------------------------------------------------------------ hooked ports
+
+
+class _Meter:
+    def __init__(self, inner: PowerMeter, hooks: Hooks) -> None:
+        self._inner, self._hooks = inner, hooks
+
+    async def read(self) -> Reading[MeterSample]:
+        return self._hooks.meter(await self._inner.read())
+
+
+class _Battery:
+    def __init__(self, inner: Battery, hooks: Hooks) -> None:
+        self._inner, self._hooks = inner, hooks
+
+    async def read(self) -> Reading[BatterySample]:
+        return self._hooks.battery(await self._inner.read())
+
+    async def write(self, command: BatteryCommand) -> None:
+        self._hooks.battery_write(command)
+        await self._inner.write(command)
+
+
+class _Link:
+    def __init__(self, inner: NodeLink, hooks: Hooks) -> None:
+        self._inner, self._hooks = inner, hooks
+
+    def reports(self) -> Mapping[str, Reading[NodeReport]]:
+        return {node_id: self._hooks.report(reading) for node_id, reading in self._inner.reports().items()}
+
+    async def send(self, commands: Sequence[NodeCommand]) -> None:
+        await self._inner.send(self._hooks.send(commands))
