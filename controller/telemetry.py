@@ -41,6 +41,7 @@ class Reporter:
         self._plan_ms: deque[float] = deque(maxlen=TICKS_KEPT)
         self._events: deque[tuple[float, str]] = deque(maxlen=EVENTS_KEPT)
         self._violations = 0
+        self._plan_count = self._fallback_count = 0
         self._mode: Mode | None = None
 
     def observe(self, trace: TickTrace) -> None:
@@ -49,6 +50,9 @@ class Reporter:
         self._tick_ms.append(trace.tick_ms)
         if trace.is_planned:
             self._plan_ms.append(trace.plan_ms)
+            self._plan_count += 1
+            is_own = trace.plan is not None and trace.plan.policy == self._site.policy.value
+            self._fallback_count += not is_own
         self._violations += len(trace.checked.violations)
         self._watch_rows(trace)
         mode = trace.decision.mode
@@ -112,6 +116,8 @@ class Reporter:
             "tick": {
                 "count": trace.image.tick + 1,
                 "overruns": trace.overrun_count,
+                "plans": self._plan_count,
+                "fallback_plans": self._fallback_count,
                 "tick_ms": _percentiles(self._tick_ms),
                 "plan_ms": _percentiles(self._plan_ms),
             },

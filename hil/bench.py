@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -82,6 +83,19 @@ class SignalVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class WireFacts:
+    """What only a run on real wires can tell: `facts` goes into `result.json` as it is, the rest into its own keys."""
+
+    tick_count: int
+    tick_ms: Mapping[str, float]  # p50, p99, max, as the controller measured them
+    overruns: int
+    plan_count: int
+    plan_ms: Mapping[str, float]
+    fallbacks: int
+    facts: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """Everything a run left behind; `hil.result` turns it into `result.json`."""
 
@@ -97,6 +111,8 @@ class RunRecord:
     rows: Rows
     start_soc_frac: float | None
     wall_s: float
+    cpu_s: float
+    wire: WireFacts | None = None
 
 
 # ------------------------------------------------------------------------------------------------ running
@@ -116,17 +132,18 @@ def run(
         csv_file = stack.enter_context(whole_file(out / "pcc.csv")) if out else None
         is_recorded = out is not None and site.policy is not Policy.NONE
         recording = stack.enter_context(whole_file(out / "recording.jsonl.gz")) if out and is_recorded else None
-        bench = _Bench(scenario, site, csv_file=csv_file, recording=recording, build=build, on_progress=on_progress)
-        started_s = time.perf_counter()
+        bench = Bench(scenario, site, csv_file=csv_file, recording=recording, build=build, on_progress=on_progress)
+        stack.enter_context(_rare_collections())
+        started_s, started_cpu_s = time.perf_counter(), time.process_time()
         if scenario.doc.clock == "virtual":
             vtime.run(bench.in_virtual_time())
         else:
             asyncio.run(bench.in_real_time())
-        return bench.record(wall_s=time.perf_counter() - started_s)
+        return bench.record(wall_s=time.perf_counter() - started_s, cpu_s=time.process_time() - started_cpu_s)
 
 
-class _Bench:
-    """One run in progress."""
+class Bench:
+    """One run in progress. Whoever moves the plant elsewhere (`hears_live` False) hands the truth over by `hear`."""
 
     def __init__(
         self,
@@ -135,8 +152,9 @@ class _Bench:
         *,
         csv_file: TextIO | None,
         recording: TextIO | None,
-        build: DaemonBuilder | None,
-        on_progress: Callable[[Progress], None],
+        build: DaemonBuilder | None = None,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        hears_live: bool = True,
     ) -> None:
         self._scenario, self._site = scenario, site
         self._recording = recording
@@ -154,8 +172,8 @@ class _Bench:
         self._signal_referees = span_referees(scenario, site)
         self._moments = Moments([e.t_s for e in scenario.doc.events])
         self._csv = PccCsv(csv_file, self._ticks)
-        for listener in (self._judge, self._csv, self._moments):
-            plant.listen(listener)
+        if hears_live:
+            plant.listen(self.hear)
 
     async def in_virtual_time(self) -> None:
         loop = vtime.running_loop()
@@ -169,7 +187,7 @@ class _Bench:
         if self._site.policy is Policy.NONE:
             await self._watch(clock, end_ns, pump=pump)
         else:
-            runner = self._build(self._scenario.settings, self._factories(clock), self._on_tick)
+            runner = self._build(self._scenario.settings, self._factories(clock), self.on_tick)
             daemon = asyncio.ensure_future(runner())
             watch = asyncio.ensure_future(self._watch(clock, end_ns, pump=pump))
             try:
@@ -183,7 +201,7 @@ class _Bench:
                 await asyncio.gather(daemon, watch, return_exceptions=True)
         self.world.plant.advance_ns(end_ns)
         self.world.plant.finish()
-        self._csv.close()
+        self.close()
 
     async def _watch(self, clock: Clock, end_ns: int, *, pump: bool) -> None:
         """Move the plant when nobody else does, and tell how far the run is."""
@@ -196,7 +214,7 @@ class _Bench:
             self.world.plant.advance_ns(min(clock.now_ns(), end_ns))
             if not pump or clock.now_s() - told_s >= 0.25:
                 told_s = clock.now_s()
-                self._on_progress(self._progress())
+                self._on_progress(self.progress())
 
     def _factories(self, clock: Clock) -> Factories:
         return make_factories(
@@ -213,7 +231,7 @@ class _Bench:
             header={"settings": self._scenario.settings},
         )
 
-    def _on_tick(self, view: TickView) -> None:
+    def on_tick(self, view: TickView) -> None:
         least_w = min((m.value for m in view.margins if m.unit == "W"), default=float("nan"))
         self._ticks.add(
             t_s=view.t_s,
@@ -229,6 +247,16 @@ class _Bench:
         self._stopwatch.completed(view, plan_budget_ms=self._site.planner_period_s * 1e3)
         self._last = view
 
+    def hear(self, block: TruthBlock) -> None:
+        """Judge, write and keep one block of truth; blocks come in order and without gaps."""
+        self._judge(block)
+        self._csv(block)
+        self._moments(block)
+
+    def close(self) -> None:
+        """No truth comes any more."""
+        self._csv.close()
+
     def _judge(self, block: TruthBlock) -> None:
         t_s: FloatArray = block.t0_s + np.arange(block.pcc_w.size, dtype=np.float64) * block.dt_s
         senses = {"voltage_pu": block.voltage_pu, "frequency_hz": block.frequency_hz}
@@ -239,7 +267,7 @@ class _Bench:
                 span.is_fed = True
                 span.referee.feed(t_s[inside], block.pcc_w[inside])
 
-    def _progress(self) -> Progress:
+    def progress(self) -> Progress:
         plant, view = self.world.plant, self._last
         return Progress(
             t_s=plant.now_s,
@@ -255,7 +283,7 @@ class _Bench:
             ratio=plant.now_s / max(time.perf_counter() - self._started_s, 1e-9),
         )
 
-    def record(self, *, wall_s: float) -> RunRecord:
+    def record(self, *, wall_s: float, cpu_s: float) -> RunRecord:
         return RunRecord(
             scenario=self._scenario,
             world=self.world,
@@ -271,7 +299,19 @@ class _Bench:
             rows=self._csv.rows(),
             start_soc_frac=self._start_soc,
             wall_s=wall_s,
+            cpu_s=cpu_s,
         )
+
+
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Collect garbage seldom: a run makes little of it in cycles, and looking for it costs a tenth of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def build_daemon(settings: Settings, factories: Factories, on_tick: OnTick) -> Runner:

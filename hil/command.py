@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from controller.errors import BadInput
-from hil.bench import run
+from hil.bench import RunRecord, run
 from hil.console import LiveLine, print_result
 from hil.report_page import write_report
 from hil.result import exit_code, result_of, write_result
-from hil.scenario import Overrides, load_scenario
+from hil.scenario import Overrides, Scenario, load_scenario
 
 
-def run_and_report(name_or_file: str, overrides: Overrides, *, out: Path | None) -> int:
+INTERNAL, INTERRUPTED = 3, 130
+
+
+def run_and_report(name_or_file: str, overrides: Overrides, *, out: Path | None, is_wire: bool = False) -> int:
     """Exit status of the run; results are in `out` when it returns."""
+    if is_wire:
+        overrides = _in_real_time(overrides)
     scenario = load_scenario(name_or_file, overrides)
     folder = out or Path("out") / "hil" / scenario.doc.name
     try:
@@ -23,11 +29,45 @@ def run_and_report(name_or_file: str, overrides: Overrides, *, out: Path | None)
     except OSError as error:
         raise BadInput(f"--out {folder}: {error.strerror or error}") from None
     console = Console()
+    if is_wire:
+        return _on_wires(scenario, console, folder)
     with LiveLine(console, scenario.doc.name) as line:
         record = run(scenario, out=folder, on_progress=line.show)
-    result = result_of(record)
-    write_result(result, folder / "result.json")
-    write_report(record, result, folder / "report.html")
+    result = _write(record, folder)
     print_result(console, result)
     console.print(f"[dim]results in[/dim] {folder}", highlight=False)
     return exit_code(result)
+
+
+def _on_wires(scenario: Scenario, console: Console, folder: Path) -> int:
+    from hil.demo import Board, print_wire
+    from hil.wire import Interrupted, NotReady, run_wire
+    from hil.wire_children import ChildDied
+
+    try:
+        with Board(console, scenario.doc.name) as board:
+            record = run_wire(scenario, out=folder, show=board.show)
+    except Interrupted:
+        console.print("interrupted: both processes stopped, GPUs given back", highlight=False)
+        return INTERRUPTED
+    except (ChildDied, NotReady) as error:
+        console.print(f"rampart: {error}", highlight=False, markup=False)
+        return INTERNAL
+    result = _write(record, folder)
+    print_result(console, result)
+    print_wire(console, result, folder)
+    console.print(f"[dim]results in[/dim] {folder}", highlight=False)
+    return exit_code(result)
+
+
+def _write(record: RunRecord, folder: Path) -> dict[str, object]:
+    result = result_of(record)
+    write_result(result, folder / "result.json")
+    write_report(record, result, folder / "report.html")
+    return result
+
+
+def _in_real_time(overrides: Overrides) -> Overrides:
+    if overrides.clock == "virtual":
+        raise BadInput("--clock virtual: --wire runs on the real clock; leave one of the two out")
+    return replace(overrides, clock="real")

@@ -38,7 +38,7 @@ def result_of(record: RunRecord) -> dict[str, object]:
         "scenario": doc.name,
         "seed": doc.seed,
         "clock": doc.clock,
-        "wire": False,
+        "wire": record.wire is not None,
         "controller": site.policy.value,
         "contract": site.contract.name,
         "follow": site.following.value if site.battery else None,
@@ -61,6 +61,8 @@ def result_of(record: RunRecord) -> dict[str, object]:
         "faults": _faults(record),
         "events": [_happening(h) for h in record.world.diary],
         "wall_ms": record.wall_s * 1e3,
+        "cpu_ms": record.cpu_s * 1e3,
+        **({"on_wires": dict(record.wire.facts)} if record.wire is not None else {}),
     }
 
 
@@ -172,7 +174,12 @@ def _safety(record: RunRecord) -> dict[str, object]:
 
 
 def _planner(record: RunRecord) -> dict[str, object]:
-    s = record.stopwatch
+    w, s = record.wire, record.stopwatch
+    if w is not None:
+        site = record.scenario.settings.site
+        assert site is not None
+        misses = int(w.plan_ms["max"] > site.planner_period_s * 1e3)
+        return {"cycles": w.plan_count, "solve_ms": w.plan_ms, "deadline_misses": misses, "fallbacks": w.fallbacks}
     return {
         "cycles": s.plan_count,
         "solve_ms": _quantiles(s.plan_ms),
@@ -182,7 +189,9 @@ def _planner(record: RunRecord) -> dict[str, object]:
 
 
 def _tracker(record: RunRecord) -> dict[str, object]:
-    s = record.stopwatch
+    w, s = record.wire, record.stopwatch
+    if w is not None:
+        return {"ticks": w.tick_count, "tick_ms": w.tick_ms, "overruns": w.overruns}
     return {"ticks": len(record.ticks), "tick_ms": _quantiles(s.tick_ms), "overruns": s.overrun_count}
 
 

@@ -25,6 +25,7 @@ def run(
     follow: Literal["device", "software"] = typer.Option(None, "--follow", help="Who closes the fast loop."),
     edge: Literal["linear", "hold"] = typer.Option(None, "--edge", help="What lies between the trace's samples."),
     clock: Literal["virtual", "real"] = typer.Option(None, "--clock", help="Simulated time, or the machine's."),
+    wire: bool = typer.Option(False, "--wire", help="On real wires: the shipped processes, Modbus, MQTT, fake GPUs."),
     seed: int = typer.Option(None, "--seed", metavar="N", help="Seed of everything random."),
     out: str = typer.Option(None, "--out", metavar="DIR", help="Where results go; out/hil/SCENARIO if not given."),
 ) -> None:
@@ -45,7 +46,7 @@ def run(
         clock=clock,
         seed=seed,
     )
-    raise typer.Exit(run_and_report(scenario, overrides, out=Path(out) if out else None))
+    raise typer.Exit(run_and_report(scenario, overrides, out=Path(out) if out else None, is_wire=wire))
 
 
 @app.command("gpus", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

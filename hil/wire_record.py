@@ -1,0 +1,130 @@
+"""What a wire run remembers of its processes, and how their status becomes the bench's own kind of tick."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from controller.types import GridSignal, Margin, Mode, RampLimit, SwingLimit
+from hil.plant.fleet import Group
+from hil.plant.site import TruthBlock
+from hil.run_log import TickView
+from hil.wire_signals import Answer
+
+
+@dataclass(slots=True)
+class Account:
+    """Collected while the run goes on; `facts` is what goes into the result."""
+
+    is_stopping: bool = False
+    answers: list[Answer] = field(default_factory=list)
+    status: dict[str, Any] = field(default_factory=dict)  # the last one
+    late_ms: array[float] = field(default_factory=lambda: array("d"))  # of the plant's loop
+    clean_stops: dict[str, bool] = field(default_factory=dict)
+    rss_bytes: dict[str, int] = field(default_factory=dict)
+    processes_left: int = 0
+    left_throttled: tuple[str, ...] = ()
+    clock_writes: int = 0
+    limit_writes: int = 0
+    _last_s: float = -math.inf
+
+    def is_news(self, view: TickView) -> bool:
+        """A tick of the run that was not seen before."""
+        if view.t_s <= self._last_s or view.t_s < 0.0:
+            return False
+        self._last_s = view.t_s
+        return True
+
+    def facts(self, *, gpus: Sequence[Group], status_messages: int) -> dict[str, object]:
+        """Plain JSON values."""
+        return {
+            "processes": {
+                name: {"rss_bytes_max": self.rss_bytes[name], "stopped_cleanly": self.clean_stops[name]}
+                for name in sorted(self.clean_stops)
+            },
+            "processes_left": self.processes_left,
+            "plant_late_ms": _quantiles(self.late_ms),
+            "gpus": {
+                "count": len(gpus),
+                "each_stands_for": gpus[0].count,
+                "clock_writes": self.clock_writes,
+                "limit_writes": self.limit_writes,
+                "left_throttled": list(self.left_throttled),
+            },
+            "answers": [
+                {
+                    "signal": a.signal_id,
+                    "t_s": a.t_s,
+                    "acceptance": a.answer.acceptance,
+                    "reason": a.answer.reason,
+                    "detail": a.answer.detail,
+                    "met_at": a.answer.met_at,
+                }
+                for a in self.answers
+            ],
+            "status_messages": status_messages,
+        }
+
+
+def view_of(status: dict[str, Any], *, begin_s: float) -> TickView | None:
+    """A status document as a tick on the run's time; None while the controller has not decided anything."""
+    if "power" not in status:
+        return None
+    power = status["power"]
+    tick = status["tick"]
+
+    def watt(key: str) -> float:
+        value = power[key]
+        return math.nan if value is None else float(value)
+
+    return TickView(
+        t_s=float(status["t_mono_s"]) - begin_s,
+        ref_w=watt("target_w"),
+        low_w=watt("low_w"),
+        high_w=watt("high_w"),
+        mode=int(Mode[status["mode"]]),
+        cap_frac=float(power["cap_frac"]),
+        margins=tuple(
+            Margin(m["name"], m["contingency"], float(m["value"]), m["unit"])
+            for m in status["margins"]
+            if m["value"] is not None
+        ),
+        planned=False,
+        is_fallback=False,
+        plan_ms=0.0,
+        overrun_count=int(tick["overruns"]),
+    )
+
+
+def words_of(signal: GridSignal) -> str:
+    """A signal in one line."""
+    parts = [f"load target {signal.target_w / 1e6:g} MW"] if signal.target_w is not None else []
+    for limit in signal.limits:
+        if isinstance(limit, RampLimit | SwingLimit):
+            parts.append(f"at most {limit.max_w / 1e6:g} MW within any {limit.window_s:g} s")
+        else:
+            parts.append(f"row {limit.id}")
+    return f"{signal.issuer} asks: {', '.join(parts)}"
+
+
+def cut(blocks: Sequence[TruthBlock], *, until_s: float) -> Iterator[TruthBlock]:
+    """The blocks up to and including `until_s`: a run in real time goes a step or two beyond its end."""
+    for block in blocks:
+        keep = round((until_s - block.t0_s) / block.dt_s) + 1
+        if keep >= block.pcc_w.size:
+            yield block
+        elif keep > 0:
+            names = ("pcc_w", "load_w", "battery_w", "soc_frac", "frequency_hz", "voltage_pu")
+            yield TruthBlock(block.t0_s, block.dt_s, *(getattr(block, name)[:keep] for name in names))
+
+
+def _quantiles(values_ms: Sequence[float]) -> dict[str, float]:
+    if not len(values_ms):
+        return {"p50": 0.0, "p99": 0.0, "max": 0.0}
+    p50, p99 = np.quantile(np.array(values_ms), (0.5, 0.99))
+    return {"p50": float(p50), "p99": float(p99), "max": float(max(values_ms))}
