@@ -94,7 +94,14 @@ def test_imports_point_down(name: str, path: Path) -> None:
         assert {m for m in used if not m.startswith("drivers")} <= PORTS | {"controller.signals"}
     if not name.startswith(("hil", "controller.cli")):
         assert not {m for m in used if m.startswith("hil")}, "only the command line may import the bench"
-    joins = ("controller.cli", "controller.app", "controller.live", "controller.telemetry", "controller.node")
+    joins = (
+        "controller.cli",
+        "controller.app",
+        "controller.live",
+        "controller.session",
+        "controller.telemetry",
+        "controller.node",
+    )
     if name.startswith("controller") and not name.startswith(joins):
         assert not {m for m in used if m.startswith("drivers")}, "the core never sees a driver"
 

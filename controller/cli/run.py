@@ -72,8 +72,8 @@ def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 async def _serve(settings: Settings) -> None:
     from controller.clock import MonotonicClock
-    from controller.live import open_session
     from controller.sdnotify import Notifier
+    from controller.session import open_session
     from controller.settings import Role
     from drivers.node_link import LocalLink, MqttAgentLink
 
@@ -131,7 +131,8 @@ async def _node(
 async def _site(settings: Settings, *, node_link: NodeLink | None, notifier: Notifier) -> None:
     from controller.app import build
     from controller.clock import MonotonicClock
-    from controller.live import live_factories, open_session
+    from controller.live import live_factories
+    from controller.session import open_session
     from controller.status import StatusServer
     from controller.telemetry import Reporter
     from drivers.metrics import Metrics
