@@ -173,14 +173,15 @@ def _course(record: RunRecord) -> Any:
         "Clock caps and mode",
         "Margin",
     ]
+    count = 5 if len(record.ticks) else 3 if has_battery else 2  # without a controller there are no caps and margins
     figure = make_subplots(
-        rows=5,
+        rows=count,
         cols=1,
         shared_xaxes=True,
         vertical_spacing=0.035,
-        row_heights=[0.32, 0.2, 0.18, 0.15, 0.15],
-        subplot_titles=titles,
-        specs=[[{}], [{}], [{"secondary_y": True}], [{"secondary_y": True}], [{}]],
+        row_heights=[0.32, 0.2, 0.18, 0.15, 0.15][:count],
+        subplot_titles=titles[:count],
+        specs=[[{}], [{}], [{"secondary_y": True}], [{"secondary_y": True}], [{}]][:count],
     )
     _band(figure, rows)
     _curve(figure, rows, "pcc_w", "grid power", BLUE, row=1, envelope=("pcc_min_w", "pcc_max_w"))
@@ -190,15 +191,25 @@ def _course(record: RunRecord) -> Any:
     if has_battery:
         _curve(figure, rows, "battery_w", "battery, discharge positive", GREEN, row=3)
         _curve(figure, rows, "soc_frac", "state of charge", VIOLET, row=3, scale=100.0, is_secondary=True)
-    _curve(figure, rows, "cap_frac", "mean clock cap", ORANGE, row=4, scale=100.0)
-    _curve(figure, rows, "mode", "mode", GREY, row=4, scale=1.0, is_secondary=True)
-    _curve(figure, rows, "margin_w", "least power margin", RED, row=5)
+    if count == 5:
+        _decisions(figure, rows)
     for h in record.world.diary:
         figure.add_vline(x=h.t_s, line={"color": GREY, "width": 1, "dash": "dot"})
     figure.update_yaxes(title_text="MW", row=1, col=1)
     figure.update_yaxes(title_text="MW", row=2, col=1)
-    figure.update_yaxes(title_text="MW", row=3, col=1, secondary_y=False)
-    figure.update_yaxes(title_text="%", row=3, col=1, secondary_y=True)
+    if has_battery:
+        figure.update_yaxes(title_text="MW", row=3, col=1, secondary_y=False)
+        figure.update_yaxes(title_text="%", row=3, col=1, secondary_y=True)
+    figure.update_xaxes(title_text="s", row=count, col=1)
+    figure.update_layout(height=90 + [0, 0, 640, 860, 0, 1090][count], hovermode="x unified", **_layout())
+    return figure
+
+
+def _decisions(figure: Any, rows: Rows) -> None:
+    """What the controller did beside moving the target: caps, mode, margins."""
+    _curve(figure, rows, "cap_frac", "mean clock cap", ORANGE, row=4, scale=100.0)
+    _curve(figure, rows, "mode", "mode", GREY, row=4, scale=1.0, is_secondary=True)
+    _curve(figure, rows, "margin_w", "least power margin", RED, row=5)
     figure.update_yaxes(title_text="% of full", row=4, col=1, secondary_y=False)
     figure.update_yaxes(
         tickvals=[int(m) for m in Mode],
@@ -209,9 +220,6 @@ def _course(record: RunRecord) -> Any:
         secondary_y=True,
     )
     figure.update_yaxes(title_text="MW", row=5, col=1)
-    figure.update_xaxes(title_text="s", row=5, col=1)
-    figure.update_layout(height=1180, hovermode="x unified", **_layout())
-    return figure
 
 
 def _event(record: RunRecord, entry: dict[str, Any]) -> Any:
