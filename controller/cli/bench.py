@@ -61,3 +61,40 @@ def audit(
         typer.echo(f"  {name:<24} {rate / 1e6:7.2f}  ({86_400_000 / rate:.0f} s)")
     typer.echo(f"  worst figures differ by {100 * result.worst_differs_frac:.3f} %")
     typer.echo(f"  memory in the referee's run: {result.peak_memory_bytes / 2**20:.0f} MiB, the record included")
+
+
+@app.command()
+def planner(
+    cycles: int = typer.Option(300, min=50, max=200_000, help="Decisions per fleet size."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
+) -> None:
+    """Time one decision, telemetry to clocks, beside the same model in CVXPY and the bare solver call."""
+    import json
+    from dataclasses import asdict
+
+    from hil.bench_planner import run
+
+    rows = run(cycles=cycles)
+    if as_json:
+        typer.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
+        return
+    typer.echo(f"{cycles} decisions per size, milliseconds")
+    typer.echo(f"  {'GPUs':>8} {'p50':>8} {'p99':>8} {'max':>8} {'cvxpy p50':>10} {'solver p50':>11}")
+    for row in rows:
+        typer.echo(
+            f"  {row.gpus:>8,} {row.p50_ms:>8.2f} {row.p99_ms:>8.2f} {row.max_ms:>8.2f} "
+            f"{row.cvxpy_p50_ms:>10.2f} {row.solver_p50_ms:>11.2f}"
+        )
+
+
+@app.command()
+def regret(
+    seeds: int = typer.Option(10, min=1, max=1000, help="Traces per case."),
+    case: list[str] = typer.Option([], help="Only these cases; may be given again. Default: all six."),
+    workers: int = typer.Option(0, min=0, max=64, help="Processes; 0: two, or as many as there are cores."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
+) -> None:
+    """Compare every policy with perfect foresight at equal final energy; exit 1 if the comparison itself is broken."""
+    from controller.cli.bench_regret import report
+
+    report(seeds=seeds, cases=tuple(case), workers=workers or None, as_json=as_json)

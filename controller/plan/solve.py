@@ -101,6 +101,7 @@ class MpcPlanner:
         self._a_rows = sparse.csr_matrix(affine.a)
         self._back = sparse.csr_matrix(affine.matrix.T)
         self._theta = np.zeros(affine.theta_size)
+        self._stacked: FloatArray = affine.constant
         self._price_every = price_every
         self._cycle = 0
         self._prices: tuple[Price, ...] = ()
@@ -125,6 +126,17 @@ class MpcPlanner:
             plan = self._fall_back(given)
         self.counts[plan.status] += 1
         return plan
+
+    def solve_again(self) -> None:
+        """Update and solve on the last data once more, unchecked: the bare cost of a plan, for the bench."""
+        c, b, h, lower, upper = self._affine.split(self._stacked)
+        self._solver.update(c=c, b=b, h_u=h, x_l=lower, x_u=upper)
+        self._solver.solve()
+
+    def parameters_of(self, given: PlanInput) -> dict[str, FloatArray]:
+        """The program's parameters for `given`, by name: what the same model would be handed through CVXPY."""
+        assert self._stack(given) is not None, self.last_reason
+        return {name: self._theta[place].copy() for name, place in self._affine.theta_slices.items()}
 
     # ------------------------------------------------------------------------------------------------ numbers in
 
@@ -196,6 +208,7 @@ class MpcPlanner:
             return None
         stacked = self._affine.apply(self._theta)
         np.clip(stacked, -FAR * 100.0, FAR * 100.0, out=stacked)
+        self._stacked = stacked
         return stacked
 
     def _stored_worth(self, given: PlanInput) -> float:
