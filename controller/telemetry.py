@@ -15,8 +15,9 @@ import structlog
 
 from controller.cycle import TickTrace
 from controller.headroom import Headroom, RowHeadroom
+from controller.modes import ArmingFacts, Flag, unmet
 from controller.settings import SiteSettings
-from controller.types import Mode
+from controller.types import AgentState
 from drivers.metrics import Metrics
 
 REPORT_S = 1.0  # how often rows are looked at and metrics set
@@ -42,7 +43,7 @@ class Reporter:
         self._events: deque[tuple[float, str]] = deque(maxlen=EVENTS_KEPT)
         self._violations = 0
         self._plan_count = self._fallback_count = 0
-        self._mode: Mode | None = None
+        self._mode = ""
 
     def observe(self, trace: TickTrace) -> None:
         """After every completed cycle."""
@@ -55,12 +56,12 @@ class Reporter:
             self._fallback_count += not is_own
         self._violations += len(trace.checked.violations)
         self._watch_rows(trace)
-        mode = trace.decision.mode
-        if mode.mode is not self._mode:
-            reasons = "; ".join(reason.words for reason in mode.reasons) or "all is well"
-            log.info("mode", mode=mode.mode.name, because=reasons)
-            self._events.append((trace.image.wall_utc_s, f"mode {mode.mode.name}: {reasons}"))
-            self._mode = mode.mode
+        mode = _mode_name(trace)
+        if mode != self._mode:
+            reasons = "; ".join(_reasons(trace)) or "all is well"
+            log.info("mode", mode=mode, because=reasons)
+            self._events.append((trace.image.wall_utc_s, f"mode {mode}: {reasons}"))
+            self._mode = mode
         if trace.image.t_mono_s - self._told_s >= REPORT_S:
             self._told_s = trace.image.t_mono_s
             self._rows = self._headroom.report() if self._headroom is not None else ()
@@ -70,16 +71,25 @@ class Reporter:
         """The status document: plain JSON values, infinities as None."""
         trace = self._last
         if trace is None:
-            return {"site": self._site.name, "mode": "STARTING", "contract": self._site.contract.name, "reasons": []}
+            return {
+                "site": self._site.name,
+                "mode": "STARTING",
+                "contract": self._site.contract.name,
+                "reasons": [],
+                "unmet": [],
+                "power": {},
+                "margins": [],
+            }
         decision, track = trace.decision, trace.decision.track
         estimate = decision.estimate
         return {
             "site": self._site.name,
-            "mode": decision.mode.mode.name,
+            "mode": _mode_name(trace),
             "mode_since_s": round(trace.image.t_mono_s - decision.mode.since_s, 1),
             "contract": self._site.contract.name,
             "is_fallback_contract": decision.in_force.is_fallback,
-            "reasons": [f"{reason.words} (clears {reason.clears})" for reason in decision.mode.reasons],
+            "reasons": _reasons(trace),
+            "unmet": list(unmet(_arming(trace))),
             "t_mono_s": trace.image.t_mono_s,
             "wall_utc_s": trace.image.wall_utc_s,
             "power": {
@@ -169,6 +179,37 @@ class Reporter:
                 put("rampart_margin", margin.value, {"name": margin.name, "contingency": margin.contingency})
         for price in trace.plan.prices if trace.plan else ():
             put("rampart_price_joule_per_w", price.joule_per_w, {"kind": price.kind.value})
+
+
+def _mode_name(trace: TickTrace) -> str:
+    """The mode, or STARTING while the site's power was never seen and nothing is written."""
+    return "STARTING" if trace.decision.track is None else trace.decision.mode.mode.name
+
+
+def _reasons(trace: TickTrace) -> list[str]:
+    if trace.decision.track is None:
+        source = "the site meter" if trace.image.pcc is not None else "the nodes' reports"
+        return [f"waiting for the first power reading from {source}; nothing is written before"]
+    return [f"{reason.words} (clears {reason.clears})" for reason in trace.decision.mode.reasons]
+
+
+def _arming(trace: TickTrace) -> ArmingFacts:
+    """What status says of readiness. The nodes save originals and arm their own dead-man before they obey."""
+    image, nodes = trace.image, [reading.value for reading in trace.image.nodes]
+    is_armed = bool(nodes) and all(node.state in (AgentState.ARMED, AgentState.FALLBACK) for node in nodes)
+    battery = image.battery
+    return ArmingFacts(
+        are_originals_saved=is_armed,
+        is_read_back_proven=is_armed and all(bool(node.is_controllable.all()) for node in nodes),
+        is_meter_fresh=image.pcc is None or image.pcc.is_good,
+        is_clock_synchronised=Flag.CLOCK_STEPPED not in trace.decision.mode.flags,
+        has_verified_signal=bool(image.signals),
+        is_fallback_contract_active=True,  # a site file without one uses its contract
+        is_leader=Flag.LEADERSHIP_LOST not in trace.decision.mode.flags,
+        is_dead_man_armed=is_armed,
+        battery_reversion_seen=None if battery is None else battery.value.reversion_s_left is not None,
+        is_battery_bounded_without_reversion=False,
+    )
 
 
 def _number(value: float | None) -> float | None:

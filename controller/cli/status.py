@@ -42,7 +42,7 @@ def status(
         typer.echo(json.dumps(document, indent=2))
     else:
         _print(document)
-    if document.get("mode") not in ("NORMAL", "DEGRADED"):
+    if document.get("mode") not in ("STARTING", "NORMAL", "DEGRADED"):
         raise typer.Exit(1)
 
 
@@ -56,6 +56,8 @@ def _print(document: dict[str, Any]) -> None:
     )
     for reason in document["reasons"]:
         console.print(f"  because {reason}")
+    for condition in document["unmet"]:
+        console.print(f"  not armed: {condition}")
     table = Table(show_header=False)
     for key, value in document["power"].items():
         table.add_row(key, f"{value:,.3f}" if isinstance(value, float) else str(value if value is not None else "-"))
