@@ -530,3 +530,103 @@ def test_path_is_trimmed_without_changing_the_answer() -> None:
 def test_clip() -> None:
     assert Interval(1.0, 2.0).clip(5.0) == 2.0
     assert Interval(1.0, 2.0).clip(0.0) == 1.0
+
+
+@pytest.mark.parametrize("row", [rate(0.5e6, 6e6), swing(5e6, 15.0)])
+def test_shrinks_reach_bounds_and_projection_alike(row: Limit) -> None:
+    """1 MW of residual and, downwards, 2 MW of dip come off what bounds and projection leave of the row."""
+    interval = AdmissibleInterval([row], start_s=0.0, start_w=50e6, tick_s=0.1)
+    interval._known_since_s = -1e9
+    interval.push(0.1, 50e6)
+    max_w = 6e6 if isinstance(row, RateLimit) else 5e6
+    interval.set_shrink(1e6, {row.id: 2e6})
+    found = interval.bounds(0.2)
+    low, high = interval.project([0.2])
+    assert found.low_w == pytest.approx(50e6 - max_w + 3e6, rel=1e-4) == low[0]
+    assert found.high_w == pytest.approx(50e6 + max_w - 1e6, rel=1e-4) == high[0]
+
+
+def test_slopes_of_rate_rows_last_for_ever() -> None:
+    """The stated slope can be walked for ten minutes without the interval stopping it, and not much more than it."""
+    for sign in (1.0, -1.0):
+        interval = AdmissibleInterval([rate(0.5e6, 6e6)], start_s=0.0, start_w=500e6, tick_s=0.5)
+        interval._known_since_s = -1e9
+        assert interval.slope_down_w_per_s == pytest.approx(0.5e6 * 12.0 / 12.5, rel=1e-4)
+        interval.set_shrink(1e6, {})
+        slope = interval.slope_up_w_per_s if sign > 0 else interval.slope_down_w_per_s
+        assert slope == pytest.approx((0.5e6 * 12.0 - 1e6) / 12.5, rel=1e-4)
+        for _ in range(1200):
+            wanted_w = interval.now_w + sign * slope * 0.5
+            assert interval.bounds(interval.now_s + 0.5).clip(wanted_w) == pytest.approx(wanted_w, abs=1.0)
+            interval.push(interval.now_s + 0.5, wanted_w)
+
+
+def test_a_spent_window_survives_a_change_of_slope() -> None:
+    """The contingency line is drawn anew when a shrink changes R_c: 4 MW spent 5 s ago, at the new slope."""
+    interval = AdmissibleInterval([swing(5e6, 15.0)], start_s=0.0, start_w=50e6, tick_s=0.1)
+    interval._known_since_s = -1e9
+    interval.push(0.1, 46e6)
+    interval.push(5.0, 46e6)
+    interval.set_shrink(2e6, {})
+    r_c = interval.contingency_slope_w_per_s
+    assert r_c == pytest.approx(3e6 / 15.1, rel=1e-4)
+    assert interval.contingency_excess_w == pytest.approx(4e6 - 5.0 * r_c, rel=1e-4)
+    assert interval.contingency_excess_up_w == 0.0
+    interval.push(5.1, 49e6)
+    interval.push(9.0, 49e6)
+    interval.set_shrink(0.0, {})
+    assert interval.contingency_excess_up_w == pytest.approx(3e6 - 4.0 * 5e6 / 15.1, rel=1e-4)
+
+
+def test_a_longer_window_than_any_so_far_starts_unknown() -> None:
+    """A row that looks further back than what was kept treats the rest as unknown: slopes only, at first."""
+    interval = AdmissibleInterval([swing(5e6, 1.0)], start_s=0.0, start_w=50e6, tick_s=0.05, remember_s=1.0)
+    while interval.now_s < 600.0:
+        interval.push(interval.now_s + 0.05, 50e6)
+    interval.set_limits([swing(5e6, 500.0)], interval.now_s)
+    now_s = interval.now_s
+    assert interval.bounds(now_s + 0.1).low_w == pytest.approx(50e6 - 5e6 / 500.0 * 0.1, rel=1e-6)
+
+
+def test_unknown_past_limits_rises_as_well() -> None:
+    """The same bound upwards, at the up row's own slope, and for rate rows."""
+    rows: list[Limit] = [ramp(6e6, 20.0, Direction.UP)]
+    interval = AdmissibleInterval(rows, start_s=0.0, start_w=50e6, tick_s=0.05)
+    assert interval.bounds(0.1).high_w == pytest.approx(50e6 + 6e6 / 20.0 * 0.1, rel=1e-6)
+    interval = AdmissibleInterval([rate(0.5e6, 6e6)], start_s=0.0, start_w=50e6, tick_s=0.05)
+    found = interval.bounds(0.1)
+    assert (found.low_w, found.high_w) == (pytest.approx(49.95e6, rel=1e-6), pytest.approx(50.05e6, rel=1e-6))
+
+
+def test_spent_windows_of_rate_rows() -> None:
+    """A 2 MW fall has spent 2 MW of a rate row's flat part downwards and nothing upwards."""
+    interval = AdmissibleInterval([rate(0.5e6, 6e6)], start_s=0.0, start_w=50e6, tick_s=0.05)
+    interval.push(1.0, 48e6)
+    assert interval.spent_down_w()[LimitId("rate")] == pytest.approx(2e6)
+    assert interval.spent_up_w()[LimitId("rate")] == 0.0
+
+
+def test_promised_times_follow_the_path() -> None:
+    """The promise of a late ceiling moves out with a rise of the path; a floor's is its mirror image."""
+    rows: list[Limit] = [swing(5e6, 15.0)]
+    interval = AdmissibleInterval([*rows, ceiling(40e6, -math.inf)], start_s=0.0, start_w=50e6, tick_s=0.05)
+    slope = interval.slope_down_w_per_s
+    interval.push(10.0, 53e6)
+    assert interval.due_status()[0].met_at_s == pytest.approx(10.0 + 13e6 / slope, rel=1e-6)
+    interval.push(20.0, 49e6)
+    assert interval.due_status()[0].met_at_s == pytest.approx(20.0 + (13e6 - 10.0 * slope) / slope, rel=1e-6)
+    floor = FloorLimit(LimitId("floor"), 60e6, -math.inf, HERE)
+    interval = AdmissibleInterval([*rows, floor], start_s=0.0, start_w=50e6, tick_s=0.05)
+    interval.push(10.0, 47e6)
+    interval.push(20.0, 51e6)
+    assert interval.due_status()[0].met_at_s == pytest.approx(20.0 + (13e6 - 10.0 * slope) / slope, rel=1e-6)
+
+
+def test_projection_knows_the_slope_of_bands() -> None:
+    """Ten seconds ahead a band row leaves ten seconds of its slope either way."""
+    band = BandLimit(LimitId("band"), 1e6, (0.1, 5.0), HERE)
+    interval = AdmissibleInterval([band], start_s=0.0, start_w=50e6, tick_s=0.1)
+    low, high = interval.project([10.0])
+    reach_w = 10.0 * 1e6 / band_seconds(0.1, 5.0)
+    assert interval.band_slope_w_per_s == pytest.approx(reach_w / 10.0, rel=1e-4)
+    assert (low[0], high[0]) == (pytest.approx(50e6 - reach_w, rel=1e-4), pytest.approx(50e6 + reach_w, rel=1e-4))
