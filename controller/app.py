@@ -44,6 +44,7 @@ class Factories:
     jobs: JobSource | None = None
     feed_watchdog: Callable[[], None] = lambda: None
     background: tuple[Runner, ...] = ()
+    wake: asyncio.Event = field(default_factory=asyncio.Event)  # set: the next cycle comes at once
 
 
 class Daemon:
@@ -99,6 +100,7 @@ def build(settings: Settings, factories: Factories) -> Daemon:
             recorder=factories.recorder,
             lease=factories.lease,
             feed_watchdog=factories.feed_watchdog,
+            wake=factories.wake,
         ),
         core=core,
         background=factories.background,

@@ -21,6 +21,7 @@ from controller.modes import Flag, ModeMachine, ModeState
 from controller.plan.plan import Plan, Planner
 from controller.planning import NO_LIMIT_W_PER_S, Known, Planning, node_commands
 from controller.ports import JobSource
+from controller.respond import Responder
 from controller.rings import Rings
 from controller.settings import Policy, SiteSettings, Stance
 from controller.tracker import Tracker, TrackerInput, TrackerOutput
@@ -29,6 +30,7 @@ from controller.types import (
     BatteryCommand,
     BatterySample,
     BatteryState,
+    EnvelopeBattery,
     EnvelopeState,
     EnvelopeView,
     Following,
@@ -113,6 +115,7 @@ class SiteCore:
         self._unfollowed_since_s: float | None = None
         self._violation_count = 0
         self._exempt_until_s = -math.inf
+        self._responder = Responder(site)
         self._plan_start_w = 0.0  # the target when the present plan was made
         self._load_rise_w = (
             site.gpu_peak_w + site.other_load_w_max
@@ -121,6 +124,12 @@ class SiteCore:
     @property
     def plan(self) -> Plan | None:
         return self.planning.plan
+
+    @property
+    def early_s(self) -> float:
+        """When the next cycle should be, if that is before the next tick; inf: the tick will do."""
+        waits_s = self._in_force.waits_s if self._in_force is not None else math.inf
+        return min(self._responder.early_s, waits_s)
 
     # ------------------------------------------------------------------------------------------------ the cycle
 
@@ -135,7 +144,8 @@ class SiteCore:
             self.planning.saw(estimate)
         mode = self._modes.step(self._flags(image, estimate, is_leader=is_leader), now_s=now_s)
         in_force = self._take_limits(image, estimate)
-        track = self._track(image, estimate, mode, in_force)
+        set_point_w = self._respond(image, estimate, mode, in_force, fleet)
+        track = self._track(image, estimate, mode, in_force, set_point_w)
         proposal = self._proposal(image, fleet, track, mode.mode, is_leader=is_leader)
         return Decision(estimate, mode, in_force, track, proposal, fleet, readings)
 
@@ -167,7 +177,7 @@ class SiteCore:
             return False
         due_s = self._planned_s + self.site.planner_period_s - 0.5 * self.site.tracker_period_s
         is_urgent = decision.estimate.load_w > track.load_w_max and now_s - self._planned_s >= 0.2
-        if now_s < due_s and not is_urgent:
+        if (now_s < due_s and not is_urgent) or self._responder.holds_plan(now_s):
             return False
         self._planned_s = now_s
         self._has_new_caps = True
@@ -258,11 +268,63 @@ class SiteCore:
             self.tracker.set_limits(found.limits, image.t_mono_s)
         if found is not self._in_force:
             self._rings.cover(limit.mean_s for limit in found.limits)
-        if self.tracker is not None and found.exempt_until_s > self._exempt_until_s:
-            self.tracker.waive_ramps(found.exempt_until_s, with_bands=True)
-            self._exempt_until_s = found.exempt_until_s
+        if self.tracker is not None and found.exempt_until_s != self._exempt_until_s:
+            self._waive(found, image.t_mono_s)
         self._in_force = found
         return found
+
+    def _waive(self, found: InForce, now_s: float) -> None:
+        """Ramp rows end with an emergency's beginning and judge again what happens from its end on."""
+        assert self.tracker is not None
+        self._exempt_until_s = found.exempt_until_s
+        self.tracker.waive_ramps(max(found.exempt_until_s, now_s), with_bands=True)
+        if found.exempt_target_w is None:
+            self._rings = rings_for(found.limits)
+            self._rings.cover(limit.mean_s for limit in found.limits)
+
+    def _respond(
+        self, image: SiteImage, estimate: Estimate, mode: ModeState, in_force: InForce, fleet: Fleet
+    ) -> float | None:
+        """The emergency path: caps from the armed table at once, and the battery's set-point while they take hold."""
+        target_w, tracker = in_force.exempt_target_w, self.tracker
+        if target_w is None or tracker is None or self.site.policy is Policy.NONE:
+            if self._responder.is_active:
+                self._responder.stop()
+                self._planned_s = -math.inf  # what was held back may be given again
+            return None
+        usable = self._is_battery_usable(image)
+        sample = image.battery.value if image.battery is not None and usable else None
+        bounds = tracker.battery_now(sample)
+        caps = self._responder.caps(
+            image.t_mono_s,
+            target_w=target_w,
+            armed=self.planning.armed,
+            estimate=estimate,
+            battery=sample if bounds.discharge_w_max > 0.0 else None,
+            written=self._envelope_state,
+            hard_w=self._room_w(image, estimate, mode, fleet, target_w),
+        )
+        if caps is not None:
+            self.planning.caps = caps
+            self._has_new_caps = True
+        return self._responder.set_point_w(
+            image.t_mono_s, target_w=target_w, estimate=estimate, sample=sample, bounds=bounds
+        )
+
+    def _room_w(self, image: SiteImage, estimate: Estimate, mode: ModeState, fleet: Fleet, target_w: float) -> float:
+        """What all GPUs may draw at their worst under `target_w`: the envelope's own sum."""
+        site = self.site
+        battery = self._envelope_battery(image, mode)
+        unmanaged = unmanaged_w(fleet, other_w_max=site.other_load_w_max, gpu_peak_w=site.gpu_peak_w)
+        return target_w - estimate.margin_w - unmanaged + (battery.supply_w if battery is not None else 0.0)
+
+    def _envelope_battery(self, image: SiteImage, mode: ModeState) -> EnvelopeBattery | None:
+        return envelope_battery(
+            self.site.battery,
+            image.battery.value if image.battery is not None and self._is_battery_usable(image) else None,
+            is_trusted=Flag.BATTERY_NOT_FOLLOWING not in mode.flags,
+            two_ticks_s=2.0 * self.site.tracker_period_s,
+        )
 
     @staticmethod
     def _is_known(image: SiteImage, estimate: Estimate) -> bool:
@@ -271,7 +333,9 @@ class SiteCore:
             return estimate.source is LoadSource.METER
         return estimate.source is LoadSource.NODES
 
-    def _track(self, image: SiteImage, estimate: Estimate, mode: ModeState, in_force: InForce) -> TrackerOutput | None:
+    def _track(
+        self, image: SiteImage, estimate: Estimate, mode: ModeState, in_force: InForce, set_point_w: float | None
+    ) -> TrackerOutput | None:
         tracker, now_s = self.tracker, image.t_mono_s
         if tracker is None:
             return None
@@ -298,6 +362,7 @@ class SiteCore:
                 target_s=target_s,
                 target_slope_w_per_s=slope,
                 exempt_target_w=in_force.exempt_target_w,
+                set_point_w=set_point_w,
             )
         )
 
@@ -377,7 +442,6 @@ class SiteCore:
         limits = decision.in_force.limits
         is_emergency = decision.in_force.exempt_target_w is not None
         flags = decision.mode.flags
-        sample = image.battery.value if image.battery is not None and self._is_battery_usable(image) else None
         interval, two_ticks_s = tracker.interval, 2.0 * site.tracker_period_s
         load_w = decision.estimate.load_w
         if track.aim is not None and track.aim.following is Following.SOFTWARE and not track.is_saturated:
@@ -401,12 +465,7 @@ class SiteCore:
             margin_w=decision.estimate.margin_w,
             unmanaged_w_max=unmanaged_w(decision.fleet, other_w_max=site.other_load_w_max, gpu_peak_w=site.gpu_peak_w),
             load_w=load_w,
-            battery=envelope_battery(
-                site.battery,
-                sample,
-                is_trusted=Flag.BATTERY_NOT_FOLLOWING not in flags,
-                two_ticks_s=two_ticks_s,
-            ),
+            battery=self._envelope_battery(image, decision.mode),
             drop_safe_target_w=max(track.g_safe_w, tracker.g_ref_w),
             margins=tuple(
                 m for m in track.margins if m.name in enforced and m.value < 0.0 and not track.is_riding_down

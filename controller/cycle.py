@@ -1,12 +1,14 @@
 """The loop: sense, decide, check, act, plan, record. Read `Cycle.step` first; everything else in Rampart serves it.
 
-It has no branch on what is simulated or real. The watchdog is fed only by a completed cycle, and planning comes after
-acting, so that the tracker never waits for the planner.
+A grid signal, or the core in an emergency, may ask for a cycle before its tick: the same cycle, only earlier, on what
+the devices said last. It has no branch on what is simulated or real. The watchdog is fed only by a completed cycle, and
+planning comes after acting, so that the tracker never waits for the planner.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -54,8 +56,11 @@ class Cycle:
         recorder: Recorder,
         lease: Lease,
         feed_watchdog: Callable[[], None],
+        wake: asyncio.Event | None = None,
     ) -> None:
+        """`wake` is set by whoever has news that should not wait for the next tick."""
         self._clock = clock
+        self._wake = wake or asyncio.Event()
         self._period_s = period_s
         self._sense = sense
         self._core = core
@@ -73,16 +78,48 @@ class Cycle:
     async def run(self) -> None:
         """Cycle until cancelled."""
         ticker = Ticker(self._clock, period_s=self._period_s)
+        ticks = ticker.ticks()
+        tick = -1
+        due = asyncio.ensure_future(anext(ticks))
+        news: asyncio.Future[bool] = asyncio.ensure_future(self._wake.wait())
         try:
-            async for tick in ticker.ticks():
+            while True:
+                news = await self._until_due(due, news, tick=tick, overrun_count=ticker.overrun_count)
+                tick = await due
                 await self.step(tick, due_ns=ticker.due_ns, overrun_count=ticker.overrun_count)
+                due = asyncio.ensure_future(anext(ticks))
         finally:
+            due.cancel()
+            news.cancel()
             self._sense.close()
             self._actuate.close()
 
-    async def step(self, tick: int, *, due_ns: int, overrun_count: int) -> None:
-        """One cycle."""
-        image = await self._sense.image(tick, overrun_count=overrun_count)
+    async def _until_due(
+        self, due: asyncio.Future[int], news: asyncio.Future[bool], *, tick: int, overrun_count: int
+    ) -> asyncio.Future[bool]:
+        """Early cycles until the next tick is due; the future that hears of news from then on."""
+        while True:
+            early_s = self._core.early_s
+            waits: set[asyncio.Future[int] | asyncio.Future[bool] | asyncio.Future[None]] = {due, news}
+            sleep = None
+            if math.isfinite(early_s):
+                sleep = asyncio.ensure_future(self._clock.sleep_until_ns(math.ceil(early_s * NS_PER_S) + 1))
+                waits.add(sleep)
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if sleep is not None:
+                    sleep.cancel()
+            if due.done():
+                return news
+            if news.done():
+                self._wake.clear()
+                news = asyncio.ensure_future(self._wake.wait())
+            await self.step(tick, due_ns=self._clock.now_ns(), overrun_count=overrun_count, is_early=True)
+
+    async def step(self, tick: int, *, due_ns: int, overrun_count: int, is_early: bool = False) -> None:
+        """One cycle; an early one waits for no device."""
+        image = await self._sense.image(tick, overrun_count=overrun_count, is_early=is_early)
         for reading in image.nodes:
             self._lease.see(reading.value.acked_epoch)
         decision = self._core.decide(image, is_leader=self._lease.is_held)

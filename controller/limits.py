@@ -1,27 +1,43 @@
 """Which limits are in force now: the site's contract, or its fallback, and what accepted grid signals add.
 
 A signal only ever adds rows; the contract's own stay. A load target becomes a ceiling from its start on. When the grid
-has been silent for longer than the site's grace, the fallback contract takes the contract's place. Pure.
+has been silent for longer than the site's grace, the fallback contract takes the contract's place. A droop row of the
+contract becomes an emergency target while the meter's frequency is outside its deadband. Pure.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from controller.droop import DroopTrip
 from controller.settings import SiteSettings
-from controller.types import CeilingLimit, GridSignal, Limit, LimitId, LimitStatus, Provenance, SignalKind, SiteImage
+from controller.types import (
+    CeilingLimit,
+    DroopLimit,
+    GridSignal,
+    Limit,
+    LimitId,
+    LimitStatus,
+    Provenance,
+    SignalKind,
+    SiteImage,
+)
 
 HORIZON_S = 900.0  # a scheduled target further ahead than any ramp needs is not looked at yet
 
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """The limits in force, and the emergency target where an issuer waived its ramps."""
+    """The limits in force, and the emergency target where an issuer waived its ramps or frequency tripped a droop row.
+
+    `waits_s`: when the next emergency target begins that is known by now; inf: none.
+    """
 
     limits: tuple[Limit, ...]
     is_fallback: bool
     exempt_target_w: float | None
     exempt_until_s: float
+    waits_s: float = float("inf")
 
 
 class LimitBook:
@@ -32,6 +48,7 @@ class LimitBook:
         self._lost_since_s: float | None = None
         self._key: object = None
         self._found = InForce(site.contract.limits, False, None, float("-inf"))
+        self._droop = DroopTrip()
 
     def in_force(self, image: SiteImage) -> InForce:
         """The limits at the instant of `image`."""
@@ -44,18 +61,27 @@ class LimitBook:
         is_fallback = silent_s > self._site.grace_s
         known = tuple(s for s in image.signals if s.from_s - HORIZON_S <= now_s < s.until_s)
         begun = tuple(s.signal_id for s in known if s.from_s <= now_s)
-        key = (is_fallback, known, begun)
+        rows = [row for row in self._found.limits if isinstance(row, DroopLimit)]
+        droop_w = self._droop.target_w(rows, image.pcc)
+        key = (is_fallback, known, begun, droop_w)
         if key != self._key:
             self._key = key
-            self._found = self._build(known, now_s, is_fallback=is_fallback)
+            self._found = self._build(known, now_s, droop_w, is_fallback=is_fallback)
         return self._found
 
-    def _build(self, signals: tuple[GridSignal, ...], now_s: float, *, is_fallback: bool) -> InForce:
+    def _build(
+        self, signals: tuple[GridSignal, ...], now_s: float, droop_w: float | None, *, is_fallback: bool
+    ) -> InForce:
         contract = self._site.fallback_contract if is_fallback else self._site.contract
         limits: list[Limit] = list(contract.limits)
-        exempt_w, exempt_until_s = None, float("-inf")
+        exempt_w, exempt_until_s, waits_s = None, float("-inf"), float("inf")
+        if droop_w is not None:
+            exempt_w, exempt_until_s = droop_w, float("inf")
+            limits.append(_droop_ceiling(droop_w))
         for signal in signals:
             has_begun = signal.from_s <= now_s
+            if signal.ramp_exempt and not has_begun:
+                waits_s = min(waits_s, signal.from_s)
             if signal.kind is SignalKind.RAMP_LIMIT:
                 limits += signal.limits if has_begun else ()
             elif signal.target_w is not None:
@@ -63,7 +89,7 @@ class LimitBook:
                 if signal.ramp_exempt and has_begun:
                     exempt_w = signal.target_w if exempt_w is None else min(exempt_w, signal.target_w)
                     exempt_until_s = max(exempt_until_s, signal.until_s)
-        return InForce(tuple(limits), is_fallback, exempt_w, exempt_until_s)
+        return InForce(tuple(limits), is_fallback, exempt_w, exempt_until_s, waits_s)
 
 
 def _ceiling(signal: GridSignal) -> CeilingLimit:
@@ -74,4 +100,14 @@ def _ceiling(signal: GridSignal) -> CeilingLimit:
         from_s=signal.from_s,
         provenance=Provenance(f"load target of {signal.issuer}", "", LimitStatus.LOCAL),
         until_s=signal.until_s,
+    )
+
+
+def _droop_ceiling(target_w: float) -> CeilingLimit:
+    """What keeps the planner from lifting the load again while the frequency is low."""
+    return CeilingLimit(
+        id=LimitId("droop.target"),
+        max_w=target_w,
+        from_s=float("-inf"),
+        provenance=Provenance("the contract's droop row", "", LimitStatus.LOCAL),
     )

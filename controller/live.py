@@ -7,6 +7,7 @@ controller holds) is refused here.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from controller.lease import FileLease
 from controller.ports import Battery, Clock, NodeLink, PowerMeter, Ups
 from controller.settings import ModbusSettings, Settings, SiteSettings
 from controller.signals import AcceptanceRules, bounds_of
+from controller.types import Acceptance, SignalOutcome
 from drivers.battery import open_battery
 from drivers.dsx import DsxGridSource
 from drivers.meter import open_meter
@@ -46,13 +48,6 @@ class Devices:
     ups: dict[str, Ups]
 
 
-def open_session(settings: Settings, *, clock: Clock, client_id: str) -> MqttSession | None:
-    """The process's MQTT session, not yet running; None where no broker is configured."""
-    if settings.mqtt is None:
-        return None
-    return MqttSession(settings.mqtt, client_id=client_id, clock=clock, rng=_fresh_rng())
-
-
 @contextlib.asynccontextmanager
 async def live_factories(
     settings: Settings,
@@ -71,7 +66,8 @@ async def live_factories(
     try:
         devices = _open_devices(settings, site, clock=clock, pool=pool)
         background: list[Runner] = [session.run] if session is not None else []
-        grid = _open_grid(settings, site, clock=clock, session=session, state_dir=state_dir)
+        wake = asyncio.Event()
+        grid = _open_grid(settings, site, clock=clock, session=session, state_dir=state_dir, wake=wake)
         if grid is not None:
             background.append(grid.run)
         link = node_link
@@ -91,6 +87,7 @@ async def live_factories(
                 grid=grid,
                 feed_watchdog=feed_watchdog,
                 background=tuple(background),
+                wake=wake,
             )
         finally:
             recorder.close()
@@ -125,10 +122,21 @@ def _profile(device: ModbusSettings) -> DeviceProfile:
 
 
 def _open_grid(
-    settings: Settings, site: SiteSettings, *, clock: Clock, session: MqttSession | None, state_dir: Path
+    settings: Settings,
+    site: SiteSettings,
+    *,
+    clock: Clock,
+    session: MqttSession | None,
+    state_dir: Path,
+    wake: asyncio.Event,
 ) -> DsxGridSource | None:
     if settings.grid is None or session is None:
         return None
+
+    def on_outcome(outcome: SignalOutcome) -> None:
+        if outcome.acceptance is not Acceptance.REFUSED:
+            wake.set()  # whether it is an emergency the core sees for itself
+
     bounds = bounds_of(site)
     return DsxGridSource(
         session,
@@ -141,6 +149,7 @@ def _open_grid(
         clock=clock,
         rng=_fresh_rng(),
         audit_path=state_dir / "grid-audit.jsonl",
+        on_outcome=on_outcome,
     )
 
 

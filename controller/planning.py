@@ -16,6 +16,7 @@ import numpy as np
 from controller.allocate import Curves, clocks_of_caps, fit_worst_case, held_back_w
 from controller.contract import AdmissibleInterval
 from controller.demand import Demand, DemandWindow, split_demand
+from controller.emergency import Armed
 from controller.estimate import Estimate
 from controller.fleet import REST, Fleet, FleetReadings
 from controller.gpu_model import GpuCurve
@@ -70,6 +71,7 @@ class Planning:
         self._demand = Demand(np.zeros(len(self._classes)), 0.0, 0.0, 0.0)
         self.caps: FloatArray = np.empty((2, 0))  # clock in MHz over power limit in W, per GPU; inf is free
         self.plan: Plan | None = None
+        self.armed: Armed | None = None  # the response to an emergency, as of the last plan
 
     @property
     def demand(self) -> Demand:
@@ -128,6 +130,14 @@ class Planning:
         clocks_mhz = clocks_of_caps(known.fleet, curves, cap_w=plan.cap_w, peak_w=peaks_w)
         self.caps = np.vstack(fit_worst_case(known.fleet, curves, clock_mhz=clocks_mhz, hard_w=known.gpu_w_max))
         self._account(known.now_s, given, plan)
+        self.armed = Armed.arm(
+            known.fleet,
+            curves,
+            demand_w=self._demand.class_w,
+            other_w=self._demand.other_w,
+            ripple_up_w=self._demand.ripple_up_w,
+            priority=tuple(settings.priority for settings in self._classes),
+        )
         self.plan = plan
         return plan
 

@@ -47,7 +47,7 @@ class Source(Generic[T]):
         self._on_change = on_change
         self._last = Reading(value=stand_in, t_mono_s=float("-inf"), quality=Quality.MISSING, source=name)
         self._task: asyncio.Task[Reading[T]] | None = None
-        self._is_lost = True
+        self._is_lost: bool | None = None  # not known before the first answer or failure
 
     def start(self) -> asyncio.Task[Reading[T]]:
         if self._task is None:
@@ -119,9 +119,13 @@ class Sense:
         )
         self._ups_ticks = max(1, round(UPS_PERIOD_S / period_s))
 
-    async def image(self, tick: int, *, overrun_count: int) -> SiteImage:
-        """Everything known now; returns within the shared deadline whatever the devices do."""
-        await self._read_all(tick)
+    async def image(self, tick: int, *, overrun_count: int, is_early: bool = False) -> SiteImage:
+        """Everything known now; returns within the shared deadline whatever the devices do.
+
+        An early image asks no device: it is what was known already, with the grid's news.
+        """
+        if not is_early:
+            await self._read_all(tick)
         now_s = self._clock.now_s()
         reports = self._node_link.reports()
         return SiteImage(

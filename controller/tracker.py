@@ -342,7 +342,7 @@ class Tracker:
             self._follower.retune(times)
         is_fresh = estimate.is_fresh and estimate.source in (LoadSource.METER, LoadSource.SUB_METERS)
         follow_w = self._follower.step(given.now_s, sample_s=estimate.t_s, load_w=estimate.load_w, is_fresh=is_fresh)
-        return follow_w - g_ref_w
+        return follow_w - g_ref_w if given.set_point_w is None else given.set_point_w
 
     # ----------------------------------------------------------------------------------------------------- accounting
 

@@ -29,7 +29,8 @@ class TrackerInput:
 
     The planner's path is the line through (`target_s`, `target_w`) with `target_slope_w_per_s`. `load_rise_w` is what
     load may jump to under the caps in force. `exempt_target_w` is the emergency path's target: it is reached at once,
-    and only given while the issuer's waiver or a breaker allows it.
+    and only given while the issuer's waiver or a breaker allows it. `set_point_w` is then the battery's set-point while
+    caps take hold (software following); None: follow the load.
     """
 
     now_s: float
@@ -42,6 +43,7 @@ class TrackerInput:
     target_s: float = 0.0
     target_slope_w_per_s: float = 0.0
     exempt_target_w: float | None = None
+    set_point_w: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

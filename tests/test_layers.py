@@ -28,13 +28,23 @@ CORE_LOW = {
 }
 CORE_MID = {
     f"controller.{name}"
-    for name in ("estimate", "estimate_checks", "estimate_lag", "forecast", "demand", "limits", "predict", "check")
+    for name in (
+        "estimate",
+        "estimate_checks",
+        "estimate_lag",
+        "forecast",
+        "demand",
+        "droop",
+        "limits",
+        "predict",
+        "check",
+    )
 }
 CORE_HIGH = {
     f"controller.{name}"
-    for name in ("allocate", "follow", "tracker", "tracker_io", "emergency", "schedule", "view", "planning")
+    for name in ("allocate", "follow", "tracker", "tracker_io", "emergency", "respond", "schedule", "view", "planning")
 }
-CORE_TOP = {f"controller.{name}" for name in ("modes", "signals", "signal_schedule", "core")}
+CORE_TOP = {f"controller.{name}" for name in ("modes", "health", "signals", "signal_schedule", "core")}
 CORE = CORE_LOW | CORE_MID | CORE_HIGH | CORE_TOP
 ENVELOPES = {"controller.envelope", "controller.envelope_node"}
 FORBIDDEN_IN_CORE = {"asyncio", "socket", "threading", "time", "subprocess", "logging", "structlog", "os", "pathlib"}

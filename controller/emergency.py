@@ -1,0 +1,209 @@
+"""The pre-armed response to an emergency: caps for any power level, lowest priority first, and the battery's part.
+
+Everything that takes thought is done with the last plan, while nothing is wrong; a response only looks it up. The
+battery is fed what the caps are expected to do to the load, not what the meter says of it later: so the sum goes to the
+target without first going below it. Pure; powers in watts, arrays per class (K,) or per GPU (n,).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from controller.allocate import Curves, fit_worst_case
+from controller.fleet import Fleet
+from controller.types import BoolArray, FloatArray
+
+# From the cycle that sends a cap to the driver's call on the node: command, broker, agent (`rampart bench latency`).
+COMMAND_S = 0.008
+# From the call to the first fall, and the time constant of the fall: V100 power-limit step record (280 to 200 W).
+CAP_DEAD_S = 0.025
+CAP_LAG_S = 0.018
+SETTLED_LAGS = 4.0  # 2 % of the step is left
+BRIDGE_PERIOD_S = 0.010  # between two set-points while the caps take hold
+REACH_S = 0.020  # a set-point aims at where the battery is to be this much later: a late cycle must not overshoot
+HOLD_S = 2.0  # telemetry needs so long to show what the caps did; until then the planner would plan on the past
+CLOCK_WRITE_S = 1.0  # clocks change at most once a second; inside it a power limit does the work
+LIMIT_STEADY_FRAC = 0.985  # share of a power limit that steady draw settles at (98.5 to 99.6 % measured)
+AGAIN_FRAC = 0.01  # of the registered peak: a target that moved by less needs no new caps
+
+
+@dataclass(frozen=True, slots=True)
+class CapTable:
+    """What each class may draw at each total of GPU power.
+
+    `level_w` (M,) ascends; `share` (M, K) is each class's dynamic power relative to its demand. Between two rows
+    everything is linear, so the table is exact for every level with few rows.
+    """
+
+    level_w: FloatArray
+    share: FloatArray
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        idle_w: FloatArray,
+        demand_w: FloatArray,
+        floor_share: FloatArray,
+        least_share: FloatArray,
+        priority: Sequence[int],
+    ) -> CapTable:
+        """Classes give in order of priority, first each to its service floor, then each to what its clocks can do."""
+        dynamic_w = np.maximum(demand_w - idle_w, 0.0)
+        least = np.minimum(least_share, 1.0)
+        order = sorted(range(len(priority)), key=lambda k: (priority[k], k))
+        share = np.ones_like(dynamic_w)
+        rows = [share]
+        for bottom in (np.clip(floor_share, least, 1.0), least):
+            for k in order:
+                share = share.copy()
+                share[k] = min(share[k], float(bottom[k]))
+                rows.append(share)
+        table = np.array(rows[::-1])
+        fixed_w = np.minimum(idle_w, demand_w).sum()
+        return cls(fixed_w + table @ dynamic_w, table)
+
+    def at(self, gpu_w: float) -> FloatArray:
+        """Share of each class (K,) at a total of `gpu_w`; the least and the most where it lies outside the table."""
+        return np.array([np.interp(gpu_w, self.level_w, column) for column in self.share.T])
+
+
+@dataclass(frozen=True, slots=True)
+class Armed:
+    """One plan's preparation: the table and what turns its shares into clocks and clocks into power."""
+
+    fleet: Fleet
+    curves: Curves
+    table: CapTable
+    demand_w: FloatArray  # (K,) mean uncapped draw
+    other_w: float
+    ripple_up_w: float
+
+    @classmethod
+    def arm(
+        cls,
+        fleet: Fleet,
+        curves: Curves,
+        *,
+        demand_w: FloatArray,
+        other_w: float,
+        ripple_up_w: float,
+        priority: Sequence[int],
+    ) -> Armed:
+        """Prepare a response for the fleet as it is now."""
+        known = fleet.table
+        table = CapTable.build(
+            idle_w=fleet.by_class(known.idle_w),
+            demand_w=demand_w,
+            floor_share=_class_mean(fleet, curves.power_share(np.minimum(known.floor_mhz / known.cap_max[0], 1.0))),
+            least_share=_class_mean(fleet, curves.power_share(known.cap_min[0] / known.cap_max[0])),
+            priority=priority,
+        )
+        return cls(fleet, curves, table, demand_w, other_w, ripple_up_w)
+
+    def clocks_mhz(self, gpu_w: float) -> FloatArray:
+        """Clock of each GPU (n,) at which all of them draw at most `gpu_w` in the mean; inf is free."""
+        known = self.fleet.table
+        share = self.table.at(gpu_w)[self.fleet.class_index]
+        clock = np.floor(self.curves.clock_for(share) * known.cap_max[0])
+        return np.where(share >= 1.0, np.inf, np.clip(clock, known.cap_min[0], known.cap_max[0]))
+
+    def power_w(self, clocks_mhz: FloatArray) -> float:
+        """Mean draw of all GPUs under these clocks."""
+        known = self.fleet.table
+        share = self.curves.power_share(np.minimum(clocks_mhz / known.cap_max[0], 1.0))
+        idle_w = self.fleet.by_class(known.idle_w)
+        dynamic_w = np.maximum(self.demand_w - idle_w, 0.0)
+        return float((np.minimum(idle_w, self.demand_w) + dynamic_w * _class_mean(self.fleet, share)).sum())
+
+    def limits_w(self, clocks_mhz: FloatArray) -> FloatArray:
+        """Power limit of each GPU (n,) that holds it where the clock would, for GPUs whose clock may not change now."""
+        known = self.fleet.table
+        count = self.fleet.by_class(np.ones(self.fleet.count))
+        each_w = np.maximum(self.demand_w - self.fleet.by_class(known.idle_w), 0.0) / np.maximum(count, 1.0)
+        share = self.curves.power_share(np.minimum(clocks_mhz / known.cap_max[0], 1.0))
+        draw_w = known.idle_w + each_w[self.fleet.class_index] * share
+        limit_w = np.clip(np.ceil(draw_w / LIMIT_STEADY_FRAC), known.cap_min[1], known.cap_max[1])
+        return np.where(np.isinf(clocks_mhz), np.inf, limit_w)
+
+
+def caps_of(
+    armed: Armed, *, gpu_w: float, last: FloatArray, is_clock_fixed: BoolArray, hard_w: float
+) -> tuple[FloatArray, float]:
+    """Caps (2, n) for a total of `gpu_w`, nowhere above `last`, and the power expected under them.
+
+    Where a clock was written less than a second ago it stays, and a power limit takes its place. Power limits also
+    bring the worst case of all GPUs down to `hard_w`; the clocks are left to the mean, or the site would undershoot.
+    """
+    wish_mhz = np.minimum(armed.clocks_mhz(gpu_w), last[0])
+    is_late = is_clock_fixed & (wish_mhz < last[0])
+    clock_mhz = np.where(is_late, last[0], wish_mhz)
+    limit_w = np.where(is_late, np.minimum(armed.limits_w(wish_mhz), last[1]), last[1])
+    _, worst_w = fit_worst_case(armed.fleet, armed.curves, clock_mhz=clock_mhz, hard_w=hard_w)
+    return np.stack((clock_mhz, np.minimum(limit_w, worst_w))), armed.power_w(wish_mhz)
+
+
+@dataclass(frozen=True, slots=True)
+class CapPath:
+    """The load expected while caps take hold: `from_w` until `begin_s`, then a first-order fall to `to_w`."""
+
+    begin_s: float
+    from_w: float
+    to_w: float
+
+    def load_w(self, t_s: float) -> float:
+        if t_s <= self.begin_s:
+            return self.from_w
+        return self.to_w + (self.from_w - self.to_w) * math.exp((self.begin_s - t_s) / CAP_LAG_S)
+
+    @property
+    def settled_s(self) -> float:
+        return self.begin_s + SETTLED_LAGS * CAP_LAG_S
+
+
+def expected_path(now_s: float, *, from_w: float, to_w: float) -> CapPath:
+    """What caps sent now will do; caps never raise the load."""
+    return CapPath(now_s + COMMAND_S + CAP_DEAD_S, from_w, min(from_w, to_w))
+
+
+class Bridge:
+    """Leads a first-order battery along `path` less the target, from where it stands now."""
+
+    def __init__(self, path: CapPath, *, now_s: float, power_w: float, lag_s: float, ramp_w_per_s: float) -> None:
+        self.path = path
+        self._lag_s = max(lag_s, 1e-3)
+        self._ramp_w_per_s = ramp_w_per_s
+        self._t_s = now_s
+        self._power_w = self._set_w = power_w
+
+    def is_over(self, sample_s: float) -> bool:
+        """The meter shows the load as the caps left it: from here on it is better followed than expected."""
+        return sample_s >= self.path.settled_s
+
+    def answers_w(self, now_s: float, *, target_w: float, charge_w_max: float, discharge_w_max: float) -> float:
+        """The set-point at `now_s`: the battery's own lag undone, within what it can do."""
+        power_w = self.power_w(now_s)
+        wanted_w = self.path.load_w(now_s + REACH_S) - target_w
+        kept = math.exp(-REACH_S / self._lag_s)
+        lead_w = (wanted_w - power_w * kept) / (1.0 - kept)
+        self._set_w = min(max(lead_w, -charge_w_max), discharge_w_max)
+        return self._set_w
+
+    def power_w(self, now_s: float) -> float:
+        """Where the battery is by now, as far as its lag and slope are known."""
+        elapsed_s = max(0.0, now_s - self._t_s)
+        step_w = (self._set_w - self._power_w) * (1.0 - math.exp(-elapsed_s / self._lag_s))
+        most_w = self._ramp_w_per_s * elapsed_s
+        self._power_w += min(max(step_w, -most_w), most_w)
+        self._t_s = now_s
+        return self._power_w
+
+
+def _class_mean(fleet: Fleet, share: FloatArray) -> FloatArray:
+    """Mean of a per-GPU share over each class, (K,); 1 for a class without GPUs."""
+    total = fleet.by_class(np.ones(fleet.count))
+    return np.where(total > 0.0, fleet.by_class(share) / np.maximum(total, 1e-9), 1.0)
