@@ -15,13 +15,16 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from controller.types import FloatArray, Mode
+from controller.types import CeilingLimit, FloatArray, Mode
 from hil.bench import RunRecord
+from hil.report_limits import window_uses
+from hil.signal_plan import grid_signals
 from hil.truth_log import Rows
 
 BUCKETS = 3_000  # per curve: two points each, about one per pixel of a wide screen twice over
 EVENT_AFTER_S = 20.0
 BLUE, ORANGE, GREEN, RED, GREY, VIOLET = "#1f5fa8", "#c8641b", "#2f7d4f", "#b3261e", "#6b7280", "#6d4aa8"
+COLOURS = [BLUE, ORANGE, VIOLET, GREEN, RED, GREY]
 BAND = "rgba(31, 95, 168, 0.12)"
 VERDICT_COLOUR = {"held": GREEN, "held_partial": GREEN, "broken": RED, "not_covered": GREY, "not_binding": GREY}
 
@@ -32,7 +35,7 @@ p.lead { color: #4b5563; margin: 0 0 16px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid #e3e6ea; }
 th:first-child, td:first-child { text-align: left; } th { color: #4b5563; font-weight: 600; }
-.verdict { font-weight: 600; } .tiles { display: flex; flex-wrap: wrap; gap: 12px; margin: 16px 0; }
+table.words td { text-align: left; } .verdict { font-weight: 600; } .tiles { display: flex; flex-wrap: wrap; gap: 12px; margin: 16px 0; }
 .tile { border: 1px solid #e3e6ea; border-radius: 8px; padding: 10px 16px; min-width: 150px; }
 .tile b { display: block; font-size: 20px; } .tile span { color: #4b5563; font-size: 13px; }
 """
@@ -41,11 +44,14 @@ th:first-child, td:first-child { text-align: left; } th { color: #4b5563; font-w
 def write_report(record: RunRecord, result: dict[str, Any], path: Path) -> None:
     """Write the page whole or not at all."""
     parts = [_head(result), _tiles(result), _table(result), "<h2>Course of the run</h2>", _div(_course(record))]
+    uses = _window_figure(record)
+    if uses is not None:
+        parts += ["<h2>Change within each limit's window</h2>", _div(uses)]
     for entry in result["contingency"]:
         figure = _event(record, entry)
         if figure is not None:
             parts += [f"<h2>{html.escape(_event_title(entry))}</h2>", _div(figure)]
-    parts += [_events(result), _fine_print(record, result)]
+    parts += [_events(result), _wires(result), _fine_print(record, result)]
     page = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         f"<title>{html.escape(str(result['scenario']))}</title><style>{STYLE}</style>"
@@ -131,14 +137,43 @@ def _events(result: dict[str, Any]) -> str:
         f"<td>{html.escape(e['detail'])}</td></tr>"
         for e in listed
     )
-    return f"<h2>Events and faults</h2><table><tbody>{rows}</tbody></table>"
+    return f"<h2>Events and faults</h2><table class='words'><tbody>{rows}</tbody></table>"
+
+
+def _wires(result: dict[str, Any]) -> str:
+    """What a run on real wires says of its processes."""
+    facts = result.get("on_wires")
+    if facts is None:
+        return ""
+    late, tick = facts["plant_late_ms"], result["tracker"]["tick_ms"]
+    gpus = facts["gpus"]
+    left = len(gpus["left_throttled"])
+    lines = [
+        f"{name}: {p['rss_bytes_max'] / 1e6:.0f} MB resident at most, "
+        f"{'stopped cleanly' if p['stopped_cleanly'] else 'had to be killed'}"
+        for name, p in facts["processes"].items()
+    ]
+    lines += [
+        f"controller: {result['tracker']['ticks']} ticks, from due to acknowledged p50 {tick['p50']:.1f} ms, "
+        f"p99 {tick['p99']:.1f} ms; {result['tracker']['overruns']} skipped",
+        f"simulated plant: 200 Hz, late by p50 {late['p50']:.1f} ms, p99 {late['p99']:.1f} ms, max {late['max']:.0f} ms",
+        f"{gpus['count']} GPUs behind the NVIDIA library's interface, each for {gpus['each_stands_for']:,}: "
+        f"{gpus['clock_writes']} clock writes; {left or 'none'} left throttled at the end",
+    ]
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<h2>On real wires</h2><ul>{items}</ul>"
 
 
 def _event_title(entry: dict[str, Any]) -> str:
     title = f"{entry['id']}: {entry['drop_w'] / 1e6:.1f} MW at {entry['t_s']:.1f} s"
     if entry["dip_raw_w"] is None:
         return title
-    back = "not back" if entry["back_inside_s"] is None else f"back after {entry['back_inside_s']:.2f} s"
+    if entry["back_inside_s"] is None:
+        back = "not back within a minute"
+    elif entry["back_inside_s"] == 0.0:
+        back = "never away by more than 5 % of it"
+    else:
+        back = f"back after {entry['back_inside_s']:.2f} s"
     return f"{title}: {entry['dip_raw_w'] / 1e6:.2f} MW deep, {entry['area_j'] / 1e6:.2f} MJ, {back}"
 
 
@@ -193,15 +228,79 @@ def _course(record: RunRecord) -> Any:
         _curve(figure, rows, "soc_frac", "state of charge", VIOLET, row=3, scale=100.0, is_secondary=True)
     if count == 5:
         _decisions(figure, rows)
-    for h in record.world.diary:
-        figure.add_vline(x=h.t_s, line={"color": GREY, "width": 1, "dash": "dot"})
+    _targets(figure, record)
+    _happenings(figure, record)
     figure.update_yaxes(title_text="MW", row=1, col=1)
     figure.update_yaxes(title_text="MW", row=2, col=1)
     if has_battery:
         figure.update_yaxes(title_text="MW", row=3, col=1, secondary_y=False)
-        figure.update_yaxes(title_text="%", row=3, col=1, secondary_y=True)
+        figure.update_yaxes(title_text="%", row=3, col=1, secondary_y=True, tickformat=".1f")
     figure.update_xaxes(title_text="s", row=count, col=1)
-    figure.update_layout(height=90 + [0, 0, 640, 860, 0, 1090][count], hovermode="x unified", **_layout())
+    height = 130 + [0, 0, 640, 860, 0, 1090][count]
+    figure.update_layout(height=height, hovermode="x unified", **_layout(top=90))
+    figure.update_layout(legend={"y": 1.0 + 40 / (height - 140), "yanchor": "bottom", "traceorder": "normal"})
+    return figure
+
+
+def _targets(figure: Any, record: RunRecord) -> None:
+    """Levels that power must not pass, while they are in force."""
+    site = record.scenario.settings.site
+    assert site is not None
+    end_s = record.world.duration_s
+    levels = [
+        (s.from_s, min(s.until_s, end_s), s.target_w, f"load target of {s.issuer}")
+        for _, s in grid_signals(record.scenario, site)
+        if s.target_w is not None and s.from_s < end_s
+    ]
+    levels += [
+        (max(row.from_s, 0.0), min(row.until_s, end_s), row.max_w, str(row.id))
+        for row in site.contract.limits
+        if isinstance(row, CeilingLimit)
+    ]
+    for from_s, until_s, level_w, label in levels:
+        line = {"color": RED, "width": 1.5, "dash": "dash"}
+        level = [level_w / 1e6, level_w / 1e6]
+        figure.add_trace(go.Scatter(x=[from_s, until_s], y=level, name=label, mode="lines", line=line), row=1, col=1)
+
+
+def _happenings(figure: Any, record: RunRecord) -> None:
+    """A dotted line through every plot for each event, its name at the top of the first."""
+    for h in record.world.diary:
+        if h.kind == "answer":
+            continue  # a moment after its signal
+        figure.add_vline(x=h.t_s, line={"color": GREY, "width": 1, "dash": "dot"})
+        figure.add_annotation(
+            x=h.t_s,
+            y=0.0,
+            yref="y domain",
+            xanchor="right",
+            yanchor="bottom",
+            textangle=-90,
+            text=html.escape(h.id),
+            showarrow=False,
+            font={"size": 10, "color": GREY},
+            row=1,
+            col=1,
+        )
+
+
+def _window_figure(record: RunRecord) -> Any:
+    """Each ramp and swing row: the change within its window against what is allowed."""
+    site = record.scenario.settings.site
+    assert site is not None
+    uses = window_uses(record.rows, site, [s for _, s in grid_signals(record.scenario, site)])
+    if not uses:
+        return None
+    figure = go.Figure()
+    for use, colour in zip(uses, COLOURS * len(uses), strict=False):
+        x, y = thin(use.t_s, use.change_w)
+        figure.add_trace(go.Scattergl(x=x, y=_finite(y / 1e6), name=use.label, line={"color": colour, "width": 1.4}))
+        span, level = [float(use.t_s[0]), float(use.t_s[-1])], [use.max_w / 1e6, use.max_w / 1e6]
+        line = {"color": colour, "width": 1.2, "dash": "dash"}
+        figure.add_trace(go.Scatter(x=span, y=level, name=f"{use.label} allows", mode="lines", line=line))
+    figure.update_yaxes(title_text="MW", rangemode="tozero")
+    figure.update_xaxes(title_text="s")
+    figure.update_layout(height=380, hovermode="x unified", **_layout())
     return figure
 
 
@@ -320,8 +419,8 @@ def _finite(values: FloatArray) -> list[float | None]:
 def _layout() -> dict[str, Any]:
     return {
         "template": "plotly_white",
-        "margin": {"l": 70, "r": 70, "t": 40, "b": 50},
-        "legend": {"orientation": "h", "y": 1.04, "x": 0},
+        "margin": {"l": 70, "r": 70, "t": 40, "b": 90},
+        "legend": {"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom", "x": 0},
         "font": {"family": "system-ui, sans-serif", "size": 12},
     }
 
