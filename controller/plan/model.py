@@ -2,7 +2,7 @@
 
 Nothing here runs in a control cycle: `build_map` costs about a second at start-up and its result is plain numpy. The
 matrices P, A and G never depend on a parameter; that is asserted, not hoped. Powers are in units of `scale_w` (of the
-order of a tenth of the site), energies in scale_w x 1 s, times in seconds. docs/planner.md states the equations.
+order of a tenth of the site), energies in scale_w x energy_s, times in seconds. docs/planner.md states the equations.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from controller.types import FloatArray, IntArray
 # Capping by y at the top of a square ripple costs half of y in the mean: a duty of 0.5, whatever the job's.
 PEAK_SHARE = 0.5
 # Costs, per unit of curtailed energy of weight 1.
-SPILL_COST = 200.0  # power beyond the battery, beside the contract: only when nothing else is left
-RESERVE_COST_PER_S = 40.0  # a watt beyond the crash-safe set for a second
-TIER_COST = 20.0  # curtailing beyond what a tier tolerates
+SPILL_COST = 50.0  # power beyond the battery, beside the contract: only when nothing else is left
+RESERVE_COST_PER_S = 20.0  # a watt beyond the crash-safe set for a second
+TIER_COST = 5.0  # curtailing beyond what a tier tolerates
 RETURN_S = 100.0  # the present state (a job down, a checkpoint) ends once in about this time, unannounced
 WEAR_COST = 0.002  # per unit of energy through the battery: breaks ties between moving and resting
 TARGET_COST = 1e-4  # pulls the target to the top of its band where nothing else decides: no idle headroom
@@ -41,6 +41,7 @@ class ModelShape:
     eta: float
     fall_slopes_s: tuple[float, ...]  # `reserve.chord_slopes_s`
     rise_slopes_s: tuple[float, ...]  # empty: the rise is not enforced
+    energy_s: float  # unit of energy over unit of power: about a tenth of the battery, so that both are near 10
     ready_cost: float  # per squared unit of power and second: a target too low for a job's return
     steps: int = STEPS
 
@@ -112,7 +113,7 @@ def build_problem(shape: ModelShape) -> Any:
     ends[-1] += survives[-1]
 
     total_cut = cp.sum(cut, axis=0)
-    flow = eta * charge - discharge / eta
+    flow = (eta * charge - discharge / eta) / shape.energy_s
     rows = [
         cut <= given("cut_max", count, steps),
         charge <= given("charge_max", steps),
@@ -131,21 +132,28 @@ def build_problem(shape: ModelShape) -> Any:
         target - spill <= trough,
         target + cp.multiply(1.0 / np.sqrt(dt * survives[:-1]), missing) >= given("ready", steps),
         target - overrun <= left + surplus_max,
-        cut @ dt - over_tier <= tier_left,
+        cut @ (dt / dt.sum()) - over_tier <= tier_left,
     ]
     for i, slope in enumerate(shape.fall_slopes_s):
         if slope == 0.0:  # no taper: the first chord is energy_high again
             continue
-        rows.append(energy + slope * (target - overrun) <= chord[i] + slope * left)
+        steep = slope / shape.energy_s
+        rows.append(energy + steep * (target - overrun) <= chord[i] + steep * left)
     if shape.rise_slopes_s:
         rise_chord = given("rise_chord", len(shape.rise_slopes_s))
-        rows.extend(slope * cover - energy <= rise_chord[i] for i, slope in enumerate(shape.rise_slopes_s))
+        rows.extend(
+            slope / shape.energy_s * cover - energy <= rise_chord[i] for i, slope in enumerate(shape.rise_slopes_s)
+        )
 
     later = dt * np.exp(-DISCOUNT_PER_S * (np.cumsum(dt) - dt))
     cost = weight @ (cut @ later)
     cost += SPREAD_COST * float(dt.mean()) * cp.sum_squares(cut)
-    cost += wear * (dt @ (charge + discharge)) - final_value * (ends @ energy)
-    cost += SPILL_COST * (dt @ (spill + deficit)) + RESERVE_COST_PER_S * (dt @ overrun) + TIER_COST * cp.sum(over_tier)
+    cost += wear * (dt @ (charge + discharge)) - final_value * shape.energy_s * (ends @ energy)
+    cost += (
+        SPILL_COST * (dt @ (spill + deficit))
+        + RESERVE_COST_PER_S * (dt @ overrun)
+        + TIER_COST * float(dt.sum()) * cp.sum(over_tier)
+    )
     cost += shape.ready_cost * cp.sum_squares(missing)
     cost += RISE_COST * (dt @ cover) - TARGET_COST * (dt @ target)
     return cp.Problem(cp.Minimize(cost), rows)

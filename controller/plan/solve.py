@@ -17,16 +17,16 @@ from scipy import sparse
 
 from controller.plan.model import PEAK_SHARE, RETURN_S, WEAR_COST, AffineMap, ModelShape
 from controller.plan.plan import OFFSET_S, STEP_S, Plan, PlanInput, PlanStatus, Price, PriceKind
-from controller.plan.rule import RulePlanner, Sharing, class_peaks_w, share_cut
+from controller.plan.rule import RulePlanner, Sharing, share_cut
 from controller.reserve import BatteryBounds, chord_slopes_s
 from controller.types import FloatArray
 
-CHORDS = 16
+CHORDS = 12
 RISE_CHORDS = 12
-# Half of the chords cover what the battery can ride down under the contract at start-up; the rest wait for a tighter
-# one. Eight chords over an energy-limited boundary give away 0.4 % of the battery.
+# Eight chords cover what the battery can ride down under the contract at start-up, and give away 0.4 % of it; the rest
+# wait for a tighter contract.
 CHORDS_COVERING = 8
-FAR = 1e5  # stands for infinity in scaled units: a site is about 10
+FAR = 1e3  # stands for infinity in scaled units: a site and its battery are about 10
 SHIFTS_MAX = 3
 RESIDUAL_MAX = 1e-4  # scaled units: 0.001 % of a site
 # A job that is down comes back unannounced, once in RETURN_S. A target m too low for it then costs its work while the
@@ -72,6 +72,7 @@ def planner_shape(
             eta=battery.eta,
             fall_slopes_s=chord_slopes_s(battery, count=CHORDS, spacing_s=spacing_s),
             rise_slopes_s=tuple((i + 0.5) * rise_spacing_s for i in range(RISE_CHORDS)) if is_rise_enforced else (),
+            energy_s=max(1.0, (battery.energy_j_max - battery.energy_j_min) / (10.0 * scale_w)),
             ready_cost=min(1.0, TOP_SHARE / (2.0 * max(rise_w_per_s / scale_w, 1e-6) * RETURN_S)),
         ),
         scale_w=scale_w,
@@ -91,7 +92,7 @@ def _chord_spacing_s(battery: BatteryBounds, slope_w_per_s: float, power_w: floa
 class MpcPlanner:
     """Plans with the quadratic program; `counts` says how each plan came about."""
 
-    def __init__(self, shape: PlannerShape, affine: AffineMap, *, price_every: int = 10) -> None:
+    def __init__(self, shape: PlannerShape, affine: AffineMap, *, price_every: int = 60) -> None:
         assert affine.shape == shape.model, "the map was built for another site"
         self.shape = shape
         self.counts: Counter[PlanStatus] = Counter()
@@ -102,6 +103,7 @@ class MpcPlanner:
         self._back = sparse.csr_matrix(affine.matrix.T)
         self._theta = np.zeros(affine.theta_size)
         self._stacked: FloatArray = affine.constant
+        self._reach = (np.empty(0),) * 4  # bounds and allowances of the input at hand
         self._price_every = price_every
         self._cycle = 0
         self._prices: tuple[Price, ...] = ()
@@ -153,6 +155,11 @@ class MpcPlanner:
         solver.settings.verbose = False
         solver.settings.compute_timings = True
         solver.settings.max_iter = 80
+        # A residual of 1e-6 is a ten-millionth of the site; the default of 1e-8 costs a third more iterations.
+        solver.settings.eps_abs = 1e-6
+        solver.settings.eps_rel = 1e-7
+        solver.settings.eps_duality_gap_abs = 1e-5
+        solver.settings.eps_duality_gap_rel = 1e-6
         solver.setup(P=affine.p, c=c, A=affine.a, b=b, G=affine.g, h_u=h, x_l=lower, x_u=upper)
         solver.solve()
         return solver
@@ -164,12 +171,13 @@ class MpcPlanner:
             self.last_reason = "shape"
             return None
         battery, put = given.reserve.battery, self._put
+        scale_j, span_s = scale * model.energy_s, float(OFFSET_S[model.steps - 1])
         load = given.load_w() / scale
         chords = given.reserve.chords(count=len(model.fall_slopes_s) - 1, spacing_s=self.shape.spacing_s)
         if not np.allclose(chords.slope_s, model.fall_slopes_s, rtol=1e-6):
             self.last_reason = "battery"
             return None
-        low, high, fall, rise = _reachable(given)
+        low, high, fall, rise = self._reach = _reachable(given)
         charge_w = battery.charge_limit_w(given.energy_j)
         discharge_w = battery.discharge_limit_w(given.energy_j)
         decay_w = given.reserve.fall_w_per_s * OFFSET_S[: model.steps]
@@ -189,25 +197,25 @@ class MpcPlanner:
         put("charge_max", charge_w / scale)
         put("discharge_max", discharge_w / scale)
         put("cover_max", discharge_w / scale)
-        put("energy_now", given.energy_j / scale)
-        put("energy_low", min(battery.energy_j_min, given.energy_j) / scale)
-        put("energy_high", max(battery.energy_j_max, given.energy_j) / scale)
-        put("chord", np.array(chords.offset_j) / scale)
+        put("energy_now", given.energy_j / scale_j)
+        put("energy_low", min(battery.energy_j_min, given.energy_j) / scale_j)
+        put("energy_high", max(battery.energy_j_max, given.energy_j) / scale_j)
+        put("chord", np.array(chords.offset_j) / scale_j)
         put("surplus_max", (chords.x_w_max - given.contingency_ripple_w) / scale)
         put("left", (given.load_left_w - spent_w) / scale)
-        put("tier_left", np.array([job_class.loss_left_j for job_class in given.classes]) / scale)
+        put("tier_left", np.array([job_class.loss_left_j for job_class in given.classes]) / (scale * span_s))
         put("weight", weights / cheapest)
         put("final_value", self._stored_worth(given) * battery.eta)
         put("wear", WEAR_COST)
         if model.rise_slopes_s:
             rise_chords = given.reserve.rise_chords(count=RISE_CHORDS, spacing_s=self.shape.rise_spacing_s)
-            put("rise_chord", np.array(rise_chords.offset_j) / scale)
+            put("rise_chord", np.array(rise_chords.offset_j) / scale_j)
             put("cover_max", min(discharge_w, rise_chords.x_w_max) / scale)
         if not bool(np.isfinite(self._theta).all()):
             self.last_reason = "input not finite"
             return None
         stacked = self._affine.apply(self._theta)
-        np.clip(stacked, -FAR * 100.0, FAR * 100.0, out=stacked)
+        np.clip(stacked, -FAR * 10.0, FAR * 10.0, out=stacked)
         self._stacked = stacked
         return stacked
 
@@ -264,15 +272,17 @@ class MpcPlanner:
         _, _, _, lower, upper = self._affine.split(stacked)
         x = np.clip(x, lower, upper)
         scale, index = self.shape.scale_w, self._affine.x_index
-        low, high, fall, rise = _reachable(given)
+        scale_j = scale * self.shape.model.energy_s
+        low, high, fall, rise = self._reach
         target_w = _onto_slopes(x[index["target"]] * scale, low, high, fall, rise)
         cut_w = x[index["cut"]] * scale
         cover_w = x[index["cover"]] * scale
-        cap_path = caps_of_cut(given, cut_w)
+        peak_w = _class_peaks_w(given)
+        cap_path = caps_of_cut(given, cut_w, peak_w)
         chosen = cap_path[:, 0].copy()
-        _cap_need(given, cap_path, target_w, x[index["energy"]] * scale)
+        _cap_need(given, cap_path, peak_w, target_w=target_w, energy_path_j=x[index["energy"]] * scale_j)
         if given.is_rise_enforced:
-            _cap_spare(given, cap_path, target_w + cover_w - given.other_w)
+            _cap_spare(given, cap_path, peak_w, gpu_w_max=target_w + cover_w - given.other_w)
         return Plan(
             t_s=given.t_s,
             offset_s=OFFSET_S[: given.steps],
@@ -281,7 +291,7 @@ class MpcPlanner:
             cap_path_w=cap_path,
             chosen_cap_w=chosen,
             battery_w=(x[index["discharge"]] - x[index["charge"]]) * scale,
-            energy_path_j=x[index["energy"]] * scale,
+            energy_path_j=x[index["energy"]] * scale_j,
             prices=self._prices,
             policy="mpc",
             status=PlanStatus.SOLVED,
@@ -313,7 +323,7 @@ class MpcPlanner:
         self._put("wear", 0.0)
         self._put("final_value", 0.0)
         work_alone = self._affine.apply(self._theta)
-        np.clip(work_alone, -FAR * 100.0, FAR * 100.0, out=work_alone)
+        np.clip(work_alone, -FAR * 10.0, FAR * 10.0, out=work_alone)
         self._put("wear", kept[0])
         self._put("final_value", kept[1])
         reason = self.last_reason
@@ -329,53 +339,53 @@ class MpcPlanner:
         return _prices(given, gradient, self._affine.theta_slices, is_bound=slack > SLACK_TINY)
 
 
-def caps_of_cut(given: PlanInput, cut_w: FloatArray) -> FloatArray:
+def caps_of_cut(given: PlanInput, cut_w: FloatArray, peak_w: FloatArray) -> FloatArray:
     """Caps, shape (K, H), whose effect on the mean is `cut_w`; infinite where a class is not cut.
 
     A cap y below the top of the ripple costs PEAK_SHARE * y in the mean, and all of it once it is below the mean. Only
     classes cheaper than the dearest are capped here: to cut the dearest before the battery is at its end saves nothing.
     """
     weight = np.array([job_class.weight for job_class in given.classes])
-    is_cheaper = weight < float(weight.max()) * (1.0 - 1e-9)
-    caps = np.full_like(cut_w, np.inf)
     floor_w = np.array([job_class.cap_w_min for job_class in given.classes])
     tiny_w = CUT_TINY_FRAC * np.array([max(job_class.peak_w, 1.0) for job_class in given.classes])
-    for step in range(given.steps):
-        peak_w = class_peaks_w(given, step)
-        up_w = peak_w - given.demand_w[:, step]
-        depth_w = np.minimum(cut_w[:, step] / PEAK_SHARE, cut_w[:, step] + up_w)
-        is_cut = is_cheaper & (cut_w[:, step] > tiny_w)
-        caps[is_cut, step] = np.maximum(peak_w - depth_w, floor_w)[is_cut]
-    return caps
+    is_cut = (weight < float(weight.max()) * (1.0 - 1e-9))[:, None] & (cut_w > tiny_w[:, None])
+    depth_w = np.minimum(cut_w / PEAK_SHARE, cut_w + peak_w - given.demand_w)
+    return np.where(is_cut, np.maximum(peak_w - depth_w, floor_w[:, None]), np.inf)
 
 
-def _cap_need(given: PlanInput, caps: FloatArray, target_w: FloatArray, energy_path_j: FloatArray) -> None:
+def _cap_need(
+    given: PlanInput, caps: FloatArray, peak_w: FloatArray, *, target_w: FloatArray, energy_path_j: FloatArray
+) -> None:
     """Lower `caps` in place, cheapest class first, to what target and battery carry in each step."""
     battery = given.reserve.battery
     start_j = np.concatenate([[given.energy_j], energy_path_j[:-1]])
     give_w = np.maximum(0.0, start_j - battery.energy_j_min) * battery.eta / STEP_S[: given.steps]
-    for step in range(given.steps):
-        cover_w = min(given.cover_w(float(start_j[step])), float(give_w[step]))
-        gpu_w_max = float(target_w[step]) + cover_w - float(given.other_w[step])
-        peak_w = np.minimum(class_peaks_w(given, step), caps[:, step])
-        excess_w = float(peak_w.sum()) - gpu_w_max
-        if excess_w > 0.0:
-            floor_w = np.array([job_class.cap_w_min for job_class in given.classes])
-            give = np.maximum(0.0, peak_w - floor_w)
-            cut_w = share_cut(given, give, excess_w, sharing=Sharing.ORDERED)
-            caps[:, step] = np.where(cut_w > 0.0, peak_w - cut_w, caps[:, step])
+    cover_w = np.minimum(give_w, [given.cover_w(energy_j) for energy_j in start_j.tolist()])
+    capped_w = np.minimum(peak_w, caps)
+    excess_w = capped_w.sum(axis=0) - (target_w + cover_w - given.other_w)
+    floor_w = np.array([job_class.cap_w_min for job_class in given.classes])
+    for step in np.flatnonzero(excess_w > 0.0).tolist():
+        give = np.maximum(0.0, capped_w[:, step] - floor_w)
+        cut_w = share_cut(given, give, float(excess_w[step]), sharing=Sharing.ORDERED)
+        caps[:, step] = np.where(cut_w > 0.0, capped_w[:, step] - cut_w, caps[:, step])
 
 
-def _cap_spare(given: PlanInput, caps: FloatArray, gpu_w_max: FloatArray) -> None:
+def _class_peaks_w(given: PlanInput) -> FloatArray:
+    """`class_peaks_w` of every step at once, shape (K, H)."""
+    total_w = given.demand_w.sum(axis=0)
+    factor = 1.0 + np.where(total_w > 0.0, given.ripple_up_w / np.maximum(total_w, 1e-9), 0.0)
+    peak_w: FloatArray = given.demand_w * factor
+    return peak_w
+
+
+def _cap_spare(given: PlanInput, caps: FloatArray, peak_w: FloatArray, *, gpu_w_max: FloatArray) -> None:
     """Under an enforced rise every class has a cap: what is spare is shared by size, in place."""
     size_w = np.array([max(job_class.peak_w, 1.0) for job_class in given.classes])
-    for step in range(given.steps):
-        peak_w = np.minimum(class_peaks_w(given, step), caps[:, step])
-        spare_w = float(gpu_w_max[step]) - float(peak_w.sum())
-        if spare_w >= 0.0:
-            caps[:, step] = np.minimum(caps[:, step], peak_w + spare_w * size_w / size_w.sum())
-        else:
-            caps[:, step] = peak_w * max(0.0, 1.0 + spare_w / max(float(peak_w.sum()), 1.0))
+    capped_w = np.minimum(peak_w, caps)
+    spare_w = gpu_w_max - capped_w.sum(axis=0)
+    spread = np.minimum(caps, capped_w + np.maximum(spare_w, 0.0) * (size_w / size_w.sum())[:, None])
+    share = np.maximum(0.0, 1.0 + spare_w / np.maximum(capped_w.sum(axis=0), 1.0))
+    caps[:] = np.where(spare_w >= 0.0, spread, capped_w * share)
 
 
 def _reachable(given: PlanInput) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
@@ -394,11 +404,11 @@ def _reachable(given: PlanInput) -> tuple[FloatArray, FloatArray, FloatArray, Fl
     if not math.isfinite(given.slope_up_w_per_s):
         rise_w = np.full(steps, np.inf)
     path_w = min(max(given.target_w, float(low_w[0])), float(high_w[0]))
-    for step in range(1, steps):
-        next_w = min(max(path_w, float(low_w[step])), float(high_w[step]))
+    for step, (low, high) in enumerate(zip(low_w.tolist(), high_w.tolist(), strict=True)):
+        next_w = min(max(path_w, low), high)
         if next_w < path_w:
             fall_w[step] = max(float(fall_w[step]), path_w - next_w)
-        else:
+        elif next_w > path_w:
             rise_w[step] = max(float(rise_w[step]), next_w - path_w)
         path_w = next_w
     return low_w, high_w, fall_w, rise_w
@@ -408,11 +418,15 @@ def _onto_slopes(
     target_w: FloatArray, low_w: FloatArray, high_w: FloatArray, fall_w: FloatArray, rise_w: FloatArray
 ) -> FloatArray:
     """The path nearest to `target_w`, step by step, that keeps bounds and allowances exactly."""
-    kept = np.clip(target_w, low_w, high_w)
+    wish = np.clip(target_w, low_w, high_w)
+    moves = np.diff(wish)
+    if bool((moves <= rise_w[1:]).all() and (-moves <= fall_w[1:]).all()):
+        return wish
+    kept = wish.tolist()
     for step in range(1, len(kept)):
         reach_low, reach_high = kept[step - 1] - fall_w[step], kept[step - 1] + rise_w[step]
         kept[step] = min(max(min(max(kept[step], reach_low), reach_high), low_w[step]), high_w[step])
-    return kept
+    return np.array(kept)
 
 
 def _shifted(last: Plan, given: PlanInput) -> Plan:
