@@ -19,6 +19,7 @@ from controller.types import (
     GpuSpec,
     GpuTelemetry,
     GridSignal,
+    Job,
     Margin,
     MeterSample,
     NodeCommand,
@@ -146,9 +147,28 @@ class GridSource(Protocol):
         """Publish status to the grid; drops rather than waits."""
 
 
+class JobFeed(Protocol):
+    """One place that knows of jobs: a topic or a scheduler."""
+
+    @property
+    def name(self) -> str: ...
+
+    def listing(self) -> Reading[tuple[Job, ...]] | None:
+        """The whole list as last heard, stamped with the instant it was true at; None before the first."""
+
+    @property
+    def trouble(self) -> str:
+        """Why the newest attempt failed; empty when it did not."""
+
+
 class JobSource(Protocol):
+    """All feeds together."""
+
+    def jobs(self, now_s: float) -> tuple[Job, ...]:
+        """Jobs of the feeds that are fresh, those that win first; the same object while nothing changed."""
+
     def assignment(self) -> Mapping[GpuId, str]:
-        """Job class of each GPU; a GPU not named is a class of its node."""
+        """Job class of each GPU that a job names or holds; a GPU not named is of its node's class."""
 
 
 class LoadBank(Protocol):

@@ -200,6 +200,59 @@ class GridSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class JobRule:
+    """Which class a scheduler's job belongs to: every pair is an attribute and a shell pattern it must match."""
+
+    class_id: ClassId
+    matches: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobTopicSettings:
+    """Jobs over MQTT. Without issuers the broker's access list is all that guards the topic."""
+
+    topic: str
+    issuers: tuple[IssuerSettings, ...]
+    valid_s_max: float  # no listing lives longer, whatever it says
+
+
+@dataclass(frozen=True, slots=True)
+class SlurmSettings:
+    """Jobs from Slurm: `command` prints its jobs as JSON."""
+
+    command: tuple[str, ...]
+    period_s: float
+    deadline_s: float
+    rules: tuple[JobRule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KubernetesSettings:
+    """Jobs from a Kubernetes API server, or from a file that holds a pod list."""
+
+    api_url: str | None
+    token_file: str | None
+    ca_file: str | None
+    file: str | None
+    gpu_resource: str
+    class_label: str
+    job_labels: tuple[str, ...]  # the first one a pod has names its job
+    period_s: float
+    deadline_s: float
+    rules: tuple[JobRule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobsSettings:
+    """Where jobs are learnt from; a listing older than `stale_s` no longer counts."""
+
+    stale_s: float
+    topic: JobTopicSettings | None
+    slurm: SlurmSettings | None
+    kubernetes: KubernetesSettings | None
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything one process runs from."""
 
@@ -215,3 +268,4 @@ class Settings:
     runtime_dir: str
     metrics_port: int | None
     config_path: str
+    jobs: JobsSettings | None = None

@@ -594,6 +594,31 @@ class Violation:
 
 
 @dataclass(frozen=True, slots=True)
+class JobPart:
+    """What a job holds of one node: `count` GPUs, which ones is not known; 0 means all of them."""
+
+    node: str  # as the source names it
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as a source tells it. `class_id` is empty where the source names none; times are UTC, None: not known."""
+
+    job_id: str
+    source: str
+    class_id: str
+    parts: tuple[JobPart, ...]
+    gpu_ids: tuple[GpuId, ...] = ()  # named one by one, beside `parts`
+    priority: int | None = None  # 0..100, as in the site file
+    tolerated_loss_frac: float | None = None
+    starts_utc_s: float | None = None
+    ends_utc_s: float | None = None
+    checkpoints_utc_s: tuple[float, ...] = ()
+    is_running: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class SiteImage:
     """All that was known at one instant; the only input of a cycle.
 
@@ -611,6 +636,7 @@ class SiteImage:
     is_grid_link_up: bool
     overrun_count: int = 0
     meters: Mapping[str, Reading[MeterSample]] = field(default_factory=dict)  # sub-meters, by name
+    jobs: tuple[Job, ...] | None = None  # merged from all sources, first wins; None: as in the image before
 
 
 @dataclass(frozen=True, slots=True)
