@@ -14,7 +14,6 @@ from hil.report_page import write_report
 from hil.result import exit_code, result_of, write_result
 from hil.scenario import Overrides, Scenario, load_scenario
 
-
 INTERNAL, INTERRUPTED = 3, 130
 
 

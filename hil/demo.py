@@ -82,8 +82,9 @@ class Board:
         )
         top_w = max(1.0, 1.15 * max(p.load_w, p.pcc_w, _finite(p.high_w)))
         table = Table(box=None, show_header=False, padding=(0, 1))
-        for justify in ("left", "right", "left"):
-            table.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_column(no_wrap=True)
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column(no_wrap=True)
         band = f"within {_mw(p.low_w)} .. {_mw(p.high_w)}, target {_mw(p.ref_w)}"
         table.add_row("grid power", f"{_mw(p.pcc_w)} MW", _bar(p.pcc_w, top_w, "blue", mark_w=p.ref_w))
         table.add_row("", "", Text(band, style="dim"))
@@ -106,7 +107,9 @@ def print_wire(console: Console, result: dict[str, Any], folder: Path) -> None:
         left = "stopped cleanly" if process["stopped_cleanly"] else "[red]had to be killed[/red]"
         table.add_row(name, f"{process['rss_bytes_max'] / 1e6:.0f} MB resident at most, {left}")
     late, tick = facts["plant_late_ms"], result["tracker"]["tick_ms"]
-    table.add_row("plant loop", f"200 Hz, late by p50 {late['p50']:.1f}, p99 {late['p99']:.1f}, max {late['max']:.0f} ms")
+    table.add_row(
+        "plant loop", f"200 Hz, late by p50 {late['p50']:.1f}, p99 {late['p99']:.1f}, max {late['max']:.0f} ms"
+    )
     table.add_row(
         "controller",
         f"{result['tracker']['ticks']} ticks, due to acknowledged p50 {tick['p50']:.1f}, p99 {tick['p99']:.1f} ms, "

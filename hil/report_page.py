@@ -35,7 +35,8 @@ p.lead { color: #4b5563; margin: 0 0 16px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid #e3e6ea; }
 th:first-child, td:first-child { text-align: left; } th { color: #4b5563; font-weight: 600; }
-table.words td { text-align: left; } .verdict { font-weight: 600; } .tiles { display: flex; flex-wrap: wrap; gap: 12px; margin: 16px 0; }
+table.words td { text-align: left; } .verdict { font-weight: 600; }
+.tiles { display: flex; flex-wrap: wrap; gap: 12px; margin: 16px 0; }
 .tile { border: 1px solid #e3e6ea; border-radius: 8px; padding: 10px 16px; min-width: 150px; }
 .tile b { display: block; font-size: 20px; } .tile span { color: #4b5563; font-size: 13px; }
 """
@@ -156,7 +157,7 @@ def _wires(result: dict[str, Any]) -> str:
     lines += [
         f"controller: {result['tracker']['ticks']} ticks, from due to acknowledged p50 {tick['p50']:.1f} ms, "
         f"p99 {tick['p99']:.1f} ms; {result['tracker']['overruns']} skipped",
-        f"simulated plant: 200 Hz, late by p50 {late['p50']:.1f} ms, p99 {late['p99']:.1f} ms, max {late['max']:.0f} ms",
+        f"simulated plant: 200 Hz, late by p50 {late['p50']:.1f}, p99 {late['p99']:.1f}, max {late['max']:.0f} ms",
         f"{gpus['count']} GPUs behind the NVIDIA library's interface, each for {gpus['each_stands_for']:,}: "
         f"{gpus['clock_writes']} clock writes; {left or 'none'} left throttled at the end",
     ]
@@ -416,7 +417,7 @@ def _finite(values: FloatArray) -> list[float | None]:
     return [round(v, 5) if abs(v) < 1e9 else None for v in values.tolist()]
 
 
-def _layout() -> dict[str, Any]:
+def _layout(*, top: int = 40) -> dict[str, Any]:
     return {
         "template": "plotly_white",
         "margin": {"l": 70, "r": 70, "t": 40, "b": 90},

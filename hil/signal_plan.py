@@ -19,6 +19,9 @@ from controller.types import (
 )
 from hil.scenario import Scenario, SignalDoc
 
+# DSX Flex does not say how a load is averaged: assumed as for ramp rows, and the figure without a mean stands beside it.
+TARGET_MEAN_S = 1.0
+
 
 @dataclass(slots=True)
 class SpanReferee:
@@ -71,7 +74,7 @@ def span_referees(scenario: Scenario, site: SiteSettings) -> list[SpanReferee]:
         else:
             assert doc.megawatt is not None
             source = Provenance(source=doc.issuer, date="", status=LimitStatus.LOCAL)
-            rows = (CeilingLimit(LimitId("target"), doc.megawatt * 1e6, from_s, source, until_s=until_s),)
+            rows = (CeilingLimit(LimitId("target"), doc.megawatt * 1e6, from_s, source, TARGET_MEAN_S, until_s),)
         renamed = tuple(replace(row, id=LimitId(f"signal.{name}.{row.id}")) for row in rows)
         contract = Contract(name=name, limits=renamed, registered_peak_w=site.registered_peak_w)
         spans.append(SpanReferee(name, Referee(contract, with_moments=False), from_s, until_s))

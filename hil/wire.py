@@ -57,6 +57,7 @@ POLL_S = 0.1  # how often the controller's status is asked for
 READY_POLL_S = 0.2
 SITE_STOP_S, NODE_STOP_S = 8.0, 15.0
 LAG_S_MAX = 0.5  # after a longer stall the loop goes on from now; the plant itself misses nothing
+CONTROLLING = ("NORMAL", "DEGRADED", "SHED")  # modes in which the tracker moves the target
 UPS_SIZE = 1.25  # rating over the largest load behind it
 
 
@@ -396,9 +397,9 @@ def _missing(status: dict[str, Any] | None, *, gpus: int, is_battery_told: bool)
     """What still lacks for a controlled site; empty when nothing does."""
     if status is None:
         return "its status socket"
-    if status["mode"] != "NORMAL":
+    if status["mode"] not in CONTROLLING:
         because = "; ".join(status["reasons"])
-        return f"normal operation (mode {status['mode']}{': ' + because if because else ''})"
+        return f"its control (mode {status['mode']}{': ' + because if because else ''})"
     if status["gpus"] != gpus:
         return f"the node's report ({status['gpus']} of {gpus} GPUs known)"
     return "" if is_battery_told else "the battery's first command"
