@@ -15,9 +15,11 @@ import numpy as np
 import piqp
 from scipy import sparse
 
-from controller.plan.model import PEAK_SHARE, RETURN_S, WEAR_COST, AffineMap, ModelShape
+from controller.plan.caps import cap_need, cap_spare, caps_of_cut, class_peaks_path_w
+from controller.plan.model import RETURN_S, WEAR_COST, AffineMap, ModelShape
+from controller.plan.path import hold, onto_slopes, reachable, shifted
 from controller.plan.plan import OFFSET_S, STEP_S, Plan, PlanInput, PlanStatus, Price, PriceKind
-from controller.plan.rule import RulePlanner, Sharing, share_cut
+from controller.plan.rule import RulePlanner, Sharing
 from controller.reserve import BatteryBounds, chord_slopes_s
 from controller.types import FloatArray
 
@@ -39,7 +41,6 @@ VALUE_AMPLE = 0.01
 VALUE_BAND = 0.05  # of the largest target, on either side of it: the estimate is no better
 TYPICAL_S = 600.0  # memory of load and largest target: several checkpoints long
 TYPICAL_FRAC = 0.6  # of the classes' peak: what is assumed before anything was seen
-CUT_TINY_FRAC = 1e-3  # of a class: an interior point never says exactly zero
 SLACK_TINY = 1e-5
 
 
@@ -177,7 +178,7 @@ class MpcPlanner:
         if not np.allclose(chords.slope_s, model.fall_slopes_s, rtol=1e-6):
             self.last_reason = "battery"
             return None
-        low, high, fall, rise = self._reach = _reachable(given)
+        low, high, fall, rise = self._reach = reachable(given)
         charge_w = battery.charge_limit_w(given.energy_j)
         discharge_w = battery.discharge_limit_w(given.energy_j)
         decay_w = given.reserve.fall_w_per_s * OFFSET_S[: model.steps]
@@ -274,15 +275,15 @@ class MpcPlanner:
         scale, index = self.shape.scale_w, self._affine.x_index
         scale_j = scale * self.shape.model.energy_s
         low, high, fall, rise = self._reach
-        target_w = _onto_slopes(x[index["target"]] * scale, low, high, fall, rise)
+        target_w = onto_slopes(x[index["target"]] * scale, low, high, fall, rise)
         cut_w = x[index["cut"]] * scale
         cover_w = x[index["cover"]] * scale
-        peak_w = _class_peaks_w(given)
+        peak_w = class_peaks_path_w(given)
         cap_path = caps_of_cut(given, cut_w, peak_w)
         chosen = cap_path[:, 0].copy()
-        _cap_need(given, cap_path, peak_w, target_w=target_w, energy_path_j=x[index["energy"]] * scale_j)
+        cap_need(given, cap_path, peak_w, target_w=target_w, energy_path_j=x[index["energy"]] * scale_j)
         if given.is_rise_enforced:
-            _cap_spare(given, cap_path, peak_w, gpu_w_max=target_w + cover_w - given.other_w)
+            cap_spare(given, cap_path, peak_w, gpu_w_max=target_w + cover_w - given.other_w)
         return Plan(
             t_s=given.t_s,
             offset_s=OFFSET_S[: given.steps],
@@ -303,11 +304,11 @@ class MpcPlanner:
     def _fall_back(self, given: PlanInput) -> Plan:
         if self._last is not None and self._shifts < SHIFTS_MAX:
             self._shifts += 1
-            return _shifted(self._last, given)
+            return shifted(self._last, given)
         plan = self._fallback.plan(given)
         if bool(np.isfinite(plan.target_w).all()) and not bool(np.isnan(plan.cap_w).any()):
             return replace(plan, status=PlanStatus.RULE, prices=())
-        return _hold(given, self._last)
+        return hold(given, self._last)
 
     # ------------------------------------------------------------------------------------------------ prices
 
@@ -337,139 +338,6 @@ class MpcPlanner:
         index = self._affine.x_index
         slack = max(float(x[index[name]].max()) for name in ("spill", "deficit", "overrun", "over_tier"))
         return _prices(given, gradient, self._affine.theta_slices, is_bound=slack > SLACK_TINY)
-
-
-def caps_of_cut(given: PlanInput, cut_w: FloatArray, peak_w: FloatArray) -> FloatArray:
-    """Caps, shape (K, H), whose effect on the mean is `cut_w`; infinite where a class is not cut.
-
-    A cap y below the top of the ripple costs PEAK_SHARE * y in the mean, and all of it once it is below the mean. Only
-    classes cheaper than the dearest are capped here: to cut the dearest before the battery is at its end saves nothing.
-    """
-    weight = np.array([job_class.weight for job_class in given.classes])
-    floor_w = np.array([job_class.cap_w_min for job_class in given.classes])
-    tiny_w = CUT_TINY_FRAC * np.array([max(job_class.peak_w, 1.0) for job_class in given.classes])
-    is_cut = (weight < float(weight.max()) * (1.0 - 1e-9))[:, None] & (cut_w > tiny_w[:, None])
-    depth_w = np.minimum(cut_w / PEAK_SHARE, cut_w + peak_w - given.demand_w)
-    return np.where(is_cut, np.maximum(peak_w - depth_w, floor_w[:, None]), np.inf)
-
-
-def _cap_need(
-    given: PlanInput, caps: FloatArray, peak_w: FloatArray, *, target_w: FloatArray, energy_path_j: FloatArray
-) -> None:
-    """Lower `caps` in place, cheapest class first, to what target and battery carry in each step."""
-    battery = given.reserve.battery
-    start_j = np.concatenate([[given.energy_j], energy_path_j[:-1]])
-    give_w = np.maximum(0.0, start_j - battery.energy_j_min) * battery.eta / STEP_S[: given.steps]
-    cover_w = np.minimum(give_w, [given.cover_w(energy_j) for energy_j in start_j.tolist()])
-    capped_w = np.minimum(peak_w, caps)
-    excess_w = capped_w.sum(axis=0) - (target_w + cover_w - given.other_w)
-    floor_w = np.array([job_class.cap_w_min for job_class in given.classes])
-    for step in np.flatnonzero(excess_w > 0.0).tolist():
-        give = np.maximum(0.0, capped_w[:, step] - floor_w)
-        cut_w = share_cut(given, give, float(excess_w[step]), sharing=Sharing.ORDERED)
-        caps[:, step] = np.where(cut_w > 0.0, capped_w[:, step] - cut_w, caps[:, step])
-
-
-def _class_peaks_w(given: PlanInput) -> FloatArray:
-    """`class_peaks_w` of every step at once, shape (K, H)."""
-    total_w = given.demand_w.sum(axis=0)
-    factor = 1.0 + np.where(total_w > 0.0, given.ripple_up_w / np.maximum(total_w, 1e-9), 0.0)
-    peak_w: FloatArray = given.demand_w * factor
-    return peak_w
-
-
-def _cap_spare(given: PlanInput, caps: FloatArray, peak_w: FloatArray, *, gpu_w_max: FloatArray) -> None:
-    """Under an enforced rise every class has a cap: what is spare is shared by size, in place."""
-    size_w = np.array([max(job_class.peak_w, 1.0) for job_class in given.classes])
-    capped_w = np.minimum(peak_w, caps)
-    spare_w = gpu_w_max - capped_w.sum(axis=0)
-    spread = np.minimum(caps, capped_w + np.maximum(spare_w, 0.0) * (size_w / size_w.sum())[:, None])
-    share = np.maximum(0.0, 1.0 + spare_w / np.maximum(capped_w.sum(axis=0), 1.0))
-    caps[:] = np.where(spare_w >= 0.0, spread, capped_w * share)
-
-
-def _reachable(given: PlanInput) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Bounds and step allowances of the target, shape (H,) each, in which at least one path exists.
-
-    The path that moves only where the interval pushes it is always allowed: a step that must fall faster than the
-    ordinary slope (a ceiling that is due) may.
-    """
-    steps = given.steps
-    low_w = np.minimum(given.low_w, given.high_w)
-    high_w = np.maximum(given.low_w, given.high_w)
-    fall_w = given.slope_down_w_per_s * STEP_S[:steps]
-    rise_w = given.slope_up_w_per_s * STEP_S[:steps]
-    if not math.isfinite(given.slope_down_w_per_s):
-        fall_w = np.full(steps, np.inf)
-    if not math.isfinite(given.slope_up_w_per_s):
-        rise_w = np.full(steps, np.inf)
-    path_w = min(max(given.target_w, float(low_w[0])), float(high_w[0]))
-    for step, (low, high) in enumerate(zip(low_w.tolist(), high_w.tolist(), strict=True)):
-        next_w = min(max(path_w, low), high)
-        if next_w < path_w:
-            fall_w[step] = max(float(fall_w[step]), path_w - next_w)
-        elif next_w > path_w:
-            rise_w[step] = max(float(rise_w[step]), next_w - path_w)
-        path_w = next_w
-    return low_w, high_w, fall_w, rise_w
-
-
-def _onto_slopes(
-    target_w: FloatArray, low_w: FloatArray, high_w: FloatArray, fall_w: FloatArray, rise_w: FloatArray
-) -> FloatArray:
-    """The path nearest to `target_w`, step by step, that keeps bounds and allowances exactly."""
-    wish = np.clip(target_w, low_w, high_w)
-    moves = np.diff(wish)
-    if bool((moves <= rise_w[1:]).all() and (-moves <= fall_w[1:]).all()):
-        return wish
-    kept = wish.tolist()
-    for step in range(1, len(kept)):
-        reach_low, reach_high = kept[step - 1] - fall_w[step], kept[step - 1] + rise_w[step]
-        kept[step] = min(max(min(max(kept[step], reach_low), reach_high), low_w[step]), high_w[step])
-    return np.array(kept)
-
-
-def _shifted(last: Plan, given: PlanInput) -> Plan:
-    """The last plan read later: its end is held."""
-    moved_s = OFFSET_S[: given.steps] + (given.t_s - last.t_s)
-
-    def later(values: FloatArray) -> FloatArray:
-        return np.interp(moved_s, last.offset_s, values)
-
-    step = int(np.searchsorted(last.offset_s, given.t_s - last.t_s, side="left"))
-    caps = last.cap_path_w[:, min(step, last.cap_path_w.shape[1] - 1)]
-    return replace(
-        last,
-        t_s=given.t_s,
-        target_w=later(last.target_w),
-        cap_w=caps.copy(),
-        battery_w=later(last.battery_w),
-        energy_path_j=later(last.energy_path_j),
-        prices=(),
-        status=PlanStatus.SHIFTED,
-        solve_ms=0.0,
-    )
-
-
-def _hold(given: PlanInput, last: Plan | None) -> Plan:
-    """Target and caps stay: all that can be said about an input that is not a number."""
-    steps = given.steps
-    target_w = given.target_w if math.isfinite(given.target_w) else (float(last.target_w[0]) if last else 0.0)
-    caps = last.cap_w if last is not None else np.full(len(given.classes), np.inf)
-    return Plan(
-        t_s=given.t_s,
-        offset_s=OFFSET_S[:steps],
-        target_w=np.full(steps, target_w),
-        cap_w=caps.copy(),
-        cap_path_w=np.repeat(caps[:, None], steps, axis=1),
-        chosen_cap_w=caps.copy(),
-        battery_w=np.zeros(steps),
-        energy_path_j=np.full(steps, given.energy_j if math.isfinite(given.energy_j) else 0.0),
-        prices=(),
-        policy="mpc",
-        status=PlanStatus.HOLD,
-        solve_ms=0.0,
-    )
 
 
 def _prices(given: PlanInput, gradient: FloatArray, slices: dict[str, slice], *, is_bound: bool) -> tuple[Price, ...]:

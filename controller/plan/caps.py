@@ -1,0 +1,65 @@
+"""From planned curtailment to caps: what a class may draw at the top of its ripple, step by step.
+
+A cap comes from a choice between classes, from need (what target and battery cannot carry), or, under an enforced rise,
+from prudence. Arrays are (K, H); nothing here solves anything.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from controller.plan.model import PEAK_SHARE
+from controller.plan.plan import STEP_S, PlanInput
+from controller.plan.rule import Sharing, share_cut
+from controller.types import FloatArray
+
+CUT_TINY_FRAC = 1e-3  # of a class: an interior point never says exactly zero
+
+
+def caps_of_cut(given: PlanInput, cut_w: FloatArray, peak_w: FloatArray) -> FloatArray:
+    """Caps, shape (K, H), whose effect on the mean is `cut_w`; infinite where a class is not cut.
+
+    A cap y below the top of the ripple costs PEAK_SHARE * y in the mean, and all of it once it is below the mean. Only
+    classes cheaper than the dearest are capped here: to cut the dearest before the battery is at its end saves nothing.
+    """
+    weight = np.array([job_class.weight for job_class in given.classes])
+    floor_w = np.array([job_class.cap_w_min for job_class in given.classes])
+    tiny_w = CUT_TINY_FRAC * np.array([max(job_class.peak_w, 1.0) for job_class in given.classes])
+    is_cut = (weight < float(weight.max()) * (1.0 - 1e-9))[:, None] & (cut_w > tiny_w[:, None])
+    depth_w = np.minimum(cut_w / PEAK_SHARE, cut_w + peak_w - given.demand_w)
+    return np.where(is_cut, np.maximum(peak_w - depth_w, floor_w[:, None]), np.inf)
+
+
+def cap_need(
+    given: PlanInput, caps: FloatArray, peak_w: FloatArray, *, target_w: FloatArray, energy_path_j: FloatArray
+) -> None:
+    """Lower `caps` in place, cheapest class first, to what target and battery carry in each step."""
+    battery = given.reserve.battery
+    start_j = np.concatenate([[given.energy_j], energy_path_j[:-1]])
+    give_w = np.maximum(0.0, start_j - battery.energy_j_min) * battery.eta / STEP_S[: given.steps]
+    cover_w = np.minimum(give_w, [given.cover_w(energy_j) for energy_j in start_j.tolist()])
+    capped_w = np.minimum(peak_w, caps)
+    excess_w = capped_w.sum(axis=0) - (target_w + cover_w - given.other_w)
+    floor_w = np.array([job_class.cap_w_min for job_class in given.classes])
+    for step in np.flatnonzero(excess_w > 0.0).tolist():
+        give = np.maximum(0.0, capped_w[:, step] - floor_w)
+        cut_w = share_cut(given, give, float(excess_w[step]), sharing=Sharing.ORDERED)
+        caps[:, step] = np.where(cut_w > 0.0, capped_w[:, step] - cut_w, caps[:, step])
+
+
+def class_peaks_path_w(given: PlanInput) -> FloatArray:
+    """`rule.class_peaks_w` of every step at once, shape (K, H)."""
+    total_w = given.demand_w.sum(axis=0)
+    factor = 1.0 + np.where(total_w > 0.0, given.ripple_up_w / np.maximum(total_w, 1e-9), 0.0)
+    peak_w: FloatArray = given.demand_w * factor
+    return peak_w
+
+
+def cap_spare(given: PlanInput, caps: FloatArray, peak_w: FloatArray, *, gpu_w_max: FloatArray) -> None:
+    """Under an enforced rise every class has a cap: what is spare is shared by size, in place."""
+    size_w = np.array([max(job_class.peak_w, 1.0) for job_class in given.classes])
+    capped_w = np.minimum(peak_w, caps)
+    spare_w = gpu_w_max - capped_w.sum(axis=0)
+    spread = np.minimum(caps, capped_w + np.maximum(spare_w, 0.0) * (size_w / size_w.sum())[:, None])
+    share = np.maximum(0.0, 1.0 + spare_w / np.maximum(capped_w.sum(axis=0), 1.0))
+    caps[:] = np.where(spare_w >= 0.0, spread, capped_w * share)
