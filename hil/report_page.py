@@ -420,8 +420,8 @@ def _finite(values: FloatArray) -> list[float | None]:
 def _layout(*, top: int = 40) -> dict[str, Any]:
     return {
         "template": "plotly_white",
-        "margin": {"l": 70, "r": 70, "t": 40, "b": 90},
-        "legend": {"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom", "x": 0},
+        "margin": {"l": 70, "r": 70, "t": top, "b": 50},
+        "legend": {"orientation": "h", "y": 1.04, "x": 0},
         "font": {"family": "system-ui, sans-serif", "size": 12},
     }
 

@@ -200,7 +200,7 @@ def test_the_report_is_one_file_that_needs_no_network(crash: Any, tmp_path: Path
     markup = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     assert "http" not in markup and "<link" not in markup and not re.search(r"<script[^>]+src=", page)
     assert "ieso-ramp.swing-15s" in markup and "drop-0" in markup
-    assert page.count("Plotly.newPlot") == 2
+    assert page.count("Plotly.newPlot") >= 2  # the course of the run, and the crash alone
 
 
 @pytest.mark.parametrize(
