@@ -1,6 +1,6 @@
 """Jobs from several sources as one list, and which class and job each GPU serves.
 
-A source that comes first wins, GPU by GPU: the topic over the schedulers, those over the node patterns of the site file.
+The source named first wins, GPU by GPU: the topic over schedulers, those over the node patterns of the site file.
 One job told by two sources is one job: what the first leaves open the second fills in. A source that goes silent counts
 until its listing is too old; then the next one decides, and that is told once. Pure: time comes from the caller.
 """
@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from controller.ports import JobFeed
-from controller.settings import JobClassSettings, JobRule, SiteSettings
+from controller.settings import JobClassSettings, SiteSettings
 from controller.types import BoolArray, ClassId, GpuId, IntArray, Job, NodeId, NodeReport, Reading
 
 JOBS_MAX = 20_000  # of all sources together; the rest is left to the node patterns
@@ -29,14 +29,6 @@ class Placement:
     job_index: IntArray
     job_ids: tuple[str, ...]
     unknown_classes: tuple[str, ...]  # that jobs name and the site file does not
-
-
-def class_by_rules(rules: Sequence[JobRule], attributes: Mapping[str, str]) -> str:
-    """The class of the first rule whose patterns all match; empty where none does."""
-    for rule in rules:
-        if all(fnmatchcase(attributes.get(key, ""), pattern) for key, pattern in rule.matches):
-            return rule.class_id
-    return ""
 
 
 def merge(listings: Sequence[Sequence[Job]]) -> tuple[Job, ...]:

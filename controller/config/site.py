@@ -14,6 +14,7 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from controller.config.contract import load_contract, with_local_rows
+from controller.config.jobs import JobsDoc, jobs_settings
 from controller.config.load import Document, parse_document, read_yaml
 from controller.errors import BadInput
 from controller.settings import (
@@ -245,6 +246,7 @@ class SiteDoc(Document):
     commands: CommandsDoc = CommandsDoc()
     mqtt: MqttDoc | None = None
     grid: GridDoc | None = None
+    jobs: JobsDoc | None = None
     node: NodeDoc | None = None
     state_dir: str | None = None
     runtime_dir: str | None = None
@@ -266,6 +268,10 @@ class SiteDoc(Document):
             raise ValueError("battery needs pcc_meter: without a meter nothing says what the battery should follow")
         if self.grid is not None and self.mqtt is None:
             raise ValueError("grid needs mqtt")
+        if self.jobs is not None and self.jobs.mqtt is not None and self.mqtt is None:
+            raise ValueError("jobs.mqtt needs mqtt")
+        if self.jobs is not None and self.role is Role.NODE:
+            raise ValueError("jobs belongs to role site or both")
         names = [c.name for c in self.classes]
         if len(set(names)) != len(names):
             raise ValueError("classes: names must differ")
@@ -302,6 +308,11 @@ def _settings(doc: SiteDoc, *, origin: str, base: Path) -> Settings:
         runtime_dir=doc.runtime_dir or default_dir("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR", ".local/state"),
         metrics_port=doc.metrics_port,
         config_path=origin,
+        jobs=(
+            jobs_settings(doc.jobs, site=doc.name, classes=tuple(c.name for c in doc.classes), base=base)
+            if doc.jobs
+            else None
+        ),
     )
 
 
