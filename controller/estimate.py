@@ -28,6 +28,7 @@ DELAY_MEMORY_S = 10.0
 SUB_METER_MARGIN_FRAC = 0.03  # what two meters of one site may differ by before one is wrong (FAULTS S8)
 NODE_MARGIN_FRAC = 0.10  # GPU telemetry reads up to 5.5 % low, cooling and losses are not in it at all
 GROWTH_FRAC_PER_S = 0.3  # of the registered peak: the margin of a held value grows by this (measured starts: 0.2/s)
+OTHER_MEMORY_S = 20.0  # node reports lag behind the meter: in a ramp the lag looks like other load
 HELD_TICKS = 2  # a held value serves this many ticks before another source must
 
 
@@ -128,7 +129,7 @@ class LoadEstimator:
         self._load_w = site.other_load_w + site.gpu_idle_w
         self._load_s = -math.inf
         self._good_s = -math.inf
-        self._other_w = site.other_load_w
+        self._other_w = self._slow_other_w = site.other_load_w
         self._last_s = -math.inf
 
     def commanded(self, t_s: float, *, reference_w: float, following: Following) -> None:
@@ -179,6 +180,8 @@ class LoadEstimator:
         self._good_s = now_s
         if self._nodes.gpu_count:
             self._other_w = min(max(self._load_w - self._nodes.gpu_w, 0.0), self._site.other_load_w_max)
+            gain = 1.0 - math.exp(-self._site.tracker_period_s / OTHER_MEMORY_S)
+            self._slow_other_w += gain * (self._other_w - self._slow_other_w)
         margin_w = 0.0
         if MeterFlag.METER_DRIFT in flags or MeterFlag.METERS_DISAGREE in flags:
             margin_w = SUB_METER_MARGIN_FRAC * abs(power_w)
@@ -199,7 +202,7 @@ class LoadEstimator:
             )
         brief = had_meter and held_s <= (HELD_TICKS - 0.5) * self._site.tracker_period_s
         if self._nodes.gpu_count and not brief:
-            other_w = max(self._other_w, self._nodes.other_w)
+            other_w = max(self._slow_other_w, self._nodes.other_w)
             load_w = self._nodes.gpu_w + other_w
             self._load_w, self._load_s = load_w, max(self._load_s, self._nodes.t_s)
             margin_w = NODE_MARGIN_FRAC * load_w + self._nodes.gpu_w_max - self._nodes.gpu_w

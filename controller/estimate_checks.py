@@ -115,6 +115,8 @@ class MeterCheck:
         found: set[MeterFlag] = set()
         if self._is_wrong_unit(power_w, view):
             found.add(MeterFlag.METER_UNIT_WRONG)
+        elif self._odd_unit or self._is_first_negative(power_w, view):
+            return {MeterFlag.METER_SPIKE}  # no load is so small or negative: nothing acts on it until it is understood
         elif self._is_spike(power_w, view):
             self._ignored += 1
             if self._ignored == 1:
@@ -153,10 +155,14 @@ class MeterCheck:
         before, self._counter_wh = self._counter_wh, sample.import_wh
         return before is not None and sample.import_wh is not None and sample.import_wh < before
 
-    def _sign(self, power_w: float, view: MeterView) -> set[MeterFlag]:
-        """Load cannot be negative; when the flipped value fits the GPUs the sign is wrong beyond doubt."""
+    def _is_first_negative(self, power_w: float, view: MeterView) -> bool:
+        """Counts negative loads; True while there were too few to say what is wrong."""
         is_negative = power_w + view.battery_w < -NEGATIVE_FRAC * self._site.registered_peak_w
         self._odd_sign = self._odd_sign + 1 if is_negative else 0
+        return 0 < self._odd_sign < SIGN_SAMPLES
+
+    def _sign(self, power_w: float, view: MeterView) -> set[MeterFlag]:
+        """Load cannot be negative; when the flipped value fits the GPUs the sign is wrong beyond doubt."""
         if self._odd_sign < SIGN_SAMPLES:
             return set()
         if view.gpu_w is not None:

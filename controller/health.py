@@ -1,4 +1,4 @@
-"""Health that shows only from one image to the next: clocks that stepped, cycles that are missing, GPUs that went quiet.
+"""Health that shows only from one image to the next: clocks that stepped, cycles that are missing, quiet GPUs.
 
 States what is found now, as flags; what they lead to is decided by the mode table. Pure: the images bring their times.
 """

@@ -14,7 +14,7 @@ import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 STATES = ("cold", "steady", "limit", "ramp")
 COUNTS = {"S": 10, "G": 10, "M": 9, "Q": 11, "P": 5, "C": 4, "X": 7, "B": 2}
@@ -32,9 +32,9 @@ def row(name: str) -> Callable[[F], F]:
     def mark(test: F) -> F:
         import pytest
 
-        marked = pytest.mark.parametrize("state", STATES)(test)
-        marked.fault_row = name  # type: ignore[attr-defined]
-        return marked
+        marked: Any = pytest.mark.parametrize("state", STATES)(test)
+        marked.fault_row = name
+        return cast(F, marked)
 
     return mark
 

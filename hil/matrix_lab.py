@@ -11,6 +11,7 @@ import asyncio
 import copy
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -325,7 +326,7 @@ class Lab:
     def raised(self, since_s: float) -> bool:
         """Whether any ordered mean clock rose above the one ordered before."""
         orders = [t.caps_mhz for t in self.since(since_s) if not np.isnan(t.caps_mhz)]
-        return any(b > a + 1e-6 for a, b in zip(orders, orders[1:], strict=False))
+        return any(b > a + 1e-6 for a, b in pairwise(orders))
 
     def pcc_w(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Truth, in samples of the plant's own step."""

@@ -1,0 +1,98 @@
+"""The story that every row of the matrix tells in the lab: settle, break, react, heal, recover, and truth judged."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+
+from controller.modes import Flag
+from controller.types import Mode
+from hil.matrix_lab import SETTLE_S, Lab, in_lab, lab_scenario
+
+RECOVER_S = 30.0  # NORMAL within 30 T after the last dwell of 10 T
+DWELL_S = 10.0
+OWN_AT_LIMIT = frozenset({Flag.ENVELOPE_BUSY})  # the envelope's own doubt of the planner, which is no fault's doing
+
+Begin = Callable[[Lab], object]
+React = Callable[[Lab, float], Awaitable[None]]
+
+
+def play(
+    state: str,
+    *,
+    begin: Begin,
+    react: React,
+    heal: Begin | None = None,
+    recovers: bool = True,
+    is_judged: bool = True,
+    after_start: bool = False,
+    reference: Begin | None = None,
+    options: dict[str, Any] | None = None,
+    **scenario: Any,
+) -> Lab:
+    """One cell. `begin` makes the fault (from cold: before the first cycle, or just `after_start`), `react` asserts.
+
+    `reference` makes the part of the fault that no knowledge could avoid: the same site with true readings and that
+    part alone decides whether a broken limit was forced.
+    """
+
+    def story_of(begin_now: Begin, react_now: React, *, is_reference: bool) -> Callable[[Lab], Awaitable[None]]:
+        async def story(lab: Lab) -> None:
+            if state == "cold" and not after_start:
+                begin_now(lab)
+            lab.start()
+            await lab.run(SETTLE_S[state])
+            if state != "cold" or after_start:
+                begin_now(lab)
+            await react_now(lab, lab.now_s)
+            (heal or Lab.heal)(lab)
+            if not is_reference and recovers:
+                await lab.until(lambda: is_normal(lab, state), within_s=recovery_s(lab))
+                await lab.run(2.0)
+
+        return story
+
+    lab = in_lab(story_of(begin, react, is_reference=False), lab_scenario(state, **scenario), **(options or {}))
+    if is_judged and (broken := lab.broken()):
+        assert reference is not None, f"broken: {broken}"
+        twin = in_lab(story_of(reference, _for(20.0), is_reference=True), lab_scenario(state, **scenario))
+        assert twin.broken(), f"not forced: {broken}"
+    return lab
+
+
+def recovery_s(lab: Lab) -> float:
+    """30 T after the last dwell; where the envelope's doubt was raised its 60 s of memory come before."""
+    return DWELL_S + RECOVER_S + (60.0 if lab.saw(Flag.ENVELOPE_BUSY) else 0.0)
+
+
+def is_normal(lab: Lab, state: str) -> bool:
+    """NORMAL, but for the envelope's own doubt where the site stands at its limit."""
+    if not lab.ticks or lab.now_s - lab.last.t_s > 1.0:
+        return False
+    own = OWN_AT_LIMIT if state == "limit" else frozenset()
+    return lab.last.mode is Mode.NORMAL or (bool(lab.last.flags) and lab.last.flags <= own)
+
+
+async def flagged(lab: Lab, *flags: Flag, since_s: float, within_s: float) -> None:
+    """One of `flags` within that time; before a controller has seen its site it is given two seconds more."""
+    await lab.until(
+        lambda: any(lab.saw(flag, since_s=since_s) for flag in flags), within_s=within_s + (2.5 if since_s < 1 else 0.0)
+    )
+
+
+def step_w(lab: Lab, *, from_s: float, to_s: float) -> float:
+    """The largest change of the 1 s mean of true power within a second, between two instants. Ends the run."""
+    lab.verdicts()
+    pcc_w = lab.pcc_w()
+    per_s = round(1.0 / (lab.world.plant.step_ns / 1e9))
+    means = np.convolve(pcc_w, np.full(per_s, 1.0 / per_s), mode="valid")[round(from_s) * per_s : round(to_s) * per_s]
+    return float(np.abs(means[per_s:] - means[:-per_s]).max())
+
+
+def _for(seconds: float) -> React:
+    async def wait(lab: Lab, since_s: float) -> None:
+        await lab.run(seconds)
+
+    return wait
