@@ -51,6 +51,7 @@ VIOLATIONS_MAX = 20  # in 60 s: a violation a planner period for a third of them
 NOT_FOLLOWING_FRAC = 0.05  # of nameplate, beyond what ripple and lag explain
 NOT_FOLLOWING_S = 3.0  # FAULTS B2: for 3 T
 STALL_PERIODS = 1
+ARRIVAL_S = 2.0  # after the first cycle: what has not been seen by then is missing, not late
 SHED_COUNT_S = 10.0
 
 
@@ -112,6 +113,7 @@ class SiteCore:
         self._planned_s = -math.inf
         self._has_new_caps = False
         self._overruns = 0
+        self._first_s: float | None = None
         self._unfollowed_since_s: float | None = None
         self._violation_count = 0
         self._exempt_until_s = -math.inf
@@ -196,7 +198,9 @@ class SiteCore:
         return self._read
 
     def _flags(self, image: SiteImage, estimate: Estimate, *, is_leader: bool) -> frozenset[Flag]:
-        if self.tracker is None and is_leader:
+        if self._first_s is None:
+            self._first_s = image.t_mono_s
+        if self.tracker is None and is_leader and image.t_mono_s - self._first_s < ARRIVAL_S:
             return frozenset()  # nothing was seen yet, so nothing is lost; nothing is written either
         flags = {Flag(flag.value) for flag in estimate.flags}
         if image.pcc is None and estimate.source is LoadSource.HELD:
@@ -346,7 +350,8 @@ class SiteCore:
             target_s, first_s = plan.t_s, float(plan.offset_s[0])
             target_w = self._plan_start_w
             slope = (float(plan.target_w[0]) - target_w) / first_s
-        if not mode.may_raise or self._envelope_state.is_distrusted:  # the envelope would refuse it anyway
+        may_raise = mode.may_raise and Flag.CLOCK_STEPPED not in mode.flags
+        if not may_raise or self._envelope_state.is_distrusted:  # the envelope would refuse it anyway
             target_w, slope = min(target_w, tracker.g_ref_w), min(slope, 0.0)
         battery = image.battery
         usable = battery is not None and battery.quality is not Quality.MISSING
