@@ -28,6 +28,10 @@ REACH_S = 0.020  # a set-point aims at where the battery is to be this much late
 HOLD_S = 2.0  # telemetry needs so long to show what the caps did; until then the planner would plan on the past
 CLOCK_WRITE_S = 1.0  # clocks change at most once a second; inside it a power limit does the work
 LIMIT_STEADY_FRAC = 0.985  # share of a power limit that steady draw settles at (98.5 to 99.6 % measured)
+LEARN_S = 0.8  # samples of the load after the caps took hold: more than half an iteration of the slowest usual jobs
+LEARN_GAIN = 0.5
+LEARN_SHARE_MIN, LEARN_SHARE_MAX = 0.05, 0.95  # outside, a share says little about the curve
+STEEPNESS_MAX = 2.0
 AGAIN_FRAC = 0.01  # of the registered peak: a target that moved by less needs no new caps
 
 
@@ -82,6 +86,7 @@ class Armed:
     demand_w: FloatArray  # (K,) mean uncapped draw
     other_w: float
     ripple_up_w: float
+    steepness: float  # exponent on the curves' dynamic share, as earlier responses showed it; 1 is the prior
 
     @classmethod
     def arm(
@@ -93,29 +98,42 @@ class Armed:
         other_w: float,
         ripple_up_w: float,
         priority: Sequence[int],
+        steepness: float = 1.0,
     ) -> Armed:
         """Prepare a response for the fleet as it is now."""
         known = fleet.table
+        floor = curves.power_share(np.minimum(known.floor_mhz / known.cap_max[0], 1.0)) ** steepness
+        least = curves.power_share(known.cap_min[0] / known.cap_max[0]) ** steepness
         table = CapTable.build(
             idle_w=fleet.by_class(known.idle_w),
             demand_w=demand_w,
-            floor_share=_class_mean(fleet, curves.power_share(np.minimum(known.floor_mhz / known.cap_max[0], 1.0))),
-            least_share=_class_mean(fleet, curves.power_share(known.cap_min[0] / known.cap_max[0])),
+            floor_share=_class_mean(fleet, floor),
+            least_share=_class_mean(fleet, least),
             priority=priority,
         )
-        return cls(fleet, curves, table, demand_w, other_w, ripple_up_w)
+        return cls(fleet, curves, table, demand_w, other_w, ripple_up_w, steepness)
+
+    @property
+    def fixed_w(self) -> float:
+        """What the GPUs draw at any clock."""
+        return float(np.minimum(self.fleet.by_class(self.fleet.table.idle_w), self.demand_w).sum())
+
+    @property
+    def dynamic_w(self) -> float:
+        """What they draw above that when nothing caps them."""
+        return float(np.maximum(self.demand_w - self.fleet.by_class(self.fleet.table.idle_w), 0.0).sum())
 
     def clocks_mhz(self, gpu_w: float) -> FloatArray:
         """Clock of each GPU (n,) at which all of them draw at most `gpu_w` in the mean; inf is free."""
         known = self.fleet.table
         share = self.table.at(gpu_w)[self.fleet.class_index]
-        clock = np.floor(self.curves.clock_for(share) * known.cap_max[0])
+        clock = np.floor(self.curves.clock_for(share ** (1.0 / self.steepness)) * known.cap_max[0])
         return np.where(share >= 1.0, np.inf, np.clip(clock, known.cap_min[0], known.cap_max[0]))
 
     def power_w(self, clocks_mhz: FloatArray) -> float:
         """Mean draw of all GPUs under these clocks."""
         known = self.fleet.table
-        share = self.curves.power_share(np.minimum(clocks_mhz / known.cap_max[0], 1.0))
+        share = self._share(clocks_mhz)
         idle_w = self.fleet.by_class(known.idle_w)
         dynamic_w = np.maximum(self.demand_w - idle_w, 0.0)
         return float((np.minimum(idle_w, self.demand_w) + dynamic_w * _class_mean(self.fleet, share)).sum())
@@ -125,10 +143,15 @@ class Armed:
         known = self.fleet.table
         count = self.fleet.by_class(np.ones(self.fleet.count))
         each_w = np.maximum(self.demand_w - self.fleet.by_class(known.idle_w), 0.0) / np.maximum(count, 1.0)
-        share = self.curves.power_share(np.minimum(clocks_mhz / known.cap_max[0], 1.0))
+        share = self._share(clocks_mhz)
         draw_w = known.idle_w + each_w[self.fleet.class_index] * share
         limit_w = np.clip(np.ceil(draw_w / LIMIT_STEADY_FRAC), known.cap_min[1], known.cap_max[1])
         return np.where(np.isinf(clocks_mhz), np.inf, limit_w)
+
+    def _share(self, clocks_mhz: FloatArray) -> FloatArray:
+        fraction = np.minimum(clocks_mhz / self.fleet.table.cap_max[0], 1.0)
+        share: FloatArray = self.curves.power_share(fraction) ** self.steepness
+        return share
 
 
 def caps_of(
@@ -145,6 +168,40 @@ def caps_of(
     limit_w = np.where(is_late, np.minimum(armed.limits_w(wish_mhz), last[1]), last[1])
     _, worst_w = fit_worst_case(armed.fleet, armed.curves, clock_mhz=clock_mhz, hard_w=hard_w)
     return np.stack((clock_mhz, np.minimum(limit_w, worst_w))), armed.power_w(wish_mhz)
+
+
+class Steepness:
+    """Learns from each response how much steeper than its prior the fleet's power falls with its clocks."""
+
+    def __init__(self) -> None:
+        self.value = 1.0
+        self._from_s = self._until_s = -math.inf
+        self._armed: Armed | None = None
+        self._expected_w = 0.0
+        self._sum_w = 0.0
+        self._count = 0
+
+    def watch(self, armed: Armed, *, settled_s: float, expected_w: float) -> None:
+        """Caps were sent under which all GPUs are expected to draw `expected_w` from `settled_s` on."""
+        self._armed, self._expected_w = armed, expected_w
+        self._from_s, self._until_s = settled_s, settled_s + LEARN_S
+        self._sum_w, self._count = 0.0, 0
+
+    def saw(self, t_s: float, load_w: float) -> None:
+        """A fresh load sample of the site."""
+        armed = self._armed
+        if armed is None or t_s < self._from_s:
+            return
+        self._sum_w, self._count = self._sum_w + load_w, self._count + 1
+        if t_s < self._until_s:
+            return
+        self._armed = None
+        dynamic_w = max(armed.dynamic_w, 1.0)
+        expected = (self._expected_w - armed.fixed_w) / dynamic_w
+        actual = (self._sum_w / self._count - armed.other_w - armed.fixed_w) / dynamic_w
+        if min(expected, actual) > LEARN_SHARE_MIN and max(expected, actual) < LEARN_SHARE_MAX:
+            found = armed.steepness * math.log(actual) / math.log(expected)
+            self.value += LEARN_GAIN * (min(max(found, 1.0 / STEEPNESS_MAX), STEEPNESS_MAX) - self.value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,7 @@ class Planning:
         self.caps: FloatArray = np.empty((2, 0))  # clock in MHz over power limit in W, per GPU; inf is free
         self.plan: Plan | None = None
         self.armed: Armed | None = None  # the response to an emergency, as of the last plan
+        self.steepness = 1.0  # of the GPUs' curves, as earlier responses showed it
 
     @property
     def demand(self) -> Demand:
@@ -137,6 +138,7 @@ class Planning:
             other_w=self._demand.other_w,
             ripple_up_w=self._demand.ripple_up_w,
             priority=tuple(settings.priority for settings in self._classes),
+            steepness=self.steepness,
         )
         self.plan = plan
         return plan

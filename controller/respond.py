@@ -16,6 +16,7 @@ from controller.emergency import (
     HOLD_S,
     Armed,
     Bridge,
+    Steepness,
     caps_of,
     expected_path,
 )
@@ -37,6 +38,7 @@ class Responder:
         self._bridge: Bridge | None = None
         self._began_s = self._held_until_s = -math.inf
         self.early_s = math.inf
+        self.steepness = Steepness()
 
     @property
     def is_active(self) -> bool:
@@ -72,11 +74,13 @@ class Responder:
         before = self._bridge
         self._target_w, self._began_s = target_w, now_s
         caps, to_w = self._lookup(now_s, target_w, armed, estimate, battery is not None, written, hard_w)
-        if caps is not None:
+        path = expected_path(now_s, from_w=estimate.load_w, to_w=to_w)
+        if caps is not None and armed is not None:
             self._held_until_s = now_s + HOLD_S
+            self.steepness.watch(armed, settled_s=path.settled_s, expected_w=to_w - armed.other_w)
         if battery is not None and self._site.battery is not None and self._site.following is Following.SOFTWARE:
             self._bridge = Bridge(
-                expected_path(now_s, from_w=estimate.load_w, to_w=to_w),
+                path,
                 now_s=now_s,
                 power_w=battery.power_w if before is None else before.power_w(now_s),
                 lag_s=estimate.lag_s,
