@@ -6,6 +6,7 @@ Exit status: 0 good, 1 a limit was broken or a check failed, 2 bad input, 3 inte
 from __future__ import annotations
 
 import sys
+import traceback
 
 import typer
 
@@ -52,6 +53,9 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:  # noqa: BLE001 - an error of ours, not of the person: all of it on standard error, and its own status
+        traceback.print_exc()
+        sys.exit(3)
 
 
 if __name__ == "__main__":
