@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from controller.errors import BadInput
+from controller.logs import set_up_logs
 from hil.bench import RunRecord, run
 from hil.console import LiveLine, print_result
 from hil.report_page import write_report
@@ -19,6 +21,7 @@ INTERNAL, INTERRUPTED = 3, 130
 
 def run_and_report(name_or_file: str, overrides: Overrides, *, out: Path | None, is_wire: bool = False) -> int:
     """Exit status of the run; results are in `out` when it returns."""
+    set_up_logs(logging.ERROR)  # what the daemon under test logs would break the progress line; it is in the report
     if is_wire:
         overrides = _in_real_time(overrides)
     scenario = load_scenario(name_or_file, overrides)
