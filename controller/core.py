@@ -11,6 +11,8 @@ import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from controller import envelope
 from controller.estimate import Estimate, LoadEstimator, LoadSource
 from controller.fleet import Fleet, FleetBook, FleetReadings, read_fleet
@@ -33,6 +35,7 @@ from controller.types import (
     EnvelopeBattery,
     EnvelopeState,
     EnvelopeView,
+    FloatArray,
     Following,
     Margin,
     Mode,
@@ -148,7 +151,7 @@ class SiteCore:
         in_force = self._take_limits(image, estimate)
         set_point_w = self._respond(image, estimate, mode, in_force, fleet)
         track = self._track(image, estimate, mode, in_force, set_point_w)
-        proposal = self._proposal(image, fleet, track, mode.mode, is_leader=is_leader)
+        proposal = self._proposal(image, fleet, track, mode, is_leader=is_leader)
         return Decision(estimate, mode, in_force, track, proposal, fleet, readings)
 
     def check(self, image: SiteImage, decision: Decision) -> Checked:
@@ -350,8 +353,7 @@ class SiteCore:
             target_s, first_s = plan.t_s, float(plan.offset_s[0])
             target_w = self._plan_start_w
             slope = (float(plan.target_w[0]) - target_w) / first_s
-        may_raise = mode.may_raise and Flag.CLOCK_STEPPED not in mode.flags
-        if not may_raise or self._envelope_state.is_distrusted:  # the envelope would refuse it anyway
+        if not self._may_raise(mode):  # the envelope would refuse it anyway
             target_w, slope = min(target_w, tracker.g_ref_w), min(slope, 0.0)
         battery = image.battery
         usable = battery is not None and battery.quality is not Quality.MISSING
@@ -372,9 +374,10 @@ class SiteCore:
         )
 
     def _proposal(
-        self, image: SiteImage, fleet: Fleet, track: TrackerOutput | None, mode: Mode, *, is_leader: bool
+        self, image: SiteImage, fleet: Fleet, track: TrackerOutput | None, state: ModeState, *, is_leader: bool
     ) -> SiteCommand:
         self._seq += 1
+        mode = state.mode
         if track is None or not is_leader or mode is Mode.LOCKOUT or self.site.policy is Policy.NONE:
             return SiteCommand(self._epoch, self._seq, None, ())
         ttl_s = self.site.ttl_periods * self.site.planner_period_s
@@ -398,7 +401,7 @@ class SiteCore:
             nodes = node_commands(
                 image.nodes,
                 fleet,
-                self.planning.caps,
+                self._asked(fleet, state),
                 epoch=self._epoch,
                 seq=self._seq,
                 ttl_s=ttl_s,
@@ -407,6 +410,20 @@ class SiteCore:
                 is_fallback=mode is Mode.FALLBACK,
             )
         return SiteCommand(self._epoch, self._seq, battery, nodes)
+
+    def _may_raise(self, state: ModeState) -> bool:
+        """What the envelope would refuse is not asked for: refusals count, and would keep it in doubt for ever."""
+        return state.may_raise and Flag.CLOCK_STEPPED not in state.flags and not self._envelope_state.is_distrusted
+
+    def _asked(self, fleet: Fleet, state: ModeState) -> FloatArray:
+        """The plan's caps; where nothing may rise, none above what was last written."""
+        caps, last = self.planning.caps, self._envelope_state
+        if self._may_raise(state) or last.gpu_ids is not fleet.table.gpu_ids or last.caps.shape != caps.shape:
+            return caps
+        if state.mode is Mode.FALLBACK:
+            return last.caps  # the fallback caps, or what stands where that is lower already
+        lowest: FloatArray = np.minimum(caps, last.caps)
+        return lowest
 
     # ------------------------------------------------------------------------------------------------ views
 

@@ -287,8 +287,8 @@ def node_commands(
 
 def _caps(report: NodeReport, caps: FloatArray, *, is_fallback: bool) -> tuple[GpuCap, ...]:
     if is_fallback:
-        clock_mhz = round(report.fallback_clock_mhz)
-        return tuple(GpuCap(gpu_id, clock_mhz, None) for gpu_id in report.gpu_ids)
+        clocks = np.minimum(caps[0], report.fallback_clock_mhz)
+        return tuple(GpuCap(gpu_id, int(clock), None) for gpu_id, clock in zip(report.gpu_ids, clocks, strict=True))
     return tuple(
         GpuCap(gpu_id, None if math.isinf(clock) else int(clock), None if math.isinf(limit_w) else limit_w)
         for gpu_id, clock, limit_w in zip(report.gpu_ids, *caps.tolist(), strict=True)
