@@ -76,7 +76,7 @@ def build(settings: Settings, factories: Factories) -> Daemon:
     site = settings.site
     assert site is not None, "a node agent is built by controller.node"
     log = structlog.get_logger("rampart")
-    core = make_core(site, epoch=factories.lease.epoch, jobs=factories.jobs)
+    core = make_core(site, epoch=factories.lease.epoch)
 
     def on_change(subject: str, why: str) -> None:
         if why:
@@ -107,9 +107,9 @@ def build(settings: Settings, factories: Factories) -> Daemon:
     )
 
 
-def make_core(site: SiteSettings, *, epoch: int, jobs: JobSource | None = None) -> SiteCore:
+def make_core(site: SiteSettings, *, epoch: int) -> SiteCore:
     """The core of a site, with the planner it asks for; what the daemon runs and a replay runs again."""
-    return SiteCore(site, epoch=epoch, planner=make_planner(site), curves=load_curves(), jobs=jobs)
+    return SiteCore(site, epoch=epoch, planner=make_planner(site), curves=load_curves())
 
 
 def make_planner(site: SiteSettings) -> Planner:
@@ -141,5 +141,6 @@ def _sense(site: SiteSettings, factories: Factories, on_change: Callable[[str, s
         ups=factories.ups,
         node_link=factories.node_link,
         grid=factories.grid,
+        jobs=factories.jobs,
         on_change=on_change,
     )

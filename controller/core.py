@@ -22,7 +22,6 @@ from controller.limits import InForce, LimitBook
 from controller.modes import Flag, ModeMachine, ModeState
 from controller.plan.plan import Plan, Planner
 from controller.planning import NO_LIMIT_W_PER_S, Known, Planning, node_commands
-from controller.ports import JobSource
 from controller.respond import Responder
 from controller.rings import Rings
 from controller.settings import Policy, SiteSettings, Stance
@@ -93,7 +92,6 @@ class SiteCore:
         epoch: int,
         planner: Planner,
         curves: Mapping[str, GpuCurve],
-        jobs: JobSource | None,
     ) -> None:
         self.site = site
         self._epoch = epoch
@@ -105,7 +103,7 @@ class SiteCore:
         )
         self._health = Health(site, epoch=epoch)
         self._limits = LimitBook(site)
-        self._book = FleetBook(site, jobs=jobs)
+        self._book = FleetBook(site)
         self._nodes: tuple[Reading[NodeReport], ...] = ()
         self._read: tuple[Fleet, FleetReadings] | None = None
         self.planning = Planning(site, planner=planner, curves=curves)
@@ -195,6 +193,9 @@ class SiteCore:
     def _read_nodes(self, image: SiteImage) -> tuple[Fleet, FleetReadings]:
         """The fleet and its readings; nodes report at a fraction of our rate, and the same reports read the same."""
         nodes = image.nodes
+        if image.jobs is not None:
+            self._book.set_jobs(image.jobs)
+            self._read = None
         if self._read is None or len(nodes) != len(self._nodes) or not all(map(operator.is_, nodes, self._nodes)):
             fleet = self._book.fleet(nodes)
             self._nodes, self._read = nodes, (fleet, read_fleet(fleet, nodes))
@@ -302,6 +303,9 @@ class SiteCore:
         usable = self._is_battery_usable(image)
         sample = image.battery.value if image.battery is not None and usable else None
         bounds = tracker.battery_now(sample)
+        if estimate.is_fresh:
+            self._responder.steepness.saw(estimate.t_s, estimate.load_w)
+            self.planning.steepness = self._responder.steepness.value
         caps = self._responder.caps(
             image.t_mono_s,
             target_w=target_w,

@@ -6,22 +6,22 @@ margin: a GPU without a reading counts at what its cap lets it draw, a node that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 
-from controller.ports import JobSource
+from controller.jobs import Placement, class_of_node, place
 from controller.settings import SiteSettings
 from controller.types import (
     AgentState,
+    BoolArray,
     ClassId,
     FleetAcks,
     FleetTable,
     FloatArray,
-    GpuId,
     IntArray,
+    Job,
     NodeId,
     NodeReport,
     Quality,
@@ -62,36 +62,42 @@ class FleetReadings:
     power_w: FloatArray
     acks: FleetAcks
     node_other_w: float
+    is_read: BoolArray  # whether `power_w` was measured and is not old
 
 
 class FleetBook:
-    """Keeps the table current."""
+    """Keeps the table current. Jobs that come and go change classes and jobs only, the table stays the same object."""
 
-    def __init__(self, site: SiteSettings, *, jobs: JobSource | None) -> None:
+    def __init__(self, site: SiteSettings) -> None:
         self._site = site
-        self._jobs = jobs
+        self._jobs: tuple[Job, ...] = ()
         self._key: object = None
         self._fleet: Fleet | None = None
+        self._placement: Placement | None = None
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where the jobs of the newest list run; None before the first fleet."""
+        return self._placement
+
+    def set_jobs(self, jobs: tuple[Job, ...]) -> None:
+        """The newest list of jobs, those that win first."""
+        if jobs != self._jobs:
+            self._jobs, self._placement = jobs, None
 
     def fleet(self, nodes: Sequence[Reading[NodeReport]]) -> Fleet:
         """The fleet of `nodes` (sorted by node id)."""
-        assignment: Mapping[GpuId, str] = self._jobs.assignment() if self._jobs else {}
-        key = (tuple((r.value.node_id, r.value.stands_for, r.value.gpu_ids) for r in nodes), tuple(assignment.items()))
+        key = tuple((r.value.node_id, r.value.stands_for, r.value.gpu_ids) for r in nodes)
         if self._fleet is None or key != self._key:
-            self._key = key
-            self._fleet = self._build([r.value for r in nodes], assignment)
+            self._key, self._placement = key, None
+            reports = [r.value for r in nodes]
+            self._fleet = self._place(self._table(reports), tuple(s.model for r in reports for s in r.specs))
+        elif self._placement is None:
+            self._fleet = self._place(self._fleet.table, self._fleet.models)
         return self._fleet
 
-    def _build(self, reports: Sequence[NodeReport], jobs: Mapping[GpuId, str]) -> Fleet:
-        rows = [(report, spec) for report in reports for spec in report.specs]
-        class_ids = (*(c.class_id for c in self._site.classes), REST)
-        order = {class_id: k for k, class_id in enumerate(class_ids)}
-        classes = [order.get(ClassId(jobs.get(s.gpu_id, "")), self._class_of(r.node_id, order)) for r, s in rows]
-        synchronous = [
-            class_ids[k] if k < len(class_ids) - 1 else r.node_id for k, (r, _) in zip(classes, rows, strict=True)
-        ]
-        job_names = tuple(sorted(set(synchronous)))
-        specs = [spec for _, spec in rows]
+    def _table(self, reports: Sequence[NodeReport]) -> FleetTable:
+        specs = [spec for report in reports for spec in report.specs]
 
         def array(values: list[float]) -> FloatArray:
             return np.array(values, dtype=np.float64)
@@ -104,7 +110,7 @@ class FleetBook:
         for report in reports:
             spans[report.node_id] = slice(start, start + len(report.specs))
             start += len(report.specs)
-        table = FleetTable(
+        return FleetTable(
             gpu_ids=gpu_ids,
             index={gpu_id: i for i, gpu_id in enumerate(gpu_ids)},
             spans=spans,
@@ -113,24 +119,36 @@ class FleetBook:
             floor_mhz=clock_min + self._site.service_floor_frac * (clock_max - clock_min),
             idle_w=array([s.idle_w for s in specs]),
             peak_w=limit_max,
-            stands_for=array([report.stands_for for report, _ in rows]),
+            stands_for=array([report.stands_for for report in reports for _ in report.specs]),
             power_exponent=1.0,
+        )
+
+    def _place(self, table: FleetTable, models: tuple[str, ...]) -> Fleet:
+        """Classes and jobs of the GPUs: as the jobs say, else as the node patterns do, else one job per node."""
+        class_ids = (*(c.class_id for c in self._site.classes), REST)
+        order = {class_id: k for k, class_id in enumerate(class_ids)}
+        rest = len(class_ids) - 1
+        counts = [span.stop - span.start for span in table.spans.values()]
+        of_node = [order[class_of_node(self._site, node_id) or REST] for node_id in table.spans]
+        names = [class_ids[k] if k < rest else node_id for k, node_id in zip(of_node, table.spans, strict=True)]
+        known = {name: j for j, name in enumerate(dict.fromkeys(names))}
+        placed = place(self._jobs, spans=table.spans, index=table.index, classes=self._site.classes)
+        self._placement = placed
+        by_pattern = np.repeat(np.array(of_node, dtype=np.int64), counts)
+        by_default = np.repeat(np.array([known[name] for name in names], dtype=np.int64), counts)
+        class_index = np.where(placed.class_index >= 0, placed.class_index, by_pattern)
+        every = (*known, *placed.job_ids)
+        used, job_index = np.unique(
+            np.where(placed.job_index >= 0, placed.job_index + len(known), by_default), return_inverse=True
         )
         return Fleet(
             table=table,
             class_ids=class_ids,
-            class_index=np.array(classes, dtype=np.int64),
-            models=tuple(s.model for s in specs),
-            job_index=np.array([job_names.index(name) for name in synchronous], dtype=np.int64),
-            job_names=job_names,
+            class_index=class_index.astype(np.int64),
+            models=models,
+            job_index=job_index.astype(np.int64),
+            job_names=tuple(every[j] for j in used.tolist()),
         )
-
-    def _class_of(self, node_id: NodeId, order: Mapping[ClassId, int]) -> int:
-        """The first class whose patterns match the node; else the rest."""
-        for members in self._site.members:
-            if any(fnmatchcase(node_id, pattern) for pattern in members.node_patterns):
-                return order[members.class_id]
-        return len(order) - 1
 
 
 def read_fleet(fleet: Fleet, nodes: Sequence[Reading[NodeReport]]) -> FleetReadings:
@@ -156,4 +174,5 @@ def read_fleet(fleet: Fleet, nodes: Sequence[Reading[NodeReport]]) -> FleetReadi
         power_w=np.where(is_read & np.isfinite(power), power, bound_w),
         acks=FleetAcks(caps=caps, is_fresh=is_ours & is_read, fixed_w=fixed_w),
         node_other_w=other_w,
+        is_read=is_read & np.isfinite(power),
     )

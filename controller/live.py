@@ -20,7 +20,8 @@ from controller.app import Factories, Runner
 from controller.config.load import data_path, read_yaml
 from controller.errors import BadInput
 from controller.lease import FileLease
-from controller.ports import Battery, Clock, NodeLink, PowerMeter, Ups
+from controller.live_jobs import open_jobs
+from controller.ports import Battery, Clock, JobSource, NodeLink, PowerMeter, Ups
 from controller.settings import ModbusSettings, Settings, SiteSettings
 from controller.signals import AcceptanceRules, bounds_of
 from controller.types import Acceptance, SignalOutcome
@@ -67,13 +68,15 @@ async def live_factories(
         devices = _open_devices(settings, site, clock=clock, pool=pool)
         background: list[Runner] = [session.run] if session is not None else []
         wake = asyncio.Event()
-        grid = _open_grid(settings, site, clock=clock, session=session, state_dir=state_dir, wake=wake)
-        if grid is not None:
-            background.append(grid.run)
         link = node_link
         if link is None:
             assert session is not None, "a site without nodes of its own has a broker"
             link = MqttNodeLink(session)
+        jobs = open_jobs(settings, clock=clock, session=session, link=link)
+        background.extend(jobs.runners)
+        grid = _open_grid(settings, site, clock=clock, session=session, state_dir=state_dir, wake=wake, jobs=jobs.board)
+        if grid is not None:
+            background.append(grid.run)
         recorder = _open_recorder(settings, clock, state_dir)
         try:
             yield Factories(
@@ -85,6 +88,7 @@ async def live_factories(
                 recorder=recorder,
                 lease=lease,
                 grid=grid,
+                jobs=jobs.board if settings.jobs is not None else None,
                 feed_watchdog=feed_watchdog,
                 background=tuple(background),
                 wake=wake,
@@ -129,6 +133,7 @@ def _open_grid(
     session: MqttSession | None,
     state_dir: Path,
     wake: asyncio.Event,
+    jobs: JobSource,
 ) -> DsxGridSource | None:
     if settings.grid is None or session is None:
         return None
@@ -145,7 +150,7 @@ def _open_grid(
         peak_w=site.registered_peak_w,
         floor_w=bounds.floor_w,
         classes=site.classes,
-        jobs=None,
+        jobs=jobs,
         clock=clock,
         rng=_fresh_rng(),
         audit_path=state_dir / "grid-audit.jsonl",

@@ -10,10 +10,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
-from controller.ports import Battery, Clock, DriverError, GridSource, NodeLink, PowerMeter, Ups
+from controller.ports import Battery, Clock, DriverError, GridSource, JobSource, NodeLink, PowerMeter, Ups
 from controller.types import (
     BatterySample,
     BatteryState,
+    Job,
     MeterSample,
     NodeReport,
     Quality,
@@ -97,8 +98,11 @@ class Sense:
         node_link: NodeLink,
         grid: GridSource | None,
         on_change: Callable[[str, str], None],
+        jobs: JobSource | None = None,
     ) -> None:
         self._clock = clock
+        self._jobs = jobs
+        self._told_jobs: tuple[Job, ...] = ()
         self._deadline_s = 0.5 * period_s
         self._node_link = node_link
         self._grid = grid
@@ -139,7 +143,15 @@ class Sense:
             signals=self._grid.active(now_s) if self._grid else (),
             is_grid_link_up=self._grid.is_link_up if self._grid else True,
             overrun_count=overrun_count,
+            jobs=self._changed_jobs(now_s),
         )
+
+    def _changed_jobs(self, now_s: float) -> tuple[Job, ...] | None:
+        """The list of jobs when it is another than in the image before: images are recorded, lists are long."""
+        if self._jobs is None or (found := self._jobs.jobs(now_s)) is self._told_jobs:
+            return None
+        self._told_jobs = found
+        return found
 
     async def _read_all(self, tick: int) -> None:
         due = [source.start() for source in (self._meter, self._battery) if source is not None]

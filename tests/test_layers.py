@@ -22,6 +22,7 @@ CORE_LOW = {
         "gpu_model",
         "headroom",
         "fleet",
+        "jobs",
         "rings",
         "residual",
     )
