@@ -12,7 +12,9 @@ import math
 from collections import deque
 from collections.abc import Iterable
 
-DECAY_S = 60.0  # of the envelope: a few iterations' worth of memory beyond the longest window usually binding
+# Of the envelope. Rows judge pairs of instants up to a minute apart, and the target rises by what the residual of the
+# first leaves; one that fades within that minute lets it rise by more than the residual of the second allows.
+DECAY_S = 300.0
 # An excursion this many times the known spread, and beyond the floor given, is an event of its own...
 EVENT_GAIN = 3.0
 EVENT_S = 3.0  # ...that is over after this long (T_eff, the longest mean and the way back)
