@@ -41,6 +41,9 @@ configs: setup
 	$(BIN)/rampart check -c configs/node.example.yaml >/dev/null
 	$(BIN)/python -m pytest -q tests/test_contract_files.py tests/test_profiles.py tests/test_dsx_asyncapi.py
 
+benchmarks: setup ## every recorded trace on the plant bench; writes the tables of docs/benchmarks.md
+	$(BIN)/rampart bench plant --out docs/benchmarks.md
+
 test-gpu: setup ## read-only lane on a real NVIDIA GPU; writes out/gpu/seen.json
 	$(BIN)/python -m pytest -m gpu tests/gpu
 

@@ -98,3 +98,23 @@ def regret(
     from controller.cli.bench_regret import report
 
     report(seeds=seeds, cases=tuple(case), workers=workers or None, as_json=as_json)
+
+
+@app.command()
+def plant(
+    traces: str = typer.Option(None, "--traces", metavar="DIR", help="Recorded power; ../shared/traces if not given."),
+    quick: bool = typer.Option(False, "--quick", help="Five minutes of each run instead of the whole record."),
+    seconds: float = typer.Option(4000.0, min=60.0, metavar="S", help="No run longer than this."),
+    jobs: int = typer.Option(2, min=1, max=64, help="Processes at once."),
+    only: str = typer.Option(None, "--only", metavar="GROUP", help="figures, traces or field; all if not given."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of tables."),
+    out: str = typer.Option(None, "--out", metavar="FILE.md", help="Write the tables between the markers of a page."),
+) -> None:
+    """Every recorded power trace on a 90 MW site: work lost and verdicts; exit 1 when a promise was not kept.
+
+    Results are kept under out/benchmarks: an interrupted bench goes on where it stopped.
+    """
+    from hil.plant_command import bench_plant
+
+    seconds = min(seconds, 300.0) if quick else seconds
+    raise typer.Exit(bench_plant(traces=traces, seconds_max=seconds, jobs=jobs, only=only, as_json=as_json, page=out))
