@@ -53,7 +53,9 @@ RIPPLE_FRAC_MIN = (
     0.002  # of the registered peak: ripple smaller than this is nobody's business (1 s accuracy of meters)
 )
 EVENT_FRAC = 0.05  # of the registered peak: a deviation beyond it, once, is an event and not residual
-RESIDUAL_FRAC_MIN = 0.02  # of a row: what has not been measured yet is not nothing
+# Of a row, beside the residual: what happens between two samples of the meter, and what was not measured yet. Without
+# it a 62 MW crash rode down at 4.995 of 5 MW; with it nothing measured so far came nearer than 2 %.
+UNSEEN_FRAC = 0.03
 RESIDUAL_FRAC_LEVEL = 0.001  # the same of a ceiling or floor, which is a level and not a change
 SHRINK_PERIOD_S = 1.0  # how often residual and dip are taken over into the allowances
 ANCHOR_S = 3.0  # a reference that parted from the meter for this long is wrong
@@ -362,11 +364,11 @@ class Tracker:
             elif isinstance(limit, FloorLimit):
                 found[limit.id] = max(-track.low_w, RESIDUAL_FRAC_LEVEL * limit.min_w)
             elif isinstance(limit, OscillationLimit | BandLimit):
-                found[limit.id] = max(track.high_w, -track.low_w, RESIDUAL_FRAC_MIN * limit.max_w)
+                found[limit.id] = max(track.high_w, -track.low_w) + UNSEEN_FRAC * limit.max_w
             elif isinstance(limit, RampLimit | SwingLimit):
-                found[limit.id] = max(track.spread_w, RESIDUAL_FRAC_MIN * limit.max_w)
+                found[limit.id] = track.spread_w + UNSEEN_FRAC * limit.max_w
             elif isinstance(limit, RateLimit):
-                found[limit.id] = max(track.spread_w, RESIDUAL_FRAC_MIN * limit.above_w)
+                found[limit.id] = track.spread_w + UNSEEN_FRAC * limit.above_w
         return found
 
     def _shrink(self, given: TrackerInput) -> None:
