@@ -26,14 +26,20 @@ def caps_of_cut(given: PlanInput, cut_w: FloatArray, peak_w: FloatArray) -> Floa
     floor_w = np.array([job_class.cap_w_min for job_class in given.classes])
     tiny_w = CUT_TINY_FRAC * np.array([max(job_class.peak_w, 1.0) for job_class in given.classes])
     is_cut = (weight < float(weight.max()) * (1.0 - 1e-9))[:, None] & (cut_w > tiny_w[:, None])
-    depth_w = np.minimum(cut_w / PEAK_SHARE, cut_w + peak_w - given.demand_w)
+    depth_w = depth_of_cut(given, cut_w, peak_w)
     return np.where(is_cut, np.maximum(peak_w - depth_w, floor_w[:, None]), np.inf)
 
 
 def cap_need(
-    given: PlanInput, caps: FloatArray, peak_w: FloatArray, *, target_w: FloatArray, energy_path_j: FloatArray
+    given: PlanInput,
+    caps: FloatArray,
+    peak_w: FloatArray,
+    *,
+    cut_w: FloatArray,
+    target_w: FloatArray,
+    energy_path_j: FloatArray,
 ) -> None:
-    """Lower `caps` in place, cheapest class first, to what target and battery carry in each step."""
+    """Lower `caps` in place to what target and battery carry in each step: as planned, then cheapest class first."""
     battery = given.reserve.battery
     start_j = np.concatenate([[given.energy_j], energy_path_j[:-1]])
     give_w = np.maximum(0.0, start_j - battery.energy_j_min) * battery.eta / STEP_S[: given.steps]
@@ -41,10 +47,20 @@ def cap_need(
     capped_w = np.minimum(peak_w, caps)
     excess_w = capped_w.sum(axis=0) - (target_w + cover_w - given.other_w)
     floor_w = np.array([job_class.cap_w_min for job_class in given.classes])
+    planned_w = depth_of_cut(given, cut_w, peak_w) - (peak_w - capped_w)  # what the plan would cut beyond `caps`
     for step in np.flatnonzero(excess_w > 0.0).tolist():
         give = np.maximum(0.0, capped_w[:, step] - floor_w)
-        cut_w = share_cut(given, give, float(excess_w[step]), sharing=Sharing.ORDERED)
-        caps[:, step] = np.where(cut_w > 0.0, capped_w[:, step] - cut_w, caps[:, step])
+        first = np.clip(planned_w[:, step], 0.0, give)
+        first *= min(1.0, float(excess_w[step]) / max(float(first.sum()), 1e-9))
+        rest_w = float(excess_w[step]) - float(first.sum())
+        cut = first + share_cut(given, give - first, max(0.0, rest_w), sharing=Sharing.ORDERED)
+        caps[:, step] = np.where(cut > 0.0, capped_w[:, step] - cut, caps[:, step])
+
+
+def depth_of_cut(given: PlanInput, cut_w: FloatArray, peak_w: FloatArray) -> FloatArray:
+    """How far below the top of the ripple a cap must stand to cut `cut_w` from the mean, shape (K, H)."""
+    depth_w: FloatArray = np.minimum(cut_w / PEAK_SHARE, cut_w + peak_w - given.demand_w)
+    return depth_w
 
 
 def class_peaks_path_w(given: PlanInput) -> FloatArray:

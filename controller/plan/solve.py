@@ -29,6 +29,7 @@ RISE_CHORDS = 12
 # wait for a tighter contract.
 CHORDS_COVERING = 8
 FAR = 1e3  # stands for infinity in scaled units: a site and its battery are about 10
+BOX_MIN = 1e-4  # scaled: an interior point needs room between bounds; a cut this small is no cap
 SHIFTS_MAX = 3
 RESIDUAL_MAX = 1e-4  # scaled units: 0.001 % of a site
 # A job that is down comes back unannounced, once in RETURN_S. A target m too low for it then costs its work while the
@@ -94,6 +95,7 @@ class MpcPlanner:
     """Plans with the quadratic program; `counts` says how each plan came about."""
 
     def __init__(self, shape: PlannerShape, affine: AffineMap, *, price_every: int = 60) -> None:
+        """`price_every` plans the marginal prices are found anew, which costs a second solve; 0: never."""
         assert affine.shape == shape.model, "the map was built for another site"
         self.shape = shape
         self.counts: Counter[PlanStatus] = Counter()
@@ -120,7 +122,7 @@ class MpcPlanner:
         x, solve_ms = self._solve(stacked) if stacked is not None else (None, 0.0)
         if x is not None:
             assert stacked is not None
-            if self._cycle % self._price_every == 0:
+            if self._price_every and self._cycle % self._price_every == 0:
                 self._prices = self._find_prices(given, stacked)
             self._cycle += 1
             plan = self._read(given, x, stacked, solve_ms)
@@ -194,7 +196,7 @@ class MpcPlanner:
         put("high", high / scale)
         put("fall", fall / scale)
         put("rise", rise / scale)
-        put("cut_max", (np.maximum(0.0, given.demand_w - floor_w[:, None]) / scale).ravel())
+        put("cut_max", np.maximum(BOX_MIN, (given.demand_w - floor_w[:, None]) / scale).ravel())
         put("charge_max", charge_w / scale)
         put("discharge_max", discharge_w / scale)
         put("cover_max", discharge_w / scale)
@@ -281,7 +283,8 @@ class MpcPlanner:
         peak_w = class_peaks_path_w(given)
         cap_path = caps_of_cut(given, cut_w, peak_w)
         chosen = cap_path[:, 0].copy()
-        cap_need(given, cap_path, peak_w, target_w=target_w, energy_path_j=x[index["energy"]] * scale_j)
+        energy_path_j = x[index["energy"]] * scale_j
+        cap_need(given, cap_path, peak_w, cut_w=cut_w, target_w=target_w, energy_path_j=energy_path_j)
         if given.is_rise_enforced:
             cap_spare(given, cap_path, peak_w, gpu_w_max=target_w + cover_w - given.other_w)
         return Plan(
@@ -292,7 +295,7 @@ class MpcPlanner:
             cap_path_w=cap_path,
             chosen_cap_w=chosen,
             battery_w=(x[index["discharge"]] - x[index["charge"]]) * scale,
-            energy_path_j=x[index["energy"]] * scale_j,
+            energy_path_j=energy_path_j,
             prices=self._prices,
             policy="mpc",
             status=PlanStatus.SOLVED,
@@ -317,16 +320,13 @@ class MpcPlanner:
 
         The gradient of the optimal cost by theta is the map's transpose times (x, -y, -z_u, z_bl, -z_bu).
         """
-        kept = (
-            self._theta[self._affine.theta_slices["wear"]].copy(),
-            self._theta[self._affine.theta_slices["final_value"]].copy(),
-        )
+        kept = self._theta.copy()
         self._put("wear", 0.0)
         self._put("final_value", 0.0)
+        self._put("ready", -FAR)  # readiness is no work lost
         work_alone = self._affine.apply(self._theta)
         np.clip(work_alone, -FAR * 10.0, FAR * 10.0, out=work_alone)
-        self._put("wear", kept[0])
-        self._put("final_value", kept[1])
+        self._theta = kept
         reason = self.last_reason
         x, _ = self._solve(work_alone)
         if x is None:
