@@ -56,6 +56,8 @@ EVENT_FRAC = 0.05  # of the registered peak: a deviation beyond it, once, is an 
 # Of a row, beside the residual: what happens between two samples of the meter, and what was not measured yet. Without
 # it a 62 MW crash rode down at 4.995 of 5 MW; with it nothing measured so far came nearer than 2 %.
 UNSEEN_FRAC = 0.03
+# Of a row, together with that: a crash leaves ripple of its own, and the slope it is ridden down at must not fall then.
+SPENT_FRAC_MIN = 0.045
 RESIDUAL_FRAC_LEVEL = 0.001  # the same of a ceiling or floor, which is a level and not a change
 SHRINK_PERIOD_S = 1.0  # how often residual and dip are taken over into the allowances
 ANCHOR_S = 3.0  # a reference that parted from the meter for this long is wrong
@@ -364,11 +366,11 @@ class Tracker:
             elif isinstance(limit, FloorLimit):
                 found[limit.id] = max(-track.low_w, RESIDUAL_FRAC_LEVEL * limit.min_w)
             elif isinstance(limit, OscillationLimit | BandLimit):
-                found[limit.id] = max(track.high_w, -track.low_w) + UNSEEN_FRAC * limit.max_w
+                found[limit.id] = _kept_w(max(track.high_w, -track.low_w), limit.max_w)
             elif isinstance(limit, RampLimit | SwingLimit):
-                found[limit.id] = track.spread_w + UNSEEN_FRAC * limit.max_w
+                found[limit.id] = _kept_w(track.spread_w, limit.max_w)
             elif isinstance(limit, RateLimit):
-                found[limit.id] = track.spread_w + UNSEEN_FRAC * limit.above_w
+                found[limit.id] = _kept_w(track.spread_w, limit.above_w)
         return found
 
     def _shrink(self, given: TrackerInput) -> None:
@@ -417,3 +419,8 @@ class Tracker:
 def _gain(elapsed_s: float, time_s: float) -> float:
     """Share of a first-order step of `time_s` that `elapsed_s` covers."""
     return 1.0 - math.exp(-elapsed_s / time_s)
+
+
+def _kept_w(measured_w: float, limit_w: float) -> float:
+    """What is taken off a row: the residual as measured, and what no measurement shows."""
+    return max(measured_w + UNSEEN_FRAC * limit_w, SPENT_FRAC_MIN * limit_w)
