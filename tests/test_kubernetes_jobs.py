@@ -228,7 +228,7 @@ async def test_all_pages_are_read_with_the_token_of_the_moment(api: KubernetesSe
     await source.poll()
     assert "HTTP 401" in source.trouble and source.listing() is reading, "what was known ages; it is not forgotten"
     assert api.token_file is not None
-    with Path(api.token_file).open("w") as file:  # noqa: ASYNC230, ASYNC240 - one line in a test
+    with Path(api.token_file).open("w") as file:  # noqa: ASYNC230 - one line in a test
         file.write("second")
     await source.poll()
     again = source.listing()
