@@ -1,7 +1,7 @@
 """Gets the affine map at start-up without leaving CVXPY in the daemon: a child process builds it and hands it over.
 
-CVXPY costs 115 MB and the map half a megabyte. Where no child can be started the map is built in place: slower to
-start and larger, never wrong. Not for use inside a cycle.
+CVXPY costs 115 MB and the map half a megabyte. A map built once is kept for the next start. Where no child can be
+started the map is built in place: slower to start and larger, never wrong. Not for use inside a cycle.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from functools import lru_cache
 
+from controller import map_cache
 from controller.plan.model import AffineMap, ModelShape, build_map
 from controller.plan.solve import MpcPlanner, PlannerShape
 
@@ -47,7 +48,17 @@ def map_from_child(shape: ModelShape) -> AffineMap:
     return found
 
 
+@lru_cache(maxsize=8)
+def map_for_start(shape: ModelShape) -> AffineMap:
+    """The map kept from an earlier start, else from a child and kept."""
+    found = map_cache.load(shape)
+    if found is None:
+        found = map_from_child(shape)
+        map_cache.keep(found)
+    return found
+
+
 def mpc_planner(shape: PlannerShape, *, is_lean: bool) -> MpcPlanner:
     """A planner for `shape`, warmed up. `is_lean` keeps CVXPY out of this process."""
-    affine = map_from_child(shape.model) if is_lean else map_in_place(shape.model)
+    affine = map_for_start(shape.model) if is_lean else map_in_place(shape.model)
     return MpcPlanner(shape, affine)
