@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.predict import FREQUENCIES_HZ, Dip, Follower, crash_dip, follower_of, largest_drop_w
 from controller.settings import ContingencySettings, SiteSettings
@@ -20,7 +20,10 @@ from controller.types import (
     FloorLimit,
     Following,
     Limit,
+    LimitId,
+    LimitStatus,
     OscillationLimit,
+    Provenance,
     RampLimit,
     RampReading,
     RateLimit,
@@ -83,12 +86,31 @@ def check_site(site: SiteSettings) -> CheckFindings:
     )
 
 
-def predicted_dip(site: SiteSettings, *, drop_w: float, slew_w_per_s: float, mean_s: float) -> Dip | None:
-    """What a drop leaves on the meter with the declared follower; None without a battery."""
+@dataclass(frozen=True, slots=True)
+class CrashReading:
+    """What a full crash of the declared site reads on a trailing mean, from its declared follower."""
+
+    drop_w: float
+    slew_per_s: float  # of the block
+    dip: Dip
+
+
+def crash_reading(site: SiteSettings, *, mean_s: float) -> CrashReading | None:
+    """The largest drop the site can make, as its meter will show it; None without a battery and a meter."""
     follower = follower_of(site)
     if follower is None:
         return None
-    return crash_dip(follower, drop_w=drop_w, slew_w_per_s=slew_w_per_s, mean_s=mean_s)
+    drop_w = _crash_w(site)
+    slew = max((c.slew_frac_per_s for c in site.contingencies), default=DEFAULT_SLEW_PER_S)
+    dip = crash_dip(follower, drop_w=drop_w, slew_w_per_s=slew * drop_w, mean_s=mean_s)
+    return CrashReading(drop_w=drop_w, slew_per_s=slew, dip=dip)
+
+
+def with_ramp(site: SiteSettings, *, max_w: float, window_s: float, mean_s: float) -> SiteSettings:
+    """The site as if the grid asked for one more ramp limit, both ways."""
+    source = Provenance(source="asked on the command line", date="", status=LimitStatus.LOCAL)
+    row = RampLimit(LimitId("asked"), max_w, window_s, Direction.BOTH, mean_s, source)
+    return replace(site, contract=replace(site.contract, limits=(*site.contract.limits, row)))
 
 
 def megawatt(power_w: float) -> str:
@@ -100,6 +122,11 @@ def megawatt(power_w: float) -> str:
 
 def _peak_w(site: SiteSettings) -> float:
     return site.gpu_peak_w + site.other_load_w_max
+
+
+def _crash_w(site: SiteSettings) -> float:
+    """All GPUs from full power to what stays on; other load does not drop with them."""
+    return max(0.0, site.gpu_peak_w + site.other_load_w - _left_w(site))
 
 
 def _left_w(site: SiteSettings) -> float:
@@ -179,14 +206,12 @@ def _with_drop(
     if not binds.startswith("binds") or _is_upward(limit):
         words = "rises are softened by caps and battery" if binds.startswith("binds") else "nothing to hold"
         return RowFinding(limit.id, kind, allows, binds, words, True)
-    crash_w = max(0.0, _peak_w(site) - site.other_load_w_max + site.other_load_w - _left_w(site))
-    if follower is None:
+    crash_w, reading = _crash_w(site), crash_reading(site, mean_s=mean_s)
+    if follower is None or reading is None:
         holds = crash_w <= allowed_w
         words = f"no battery: a drop is covered by nothing; a full crash is {megawatt(crash_w)}"
         return RowFinding(limit.id, kind, allows, binds, words, holds)
-    slew = max((c.slew_frac_per_s for c in site.contingencies), default=DEFAULT_SLEW_PER_S)
-    crash_w = min(crash_w, follower.power_w_max)
-    dip = crash_dip(follower, drop_w=crash_w, slew_w_per_s=slew * crash_w, mean_s=mean_s)
+    slew, dip = reading.slew_per_s, reading.dip
     most_w = largest_drop_w(
         follower, slew_frac_per_s=slew, mean_s=mean_s, allowed_w=allowed_w, drop_w_max=follower.power_w_max
     )

@@ -7,10 +7,11 @@ check` prints it before energisation, and a bench run can be held against it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from controller.follow import LEAD_SHARE
 from controller.settings import BatterySettings, SiteSettings
 from controller.types import FloatArray, Following
 
@@ -22,7 +23,8 @@ FREQUENCIES_HZ = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 class Follower:
     """How the battery keeps metered power on the target: `delay_s` before it knows, ticks of `period_s`, a lag.
 
-    `period_s` is 0 for a device that follows by itself. `power_w_max` bounds a charge, `slope_w_per_s` its speed.
+    `period_s` is 0 for a device that follows by itself. `power_w_max` bounds how far it can move, `slope_w_per_s` how
+    fast. `lead_share` of its dead time and lag is made up for by extrapolating a slope that two samples agree on.
     """
 
     delay_s: float
@@ -30,6 +32,7 @@ class Follower:
     lag_s: float
     power_w_max: float
     slope_w_per_s: float
+    lead_share: float = 0.0
 
     @property
     def t_eff_s(self) -> float:
@@ -49,6 +52,7 @@ class Dip:
 
     raw_w: float
     mean_w: float
+    change_w: float  # the largest change on that mean, a rebound after the dip included
     back_s: float  # from the drop's start until the meter is within 5 % of the drop again
 
 
@@ -61,7 +65,8 @@ def follower_of(site: SiteSettings) -> Follower | None:
         return _follower(battery, delay_s=0.0, period_s=0.0, lag_s=battery.follow_lag_s)
     # A sample may be up to one refresh old on top of its delay; on average half.
     delay_s = meter.delay_s + 0.5 * meter.update_s
-    return _follower(battery, delay_s=delay_s, period_s=site.tracker_period_s, lag_s=battery.lag_s)
+    follower = _follower(battery, delay_s=delay_s, period_s=site.tracker_period_s, lag_s=battery.lag_s)
+    return replace(follower, lead_share=LEAD_SHARE)
 
 
 def _follower(battery: BatterySettings, *, delay_s: float, period_s: float, lag_s: float) -> Follower:
@@ -69,7 +74,9 @@ def _follower(battery: BatterySettings, *, delay_s: float, period_s: float, lag_
         delay_s=delay_s,
         period_s=period_s,
         lag_s=lag_s,
-        power_w_max=battery.charge_w_max,
+        # From full discharge to full charge. Whether that is enough from where the battery stands is the power
+        # condition of the crash-safe set, not a matter of how fast it follows.
+        power_w_max=battery.discharge_w_max + battery.charge_w_max,
         slope_w_per_s=battery.ramp_w_per_s_max,
     )
 
@@ -86,6 +93,7 @@ def crash_dip(follower: Follower, *, drop_w: float, slew_w_per_s: float, mean_s:
     return Dip(
         raw_w=float(below_w.max(initial=0.0)),
         mean_w=float(mean_w.max(initial=0.0)),
+        change_w=float(mean_w.max(initial=0.0) - mean_w.min(initial=0.0)),
         back_s=float((beyond[-1] + 1) * STEP_S) if beyond.size else 0.0,
     )
 
@@ -98,11 +106,16 @@ def _deviation(follower: Follower, *, drop_w: float, slew_w_per_s: float, count:
     period = max(1, round(follower.period_s / STEP_S))
     gain = 1.0 if follower.lag_s <= 0.0 else 1.0 - math.exp(-STEP_S / follower.lag_s)
     reach_w = follower.slope_w_per_s * STEP_S
+    reach_s = follower.lead_share * (follower.delay_s + 0.5 * follower.period_s + follower.lag_s)
     below_w = np.empty(count)
-    taken_w = told_w = 0.0
+    taken_w = told_w = seen_w = older = 0.0
     for i in range(count):
         if (i + 1) % period == 0:  # the tick after the drop began sees what the meter saw one delay ago
-            told_w = min(follower.power_w_max, dropped_w[i - delay] if i >= delay else 0.0)
+            before_w, seen_w = seen_w, float(dropped_w[i - delay]) if i >= delay else 0.0
+            newer = (seen_w - before_w) / (period * STEP_S)
+            ahead_w = reach_s * min(older, newer)  # both are falls: a slope counts when two samples show it
+            older = newer
+            told_w = min(follower.power_w_max, seen_w + ahead_w)
         move_w = gain * (told_w - taken_w)
         taken_w += min(max(move_w, -reach_w), reach_w)
         below_w[i] = dropped_w[i] - taken_w

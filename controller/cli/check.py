@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from controller.check import CheckFindings
-    from controller.settings import Settings
+    from controller.settings import Settings, SiteSettings
 
 app = typer.Typer()
 
@@ -19,6 +20,9 @@ app = typer.Typer()
 @app.command()
 def check(
     config: Path = typer.Option(..., "--config", "-c", help="The site file.", show_default=False),
+    ramp: str = typer.Option(
+        None, "--ramp", metavar="MW/S", help="Also explain a ramp limit the grid might ask for: 2/5 is 2 MW within 5 s."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON document."),
 ) -> None:
     """Validate a site file; say what each limit allows, what the hardware holds, and what a dead controller does.
@@ -38,13 +42,30 @@ def check(
         else:
             typer.echo(f"{config}: valid (role {settings.role.value}: limits are the site controller's)")
         return
-    findings = check_site(settings.site)
+    site = settings.site if ramp is None else _with_ramp(settings.site, ramp)
+    findings = check_site(site)
     if as_json:
         typer.echo(json.dumps({**asdict(findings), "role": settings.role.value, "valid": True}))
     else:
         _print(findings, config)
     if not findings.is_good:
         raise typer.Exit(1)
+
+
+def _with_ramp(site: SiteSettings, text: str) -> SiteSettings:
+    from controller.check import with_ramp
+    from controller.config.contract import default_mean_s
+    from controller.errors import BadInput
+
+    power, _, window = text.partition("/")
+    try:
+        max_w, window_s = 1e6 * float(power), float(window)
+    except ValueError:
+        max_w = window_s = 0.0
+    if not (0.0 < max_w < math.inf and 0.0 < window_s < math.inf):
+        raise BadInput(f"--ramp: {text!r}: MEGAWATT/SECONDS is allowed, both above 0, as in 2/5")
+    mean_s = default_mean_s("ramp", window_s=window_s, is_filtered=False)
+    return with_ramp(site, max_w=max_w, window_s=window_s, mean_s=mean_s)
 
 
 def _profiles_exist(settings: Settings) -> None:
