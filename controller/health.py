@@ -28,15 +28,27 @@ class Health:
         self._boots: dict[NodeId, str] = {}
         self._above_since_s: float | None = None
         self._is_first_report = True
+        self._had_battery = False  # at the last image
+        self._plan_s = math.nan
+        self._is_plan_blind = False  # the plan in force was made without the battery's state
 
     def step(self, image: SiteImage, plan: Plan | None) -> set[Flag]:
         """Everything found at this image; `plan` is the one in force."""
         found = self._clocks(image) | self._gpus(image.nodes) | self._restarted(image.nodes)
         if self._is_above_cap(image):
             found.add(Flag.POWER_ABOVE_CAP)
-        if plan is not None and self._site.policy is Policy.MPC and plan.status in (PlanStatus.RULE, PlanStatus.HOLD):
+        if self._is_solver_wrong(plan):
             found.add(Flag.SOLVER_INVALID)
+        self._had_battery = image.battery is None or image.battery.quality is not Quality.MISSING
         return found
+
+    def _is_solver_wrong(self, plan: Plan | None) -> bool:
+        """The program was asked and did not answer. Without a battery it is not asked, which has a row of its own."""
+        if plan is None or self._site.policy is not Policy.MPC:
+            return False
+        if plan.t_s != self._plan_s:  # made after the last image was acted on
+            self._plan_s, self._is_plan_blind = plan.t_s, not self._had_battery
+        return plan.status in (PlanStatus.RULE, PlanStatus.HOLD) and not self._is_plan_blind
 
     def _clocks(self, image: SiteImage) -> set[Flag]:
         """A wall clock that moved against the monotonic one, and time that passed without a cycle."""
