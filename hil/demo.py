@@ -126,9 +126,27 @@ def print_wire(console: Console, result: dict[str, Any], folder: Path) -> None:
     for answer in facts["answers"]:
         table.add_row(answer["signal"], f"{answer['acceptance']} {answer['detail']}".strip())
     console.print(table)
+    _print_predictions(console, facts["predicted"])
     if facts["processes_left"]:
         console.print(f"[red]{facts['processes_left']} processes had to be killed[/red]")
     console.print(f"[dim]logs and configuration of both processes in[/dim] {folder / 'wire'}", highlight=False)
+
+
+def _print_predictions(console: Console, predicted: list[dict[str, Any]]) -> None:
+    """A full crash as `rampart check` foresees it from the site file, beside what came."""
+    if not predicted:
+        return
+    table = Table(title="the crash, as `rampart check` foresaw it")
+    table.add_column("limit", overflow="fold")
+    for name in ("allowed", "predicted", "measured", ""):
+        table.add_column(name, justify="right")
+    for row in predicted:
+        off = row["predicted_w"] / row["measured_w"] - 1.0 if row["measured_w"] > 0.0 else 0.0
+        note = f"{100 * off:+.0f} %" if row["is_crash"] else "its worst moment was not the crash"
+        style = "red" if row["predicts_break"] else None
+        cells = [f"{_mw(row[key])} MW" for key in ("allowed_w", "predicted_w", "measured_w")]
+        table.add_row(row["limit"], *cells, note, style=style)
+    console.print(table)
 
 
 def _bar(value: float, top: float, colour: str, *, mark_w: float = math.nan, note: str = "") -> Text:

@@ -19,7 +19,7 @@ from controller.types import (
 )
 from hil.scenario import Scenario, SignalDoc
 
-# DSX Flex does not say how a load is averaged: assumed as for ramp rows, and the figure without a mean stands beside it.
+# DSX Flex does not say how a load is averaged: assumed as for ramp rows; the figure without a mean stands beside it.
 TARGET_MEAN_S = 1.0
 
 

@@ -49,7 +49,7 @@ from hil.wire_devices import (
     ups_registers,
 )
 from hil.wire_gpus import WireGpus, check_sample
-from hil.wire_record import Account, cut, view_of, words_of
+from hil.wire_record import Account, cut, predictions, view_of, words_of
 from hil.wire_signals import Answer, Issuer
 from hil.world import Happening
 
@@ -102,7 +102,7 @@ class WireBench:
         self, scenario: Scenario, site: SiteSettings, *, out: Path, csv_file: TextIO, show: Callable[[Snapshot], None]
     ) -> None:
         self._scenario, self._site, self._out, self._show = scenario, site, out, show
-        self._started_s = time.perf_counter()
+        self._started_s, self._cpu_s = time.perf_counter(), time.process_time()
         node = node_settings(scenario).node
         assert node is not None and scenario.doc.wire is not None
         self._node = node
@@ -387,10 +387,24 @@ class WireBench:
             newest = max(self._files.recordings.glob("*.jsonl.gz"), default=None)
             if newest is not None:
                 shutil.copyfile(newest, self._out / "recording.jsonl.gz")
-        record = self._bench.record(wall_s=time.perf_counter() - self._started_s)
+        record = self._bench.record(
+            wall_s=time.perf_counter() - self._started_s, cpu_s=time.process_time() - self._cpu_s
+        )
         assert self._issuer is not None
-        facts = self._account.facts(gpus=self._plant.fleet.groups, status_messages=self._issuer.status_count)
+        facts = self._account.facts(
+            gpus=self._plant.fleet.groups,
+            status_messages=self._issuer.status_count,
+            predicted=self._predicted(record),
+        )
         return replace(record, wire=_wire_facts(self._account, facts))
+
+    def _predicted(self, record: RunRecord) -> list[dict[str, object]]:
+        """What the declared hardware was expected to leave of the crash, beside what it did leave."""
+        crash_s = next((h.t_s for h in record.world.diary if h.kind == "drop"), None)
+        verdicts = [record.verdicts, *(s.verdicts for s in record.signal_verdicts)]
+        rows = [row.to_json() for v in verdicts for row in v.limits]
+        signals = [sig for _, sig in grid_signals(self._scenario, self._site)]
+        return predictions(self._site, signals, rows, crash_s=crash_s)
 
 
 def _missing(status: dict[str, Any] | None, *, gpus: int, is_battery_told: bool) -> str:

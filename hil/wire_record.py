@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from controller.check import crash_reading
+from controller.settings import SiteSettings
 from controller.types import GridSignal, Margin, Mode, RampLimit, SwingLimit
 from hil.plant.fleet import Group
 from hil.plant.site import TruthBlock
@@ -40,7 +42,7 @@ class Account:
         self._last_s = view.t_s
         return True
 
-    def facts(self, *, gpus: Sequence[Group], status_messages: int) -> dict[str, object]:
+    def facts(self, *, gpus: Sequence[Group], status_messages: int, predicted: object) -> dict[str, object]:
         """Plain JSON values."""
         return {
             "processes": {
@@ -68,6 +70,7 @@ class Account:
                 for a in self.answers
             ],
             "status_messages": status_messages,
+            "predicted": predicted,
         }
 
 
@@ -99,6 +102,36 @@ def view_of(status: dict[str, Any], *, begin_s: float) -> TickView | None:
         plan_ms=0.0,
         overrun_count=int(tick["overruns"]),
     )
+
+
+def predictions(
+    site: SiteSettings, signals: Sequence[GridSignal], rows: Sequence[dict[str, Any]], *, crash_s: float | None
+) -> list[dict[str, object]]:
+    """What `rampart check` says of a full crash for each window row, beside what was measured.
+
+    `is_crash`: the row's worst moment was the crash, so the two may be compared; otherwise something else spent more.
+    """
+    windows = [row for row in site.contract.limits if isinstance(row, RampLimit | SwingLimit)]
+    windows += [row for s in signals for row in s.limits if isinstance(row, RampLimit | SwingLimit)]
+    found: list[dict[str, object]] = []
+    for limit in windows:
+        measured = next((r for r in rows if str(r["id"]).endswith(str(limit.id))), None)
+        reading = crash_reading(site, mean_s=limit.mean_s)
+        if measured is None or reading is None or crash_s is None or getattr(limit, "band_hz", None) is not None:
+            continue
+        worst_s = float(measured["worst_t_s"])
+        found.append(
+            {
+                "limit": measured["id"],
+                "allowed_w": limit.max_w,
+                "predicted_w": reading.dip.mean_w,
+                "predicted_drop_w": reading.drop_w,
+                "predicts_break": reading.dip.mean_w > limit.max_w,
+                "measured_w": measured["worst"],
+                "is_crash": crash_s <= worst_s <= crash_s + 2.0 + limit.mean_s,
+            }
+        )
+    return found
 
 
 def words_of(signal: GridSignal) -> str:
