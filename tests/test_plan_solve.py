@@ -90,7 +90,7 @@ def test_a_child_builds_the_same_map() -> None:
     assert here.theta_slices == there.theta_slices
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     energy=st.floats(0.0, 500.0),
     target=st.floats(3.5, 12.0),
@@ -117,7 +117,7 @@ def test_plans_keep_the_contract_and_the_crash_safe_set(
     if starts_safe and a + b > 0.0:
         assert bool(is_safe[2:].all())
     else:
-        assert bool((falls[1:first_safe] | is_safe[1:first_safe]).all())
+        assert bool(falls[1 : max(1, first_safe - 1)].all())  # the last step lands where it is safe
 
 
 _PLANNERS = {rise: mpc(rise=rise, price_every=0) for rise in (False, True)}
