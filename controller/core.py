@@ -145,7 +145,9 @@ class SiteCore:
         fleet, readings = self._read_nodes(image)
         if estimate.is_fresh:
             self.planning.saw(estimate)
-        mode = self._modes.step(self._flags(image, estimate, is_leader=is_leader), now_s=now_s)
+        flags = self._flags(image, estimate, is_leader=is_leader)
+        # The link counts as up only while our own ping comes back through the broker: that is its heartbeat.
+        mode = self._modes.step(flags, now_s=now_s, has_new_signal=image.is_grid_link_up)
         in_force = self._take_limits(image, estimate)
         set_point_w = self._respond(image, estimate, mode, in_force, fleet)
         track = self._track(image, estimate, mode, in_force, set_point_w)
