@@ -312,7 +312,10 @@ class ModbusDevice:
             read = client.read_holding_registers if function == 3 else client.read_input_registers
             return read(address, count=count, device_id=unit)  # type: ignore[no-any-return]
 
-        registers: Sequence[int] = (await self.connection.request(self.name, send)).registers
+        reply = await self.connection.request(self.name, send)
+        if reply.function_code != function:
+            raise BadReply(self.name, f"function {reply.function_code} in reply to {function} at {address}")
+        registers: Sequence[int] = reply.registers
         if len(registers) != count:
             raise BadReply(self.name, f"{len(registers)} registers where {count} were asked for at {address}")
         return struct.pack(f">{count}H", *registers)
