@@ -201,6 +201,7 @@ class Run:
             spent_w=self._interval.contingency_excess_w,
             spent_rise_w=self._interval.contingency_excess_up_w,
             is_rise_enforced=world.is_rise_enforced,
+            ballast_w_max=world.floor_w,
         )
 
     def _move_target(self, step: int) -> tuple[float, float]:
@@ -250,7 +251,8 @@ class Run:
         wish_w = load_w - self._target_w
         # The floor comes on when the battery could no longer ride the target down to the load there is.
         ride_w = min(charge_max_w, self._world.reserve.surplus_safe_w(self._energy_j))
-        floor_w = min(self._world.floor_w, max(0.0, -wish_w - ride_w))
+        planned_w = self._plan.ballast_w if self._plan is not None else 0.0
+        floor_w = min(self._world.floor_w, max(0.0, -wish_w - ride_w, min(planned_w, -wish_w)))
         battery_w = min(max(wish_w + floor_w, -charge_max_w), min(battery.discharge_w_max, give_w))
         self._energy_j -= STEP_S * (battery_w / battery.eta if battery_w > 0.0 else battery_w * battery.eta)
         return load_w + floor_w - battery_w

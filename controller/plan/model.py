@@ -25,6 +25,8 @@ SPILL_COST = 50.0  # power beyond the battery, beside the contract: only when no
 RESERVE_COST_PER_S = 20.0  # a watt beyond the crash-safe set for a second
 TIER_COST = 5.0  # curtailing beyond what a tier tolerates
 RETURN_S = 100.0  # the present state (a job down, a checkpoint) ends once in about this time, unannounced
+# Electricity beside the work it does: 0.1 $/kWh against 2-3 $ for the 0.7 kWh of a GPU-hour.
+BALLAST_COST = 0.03
 WEAR_COST = 0.002  # per unit of energy through the battery: breaks ties between moving and resting
 TARGET_COST = 1e-4  # pulls the target to the top of its band where nothing else decides: no idle headroom
 SPREAD_COST = 2e-4  # quadratic, on curtailment: shares a cut among equals
@@ -105,7 +107,7 @@ def build_problem(shape: ModelShape) -> Any:
     energy, target = cp.Variable(steps, name="energy"), cp.Variable(steps, name="target")
     cover, spill, deficit = unsigned("cover", steps), unsigned("spill", steps), unsigned("deficit", steps)
     overrun, over_tier = unsigned("overrun", steps), unsigned("over_tier", count)
-    missing = unsigned("missing", steps)
+    missing, ballast = unsigned("missing", steps), unsigned("ballast", steps)
 
     # The worth of stored energy counts at the instant the present state ends, which may be any; so does readiness.
     survives = np.exp(-np.concatenate([[0.0], np.cumsum(dt)]) / RETURN_S)
@@ -123,7 +125,8 @@ def build_problem(shape: ModelShape) -> Any:
         energy <= given("energy_high", steps),
         target >= given("low", steps),
         target <= given("high", steps),
-        target - charge + discharge + total_cut + deficit - spill == load,
+        ballast <= given("ballast_max", steps),
+        target - charge + discharge + total_cut + deficit - spill - ballast == load,
         energy[0] - dt[0] * flow[0] == energy_now,
         energy[1:] - energy[:-1] - cp.multiply(dt[1:], flow[1:]) == 0,
         target[1:] - target[:-1] <= rise[1:],
@@ -155,6 +158,7 @@ def build_problem(shape: ModelShape) -> Any:
         + TIER_COST * float(dt.sum()) * cp.sum(over_tier)
     )
     cost += shape.ready_cost * cp.sum_squares(missing)
+    cost += BALLAST_COST * (dt @ ballast)
     cost += RISE_COST * (dt @ cover) - TARGET_COST * (dt @ target)
     return cp.Problem(cp.Minimize(cost), rows)
 

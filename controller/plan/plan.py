@@ -87,6 +87,7 @@ class PlanInput:
     spent_w: float  # window already spent downwards, `AdmissibleInterval.contingency_excess_w`
     spent_rise_w: float
     is_rise_enforced: bool
+    ballast_w_max: float = 0.0  # a load bank that may be switched on to hold the target up; part of `load_left_w`
 
     @property
     def steps(self) -> int:
@@ -162,6 +163,7 @@ class Plan:
     policy: str
     status: PlanStatus
     solve_ms: float  # 0 where nothing was solved
+    ballast_w: float = 0.0  # load bank wanted until the next plan
 
     def target_at(self, t_s: float, *, start_w: float) -> float:
         """The target at `t_s`, on straight lines from `start_w` at the instant of planning."""

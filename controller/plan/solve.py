@@ -204,6 +204,7 @@ class MpcPlanner:
         put("energy_low", min(battery.energy_j_min, given.energy_j) / scale_j)
         put("energy_high", max(battery.energy_j_max, given.energy_j) / scale_j)
         put("chord", np.array(chords.offset_j) / scale_j)
+        put("ballast_max", given.ballast_w_max / scale)
         put("surplus_max", (chords.x_w_max - given.contingency_ripple_w) / scale)
         put("left", (given.load_left_w - spent_w) / scale)
         put("tier_left", np.array([job_class.loss_left_j for job_class in given.classes]) / (scale * span_s))
@@ -300,6 +301,7 @@ class MpcPlanner:
             policy="mpc",
             status=PlanStatus.SOLVED,
             solve_ms=solve_ms,
+            ballast_w=float(x[index["ballast"]][0]) * scale,
         )
 
     # ------------------------------------------------------------------------------------------------ the ladder
