@@ -133,19 +133,18 @@ def print_wire(console: Console, result: dict[str, Any], folder: Path) -> None:
 
 
 def _print_predictions(console: Console, predicted: list[dict[str, Any]]) -> None:
-    """A full crash as `rampart check` foresees it from the site file, beside what came."""
+    """A full crash as `rampart check` foresees it from the site file, beside what the crash read."""
     if not predicted:
         return
-    table = Table(title="the crash, as `rampart check` foresaw it")
+    table = Table(title="the crash alone, as `rampart check` foresaw it from the site file")
     table.add_column("limit", overflow="fold")
-    for name in ("allowed", "predicted", "measured", ""):
+    for name in ("mean", "allowed", "predicted", "measured", "off by"):
         table.add_column(name, justify="right")
     for row in predicted:
-        off = row["predicted_w"] / row["measured_w"] - 1.0 if row["measured_w"] > 0.0 else 0.0
-        note = f"{100 * off:+.0f} %" if row["is_crash"] else "its worst moment was not the crash"
-        style = "red" if row["predicts_break"] else None
+        off = f"{100 * (row['predicted_w'] / row['measured_w'] - 1.0):+.0f} %" if row["measured_w"] > 0.0 else "-"
         cells = [f"{_mw(row[key])} MW" for key in ("allowed_w", "predicted_w", "measured_w")]
-        table.add_row(row["limit"], *cells, note, style=style)
+        style = "red" if row["predicts_break"] else None
+        table.add_row(row["limit"], f"{row['mean_s']:g} s", *cells, off, style=style)
     console.print(table)
 
 

@@ -162,7 +162,21 @@ def _wires(result: dict[str, Any]) -> str:
         f"{gpus['clock_writes']} clock writes; {left or 'none'} left throttled at the end",
     ]
     items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    return f"<h2>On real wires</h2><ul>{items}</ul>"
+    return f"{_predicted(facts['predicted'])}<h2>On real wires</h2><ul>{items}</ul>"
+
+
+def _predicted(rows: list[dict[str, Any]]) -> str:
+    """The crash by itself on each row's mean, as the site file foretold it and as it came."""
+    if not rows:
+        return ""
+    head = "".join(f"<th>{h}</th>" for h in ("limit", "mean", "allowed", "predicted", "measured"))
+    body = "".join(
+        f"<tr><td>{html.escape(row['limit'])}</td><td>{row['mean_s']:g} s</td><td>{scaled(row['allowed_w'], 'W')}</td>"
+        f"<td>{scaled(row['predicted_w'], 'W')}</td><td>{scaled(row['measured_w'], 'W')}</td></tr>"
+        for row in rows
+    )
+    title = "The crash alone, as <code>rampart check</code> foresaw it from the site file"
+    return f"<h2>{title}</h2><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _event_title(entry: dict[str, Any]) -> str:

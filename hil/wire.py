@@ -49,7 +49,7 @@ from hil.wire_devices import (
     ups_registers,
 )
 from hil.wire_gpus import WireGpus, check_sample
-from hil.wire_record import Account, cut, predictions, view_of, words_of
+from hil.wire_record import Account, Crash, cut, predictions, view_of, words_of
 from hil.wire_signals import Answer, Issuer
 from hil.world import Happening
 
@@ -400,11 +400,12 @@ class WireBench:
 
     def _predicted(self, record: RunRecord) -> list[dict[str, object]]:
         """What the declared hardware was expected to leave of the crash, beside what it did leave."""
-        crash_s = next((h.t_s for h in record.world.diary if h.kind == "drop"), None)
-        verdicts = [record.verdicts, *(s.verdicts for s in record.signal_verdicts)]
-        rows = [row.to_json() for v in verdicts for row in v.limits]
-        signals = [sig for _, sig in grid_signals(self._scenario, self._site)]
-        return predictions(self._site, signals, rows, crash_s=crash_s)
+        crash = None
+        for h in record.world.diary:
+            t_s, pcc_w = record.moments.around(h.t_s) if h.kind == "drop" else (np.empty(0), np.empty(0))
+            if t_s.size > 1:
+                crash = Crash(h.t_s, t_s, pcc_w)
+        return predictions(self._site, [sig for _, sig in grid_signals(self._scenario, self._site)], crash)
 
 
 def _missing(status: dict[str, Any] | None, *, gpus: int, is_battery_told: bool) -> str:

@@ -12,11 +12,13 @@ import numpy as np
 
 from controller.check import crash_reading
 from controller.settings import SiteSettings
-from controller.types import GridSignal, Margin, Mode, RampLimit, SwingLimit
+from controller.types import FloatArray, GridSignal, Margin, Mode, RampLimit, SwingLimit
 from hil.plant.fleet import Group
 from hil.plant.site import TruthBlock
 from hil.run_log import TickView
 from hil.wire_signals import Answer
+
+CRASH_S = 2.0  # how long after a crash its reading is looked for
 
 
 @dataclass(slots=True)
@@ -104,31 +106,47 @@ def view_of(status: dict[str, Any], *, begin_s: float) -> TickView | None:
     )
 
 
-def predictions(
-    site: SiteSettings, signals: Sequence[GridSignal], rows: Sequence[dict[str, Any]], *, crash_s: float | None
-) -> list[dict[str, object]]:
-    """What `rampart check` says of a full crash for each window row, beside what was measured.
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """Plant truth around the crash, evenly sampled, from some time before it on."""
 
-    `is_crash`: the row's worst moment was the crash, so the two may be compared; otherwise something else spent more.
+    at_s: float
+    t_s: FloatArray
+    pcc_w: FloatArray
+
+    def fall_w(self, *, mean_s: float, window_s: float) -> float:
+        """The largest fall within the window, of the trailing mean, that ends soon after the crash."""
+        dt_s = float(self.t_s[1] - self.t_s[0])
+        width = max(1, round(mean_s / dt_s))
+        total = np.concatenate(([0.0], np.cumsum(self.pcc_w)))
+        mean_w = (total[width:] - total[:-width]) / width
+        t_s = self.t_s[width - 1 :]
+        near = (t_s >= self.at_s - min(window_s, mean_s)) & (t_s <= self.at_s + CRASH_S + mean_s)
+        part_w = mean_w[near]
+        return float((np.maximum.accumulate(part_w) - part_w).max(initial=0.0))
+
+
+def predictions(site: SiteSettings, signals: Sequence[GridSignal], crash: Crash | None) -> list[dict[str, object]]:
+    """What `rampart check` says of a full crash for each window row, beside what the crash alone read on that row.
+
+    `measured_w` is the largest fall of the row's trailing mean that ends within two seconds of the crash.
     """
     windows = [row for row in site.contract.limits if isinstance(row, RampLimit | SwingLimit)]
     windows += [row for s in signals for row in s.limits if isinstance(row, RampLimit | SwingLimit)]
     found: list[dict[str, object]] = []
     for limit in windows:
-        measured = next((r for r in rows if str(r["id"]).endswith(str(limit.id))), None)
         reading = crash_reading(site, mean_s=limit.mean_s)
-        if measured is None or reading is None or crash_s is None or getattr(limit, "band_hz", None) is not None:
+        if reading is None or crash is None or getattr(limit, "band_hz", None) is not None:
             continue
-        worst_s = float(measured["worst_t_s"])
         found.append(
             {
-                "limit": measured["id"],
+                "limit": str(limit.id),
                 "allowed_w": limit.max_w,
-                "predicted_w": reading.dip.mean_w,
+                "mean_s": limit.mean_s,
                 "predicted_drop_w": reading.drop_w,
+                "predicted_w": reading.dip.mean_w,
                 "predicts_break": reading.dip.mean_w > limit.max_w,
-                "measured_w": measured["worst"],
-                "is_crash": crash_s <= worst_s <= crash_s + 2.0 + limit.mean_s,
+                "measured_w": crash.fall_w(mean_s=limit.mean_s, window_s=limit.window_s),
             }
         )
     return found

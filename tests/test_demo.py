@@ -27,7 +27,7 @@ from hil.truth_log import CSV_COLUMNS, ROW_S, Rows
 from hil.wire import Snapshot, run_wire
 from hil.wire_config import Ports, filled_node, filled_site, write_files
 from hil.wire_gpus import check_sample
-from hil.wire_record import cut, predictions, view_of, words_of
+from hil.wire_record import Crash, cut, predictions, view_of, words_of
 from hil.wire_signals import payload_of
 from hil.world import build_world
 
@@ -167,22 +167,27 @@ def software_site() -> Any:
     return load_scenario("demo", Overrides(follow="software")).settings.site
 
 
-def test_the_crash_is_foreseen_per_row_and_compared_only_where_it_was_the_worst() -> None:
+def crash_of(depth_w: float) -> Crash:
+    """Power that rises slowly, falls by `depth_w` for 0.5 s at 80 s, and is back."""
+    t_s = np.arange(78.0, 100.0, 0.005)
+    pcc_w = 2e7 + 1e4 * (t_s - 78.0) - np.where((t_s >= 80.0) & (t_s < 80.5), depth_w, 0.0)
+    return Crash(80.0, t_s, pcc_w)
+
+
+def test_the_crash_is_foreseen_per_row_and_beside_it_what_it_read() -> None:
     """The row that the grid tightened breaks by prediction under software following, and holds at device level."""
-    site = software_site()
     signals = [signal_of(SignalKind.RAMP_LIMIT, limits=(EVENING,))]
-    rows = [
-        {"id": "signal.x.local.evening", "worst_t_s": 80.5, "worst": 2.5e6},
-        {"id": "ieso-ramp.swing-15s", "worst_t_s": 17.0, "worst": 4.9e6},
-    ]
-    evening, *others = sorted(
-        predictions(site, signals, rows, crash_s=80.0), key=lambda p: str(p["limit"]), reverse=True
-    )
-    assert evening["predicts_break"] and evening["is_crash"]
-    assert [p["is_crash"] for p in others] == [False]
     device = load_scenario("demo", Overrides()).settings.site
     assert device is not None
-    assert not predictions(device, signals, rows[:1], crash_s=80.0)[0]["predicts_break"]
+    for site, breaks in ((software_site(), True), (device, False)):
+        found = {str(p["limit"]): p for p in predictions(site, signals, crash_of(2e6))}
+        assert found["local.evening"]["predicts_break"] is breaks
+        assert found["local.evening"]["measured_w"] == pytest.approx(2e6, rel=0.02), "0.2 s mean: all of it"
+        assert found["ieso-ramp.swing-15s"]["measured_w"] == pytest.approx(1e6, rel=0.02), "1 s mean: half of it"
+
+
+def test_without_a_crash_nothing_is_compared() -> None:
+    assert predictions(software_site(), [], None) == []
 
 
 def test_check_explains_a_limit_the_grid_might_ask_for() -> None:
