@@ -22,6 +22,7 @@ COMMAND_S = 0.008
 # From the call to the first fall, and the time constant of the fall: V100 power-limit step record (280 to 200 W).
 CAP_DEAD_S = 0.025
 CAP_LAG_S = 0.018
+CALL_S = 0.010  # assumed: of one clock lock; the driver takes the calls of a node one after the other
 SETTLED_LAGS = 4.0  # 2 % of the step is left
 BRIDGE_PERIOD_S = 0.010  # between two set-points while the caps take hold
 REACH_S = 0.020  # a set-point aims at where the battery is to be this much later: a late cycle must not overshoot
@@ -206,25 +207,34 @@ class Steepness:
 
 @dataclass(frozen=True, slots=True)
 class CapPath:
-    """The load expected while caps take hold: `from_w` until `begin_s`, then a first-order fall to `to_w`."""
+    """The load expected while caps take hold: GPUs fall first-order, one after the other, from `begin_s` on for `spread_s`."""
 
     begin_s: float
+    spread_s: float
     from_w: float
     to_w: float
 
     def load_w(self, t_s: float) -> float:
-        if t_s <= self.begin_s:
+        since_s = t_s - self.begin_s
+        if since_s <= 0.0:
             return self.from_w
-        return self.to_w + (self.from_w - self.to_w) * math.exp((self.begin_s - t_s) / CAP_LAG_S)
+        if self.spread_s <= 0.0:
+            left = math.exp(-since_s / CAP_LAG_S)
+        else:  # the mean of the falls that began, and of those that did not yet
+            begun_s = min(since_s, self.spread_s)
+            fallen = math.exp((begun_s - since_s) / CAP_LAG_S) - math.exp(-since_s / CAP_LAG_S)
+            left = (self.spread_s - begun_s + CAP_LAG_S * fallen) / self.spread_s
+        return self.to_w + (self.from_w - self.to_w) * left
 
     @property
     def settled_s(self) -> float:
-        return self.begin_s + SETTLED_LAGS * CAP_LAG_S
+        return self.begin_s + self.spread_s + SETTLED_LAGS * CAP_LAG_S
 
 
-def expected_path(now_s: float, *, from_w: float, to_w: float) -> CapPath:
+def expected_path(now_s: float, *, from_w: float, to_w: float, gpus_per_node: int) -> CapPath:
     """What caps sent now will do; caps never raise the load."""
-    return CapPath(now_s + COMMAND_S + CAP_DEAD_S, from_w, min(from_w, to_w))
+    spread_s = CALL_S * max(0, gpus_per_node - 1)
+    return CapPath(now_s + COMMAND_S + CAP_DEAD_S, spread_s, from_w, min(from_w, to_w))
 
 
 class Bridge:

@@ -109,6 +109,11 @@ class Residual:
                     track.claim()
             self._last_event_s = t_s
 
+    def jumped(self, t_s: float) -> None:
+        """The reference itself was moved at once, by order: what power needs to arrive is not the follower's doing."""
+        self._event_until_s = t_s + EVENT_S
+        self.restart()
+
     def restart(self) -> None:
         """The reference was moved, or could not be held: what was averaged so far means nothing."""
         for track in self._tracks.values():

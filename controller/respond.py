@@ -74,7 +74,9 @@ class Responder:
         before = self._bridge
         self._target_w, self._began_s = target_w, now_s
         caps, to_w = self._lookup(now_s, target_w, armed, estimate, battery is not None, written, hard_w)
-        path = expected_path(now_s, from_w=estimate.load_w, to_w=to_w)
+        spans = armed.fleet.table.spans.values() if armed is not None else ()
+        gpus_per_node = max((span.stop - span.start for span in spans), default=1)
+        path = expected_path(now_s, from_w=estimate.load_w, to_w=to_w, gpus_per_node=gpus_per_node)
         if caps is not None and armed is not None:
             self._held_until_s = now_s + HOLD_S
             self.steepness.watch(armed, settled_s=path.settled_s, expected_w=to_w - armed.other_w)

@@ -66,6 +66,7 @@ RIDE_FRAC = 0.6  # of a contingency's surplus in the battery: the crash has happ
 RIDE_S = 2.0  # falls that R_n could catch up with in this time are ordinary
 MEAN_LOAD_S = 30.0  # of the load that FALLBACK lets the target go back to
 SATURATED_FRAC = 0.98
+ORDER_BELOW_FRAC = 0.005  # of an emergency target: how far the reference may stay under it
 METERED_MEAN_S = 1.0  # the averaging time that ramp, swing and rate rows are assumed to be metered on
 
 
@@ -89,7 +90,8 @@ class Tracker:
             delay_s=meter.delay_s if meter else 0.0,
             lag_s=battery.lag_s if battery else 0.0,
         )
-        self._follower = SoftwareFollower(self._times, forecast=self._forecast, ripple_w_min=ripple_w)
+        self._follower = self._new_follower()
+        self._is_led = self._is_ordered = False
         self._nameplate = battery_bounds(battery) if battery is not None else NO_BATTERY
         self._bounds = self._nameplate
         self._residual = Residual((), event_w=EVENT_FRAC * site.registered_peak_w)
@@ -147,6 +149,7 @@ class Tracker:
         g_ref_w = self._move(given, allowed, bounds, g_safe_w, g_rise_min_w)
         if given.battery is None or bounds.charge_w_max <= 0.0 >= bounds.discharge_w_max:
             g_ref_w = self._uncontrolled(estimate)
+        self._notice_order(given, g_ref_w)
         self._set_target(now_s, g_ref_w)
         aim = self._aim(given, bounds, g_ref_w)
         cover_w = reserve.rise_cover_w(energy_j, spent_w=self.interval.contingency_excess_up_w)
@@ -207,6 +210,14 @@ class Tracker:
             self._targets.append((now_s, self._g_ref_w))
             self._residual.restart()
             self._parted_s = math.inf
+
+    def _notice_order(self, given: TrackerInput, g_ref_w: float) -> None:
+        """An emergency moves the reference at once; so may what follows its end."""
+        is_ordered = given.exempt_target_w is not None
+        is_far = abs(g_ref_w - self._g_ref_w) > EVENT_FRAC * self._site.registered_peak_w
+        if is_ordered != self._is_ordered or (is_ordered and is_far):
+            self._residual.jumped(given.now_s)
+        self._is_ordered = is_ordered
 
     def _target_at(self, t_s: float) -> float:
         """The reference that was in force at `t_s`."""
@@ -283,7 +294,10 @@ class Tracker:
     ) -> float:
         """The next target: the planner's path, made crash-safe, at sustainable slopes, inside the interval."""
         if given.exempt_target_w is not None:
-            return allowed.clip(given.exempt_target_w)
+            # What ripple takes off a ceiling would be an undershoot here; half a percent is within any meter's class.
+            ceilings_w = (r.max_w for r in self._limits if isinstance(r, CeilingLimit) and r.from_s <= given.now_s)
+            least_w = min(given.exempt_target_w, *ceilings_w, math.inf) * (1.0 - ORDER_BELOW_FRAC)
+            return max(allowed.clip(given.exempt_target_w), allowed.low_w, least_w)
         interval, now_w = self.interval, self._g_ref_w
         elapsed_s = max(given.now_s - interval.now_s, 0.0)
         wanted_w = self._wanted(given)
@@ -338,15 +352,28 @@ class Tracker:
         return BatteryAim(Following.SOFTWARE, reference_w, ramp)
 
     def _set_point(self, given: TrackerInput, g_ref_w: float) -> float:
-        """Load worth following less the target. Nodes alone are too slow to follow: their mean is."""
+        """Load worth following less the target. Nodes alone are too slow to follow: their mean is.
+
+        What the load does while the emergency path leads the battery is no ripple: following starts anew after it.
+        """
         estimate = given.estimate
+        if given.set_point_w is not None:
+            self._is_led = True
+            return given.set_point_w
+        if self._is_led:
+            self._is_led = False
+            self._follower = self._new_follower()
         times = FollowerSettings(self._tick_s, estimate.delay_s, max(estimate.lag_s, 1e-3))
         if abs(times.t_eff_s - self._times.t_eff_s) > 0.05 * self._times.t_eff_s:
             self._times = times
             self._follower.retune(times)
         is_fresh = estimate.is_fresh and estimate.source in (LoadSource.METER, LoadSource.SUB_METERS)
         follow_w = self._follower.step(given.now_s, sample_s=estimate.t_s, load_w=estimate.load_w, is_fresh=is_fresh)
-        return follow_w - g_ref_w if given.set_point_w is None else given.set_point_w
+        return follow_w - g_ref_w
+
+    def _new_follower(self) -> SoftwareFollower:
+        ripple_w = RIPPLE_FRAC_MIN * self._site.registered_peak_w
+        return SoftwareFollower(self._times, forecast=self._forecast, ripple_w_min=ripple_w)
 
     # ----------------------------------------------------------------------------------------------------- accounting
 

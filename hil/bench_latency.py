@@ -1,0 +1,388 @@
+"""How long an emergency takes on real wires: from its publication to clock lock, set-point and power inside the target.
+
+The site controller and the node agent are processes of their own, run from files written here; broker, Modbus servers
+and plant live in this process. A trial publishes a signed, ramp-exempt ceiling, watches for more than a second, and
+withdraws it. Every time is of one machine's monotonic clock; the start is the hand-over of the signed message to MQTT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum, unique
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from controller.clock import MonotonicClock
+from controller.settings import MqttSettings
+from controller.status import fetch
+from controller.types import FloatArray
+from drivers.dsx_payloads import SetRampLimitData
+from drivers.dsx_wire import Sender, ramp_limit_topic
+from drivers.jws import Signer, write_key_pair
+from drivers.mqtt import Keep, MqttSession
+from hil.broker import EmbeddedBroker
+from hil.fake_nvml.build import environment
+from hil.latency_plant import BATTERY_J, BATTERY_W, GPUS, LAG_S, OTHER_W, STANDS_FOR, STEP_S, LatencyPlant
+from hil.wire_children import Child, left_of
+from hil.wire_devices import serve
+
+TARGET_FRAC = 0.78  # of the power before
+BELOW_FRAC, ABOVE_FRAC = 0.05, 0.01  # settled: within 5 % of the step below, 1 % of the target above
+MEAN_S, STAYS_S = 0.1, 1.0
+WATCH_S = 1.0 + STAYS_S + 0.2
+START_S_MAX, FREE_S_MAX = 60.0, 30.0
+STEADY_S, STEADY_FRAC = 0.3, 0.003
+WARM_UP = 3  # the first response of a controller rests on its prior of the GPUs' curve
+STOP_S = 15.0
+
+
+class NotReady(Exception):
+    """The processes run but do not control; the text says what is missing."""
+
+
+@unique
+class Way(StrEnum):
+    """Who brings power down."""
+
+    COMBINED = "combined"
+    CAPS = "caps"
+    BATTERY = "battery"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What one trial showed, ms after publication; None for what did not happen while it was watched."""
+
+    nvml_ms: float | None
+    setpoint_ms: float | None
+    settled_ms: float | None
+    undershoot_frac: float  # of the step, on means of 0.1 s
+
+
+@dataclass(slots=True)
+class Result:
+    """All trials of every way."""
+
+    is_loaded: bool
+    cpu_load: tuple[float, float, float]  # of the machine before it began: load averages
+    trials: dict[Way, list[Trial]] = field(default_factory=dict)
+    warm_up: dict[Way, list[Trial]] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, object]:
+        """The figures: whole-system ones from the combined way, or from the only one that was run."""
+        first = self.trials.get(Way.COMBINED) or next(iter(self.trials.values()))
+        return {
+            "trials": len(first),
+            "loaded": self.is_loaded,
+            "nvml": spread([t.nvml_ms for t in first]),
+            "setpoint": spread([t.setpoint_ms for t in first]),
+            "settled": spread([t.settled_ms for t in first]),
+            "ways": {way.value: _way(trials, self.warm_up[way]) for way, trials in self.trials.items()},
+            "load_average": list(self.cpu_load),
+            "goals": {"nvml": [15.0, 50.0], "setpoint": [15.0, 50.0], "settled_p50": 120.0},
+        }
+
+
+def spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
+    """p50, p99 and max of what happened, and how many trials it did not happen in (those count as never)."""
+    seen = [np.inf if v is None else v for v in values]
+    if not seen:
+        return {"p50_ms": None, "p99_ms": None, "max_ms": None, "missed": 0}
+    found = np.sort(np.array(seen))
+    at = {"p50_ms": 0.5, "p99_ms": 0.99, "max_ms": 1.0}
+    picked = {k: float(found[min(len(found) - 1, int(np.ceil(q * len(found))) - 1)]) for k, q in at.items()}
+    rounded: dict[str, float | int | None] = {k: round(v, 2) if np.isfinite(v) else None for k, v in picked.items()}
+    return {**rounded, "missed": int(np.isinf(found).sum())}
+
+
+def settled_s(
+    t_s: FloatArray, power_w: FloatArray, *, start_s: float, before_w: float, target_w: float
+) -> float | None:
+    """Seconds from `start_s` to the first instant after which power is inside the target for a second.
+
+    Inside: every mean over 0.1 s that begins at or after the instant and ends within `STAYS_S` of it lies in
+    [target - 5 % of the step, target + 1 %]. A mean that looks back shows the same 0.1 s later.
+    """
+    n, stays = round(MEAN_S / STEP_S), round(STAYS_S / STEP_S)
+    if power_w.size < n:
+        return None
+    sums = np.concatenate(([0.0], np.cumsum(power_w)))
+    means = (sums[n:] - sums[:-n]) / n  # of the n steps that begin with step i
+    low_w, high_w = target_w - BELOW_FRAC * (before_w - target_w), target_w * (1.0 + ABOVE_FRAC)
+    is_out = np.concatenate(([0], np.cumsum((means < low_w) | (means > high_w))))
+    first = int(np.searchsorted(t_s - STEP_S, start_s - 1e-9))
+    for i in range(first, means.size - (stays - n)):
+        if is_out[i + stays - n + 1] == is_out[i]:
+            return max(0.0, float(t_s[i]) - STEP_S - start_s)
+    return None
+
+
+def run(*, trials: int, is_loaded: bool, ways: Sequence[Way], seed: int, say: Callable[[str], None]) -> Result:
+    """Every way in turn. Raises BadInput, or ChildDied when a process under test ends by itself."""
+    result = Result(is_loaded, os.getloadavg())
+    with _burners(os.cpu_count() or 2) if is_loaded else contextlib.nullcontext():
+        for way in ways:
+            say(f"{way.value}: {trials} trials{' on busy cores' if is_loaded else ''}")
+            found = asyncio.run(_run_way(way, trials=trials, seed=seed, say=say))
+            result.warm_up[way], result.trials[way] = found[:WARM_UP], found[WARM_UP:]
+    return result
+
+
+async def _run_way(way: Way, *, trials: int, seed: int, say: Callable[[str], None]) -> list[Trial]:
+    with tempfile.TemporaryDirectory(prefix="rampart-latency-") as name:
+        async with _bench(way, Path(name), seed=seed) as bench:
+            found = []
+            for number in range(WARM_UP + trials):
+                found.append(await bench.trial())
+                if number % 25 == WARM_UP:
+                    say(f"  {number - WARM_UP} of {trials}")
+            return found
+
+
+class LatencyBench:
+    """One site on wires, ready for trials."""
+
+    def __init__(self, plant: LatencyPlant, way: Way, session: MqttSession, sender: Sender, *, seed: int) -> None:
+        self._plant, self._way, self._session, self._sender = plant, way, session, sender
+        self._rng = np.random.default_rng(seed)
+        self._clock = MonotonicClock()
+
+    async def trial(self) -> Trial:
+        """One emergency, from steady to steady."""
+        await self._steady()
+        await asyncio.sleep(float(self._rng.uniform(0.0, 0.1)))  # any phase of any loop
+        self._plant.advance()
+        _, before = self._plant.truth(time.monotonic() - MEAN_S)
+        before_w = float(before.mean())
+        target_w = TARGET_FRAC * before_w
+        payload = self._encode(target_w)
+        self._plant.setpoint_ns.clear()
+        self._plant.lock_ns.clear()
+        start_ns = time.monotonic_ns()
+        self._session.publish(ramp_limit_topic("grid"), payload, qos=1, keep=Keep.ALL)
+        await asyncio.sleep(WATCH_S)
+        self._plant.advance()
+        t_s, power_w = self._plant.truth(start_ns / 1e9 - 0.01)
+        self._session.publish(ramp_limit_topic("grid"), self._encode(None), qos=1, keep=Keep.ALL)
+        settled = settled_s(t_s, power_w, start_s=start_ns / 1e9, before_w=before_w, target_w=target_w)
+        means = np.convolve(power_w, np.ones(round(MEAN_S / STEP_S)), "valid") * STEP_S / MEAN_S
+        return Trial(
+            nvml_ms=_first_ms(self._plant.lock_ns, start_ns),
+            setpoint_ms=_first_ms(self._plant.setpoint_ns, start_ns),
+            settled_ms=None if settled is None else settled * 1e3,
+            undershoot_frac=max(0.0, (target_w - float(means.min())) / (before_w - target_w)),
+        )
+
+    async def _steady(self) -> None:
+        """Caps are off, the battery rests, and power has not moved for a while."""
+        deadline_s, why = time.monotonic() + FREE_S_MAX, ""
+        while time.monotonic() < deadline_s:
+            await asyncio.sleep(0.05)
+            _, power_w = self._plant.truth(time.monotonic() - STEADY_S)
+            swing_w = float(np.ptp(power_w)) if power_w.size > 10 else np.inf
+            why = self._plant.busy_with()
+            if not why and swing_w < STEADY_FRAC * float(power_w.mean()):
+                return
+        raise NotReady(f"not at rest after {FREE_S_MAX:g} s: {why or f'power moves by {swing_w:.0f} W'}")
+
+    def _encode(self, target_w: float | None) -> bytes:
+        request: dict[str, object] = {"interval": {}, "feed_tags": (), "limits": None}
+        if target_w is not None:
+            ceiling = {"kind": "ceiling", "id": "emergency", "max": {"value": target_w, "unit": "watt"}}
+            request |= {"limits": [ceiling], "ramp_exempt": True}
+        data = SetRampLimitData.model_validate({"requests": [request]})
+        return self._sender.encode(data, utc_s=self._clock.wall_utc_s())[1]
+
+
+@asynccontextmanager
+async def _bench(way: Way, folder: Path, *, seed: int) -> AsyncIterator[LatencyBench]:
+    """Plant, servers, broker and both processes; stopped in order."""
+    plant = LatencyPlant(folder / "gpus", has_battery=way is not Way.CAPS, seed=seed)
+    rng = np.random.default_rng(seed + 1)
+    private, public = write_key_pair(folder, "grid")
+    children: list[Child] = []
+    servers = [await serve("meter", plant.meter, port=0), await serve("battery", plant.registers(), port=0)]
+    tasks = [asyncio.create_task(_move(plant))]
+    try:
+        async with EmbeddedBroker() as broker:
+            files = _write_files(folder, way, broker.port, servers[0].port, servers[1].port, public)
+            mqtt = MqttSettings("127.0.0.1", broker.port, 2, None, None, None, None, None)
+            session = MqttSession(mqtt, client_id="grid", clock=MonotonicClock(), rng=rng)
+            tasks.append(asyncio.create_task(session.run()))
+            try:
+                for name, (file, variables) in files.items():
+                    log = folder / f"{name}.log"
+                    child = await Child.start(name, ["run", "-c", str(file)], log=log, environment=variables)
+                    children.append(child)
+                    tasks.append(asyncio.create_task(child.watch()))
+                bench = LatencyBench(
+                    plant, way, session, Sender("isv", "grid", Signer(private, rng=rng), rng), seed=seed
+                )
+                await _until_controlled(folder, way, session, tasks)
+                yield bench
+                _raise_dead(tasks)
+            finally:
+                for child in children:
+                    await child.stop(deadline_s=STOP_S)
+                for task in tasks[1:]:
+                    task.cancel()
+                await asyncio.gather(*tasks[1:], return_exceptions=True)
+                await left_of(str(folder / "gpus"))
+    finally:
+        tasks[0].cancel()
+        await asyncio.gather(tasks[0], return_exceptions=True)
+        for server in servers:
+            await server.stop()
+        plant.close()
+
+
+async def _until_controlled(folder: Path, way: Way, session: MqttSession, tasks: Sequence[asyncio.Task[None]]) -> None:
+    """The controller is in normal operation with all it has, and the grid's link is up."""
+    status: Mapping[str, object] = {}
+    try:
+        async with asyncio.timeout(START_S_MAX):
+            while not (session.is_up and _is_controlling(status, way)):
+                _raise_dead(tasks)
+                await asyncio.sleep(0.2)
+                with contextlib.suppress(OSError, ValueError, TimeoutError):
+                    status = await fetch(folder / "run-site" / "site.sock")
+    except TimeoutError:
+        raise NotReady(f"not in control after {START_S_MAX:g} s: {status or 'no status'}") from None
+    await asyncio.sleep(6.0)  # a few plans and their reports
+
+
+def _is_controlling(status: Mapping[str, object], way: Way) -> bool:
+    has_nodes = way is Way.BATTERY or status.get("nodes") == 1
+    return status.get("mode") in ("NORMAL", "DEGRADED") and has_nodes and not status.get("reasons")
+
+
+def _raise_dead(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            task.result()
+
+
+async def _move(plant: LatencyPlant) -> None:
+    while True:
+        plant.advance()
+        await asyncio.sleep(STEP_S)
+
+
+def _first_ms(times_ns: Iterable[int], start_ns: int) -> float | None:
+    later = [t for t in times_ns if t > start_ns]
+    return (min(later) - start_ns) / 1e6 if later else None
+
+
+def _way(trials: Sequence[Trial], warm_up: Sequence[Trial]) -> dict[str, object]:
+    first = warm_up[0] if warm_up else None
+    return {
+        "nvml": spread([t.nvml_ms for t in trials]),
+        "setpoint": spread([t.setpoint_ms for t in trials]),
+        "settled": spread([t.settled_ms for t in trials]),
+        "undershoot_frac_max": round(max((t.undershoot_frac for t in trials), default=0.0), 4),
+        "first_settled_ms": None if first is None or first.settled_ms is None else round(first.settled_ms, 2),
+    }
+
+
+@contextlib.contextmanager
+def _burners(count: int) -> Iterator[None]:
+    """As many busy processes as there are cores."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def _write_files(
+    folder: Path, way: Way, broker: int, meter: int, battery: int, public: Path
+) -> dict[str, tuple[Path, Mapping[str, str]]]:
+    """The files of the processes of this way, by name, with what each needs in its environment."""
+    gpu_peak_w, gpu_idle_w = GPUS * STANDS_FOR * 300.0, GPUS * STANDS_FOR * 42.0
+    mega = 1e6
+    mqtt = {"host": "127.0.0.1", "port": broker, "keepalive_s": 2}
+    other_w = OTHER_W if way is not Way.BATTERY else OTHER_W + gpu_peak_w  # without an agent GPUs are like any load
+    site: dict[str, object] = {
+        "role": "site",
+        "name": "latency",
+        "registered_peak_megawatt": 12.0,
+        "limits": [{"id": "peak", "kind": "ceiling", "max_megawatt": 12.0}],
+        "controller": "rule",  # the planner is not what is measured; the MPC would use an idle battery
+        "tracker_hz": 20,
+        "planner_hz": 1,
+        "pcc_meter": {
+            "profile": "sunspec-meter",
+            "host": "127.0.0.1",
+            "port": meter,
+            "delay_s": 0.005,
+            "update_s": 0.005,
+            "nameplate_megawatt": 15,
+        },
+        "load": {
+            "gpu_peak_megawatt": gpu_peak_w / mega if way is not Way.BATTERY else 0.0,
+            "gpu_idle_megawatt": gpu_idle_w / mega if way is not Way.BATTERY else 0.0,
+            "gpu_fallback_megawatt": 0.6 * gpu_peak_w / mega if way is not Way.BATTERY else 0.0,
+            "other_megawatt": other_w / mega,
+            "other_max_megawatt": other_w / mega,
+        },
+        "classes": [{"name": "training", "nodes": ["node-*"], "priority": 50}],
+        "commands": {"raise_dwell_s": 0, "grace_s": 60, "release_stagger_s": 0, "service_floor": 0.3},
+        "mqtt": mqtt,
+        "grid": {
+            "agent_id": "latency",
+            "issuers": [
+                {"name": "grid", "key_files": [str(public)], "may_set_ramp": True, "may_exempt_ramp": True},
+            ],
+        },
+        "state_dir": str(folder / "site"),
+        "runtime_dir": str(folder / "run-site"),
+    }
+    if way is not Way.CAPS:
+        site["battery"] = {
+            "profile": "sunspec-battery",
+            "host": "127.0.0.1",
+            "port": battery,
+            "charge_megawatt": BATTERY_W / mega,
+            "discharge_megawatt": BATTERY_W / mega,
+            "energy_megawatt_hour": BATTERY_J / 3.6e9,
+            "soc_min": 0.05,
+            "soc_max": 0.95,
+            "lag_s": LAG_S,
+            "following": "software",
+            "ramp_megawatt_per_s": 50.0 * BATTERY_W / mega,
+        }
+    node = {
+        "role": "node",
+        "node": {
+            "id": "node-1",
+            "sampled": {"nodes": STANDS_FOR},
+            "telemetry_hz": 5,
+            "fallback_clock_mhz": 1200,
+            "driver_versions": r"^0\.0-hil",
+        },
+        "mqtt": mqtt,
+        "state_dir": str(folder / "node"),
+        "runtime_dir": str(folder / "run-node"),
+    }
+    documents: dict[str, tuple[Mapping[str, object], Mapping[str, str]]] = {"site controller": (site, {})}
+    if way is not Way.BATTERY:
+        documents["node agent"] = (node, environment(folder / "gpus"))
+    found: dict[str, tuple[Path, Mapping[str, str]]] = {}
+    for name, (document, variables) in documents.items():
+        path = folder / f"{name.replace(' ', '-')}.yaml"
+        path.write_text(yaml.safe_dump(dict(document), sort_keys=False), encoding="utf-8")
+        found[name] = (path, variables)
+    return found
