@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from hil.report_page import scaled
 from hil.wire import Snapshot
 
 REFRESH_HZ = 4.0
@@ -127,6 +128,15 @@ def print_wire(console: Console, result: dict[str, Any], folder: Path) -> None:
         table.add_row(answer["signal"], f"{answer['acceptance']} {answer['detail']}".strip())
     console.print(table)
     _print_predictions(console, facts["predicted"])
+    for row in result["limits"]:
+        if row["verdict"] == "broken":
+            beyond = 100.0 * (row["worst"] / row["limit"] - 1.0) if row["limit"] > 0.0 else 0.0
+            console.print(
+                f"[bold red]broken[/bold red] {row['id']}: {scaled(row['worst'], row['unit'])} where "
+                f"{scaled(row['limit'], row['unit'])} is allowed ({beyond:+.0f} %), for {row['violation_s']:.1f} s, "
+                f"worst at {row['worst_t_s']:.1f} s",
+                highlight=False,
+            )
     if facts["processes_left"]:
         console.print(f"[red]{facts['processes_left']} processes had to be killed[/red]")
     console.print(f"[dim]logs and configuration of both processes in[/dim] {folder / 'wire'}", highlight=False)
