@@ -530,6 +530,16 @@ class SignalOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class EnergyPrice:
+    """What energy costs for a while, per kWh, as someone outside told; `currency` is ISO 4217, or empty if not told."""
+
+    from_utc_s: float
+    until_utc_s: float
+    per_kwh: float
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
 class FeedTarget:
     """A target of one feed as its issuer set it, for the status report."""
 
@@ -742,7 +752,8 @@ class EnvelopeBattery:
     """What the battery can do now, by nameplate, profile and its own report; powers are magnitudes.
 
     `supply_w` is the discharge it surely gives over two tracker periods: 0 unless it runs, is in remote control, holds
-    energy and follows within 5 %; `spare_w` is what of it is not in use. `is_eligible` is False where deadband or dwell exceed the residual budget.
+    energy and follows within 5 %; `spare_w` is what of it is not in use. `is_eligible` is False where deadband or dwell
+    exceed the residual budget.
     """
 
     charge_w_max: float
