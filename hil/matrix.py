@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from hil.matrix_known import KNOWN
+
 STATES = ("cold", "steady", "limit", "ramp")
 COUNTS = {"S": 10, "G": 10, "M": 9, "Q": 11, "P": 5, "C": 4, "X": 7, "B": 2}
 ROWS = tuple(f"{letter}{number}" for letter, count in COUNTS.items() for number in range(1, count + 1))
@@ -32,7 +34,13 @@ def row(name: str) -> Callable[[F], F]:
     def mark(test: F) -> F:
         import pytest
 
-        marked: Any = pytest.mark.parametrize("state", STATES)(test)
+        cells = [
+            pytest.param(state, marks=pytest.mark.xfail(reason=KNOWN[name, state], strict=False))
+            if (name, state) in KNOWN
+            else state
+            for state in STATES
+        ]
+        marked: Any = pytest.mark.parametrize("state", cells)(test)
         marked.fault_row = name
         return cast(F, marked)
 

@@ -127,6 +127,8 @@ def lab_scenario(
     site: Mapping[str, Any] | None = None,
     events_docs: Sequence[Mapping[str, Any]] = (),
     signals: Sequence[Mapping[str, Any]] = (),
+    workload: Mapping[str, Any] | None = None,
+    start_soc: float = 0.5,
 ) -> Scenario:
     """The site of the matrix on its way into `state`."""
     settings = copy.deepcopy(SITE) | dict(site or {})
@@ -138,7 +140,10 @@ def lab_scenario(
         "seed": seed,
         "duration_s": duration_s,
         "site": settings,
-        "plant": {"fleet": [copy.deepcopy(FLEET)], "battery": {"reversion_megawatt_per_s": 0.3}},
+        "plant": {
+            "fleet": [FLEET | {"workload": FLEET["workload"] | dict(workload or {})}],
+            "battery": {"reversion_megawatt_per_s": 0.3, "start_soc": start_soc},
+        },
         "events": [dict(e) for e in events_docs],
         "signals": [dict(s) for s in signals],
     }

@@ -1,0 +1,308 @@
+"""Seeded swarms: random faults, workloads and contracts together in virtual time; safety, then healing and liveness.
+
+One seed is one episode: a story (`draw`) as plain data, run on the small site. Truth is judged by the referee; a broken
+limit is forced when the same story with true readings and a whole link, its actuators as sick as before, breaks too.
+After healing NORMAL must come back in the prescribed time and every GPU be where the plan wants it. A failing seed
+prints the one line that runs it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from controller.types import Mode
+from hil.faults import Fault
+from hil.matrix_lab import Lab, in_lab, lab_scenario
+from hil.run_log import BriefRecorder
+
+SAFETY_S = 120.0
+HEALED_S = 190.0  # 60 s of the envelope's memory, 10 T of dwell, 30 T, and the longest window to look on
+NORMAL_WITHIN_S = 110.0
+SENSING = ("meter", "ups", "grid")  # ports whose faults a controller with true state would not have
+VERBS = ("off", "stuck", "garbage", "wrong", "slow", "delayed", "intermittent")
+CONTRACTS = (("ieso-ramp",), ("aeso",), ("southern",), ("atc-spp",), ("ieso-ramp", "aeso"))
+WORKERS = 2
+CLOCK_STEP_MHZ = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Blow:
+    """One fault of a story."""
+
+    port: str
+    verb: str
+    from_s: float
+    for_s: float
+    value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tale:
+    """One episode as data: small enough to print, complete enough to run again."""
+
+    seed: int
+    following: str
+    contract: tuple[str, ...]
+    start_soc: float
+    compute_w: float
+    exchange_w: float
+    iteration_s: float
+    ceiling_megawatt: float | None
+    ceiling_from_s: float
+    drop_megawatt: float | None
+    drop_s: float
+    drop_within_s: float
+    battery_event: str | None
+    battery_event_s: float
+    blows: tuple[Blow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one episode."""
+
+    seed: int
+    sim_s: float
+    faults: int
+    broken: tuple[str, ...]
+    is_forced: bool
+    is_normal_late: bool
+    throttled: int
+    error: str
+
+    @property
+    def is_failure(self) -> bool:
+        return bool((self.broken and not self.is_forced) or self.is_normal_late or self.throttled or self.error)
+
+
+def draw(seed: int) -> Tale:
+    """The story of a seed."""
+    rng = np.random.default_rng([seed, 77])
+
+    def between(low: float, high: float) -> float:
+        return round(float(rng.uniform(low, high)), 3)
+
+    def maybe(share: float) -> bool:
+        return bool(rng.random() < share)
+
+    compute_w = between(450, 600)
+    blows = tuple(_blow(rng) for _ in range(int(rng.integers(1, 5))))
+    return Tale(
+        seed=seed,
+        following="device" if maybe(0.6) else "software",
+        contract=CONTRACTS[int(rng.integers(len(CONTRACTS)))],
+        start_soc=between(0.3, 0.7),
+        compute_w=compute_w,
+        exchange_w=compute_w - between(0, 25),
+        iteration_s=between(2, 8),
+        ceiling_megawatt=between(50, 64) if maybe(0.4) else None,
+        ceiling_from_s=between(5, 60),
+        drop_megawatt=between(3, 25) if maybe(0.4) else None,
+        drop_s=between(15, 100),
+        drop_within_s=between(0.2, 20),
+        battery_event=("battery_local", "battery_derate")[int(rng.integers(2))] if maybe(0.15) else None,
+        battery_event_s=between(10, 90),
+        blows=blows,
+    )
+
+
+def _blow(rng: np.random.Generator) -> Blow:
+    port = ("meter", "meter", "battery", "grid", "node:*", "node:training-0")[int(rng.integers(6))]
+    verb = VERBS[int(rng.integers(len(VERBS)))]
+    factor = float(rng.choice((1.02, 0.97, 1000.0, -1.0, 10.0))) if port == "meter" else 1.02
+    value = {
+        "wrong": factor,
+        "slow": round(float(rng.uniform(0.05, 3)), 3),
+        "delayed": round(float(rng.uniform(0.1, 5)), 3),
+        "intermittent": round(float(rng.uniform(0.05, 0.8)), 3),
+    }.get(verb)
+    from_s = round(float(rng.uniform(0, 100)), 2)
+    return Blow(port, verb, from_s, round(float(rng.exponential(15)) + 0.3, 2), value)
+
+
+def run_tale(tale: Tale, *, recording: Path | None = None) -> Outcome:
+    """Run it, and where a limit broke its reference too."""
+    try:
+        lab, is_late, throttled = _play(tale, tale.blows, recording=recording)
+        broken = tuple(lab.broken())
+        is_forced = False
+        if broken:
+            kept = tuple(b for b in tale.blows if b.port not in SENSING and b.verb in ("off", "wrong", "slow"))
+            twin, _, _ = _play(tale, kept, recording=None)
+            is_forced = bool(twin.broken())
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return Outcome(tale.seed, 0.0, len(tale.blows), (), False, False, 0, f"{type(error).__name__}: {error}"[:300])
+    sim_s = SAFETY_S + HEALED_S
+    return Outcome(tale.seed, sim_s, len(tale.blows), broken, is_forced, is_late, throttled, "")
+
+
+def _play(tale: Tale, blows: tuple[Blow, ...], *, recording: Path | None) -> tuple[Lab, bool, int]:
+    found: dict[str, Any] = {}
+
+    async def story(lab: Lab) -> None:
+        for b in blows:
+            value = 0.0 if b.value is None else b.value
+            lab.plan.add(Fault(f"{b.port}-{b.verb}", b.port, b.verb, b.from_s, b.from_s + b.for_s, value))  # type: ignore[arg-type]
+        lab.start()
+        await lab.run(SAFETY_S)
+        lab.plan.clear()
+        for k in range(round(HEALED_S)):
+            await lab.run(1.0)
+            lab.ticks[:-20] = [t for t in lab.ticks[:-20] if t.mode is not Mode.NORMAL]
+            if k == round(NORMAL_WITHIN_S):
+                found["late"] = lab.last.mode is not Mode.NORMAL
+        found["throttled"] = _throttled(lab)
+
+    scenario = _scenario(tale)
+    if recording is None:
+        lab = in_lab(story, scenario)
+    else:
+        recording.parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(recording, "wt", encoding="utf-8") as file:
+
+            async def recorded(lab: Lab) -> None:
+                header = {"settings": scenario.settings}
+                lab.recorder = BriefRecorder(file, lab.clock, until_s=1e9, header=header)
+                await story(lab)
+
+            lab = in_lab(recorded, scenario)
+    return lab, bool(found["late"]), int(found["throttled"])
+
+
+def _throttled(lab: Lab) -> int:
+    """GPUs held more than a clock step below what the plan in force wants of them; at the top without a ceiling."""
+    assert lab.daemon is not None
+    caps = lab.daemon.core.planning.caps
+    if caps.size == 0:
+        return 0
+    wanted = np.minimum(caps[0], 1980.0).reshape(len(lab.link.nodes), -1).min(axis=1)
+    have = np.array(lab.caps_mhz())
+    nodes = [node.stands_for for node in lab.link.nodes.values()]
+    return int(sum(8 * n for n, h, w in zip(nodes, have, wanted, strict=True) if h < w - CLOCK_STEP_MHZ))
+
+
+def _scenario(tale: Tale) -> Any:
+    events: list[Mapping[str, Any]] = []
+    if tale.drop_megawatt is not None:
+        drop = {"kind": "drop", "t_s": tale.drop_s, "megawatt": tale.drop_megawatt, "within_s": tale.drop_within_s}
+        events.append(drop | {"restart_after_s": 30.0, "restart_within_s": 20.0})
+    if tale.battery_event is not None:
+        events.append({"kind": tale.battery_event, "t_s": tale.battery_event_s, "duration_s": 20.0})
+    signals: list[Mapping[str, Any]] = []
+    if tale.ceiling_megawatt is not None:
+        until = {"from_s": tale.ceiling_from_s, "until_s": SAFETY_S, "megawatt": tale.ceiling_megawatt}
+        signals.append({"t_s": max(tale.ceiling_from_s - 5.0, 0.0), "kind": "load_target", **until})
+    scenario = lab_scenario(
+        "steady",
+        following=tale.following,
+        seed=tale.seed,
+        duration_s=SAFETY_S + HEALED_S,
+        site={"contract": list(tale.contract), "fallback_contract": list(tale.contract)},
+        events_docs=events,
+        signals=signals,
+        workload={
+            "compute_w": tale.compute_w,
+            "exchange_w": tale.exchange_w,
+            "iteration_s": tale.iteration_s,
+            "edge_s": 0.2 * tale.iteration_s,
+        },
+        start_soc=tale.start_soc,
+    )
+    return scenario
+
+
+# ------------------------------------------------------------------------------------------------ many
+
+
+def _one(seed: int) -> Outcome:
+    _quiet()
+    return run_tale(draw(seed))
+
+
+def _quiet() -> None:
+    import structlog
+
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+
+
+def swarm(hours: float, out: Path, *, first_seed: int, wall_s: float) -> int:
+    """Episodes until `hours` are simulated or `wall_s` has passed; writes the summary; exit status."""
+    out.mkdir(parents=True, exist_ok=True)
+    started_s = time.perf_counter()
+    sim_s, faults, episodes, forced = 0.0, 0, 0, 0
+    failures: list[Outcome] = []
+    count = max(1, round(hours * 3600.0 / (SAFETY_S + HEALED_S)))
+    with multiprocessing.get_context("spawn").Pool(WORKERS, maxtasksperchild=200) as pool:
+        for found in pool.imap_unordered(_one, range(first_seed, first_seed + count)):
+            episodes += 1
+            sim_s += found.sim_s
+            faults += found.faults
+            forced += int(bool(found.broken) and found.is_forced)
+            if found.is_failure:
+                failures.append(found)
+                print(f"failed: {_why(found)}; again: python -m hil.swarm --seed {found.seed}", flush=True)
+            if time.perf_counter() - started_s > wall_s:
+                pool.terminate()
+                break
+    elapsed_s = time.perf_counter() - started_s
+    failures.sort(key=lambda f: f.seed)
+    summary = {
+        "hours": round(sim_s / 3600.0, 3),
+        "faults": faults,
+        "violations": sum(bool(f.broken) for f in failures),
+        "throttled_left": sum(f.throttled > 0 for f in failures),
+        "failing_seeds": [f.seed for f in failures],
+        "episodes": episodes,
+        "forced": forced,
+        "late_normal": sum(f.is_normal_late for f in failures),
+        "errors": sum(bool(f.error) for f in failures),
+        "real_time_ratio_per_core": round(sim_s / max(elapsed_s, 1e-9) / WORKERS, 1),
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(summary))
+    return 1 if failures else 0
+
+
+def _why(found: Outcome) -> str:
+    words = [found.error] if found.error else list(found.broken if not found.is_forced else ())
+    words += ["not NORMAL in time"] if found.is_normal_late else []
+    words += [f"{found.throttled} GPUs left throttled"] if found.throttled else []
+    return ", ".join(words)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Seeded swarms of faults in virtual time.")
+    parser.add_argument("--hours", type=float, default=20.0)
+    parser.add_argument("--minutes", type=float, default=600.0, help="of wall time, at most")
+    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, help="run this one and keep its recording")
+    parser.add_argument("--shrink", action="store_true", help="with --seed: find a smaller story that fails alike")
+    given = parser.parse_args()
+    out = Path("out") / "swarm"
+    if given.seed is None:
+        return swarm(given.hours, out, first_seed=given.first_seed, wall_s=60.0 * given.minutes)
+    _quiet()
+    tale = draw(given.seed)
+    if given.shrink:
+        from hil.shrink import shrink
+
+        tale = shrink(tale, lambda t: run_tale(t).is_failure)
+    found = run_tale(tale, recording=out / f"seed-{given.seed}.jsonl.gz")
+    print(json.dumps(asdict(tale), indent=1))
+    print(_why(found) or "held")
+    return 1 if found.is_failure else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Rows X1 to X5 of the fault catalogue in virtual time: the composition is dropped and built again; nodes live on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from controller.config.site import parse_site
+from controller.errors import BadInput
+from controller.modes import Flag
+from controller.types import AgentState, Mode
+from drivers.recorder import FileRecorder
+from hil.matrix import row
+from hil.matrix_lab import LIMIT_MEGAWATT, MW, SITE, Lab, LabLease
+from tests.faults_kit import flagged, play, step_w
+
+DEATH_STEP_W = 5 * MW  # per second; the nodes' slopes and the battery's own ramp keep within it
+CAPS_BOUNDED_S, BATTERY_AWAY_S, NORMAL_S = 6.5, 30.0, 20.0
+
+
+async def dies_and_returns(lab: Lab, since_s: float, state: str, span: list[tuple[float, float]]) -> None:
+    await lab.kill()
+    written = {node.node_id: node._seq for node in lab.link.nodes.values()}
+    await lab.run(CAPS_BOUNDED_S)
+    states = {node.state for node in lab.link.nodes.values()}
+    assert state == "cold" or states == {AgentState.FALLBACK}, states
+    await lab.run(BATTERY_AWAY_S - CAPS_BOUNDED_S)
+    assert {node.node_id: node._seq for node in lab.link.nodes.values()} == written
+    battery = lab.world.plant.battery
+    assert battery is not None and abs(battery.power_w) < 0.5 * MW, battery.power_w
+    if state == "limit":
+        assert lab.world.plant.now(0) <= LIMIT_MEGAWATT * MW * 1.02
+    span.append((since_s, lab.now_s))
+    await lab.restart()
+    back_s = await lab.until(
+        lambda: bool(lab.ticks) and lab.last.t_s > lab.now_s - 0.5 and lab.last.mode <= Mode.DEGRADED, within_s=NORMAL_S
+    )
+    assert back_s <= NORMAL_S
+    assert state == "cold" or lab.saw(Flag.RESTARTED, since_s=since_s)
+
+
+@row("X1")
+def test_kill(state: str) -> None:
+    """kill -9: nodes to fallback in their slots, battery ramped away, the next controller takes over."""
+    span: list[tuple[float, float]] = []
+
+    async def react(lab: Lab, since_s: float) -> None:
+        await dies_and_returns(lab, since_s, state, span)
+
+    lab = play(state, begin=lambda lab: None, react=react, after_start=True, is_judged=False)
+    assert step_w(lab, from_s=span[0][0], to_s=span[0][1]) <= DEATH_STEP_W
+
+
+@row("X2")
+def test_disk_full(state: str) -> None:
+    """ENOSPC: the recorder stops and says so once; control goes on."""
+    said: list[str] = []
+
+    async def react(lab: Lab, since_s: float) -> None:
+        count = len(lab.ticks)
+        await lab.run(8.0)
+        assert len(lab.ticks) - count >= 78 and lab.worst_mode(since_s) <= Mode.SHED
+
+    recorder = FileRecorder(Path("/dev/full"), header={"settings": SITE}, on_fault=said.append)
+    play(state, begin=lambda lab: None, react=react, options={"recorder": recorder})
+    recorder.close()
+    assert len(said) == 1 and "control goes on" in said[0]
+
+
+@row("X3")
+def test_out_of_memory(state: str) -> None:
+    """The kernel ends the controller twice in a row, the second time just after its restart."""
+    span: list[tuple[float, float]] = []
+
+    async def react(lab: Lab, since_s: float) -> None:
+        await lab.kill()
+        await lab.run(1.0)
+        await lab.restart()
+        await lab.run(0.35)
+        await dies_and_returns(lab, since_s, state, span)
+
+    lab = play(state, begin=lambda lab: None, react=react, after_start=True, is_judged=False)
+    assert step_w(lab, from_s=span[0][0], to_s=span[0][1]) <= DEATH_STEP_W
+
+
+@row("X4")
+def test_two_controllers(state: str) -> None:
+    """Another leads: this one writes nothing and stays out; nodes ignore the lower epoch; the new one controls."""
+
+    async def react(lab: Lab, since_s: float) -> None:
+        await lab.run(2.0)
+        old = lab.lease
+        old.is_held = False
+        await flagged(lab, Flag.LEADERSHIP_LOST, since_s=since_s, within_s=0.5)
+        await lab.run(1.0)
+        assert lab.last.mode is Mode.LOCKOUT and lab.last.battery_w is None
+        commands = [t.checked.command for t in lab.traces if t.image.t_mono_s > lab.now_s - 0.5]
+        assert commands and not any(c.battery or c.nodes for c in commands)
+        old.is_held = True
+        await lab.run(1.0)
+        assert lab.last.mode is Mode.LOCKOUT, "a deposed controller never leads again in this process"
+        await lab.kill()
+        lab.lease = LabLease(epoch=old.epoch + 1)
+        lab.start()
+        await lab.run(3.0)
+        node = next(iter(lab.link.nodes.values()))
+        assert node._epoch == old.epoch + 1
+
+    play(state, begin=lambda lab: None, react=react, after_start=True, is_judged=False)
+
+
+@row("X5")
+def test_invalid_config(state: str) -> None:
+    """A changed file that is wrong is refused whole, in one line; what runs keeps its settings."""
+
+    async def react(lab: Lab, since_s: float) -> None:
+        before = lab.scenario.settings
+        for key, value in (("registered_peak_megawatt", -3), ("tracker_hz", "quick"), ("colour", "red")):
+            with pytest.raises(BadInput) as refused:
+                parse_site({**SITE, "mqtt": {}, key: value}, origin="site.yaml")
+            assert "\n" not in str(refused.value) and key in str(refused.value)
+        await lab.run(3.0)
+        assert lab.scenario.settings is before and lab.daemon is not None and lab.daemon.core.site is before.site
+
+    play(state, begin=lambda lab: None, react=react)

@@ -1,0 +1,304 @@
+"""Rows Q of the fault catalogue: the real grid source, keys and rules in front of the whole site, in virtual time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from controller.modes import Flag
+from controller.signals import AcceptanceRules, bounds_of
+from controller.types import Mode, RefusalReason
+from drivers.dsx import DsxGridSource
+from drivers.dsx_payloads import Interval, LoadTarget, Payload, SetLoadTargetData, power
+from drivers.dsx_wire import load_target_topic
+from drivers.mqtt import PAYLOAD_BYTES_MAX, Incoming, Keep
+from hil.matrix import row
+from hil.matrix_lab import MW, SETTLE_S, Lab, in_lab, lab_scenario
+from tests.dsx_kit import grid, issuer, sender
+from tests.faults_kit import DWELL_S, RECOVER_S, flagged, is_normal, recovery_s
+
+TOPIC = load_target_topic("acme")
+LEVEL = {"steady": 64.0, "limit": 54.0, "ramp": 60.0}
+
+
+def target(megawatt: float | None) -> SetLoadTargetData:
+    constraint = None if megawatt is None else power(megawatt * MW)
+    return SetLoadTargetData(targets=(LoadTarget(interval=Interval(), load_constraint=constraint),))
+
+
+class Session:
+    """What the source needs of a broker session, held by the test."""
+
+    def __init__(self) -> None:
+        self.is_up = True
+        self.handlers: dict[str, Callable[[Incoming], None]] = {}
+
+    def on_message(self, topic_filter: str, handler: Callable[[Incoming], None], *, qos: int = 1) -> None:
+        self.handlers[topic_filter] = handler
+
+    def publish(self, topic: str, payload: bytes, *, qos: int, keep: Keep) -> None:
+        return None
+
+
+class Grid:
+    """An issuer, a forger, and the site's own source between them and the lab."""
+
+    def __init__(self, folder: Path) -> None:
+        self.acme, public = sender(folder / "good", "acme")
+        self.forger, _ = sender(folder / "forged", "acme", seed=8)
+        self.settings = grid(issuer("acme", (public,)))
+        self.folder = folder
+        self.session = Session()
+        self.source: Any = None
+        self.lab: Any = None
+        self.old = b""
+
+    def make(self) -> DsxGridSource:
+        site = self.lab.site
+        bounds = bounds_of(site)
+        self.source = DsxGridSource(
+            self.session,  # type: ignore[arg-type]
+            settings=self.settings,
+            rules=AcceptanceRules(self.settings, bounds),
+            peak_w=site.registered_peak_w,
+            floor_w=bounds.floor_w,
+            classes=site.classes,
+            jobs=None,
+            clock=self.lab.clock,
+            rng=np.random.default_rng(3),
+            audit_path=self.folder / "audit.jsonl",
+        )
+        return self.source  # type: ignore[no-any-return]
+
+    def encode(self, data: Payload, *, by: Any = None, ago_s: float = 0.0) -> bytes:
+        raw: bytes = (by or self.acme).encode(data, utc_s=self.lab.clock.wall_utc_s() - ago_s)[1]
+        return raw
+
+    def arrive(self, raw: bytes, *, is_retained: bool = False) -> None:
+        self.session.handlers[TOPIC](Incoming(TOPIC, raw, is_retained, self.lab.now_s))
+
+    def say(self, megawatt: float | None, **more: Any) -> bytes:
+        raw = self.encode(target(megawatt), **more)
+        self.arrive(raw)
+        return raw
+
+    def target_w(self) -> float | None:
+        now_s = self.lab.now_s
+        seen = [s.target_w for s in self.source.active(now_s) if s.from_s <= now_s < s.until_s]
+        return min((w for w in seen if w is not None), default=None)
+
+    def refused(self, *reasons: RefusalReason) -> int:
+        return sum(self.source.refused_count.get(reason, 0) for reason in reasons)
+
+
+def play(state: str, folder: Path, react: Any, *, recovers: bool = True) -> Lab:
+    """The site in a state, reached by real signed targets: none, a loose one, one that binds, one on its way down."""
+    desk = Grid(folder)
+
+    async def story(lab: Lab) -> None:
+        desk.lab = lab
+        lab.make_grid = desk.make
+        lab.start()
+        desk.old = desk.encode(target(90.0), ago_s=86_400.0)  # first: a signer's times only ever rise
+        await lab.run(1.0)
+        if state != "cold":
+            desk.say(LEVEL[state])
+            await lab.run({"steady": SETTLE_S["steady"], "limit": SETTLE_S["limit"], "ramp": 4.0}[state])
+        await react(lab, desk, lab.now_s)
+        if recovers:
+            await lab.until(lambda: is_normal(lab, state), within_s=recovery_s(lab))
+        desk.source._audit.close()
+
+    lab = in_lab(story, lab_scenario("steady"))
+    assert not (broken := lab.broken()), broken
+    return lab
+
+
+def before(state: str) -> float | None:
+    return None if state == "cold" else LEVEL[state] * MW
+
+
+@row("Q1")
+def test_broker_down(state: str, tmp_path: Path) -> None:
+    """The target holds through the grace, then the fallback contract; the link back and a word end it."""
+
+    async def react(lab: Lab, desk: Grid, since_s: float) -> None:
+        desk.session.is_up = False
+        await flagged(lab, Flag.GRID_LINK_LOST, since_s=since_s, within_s=1.0)
+        await lab.run(3.0)
+        assert desk.target_w() == before(state)
+        await flagged(lab, Flag.GRID_SILENT, since_s=since_s, within_s=lab.site.grace_s + 2.0)
+        desk.session.is_up = True
+        desk.say(None)
+        await lab.until(lambda: lab.last.mode is Mode.NORMAL, within_s=DWELL_S + RECOVER_S + 60)
+
+    play(state, tmp_path, react, recovers=False)
+
+
+def unchanged(state: str, tmp_path: Path, act: Callable[[Grid], Sequence[RefusalReason]]) -> None:
+    """What must be dropped is dropped, counted under its reason, and moves nothing."""
+
+    async def react(lab: Lab, desk: Grid, since_s: float) -> None:
+        reasons = act(desk)
+        assert desk.refused(*reasons) >= 1, desk.source.refused_count
+        await lab.run(3.0)
+        assert desk.target_w() == before(state)
+
+    play(state, tmp_path, react)
+
+
+@row("Q2")
+def test_duplicate(state: str, tmp_path: Path) -> None:
+    async def react(lab: Lab, desk: Grid, since_s: float) -> None:
+        raw = desk.say(58.0)
+        desk.say(57.0)
+        desk.arrive(raw)
+        assert desk.refused(RefusalReason.DUPLICATE) == 1 and desk.target_w() == 57 * MW
+        await lab.run(5.0)
+
+    play(state, tmp_path, react)
+
+
+@row("Q3")
+def test_out_of_order(state: str, tmp_path: Path) -> None:
+    async def react(lab: Lab, desk: Grid, since_s: float) -> None:
+        older = desk.encode(target(70.0), ago_s=2.0)
+        desk.say(57.0)
+        desk.arrive(older)
+        assert desk.refused(RefusalReason.OUT_OF_ORDER) == 1 and desk.target_w() == 57 * MW
+        await lab.run(5.0)
+
+    play(state, tmp_path, react)
+
+
+@row("Q4")
+def test_oversized(state: str, tmp_path: Path) -> None:
+    def act(desk: Grid) -> Sequence[RefusalReason]:
+        desk.arrive(desk.encode(target(90.0)) + b" " * PAYLOAD_BYTES_MAX)
+        return (RefusalReason.OVERSIZED,)
+
+    unchanged(state, tmp_path, act)
+
+
+@row("Q5")
+@pytest.mark.parametrize("what", ["not json", "extra field", "null number"])
+def test_malformed(state: str, what: str, tmp_path: Path) -> None:
+    """The signature is good, the content is not: the whole message is dropped."""
+
+    def act(desk: Grid) -> Sequence[RefusalReason]:
+        event = json.loads(desk.encode(target(90.0)))
+        body: dict[str, Any] = json.loads(target(90.0).model_dump_json(by_alias=True, exclude_none=True))
+        if what == "extra field":
+            body["surprise"] = 1
+        if what == "null number":
+            body["targets"] = [{"interval": {}, "load_constraint": {"value": "lots", "unit": "megawatt"}}]
+        event["data"] = desk.acme.signer.sign(
+            json.dumps(body).encode(), content_type=event["type"], utc_s=desk.lab.clock.wall_utc_s()
+        )
+        raw = b"{ not json" if what == "not json" else json.dumps(event).encode()
+        desk.arrive(raw)
+        return (RefusalReason.SCHEMA, RefusalReason.ENVELOPE)
+
+    unchanged(state, tmp_path, act)
+
+
+@row("Q6")
+def test_forged(state: str, tmp_path: Path) -> None:
+    def act(desk: Grid) -> Sequence[RefusalReason]:
+        desk.say(95.0, by=desk.forger)
+        good = json.loads(desk.encode(target(90.0)))
+        head, body, tail = good["data"].split(".")
+        good["data"] = f"{head}.{body}.{tail[::-1]}"
+        desk.arrive(json.dumps(good).encode())
+        return (RefusalReason.SIGNATURE, RefusalReason.UNKNOWN_KEY)
+
+    unchanged(state, tmp_path, act)
+
+
+@row("Q7")
+def test_replay(state: str, tmp_path: Path) -> None:
+    """A signed permission of yesterday is played again: it loosens nothing."""
+
+    async def react(lab: Lab, desk: Grid, since_s: float) -> None:
+        desk.say(57.0)
+        desk.arrive(desk.old)
+        assert desk.target_w() == 57 * MW and sum(desk.source.refused_count.values()) == 1
+        await lab.run(5.0)
+
+    play(state, tmp_path, react)
+
+
+@row("Q8")
+def test_retained_stale(state: str, tmp_path: Path) -> None:
+    """A retained message a day old at connect may loosen nothing."""
+
+    async def react(lab: Lab, desk: Grid, since_s: float) -> None:
+        desk.arrive(desk.old, is_retained=True)
+        await lab.run(3.0)
+        found = desk.target_w()
+        assert (found is None or found >= 90 * MW) if state == "cold" else found == before(state)
+
+    play(state, tmp_path, react)
+
+
+@row("Q9")
+def test_absurd(state: str, tmp_path: Path) -> None:
+    """Zero is held at the floor and reached no faster than the ramp; above the contract changes nothing."""
+
+    async def react(lab: Lab, desk: Grid, since_s: float) -> None:
+        desk.say(0.0)
+        low_w = desk.target_w()
+        assert low_w is not None and low_w >= bounds_of(lab.site).floor_w > 0.0
+        await lab.run(20.0)
+        desk.say(5000.0)
+        high_w = desk.target_w()
+        assert high_w is None or high_w <= lab.site.registered_peak_w
+        await lab.run(20.0)
+
+    play(state, tmp_path, react, recovers=False)
+
+
+@row("Q10")
+def test_flapping(state: str, tmp_path: Path) -> None:
+    """Toggled once a second: down at once, up no more than twice within the dwell."""
+
+    async def react(lab: Lab, desk: Grid, since_s: float) -> None:
+        seen: list[float] = []
+        for k in range(12):
+            desk.say(52.0 if k % 2 else 62.0)
+            await lab.run(0.5)
+            found = desk.target_w()
+            assert found is not None and (k % 2 == 0 or found <= 52 * MW)
+            seen.append(found)
+            await lab.run(0.5)
+        raises = sum(b > a for a, b in pairwise(seen))
+        assert raises <= 4, seen
+
+    play(state, tmp_path, react, recovers=False)
+
+
+@row("Q11")
+def test_flood(state: str, tmp_path: Path) -> None:
+    """Two thousand messages within a tick: a bucketful is looked at, the newest is followed, no cycle is late."""
+
+    async def react(lab: Lab, desk: Grid, since_s: float) -> None:
+        before_count = len(lab.ticks)
+        junk = desk.encode(target(90.0), by=desk.forger)
+        for _ in range(2000):
+            desk.arrive(junk)
+        desk.arrive(desk.encode(target(56.0)))
+        refused = sum(desk.source.refused_count.values())
+        assert refused <= 60, refused
+        for _ in range(20):
+            await lab.run(0.25)
+            for inbox in desk.source._inboxes:
+                inbox.work_off()
+        assert desk.target_w() == 56 * MW and len(lab.ticks) - before_count >= 48
+
+    play(state, tmp_path, react)

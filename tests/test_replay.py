@@ -1,0 +1,154 @@
+"""Replay: the same images give the same commands, a changed record is found, a file that is none is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from controller.app import make_core
+from controller.cli.replay import app
+from controller.errors import BadInput
+from controller.replay import replay
+from hil.matrix_lab import Lab, in_lab, lab_scenario
+from hil.run_log import BriefRecorder
+
+
+def record(path: Path, *, policy: str, following: str = "software", seconds: float = 25.0) -> Path:
+    """A recording of a site that loses and regains its meter, its grid link and a node."""
+    scenario = lab_scenario("limit", policy=policy, following=following)
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+
+        async def story(lab: Lab) -> None:
+            lab.recorder = BriefRecorder(file, lab.clock, until_s=1e9, header={"settings": scenario.settings})
+            lab.start()
+            await lab.run(seconds / 2)
+            lab.fault("meter", "intermittent", 0.5, for_s=3.0)
+            lab.fault("grid", "off", for_s=4.0)
+            lab.fault("node:training-1", "off", for_s=4.0)
+            await lab.run(seconds / 2)
+
+        in_lab(story, scenario)
+    return path
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return record(tmp_path_factory.mktemp("replay") / "run.jsonl.gz", policy="rule")
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def written(path: Path, lines: list[dict[str, Any]]) -> Path:
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    return path
+
+
+@pytest.mark.parametrize(("policy", "following"), [("rule", "device"), ("rule-max", "software"), ("mpc", "software")])
+def test_every_command_is_the_same(policy: str, following: str, tmp_path: Path) -> None:
+    """Through faults too, and though every report of the replay is a new object at an address used before."""
+    path = record(tmp_path / "run.jsonl.gz", policy=policy, following=following)
+    found = replay(path, make_core)
+    assert (found.different, found.first, found.missing_seq) == (0, None, None) and found.cycles >= 240
+
+
+def test_a_changed_image_changes_commands_and_is_found(recording: Path, tmp_path: Path) -> None:
+    lines = lines_of(recording)
+    lines[100]["image"]["pcc"]["value"]["power_w"] += 2e6
+    path = written(tmp_path / "changed.jsonl.gz", lines)
+    found = replay(path, make_core)
+    assert found.different >= 1 and found.first is not None
+    assert found.first.tick == lines[100]["image"]["tick"] and "battery.reference_w" in found.first.path
+    told = CliRunner().invoke(app, [str(path)])
+    assert told.exit_code == 1 and "command.battery.reference_w" in told.output
+
+
+def test_a_changed_command_is_found(recording: Path, tmp_path: Path) -> None:
+    lines = lines_of(recording)
+    lines[60]["command"]["battery"]["ttl_s"] += 1.0
+    found = replay(written(tmp_path / "changed.jsonl.gz", lines), make_core)
+    assert found.different == 1 and found.first is not None and found.first.path == "command.battery.ttl_s"
+
+
+def test_good_recording_on_the_command_line(recording: Path) -> None:
+    told = CliRunner().invoke(app, [str(recording)])
+    assert told.exit_code == 0 and "every one the same" in told.output
+
+
+def test_missing_records_are_said(recording: Path, tmp_path: Path) -> None:
+    """What follows a gap cannot be judged: the core's state is not known there."""
+    lines = lines_of(recording)
+    path = written(tmp_path / "gap.jsonl.gz", lines[:50] + lines[52:])
+    found = replay(path, make_core)
+    assert (found.cycles, found.missing_seq, found.different) == (49, 50, 0)
+    assert CliRunner().invoke(app, [str(path)]).exit_code == 1
+
+
+def test_a_recording_cut_by_a_kill_is_replayed_to_its_last_whole_record(recording: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cut.jsonl.gz"
+    path.write_bytes(recording.read_bytes()[: recording.stat().st_size // 2])
+    found = replay(path, make_core)
+    assert found.cycles > 20 and found.different == 0
+
+
+def without_header(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return lines[1:]
+
+
+def header_only(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return lines[:1]
+
+
+def begins_late(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [lines[0], *lines[20:]]
+
+
+def other_shape(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    del lines[5]["image"]["tick"]
+    return lines
+
+
+def no_acks(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    lines[5]["acks"] = []
+    return lines
+
+
+def other_settings(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    lines[0]["settings"]["site"]["tracker_period_s"] = "often"
+    return lines
+
+
+@pytest.mark.parametrize(
+    "change", [without_header, header_only, begins_late, other_shape, no_acks, other_settings], ids=lambda f: f.__name__
+)
+def test_what_is_no_recording_is_refused_in_one_line(
+    change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]], recording: Path, tmp_path: Path
+) -> None:
+    path = written(tmp_path / "odd.jsonl.gz", change(lines_of(recording)[:40]))
+    with pytest.raises(BadInput) as refused:
+        replay(path, make_core)
+    assert "\n" not in str(refused.value) and str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no gzip", gzip.compress(b""), gzip.compress(b"\xff\xfe"), gzip.compress(b"[1]\n")]
+)
+def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(BadInput):
+        replay(path, make_core)
+
+
+def test_absent_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="No such file"):
+        replay(tmp_path / "none", make_core)
