@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from hil.oracle import Oracle
+from hil.oracle import Oracle, OracleAnswer
 from hil.regret_cases import CASES, Case, case_named, make_world, oracle_case
-from hil.regret_run import Run
+from hil.regret_run import Outcome, Run, World
 
 REGRET_MIN_PP = -0.005
 EPISODE_FACTOR = 1.25  # an unavoidable episode may be this much larger than its event forces
@@ -128,18 +128,33 @@ def _scored(work: list[tuple[str, int]], workers: int) -> Iterator[list[Score]]:
 
 
 def score_seed(job: tuple[str, int]) -> list[Score]:
-    """All policies of one case on one seed."""
+    """All policies of one case on one seed, in the same world."""
     case, seed = case_named(job[0]), job[1]
-    return [score for policy, variant in _policies(case) if (score := score_policy(case, seed, policy, variant))]
+    return score_world(case, make_world(case, seed), seed=seed, policies=_policies(case))
 
 
-def score_policy(case: Case, seed: int, policy: str, variant: str, *, shrink: float = 1.0) -> Score:
-    """One policy on one seed; `shrink` shortens the trace for tests."""
-    world = make_world(case, seed, shrink=shrink)
-    out = Run(world, policy=policy, is_scheduled=variant == "scheduled").go()
+def score_world(case: Case, world: World, *, seed: int, policies: tuple[tuple[str, str], ...]) -> list[Score]:
+    """The given policies in one world, each beside the oracle with its own final energy."""
     oracle = Oracle(oracle_case(case, world))
     at_start = oracle.solve(world.start_j)
-    best = oracle.solve(out.final_j)
+    scores = []
+    for policy, variant in policies:
+        out = Run(world, policy=policy, is_scheduled=variant == "scheduled").go()
+        best = oracle.solve(out.final_j)
+        scores.append(_score(case, world, out, best, at_start, key=(policy, variant, seed)))
+    return scores
+
+
+def _score(
+    case: Case,
+    world: World,
+    out: Outcome,
+    best: OracleAnswer | None,
+    at_start: OracleAnswer | None,
+    *,
+    key: tuple[str, str, int],
+) -> Score:
+    policy, variant, seed = key
     return Score(
         case=case.case_id,
         policy=policy,

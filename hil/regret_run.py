@@ -251,6 +251,7 @@ class Run:
         wish_w = load_w - self._target_w
         # The floor comes on when the battery could no longer ride the target down to the load there is.
         ride_w = min(charge_max_w, self._world.reserve.surplus_safe_w(self._energy_j))
+        ride_w = min(ride_w, self._world.reserve.surplus_safe_w(self._energy_j + ride_w * battery.eta * STEP_S))
         planned_w = self._plan.ballast_w if self._plan is not None else 0.0
         floor_w = min(self._world.floor_w, max(0.0, -wish_w - ride_w, min(planned_w, -wish_w)))
         battery_w = min(max(wish_w + floor_w, -charge_max_w), min(battery.discharge_w_max, give_w))
@@ -298,20 +299,21 @@ class Run:
         starts = np.concatenate([[True], np.diff(times) > EPISODE_GAP_S / STEP_S])
         found.episodes = int(starts.sum())
         found.episode_w_max = float(excess.max())
-        found.forced_w, crash_step = self._forced(targets)
-        for first in times[starts]:
-            is_crash = crash_step is not None and 0 <= first - crash_step <= EPISODE_GAP_S / STEP_S
-            found.unforced_episodes += not is_crash
+        found.forced_w, first_step, last_step = self._forced(targets)
+        firsts = times[starts]
+        found.unforced_episodes = int(((firsts < first_step) | (firsts > last_step)).sum())
 
-    def _forced(self, targets: FloatArray) -> tuple[float, int | None]:
-        """(g - L_after - Pc)+ at the crash, with the survivors at the bottom of their ripple; and when it came."""
+    def _forced(self, targets: FloatArray) -> tuple[float, int, int]:
+        """(g - L_after - Pc)+ at the crash, survivors at the bottom of their ripple; the steps in which it acts.
+
+        It acts until the target could have come down to what is left, and the gap between two episodes longer.
+        """
         world, trace = self._world, self._world.trace
-        for event in trace.events:
-            if event.kind is EventKind.CRASH:
-                step = int(np.ceil(event.from_s / STEP_S))
-                if step >= trace.steps:
-                    return 0.0, None
-                after = trace.demand_w[:, step : step + 40].sum(axis=0).min() + trace.base_w  # 4 s: one full period
-                before = max(0, step - 1)
-                return max(0.0, float(targets[before] - after) - world.reserve.battery.charge_w_max), step
-        return 0.0, None
+        crash = next((event for event in trace.events if event.kind is EventKind.CRASH), None)
+        step = int(np.ceil(crash.from_s / STEP_S)) if crash is not None else trace.steps
+        if step >= trace.steps:
+            return 0.0, trace.steps, -1
+        after_w = trace.demand_w[:, step : step + 40].sum(axis=0).min() + trace.base_w  # 4 s: one full period
+        surplus_w = max(0.0, float(targets[max(0, step - 1)] - after_w))
+        fall_s = surplus_w / world.reserve.fall_w_per_s + EPISODE_GAP_S
+        return max(0.0, surplus_w - world.reserve.battery.charge_w_max), step, step + round(fall_s / STEP_S)

@@ -1,0 +1,208 @@
+"""The energy bench: its trace, its oracle and the procedure that compares policies with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hil.bench_regret import REGRET_MIN_PP, Score, _failed, _missed, score_world
+from hil.oracle import Oracle, OracleCase, WindowRow
+from hil.regret_cases import CASES, MEGA, case_named, make_world, oracle_case
+from hil.regret_forecast import Forecaster
+from hil.regret_run import Run
+from hil.regret_trace import CHECKPOINT_S, DUTY, LOW_PHASE_FRAC, STEP_S, EventKind, reference_trace
+
+SHORT = 0.1  # of a trace: 120 s
+
+
+def test_the_trace_is_what_its_seed_says() -> None:
+    """Same seed, same load; another seed, another; both with one crash, a start, a stop and checkpoints of 11-60 s."""
+    first, again, other = reference_trace(5), reference_trace(5), reference_trace(6)
+    assert np.array_equal(first.demand_w, again.demand_w)
+    assert not np.array_equal(first.demand_w, other.demand_w)
+    kinds = [event.kind for event in first.events]
+    assert kinds.count(EventKind.CRASH) == kinds.count(EventKind.START) == kinds.count(EventKind.STOP) == 1
+    lengths = [e.until_s - e.from_s for e in first.events if e.kind is EventKind.CHECKPOINT]
+    assert len(lengths) == 10
+    assert all(CHECKPOINT_S[0] <= length <= CHECKPOINT_S[1] for length in lengths)
+
+
+def test_a_running_job_draws_its_duty() -> None:
+    """Mean of job A while it runs: 0.6 at full, 0.4 at 40 %; its noise is 2 %."""
+    trace = reference_trace(2)
+    running = trace.demand_w[0][trace.level[0] == 2.0] / trace.jobs[0].power_w
+    assert running.mean() == pytest.approx(DUTY + (1.0 - DUTY) * LOW_PHASE_FRAC, rel=0.02)
+    assert running[running > 0.7].std() == pytest.approx(0.02, rel=0.1)
+
+
+def test_the_future_does_not_leak_into_a_blind_forecast() -> None:
+    """Change everything after a step: the forecast made at that step stays the same, and the schedule's does too
+    where no announced event differs."""
+    trace = reference_trace(3)
+    step = 4000
+    later = trace.demand_w.copy()
+    later[:, step + 1 :] *= 0.3
+    for is_scheduled in (False, True):
+        one = Forecaster(trace, is_scheduled=is_scheduled)
+        two = Forecaster(replace(trace, demand_w=later), is_scheduled=is_scheduled)
+        for at in range(0, step + 1, 500):
+            a, b = one.at(at), two.at(at)
+            assert np.array_equal(a.mean_w, b.mean_w) and np.array_equal(a.bottom_w, b.bottom_w)
+
+
+def test_a_schedule_tells_stops_and_never_crashes() -> None:
+    """A minute before B stops its forecast falls to nothing; a second before A crashes A's does not."""
+    trace = reference_trace(1)
+    stop = next(e for e in trace.events if e.kind is EventKind.STOP)
+    crash = next(e for e in trace.events if e.kind is EventKind.CRASH)
+    known = Forecaster(trace, is_scheduled=True)
+    for step in range(0, round(stop.from_s / STEP_S) - 600, 10):
+        forecast = known.at(step)
+    assert forecast.mean_w[stop.job, 0] > 0.0 and forecast.mean_w[stop.job, -1] < forecast.mean_w[stop.job, 0] * 0.5
+    known = Forecaster(trace, is_scheduled=True)
+    for step in range(0, round(crash.from_s / STEP_S) - 10, 10):
+        forecast = known.at(step)
+    assert forecast.mean_w[0, :10].min() >= LOW_PHASE_FRAC * trace.jobs[0].power_w * 0.9
+
+
+def flat(steps: int, demand: float) -> OracleCase:
+    """A flat load with a small battery: everything can be worked out by hand."""
+    world = make_world(case_named("5-500"), 1, shrink=SHORT)
+    return OracleCase(
+        step_s=0.1,
+        demand_w=np.full((1, steps), demand * MEGA),
+        weight=np.ones(1),
+        base_w=3.5 * MEGA,
+        reserve=world.reserve,
+        load_left_w=3.5 * MEGA,
+        is_rise_enforced=False,
+        floor_w=0.0,
+        slope_w_per_s=0.1 * MEGA,
+        windows=(),
+        ceiling_w=None,
+        start_w=8.5 * MEGA,
+        start_j=250 * MEGA,
+    )
+
+
+def test_the_oracle_knows_a_case_worked_by_hand() -> None:
+    """6 MW for 100 s where the grid may give 5: with nothing from the battery exactly 100 MJ are lost, with 20 MJ of
+    stored energy 19 MJ fewer."""
+    oracle = Oracle(flat(1000, 6.0))
+    none, some = oracle.solve(250 * MEGA), oracle.solve(230 * MEGA)
+    assert none is not None and some is not None
+    assert none.lost_j == pytest.approx(100 * MEGA, rel=1e-4)
+    assert some.lost_j == pytest.approx(81 * MEGA, rel=1e-4)
+    assert some.dual_j_per_j == pytest.approx(0.95, rel=1e-3)
+
+
+def test_the_oracle_says_when_there_is_no_path() -> None:
+    """More energy at the end than the grid and the battery can bring: None, not a number with slack."""
+    assert Oracle(flat(200, 6.0)).solve(490 * MEGA) is None
+
+
+def test_windows_bind_the_oracle() -> None:
+    """A window of 0.5 MW in 15 s: no two instants 1 s apart on the grid break it, and the 60 s window it implies."""
+    windows = (WindowRow(2 * MEGA, 60.0), WindowRow(0.5 * MEGA, 15.0))
+    case = replace(flat(1000, 6.0), slope_w_per_s=None, windows=windows, start_w=6.0 * MEGA)
+    answer = Oracle(case).solve(200 * MEGA)
+    assert answer is not None
+    path = np.concatenate([np.full(600, 6.0 * MEGA), answer.target_w])
+    for lag, limit in ((150, 0.5), (600, 2.0)):
+        widest = max(float(np.ptp(path[i : i + lag])) for i in range(0, len(path) - lag, 7))
+        assert widest <= limit * MEGA * 1.001
+    assert answer.target_w.max() > 6.4 * MEGA  # the allowance is used
+
+
+@pytest.mark.parametrize("case_id", ["4-500-floor", "two-sided"])
+def test_no_policy_beats_the_oracle_and_none_leaves_the_set(case_id: str) -> None:
+    """On a short trace: regret is not negative, no episode, crash-safe throughout, for mpc and rule-max."""
+    case = case_named(case_id)
+    world = make_world(case, 11, shrink=SHORT)
+    scores = score_world(case, world, seed=11, policies=(("rule-max", "blind"), ("mpc", "scheduled")))
+    for score in scores:
+        assert score.regret_pp is not None and score.regret_pp >= REGRET_MIN_PP, score
+        assert score.episodes == 0, score
+        assert score.crash_safe_frac == 1.0, score
+        assert score.fallbacks == 0, score
+
+
+def test_no_controller_breaks_the_row_and_a_lost_reserve_is_seen() -> None:
+    """`none` leaves the row broken, and `low-pass` the crash-safe set: the bench sees both."""
+    case = case_named("5-500")
+    world = make_world(case, 1, shrink=SHORT)
+    none, smooth = score_world(case, world, seed=1, policies=(("none", "blind"), ("low-pass", "blind")))
+    assert none.episodes >= 1 and none.episode_w_max > MEGA
+    assert smooth.crash_safe_frac < 1.0
+    assert not none.is_comparable and not smooth.is_comparable
+
+
+def test_a_crash_is_ridden_down_inside_the_row() -> None:
+    """Through the crash and for a minute after it grid power stays on the row with the reserve in force."""
+    case = case_named("5-500")
+    world = make_world(case, 4, shrink=SHORT)
+    assert any(event.kind is EventKind.CRASH for event in world.trace.events)
+    out = Run(world, policy="mpc", is_scheduled=False).go()
+    assert out.episodes == 0
+    assert float(np.abs(np.diff(out.target_w)).max()) <= 0.0101 * MEGA
+
+
+def test_weighted_loss_goes_where_it_is_cheap() -> None:
+    """The case with tiers: mpc loses at least a fifth less weighted work than rule-max, and none of the class that
+    tolerates nothing."""
+    case = case_named("tiers")
+    world = make_world(case, 2, shrink=0.25)
+    out = {policy: Run(world, policy=policy, is_scheduled=False).go() for policy in ("rule-max", "mpc")}
+    assert out["mpc"].lost_j <= 0.8 * out["rule-max"].lost_j
+    assert out["mpc"].curtailed_j[0] <= 0.02 * out["mpc"].curtailed_j.sum()
+
+
+def test_a_bench_that_is_wrong_says_so() -> None:
+    """A comparable policy below the oracle by more than the tolerance is a failure of the bench, named."""
+    good = Score(
+        case="5-500",
+        policy="mpc",
+        variant="blind",
+        seed=1,
+        lost_frac=0.1,
+        oracle_lost_frac=0.1,
+        oracle_start_lost_frac=0.1,
+        regret_pp=-0.001,
+        final_less_start_j=0.0,
+        dual=0.9,
+        episodes=0,
+        unforced_episodes=0,
+        episode_w_max=0.0,
+        forced_w=0.0,
+        crash_safe_frac=1.0,
+        tier_excess_j=0.0,
+        fallbacks=0,
+    )
+    assert list(_failed([good])) == []
+    assert "seed 1" in next(_failed([replace(good, regret_pp=-0.1)]))
+    assert list(_failed([replace(good, regret_pp=-0.1, policy="none")])) == []
+
+
+def test_missed_goals_are_named() -> None:
+    """An episode in a case with a reserve is printed, whatever the regret."""
+    from hil.bench_regret import _line
+
+    case = case_named("5-500")
+    world = make_world(case, 1, shrink=SHORT)
+    (score,) = score_world(case, world, seed=1, policies=(("rule-max", "blind"),))
+    clean = replace(score, policy="mpc", regret_pp=0.01)
+    assert list(_missed((_line([clean], [clean]),))) == []
+    bad = replace(clean, episodes=1, regret_pp=0.5)
+    assert len(list(_missed((_line([bad], [bad]),)))) == 2
+
+
+def test_every_case_has_a_world_and_an_oracle() -> None:
+    """All six cases build, with the start inside the crash-safe set where there is one."""
+    for case in CASES:
+        world = make_world(case, 3, shrink=SHORT)
+        assert oracle_case(case, world).demand_w.shape[0] == len(case.jobs)
+        if case.has_reserve:
+            safe_w = world.load_left_w + world.reserve.surplus_safe_w(world.start_j)
+            assert world.start_w <= safe_w + 1.0
