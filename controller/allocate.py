@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from controller.fleet import Fleet
-from controller.gpu_model import UNKNOWN, GpuCurve, curve_for
+from controller.gpu_model import UNKNOWN, GpuCurve, PowerCurve, curve_for
 from controller.types import FloatArray, IntArray
 
 TABLE = 2048  # points of a curve for look-up: the steepest curve moves 0.2 % from one to the next
@@ -24,7 +24,7 @@ CLOCK_STEP_MHZ = 15.0  # of every NVIDIA data-centre GPU since Volta
 class Curves:
     """Which curve each GPU of a fleet follows."""
 
-    known: tuple[GpuCurve, ...]
+    known: tuple[PowerCurve, ...]
     index: IntArray  # (n,)
 
     @classmethod
@@ -58,7 +58,7 @@ class Curves:
 
 
 @lru_cache(maxsize=8)
-def _share_table(known: tuple[GpuCurve, ...]) -> FloatArray:
+def _share_table(known: tuple[PowerCurve, ...]) -> FloatArray:
     fractions = np.linspace(0.0, 1.0, TABLE)
     return np.concatenate([curve.power_share(fractions) for curve in known])
 
@@ -78,6 +78,23 @@ def clocks_of_caps(fleet: Fleet, curves: Curves, *, cap_w: FloatArray, peak_w: F
     stepped = table.cap_min[0] + np.floor((clock - table.cap_min[0]) / CLOCK_STEP_MHZ) * CLOCK_STEP_MHZ
     bounded = np.clip(stepped, table.floor_mhz, table.cap_max[0])
     return np.where(is_free[fleet.class_index], np.inf, bounded)
+
+
+def one_clock_per_job(fleet: Fleet, clock_mhz: FloatArray) -> FloatArray:
+    """The lowest clock of each job's GPUs for all of them (n,): a synchronous job goes at the pace of its slowest."""
+    lowest = np.full(len(fleet.job_names), np.inf)
+    np.minimum.at(lowest, fleet.job_index, clock_mhz)
+    wanted, table = lowest[fleet.job_index], fleet.table
+    stepped = table.cap_min[0] + np.floor((wanted - table.cap_min[0]) / CLOCK_STEP_MHZ) * CLOCK_STEP_MHZ
+    bounded = np.clip(stepped, table.floor_mhz, table.cap_max[0])
+    return np.where(wanted >= table.cap_max[0], np.inf, bounded)
+
+
+def has_mixed_jobs(fleet: Fleet, curves: Curves) -> bool:
+    """Whether any job has GPUs that would get clocks of their own: of several classes or curves."""
+    kinds = fleet.class_index * len(curves.known) + curves.index
+    pairs = np.unique(np.stack((fleet.job_index, kinds)), axis=1)
+    return int(pairs.shape[1]) > len(fleet.job_names)
 
 
 def fit_worst_case(

@@ -15,7 +15,7 @@ import numpy as np
 
 from controller import envelope
 from controller.estimate import Estimate, LoadEstimator, LoadSource
-from controller.fleet import Fleet, FleetBook, FleetReadings, read_fleet
+from controller.fleet import Fleet, FleetBook, FleetReader, FleetReadings
 from controller.gpu_model import GpuCurve
 from controller.health import Health
 from controller.limits import InForce, LimitBook
@@ -106,6 +106,7 @@ class SiteCore:
         self._book = FleetBook(site)
         self._nodes: tuple[Reading[NodeReport], ...] = ()
         self._read: tuple[Fleet, FleetReadings] | None = None
+        self._reader: FleetReader | None = None
         self.planning = Planning(site, planner=planner, curves=curves)
         self.tracker: Tracker | None = None
         self._in_force: InForce | None = None
@@ -151,6 +152,7 @@ class SiteCore:
         in_force = self._take_limits(image, estimate)
         set_point_w = self._respond(image, estimate, mode, in_force, fleet)
         track = self._track(image, estimate, mode, in_force, set_point_w)
+        self.planning.read(now_s, fleet, readings, line=track.line if track is not None else None)
         proposal = self._proposal(image, fleet, track, mode, is_leader=is_leader)
         return Decision(estimate, mode, in_force, track, proposal, fleet, readings)
 
@@ -200,7 +202,9 @@ class SiteCore:
             self._read = None
         if self._read is None or len(nodes) != len(self._nodes) or not all(map(operator.is_, nodes, self._nodes)):
             fleet = self._book.fleet(nodes)
-            self._nodes, self._read = nodes, (fleet, read_fleet(fleet, nodes))
+            if self._reader is None or self._reader.fleet is not fleet:
+                self._reader = FleetReader(fleet)
+            self._nodes, self._read = nodes, (fleet, self._reader.read(nodes))
         return self._read
 
     def _flags(self, image: SiteImage, estimate: Estimate, *, is_leader: bool) -> frozenset[Flag]:
@@ -238,7 +242,7 @@ class SiteCore:
             flags.add(Flag.NODES_ALL_LOST if len(lost) == len(image.nodes) else Flag.NODE_LOST)
         if any(r.value.state is AgentState.MONITOR_ONLY for r in image.nodes):
             flags.add(Flag.GPU_PERMISSION)
-        if any(bool((~r.value.is_controllable).any()) for r in image.nodes if r.value.state is AgentState.ARMED):
+        if any(not r.value.is_controllable.all() for r in image.nodes if r.value.state is AgentState.ARMED):
             flags.add(Flag.GPU_IGNORES_CAPS)
         return flags
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -49,6 +50,19 @@ class GpuCurve:
     def _grid(self) -> tuple[FloatArray, FloatArray]:
         fractions = np.linspace(0.0, 1.0, GRID)
         return fractions, self.power_share(fractions)
+
+
+class PowerCurve(Protocol):
+    """A curve, whether of a model or as learnt."""
+
+    @property
+    def name(self) -> str: ...
+
+    def power_share(self, clock_frac: FloatArray | float) -> FloatArray: ...
+
+    def clock_for(self, share: FloatArray | float) -> FloatArray: ...
+
+    def work_share(self, clock_frac: FloatArray | float) -> FloatArray: ...
 
 
 # Steeper than any measured card: what nothing is known of is assumed to save little when slowed.

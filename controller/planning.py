@@ -13,13 +13,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from controller.allocate import Curves, clocks_of_caps, fit_worst_case, held_back_w
+from controller.allocate import (
+    Curves,
+    clocks_of_caps,
+    fit_worst_case,
+    has_mixed_jobs,
+    held_back_w,
+    one_clock_per_job,
+)
 from controller.contract import AdmissibleInterval
 from controller.demand import Demand, DemandWindow, split_demand
 from controller.emergency import Armed
 from controller.estimate import Estimate
 from controller.fleet import REST, Fleet, FleetReadings
+from controller.forecast import Line
 from controller.gpu_model import GpuCurve
+from controller.identify import Identified, Identifier
 from controller.plan.plan import OFFSET_S, STEPS, JobClass, Plan, PlanInput, Planner
 from controller.plan.tier import TierLedger
 from controller.reserve import NO_BATTERY, BatteryBounds, Contingency, CrashReserve
@@ -56,14 +65,15 @@ class Planning:
     def __init__(self, site: SiteSettings, *, planner: Planner, curves: Mapping[str, GpuCurve]) -> None:
         self._site = site
         self._planner = planner
-        self._curves = curves
+        self._identifier = Identifier(curves)
         self._classes = (*site.classes, REST_SETTINGS)
         self._window = DemandWindow(peak_w=site.registered_peak_w)
         tiers = np.array([c.tolerated_loss_frac for c in self._classes])
         window_s = max(c.window_s for c in self._classes)
         self._ledger = TierLedger(tiers, window_s=window_s)
         self._fleet: Fleet | None = None
-        self._fleet_curves: Curves | None = None
+        self._learnt: tuple[int, Curves, Curves] | None = None  # the version, the likely and the cautious curves
+        self._has_mixed_jobs = False
         self._planned_s: float | None = None
         self._seen_s = self._demand_top_s = 0.0
         self._other_w = site.other_load_w
@@ -123,12 +133,14 @@ class Planning:
 
     def decide(self, known: Known) -> Plan:
         """Plan the next minutes and turn the caps into clocks."""
-        curves = self._curves_of(known.fleet)
-        self._demand = self._demand_now(known, curves)
+        likely, curves = self._curves_of(known.fleet)
+        self._demand = self._demand_now(known, likely)
         given = self._input(known, curves)
         plan = self._planner.plan(given)
         peaks_w = self._peaks_w(given)
         clocks_mhz = clocks_of_caps(known.fleet, curves, cap_w=plan.cap_w, peak_w=peaks_w)
+        if self._has_mixed_jobs:
+            clocks_mhz = one_clock_per_job(known.fleet, clocks_mhz)
         self.caps = np.vstack(fit_worst_case(known.fleet, curves, clock_mhz=clocks_mhz, hard_w=known.gpu_w_max))
         self._account(known.now_s, given, plan)
         self.armed = Armed.arm(
@@ -143,11 +155,24 @@ class Planning:
         self.plan = plan
         return plan
 
-    def _curves_of(self, fleet: Fleet) -> Curves:
-        if self._fleet_curves is None or fleet is not self._fleet:
-            self._fleet = fleet
-            self._fleet_curves = Curves.of(fleet.models, self._curves)
-        return self._fleet_curves
+    def read(self, now_s: float, fleet: Fleet, readings: FleetReadings, *, line: Line | None) -> None:
+        """Learn from the nodes' readings; at most every tick."""
+        self._identifier.saw(now_s, fleet, readings, line=line)
+
+    @property
+    def identified(self) -> tuple[Identified, ...]:
+        """What is known of each class and model by now."""
+        return self._identifier.identified()
+
+    def _curves_of(self, fleet: Fleet) -> tuple[Curves, Curves]:
+        """The likely curves, and the cautious ones that caps are made from."""
+        if self._learnt is None or fleet is not self._fleet or self._learnt[0] != self._identifier.version:
+            best, upper, index = self._identifier.curves(fleet)
+            likely, cautious = Curves(best, index), Curves(upper, index)
+            if fleet is not self._fleet:
+                self._has_mixed_jobs = has_mixed_jobs(fleet, likely)
+            self._fleet, self._learnt = fleet, (self._identifier.version, likely, cautious)
+        return self._learnt[1], self._learnt[2]
 
     def _demand_now(self, known: Known, curves: Curves) -> Demand:
         readings = known.readings

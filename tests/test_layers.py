@@ -34,6 +34,7 @@ CORE_MID = {
         "estimate_checks",
         "estimate_lag",
         "forecast",
+        "identify",
         "demand",
         "droop",
         "limits",
@@ -45,7 +46,7 @@ CORE_HIGH = {
     f"controller.{name}"
     for name in ("allocate", "follow", "tracker", "tracker_io", "emergency", "respond", "schedule", "view", "planning")
 }
-CORE_TOP = {f"controller.{name}" for name in ("modes", "health", "signals", "signal_schedule", "core")}
+CORE_TOP = {f"controller.{name}" for name in ("modes", "health", "signals", "signal_schedule", "signal_memory", "core")}
 CORE = CORE_LOW | CORE_MID | CORE_HIGH | CORE_TOP
 ENVELOPES = {"controller.envelope", "controller.envelope_node"}
 FORBIDDEN_IN_CORE = {"asyncio", "socket", "threading", "time", "subprocess", "logging", "structlog", "os", "pathlib"}
