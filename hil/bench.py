@@ -92,6 +92,7 @@ class WireFacts:
     plan_count: int
     plan_ms: Mapping[str, float]
     fallbacks: int
+    left_all_clean: bool  # no GPU throttled, no process that had to be killed
     facts: Mapping[str, object]
 
 

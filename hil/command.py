@@ -16,7 +16,7 @@ from hil.report_page import write_report
 from hil.result import exit_code, result_of, write_result
 from hil.scenario import Overrides, Scenario, load_scenario
 
-INTERNAL, INTERRUPTED = 3, 130
+CHECK_FAILED, INTERNAL, INTERRUPTED = 1, 3, 130
 
 
 def run_and_report(name_or_file: str, overrides: Overrides, *, out: Path | None, is_wire: bool = False) -> int:
@@ -49,8 +49,8 @@ def _on_wires(scenario: Scenario, console: Console, folder: Path) -> int:
     try:
         with Board(console, scenario.doc.name) as board:
             record = run_wire(scenario, out=folder, show=board.show)
-    except Interrupted:
-        console.print("interrupted: both processes stopped, GPUs given back", highlight=False)
+    except Interrupted as interrupted:
+        console.print(str(interrupted), highlight=False)
         return INTERRUPTED
     except (ChildDied, NotReady) as error:
         console.print(f"rampart: {error}", highlight=False, markup=False)
@@ -59,7 +59,8 @@ def _on_wires(scenario: Scenario, console: Console, folder: Path) -> int:
     print_result(console, result)
     print_wire(console, result, folder)
     console.print(f"[dim]results in[/dim] {folder}", highlight=False)
-    return exit_code(result)
+    assert record.wire is not None
+    return exit_code(result) if record.wire.left_all_clean else CHECK_FAILED
 
 
 def _write(record: RunRecord, folder: Path) -> dict[str, object]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -90,9 +91,22 @@ def run_wire(scenario: Scenario, *, out: Path, show: Callable[[Snapshot], None])
         raise BadInput("--controller none: --wire runs the shipped processes; leave one of the two out")
     if scenario.settings.grid is None or site.meter is None or site.battery is None:
         raise BadInput(f"{scenario.doc.name}: --wire needs pcc_meter, battery and grid in the site file")
-    with whole_file(out / "pcc.csv") as csv_file:
+    with _alone_in(out), whole_file(out / "pcc.csv") as csv_file:
+        for stale in ("result.json", "report.html", "recording.jsonl.gz"):
+            (out / stale).unlink(missing_ok=True)  # of an earlier run: an interrupted one must not look finished
         bench = WireBench(scenario, site, out=out, csv_file=csv_file, show=show)
         return asyncio.run(bench.supervised())
+
+
+@contextlib.contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Two runs must not share a folder: the files of one are what the processes of the other run from."""
+    with (out / ".lock").open("w", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"--out {out}: another run is writing there; give another folder") from None
+        yield
 
 
 class WireBench:
@@ -148,7 +162,9 @@ class WireBench:
             return await self._run()
         except asyncio.CancelledError:
             if is_asked:
-                raise Interrupted from None
+                left = len(self._account.left_throttled)
+                state = f"{left} GPUs left throttled" if left else "every GPU at the settings it had"
+                raise Interrupted(f"interrupted: processes stopped, {state}") from None
             raise
 
     async def _run(self) -> RunRecord:
@@ -429,5 +445,6 @@ def _wire_facts(account: Account, facts: dict[str, object]) -> WireFacts:
         plan_count=int(tick.get("plans", 0)),
         plan_ms=tick.get("plan_ms", {"p50": 0.0, "p99": 0.0, "max": 0.0}),
         fallbacks=int(tick.get("fallback_plans", 0)),
+        left_all_clean=not account.left_throttled and not account.processes_left,
         facts=facts,
     )

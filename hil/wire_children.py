@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from hil.fake_nvml.build import STATE_VARIABLE
@@ -26,18 +25,13 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 BYTES_PER_KIB = 1024
 
 
-@dataclass(frozen=True, slots=True)
 class ChildDied(Exception):
     """A child ended while it was needed. `status` is its exit status, negative for a signal."""
 
-    name: str
-    status: int
-    log: Path
-    tail: str
-
-    def __str__(self) -> str:
-        how = f"exit status {self.status}" if self.status >= 0 else f"signal {signal.Signals(-self.status).name}"
-        return f"the {self.name} ended by itself ({how}); the end of {self.log}:\n{self.tail}"
+    def __init__(self, name: str, status: int, log: Path) -> None:
+        self.status = status
+        how = f"exit status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
+        super().__init__(f"the {name} ended by itself ({how}); the end of {log}:\n{tail(log)}")
 
 
 class Child:
@@ -81,7 +75,7 @@ class Child:
         """Return only when the child was asked to stop; raises ChildDied when it ends before."""
         status = await self._process.wait()
         if not self._is_stopping:
-            raise ChildDied(self.name, status, self.log, tail(self.log))
+            raise ChildDied(self.name, status, self.log)
 
     def measure(self) -> None:
         """Note the largest resident memory so far."""
