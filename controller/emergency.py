@@ -207,7 +207,7 @@ class Steepness:
 
 @dataclass(frozen=True, slots=True)
 class CapPath:
-    """The load expected while caps take hold: GPUs fall first-order, one after the other, from `begin_s` on for `spread_s`."""
+    """The load expected while caps take hold: GPU after GPU, from `begin_s` on for `spread_s`, each first-order."""
 
     begin_s: float
     spread_s: float

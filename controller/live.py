@@ -9,20 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import structlog
 
 from controller.app import Factories, Runner
+from controller.codec import decode, encode
 from controller.config.load import data_path, read_yaml
 from controller.errors import BadInput
 from controller.lease import FileLease
 from controller.live_jobs import open_jobs
 from controller.ports import Battery, Clock, JobSource, NodeLink, PowerMeter, Ups
-from controller.settings import ModbusSettings, Settings, SiteSettings
+from controller.settings import (
+    GridSettings,
+    IssuerSettings,
+    ModbusSettings,
+    OpenAdrSettings,
+    Settings,
+    SiteSettings,
+)
+from controller.signal_memory import SignalMemory
 from controller.signals import AcceptanceRules, bounds_of
 from controller.types import Acceptance, SignalOutcome
 from drivers.battery import open_battery
@@ -31,8 +40,10 @@ from drivers.meter import open_meter
 from drivers.modbus import ModbusPool
 from drivers.mqtt import MqttSession
 from drivers.node_link import MqttNodeLink
+from drivers.openadr import OpenAdrBridge
 from drivers.profile import DeviceProfile, parse_profile
 from drivers.recorder import FileRecorder
+from drivers.signal_store import SignalStore
 from drivers.ups import open_ups
 
 RECORDINGS_KEPT = 20  # the oldest go; a day of one 20 Hz controller is about 1 GB
@@ -74,9 +85,10 @@ async def live_factories(
             link = MqttNodeLink(session)
         jobs = open_jobs(settings, clock=clock, session=session, link=link)
         background.extend(jobs.runners)
-        grid = _open_grid(settings, site, clock=clock, session=session, state_dir=state_dir, wake=wake, jobs=jobs.board)
-        if grid is not None:
-            background.append(grid.run)
+        grid, runners = _open_grid(
+            settings, site, clock=clock, session=session, state_dir=state_dir, wake=wake, jobs=jobs.board
+        )
+        background.extend(runners)
         recorder = _open_recorder(settings, clock, state_dir)
         try:
             yield Factories(
@@ -134,19 +146,23 @@ def _open_grid(
     state_dir: Path,
     wake: asyncio.Event,
     jobs: JobSource,
-) -> DsxGridSource | None:
+) -> tuple[DsxGridSource | None, Sequence[Runner]]:
+    """The way to the grid and what runs beside it: other bridges, and the file of accepted signals."""
     if settings.grid is None or session is None:
-        return None
+        return None, ()
+    bounds = bounds_of(site)
+    rules = AcceptanceRules(_with_bridges(settings.grid, settings.openadr), bounds)
+    store = _recalled(state_dir / "signals.json", rules, clock)
 
     def on_outcome(outcome: SignalOutcome) -> None:
         if outcome.acceptance is not Acceptance.REFUSED:
             wake.set()  # whether it is an emergency the core sees for itself
+            store.changed()
 
-    bounds = bounds_of(site)
-    return DsxGridSource(
+    grid = DsxGridSource(
         session,
         settings=settings.grid,
-        rules=AcceptanceRules(settings.grid, bounds),
+        rules=rules,
         peak_w=site.registered_peak_w,
         floor_w=bounds.floor_w,
         classes=site.classes,
@@ -156,6 +172,36 @@ def _open_grid(
         audit_path=state_dir / "grid-audit.jsonl",
         on_outcome=on_outcome,
     )
+    runners: list[Runner] = [grid.run, store.run]
+    if settings.openadr is not None:
+        bridge = OpenAdrBridge(
+            settings.openadr, rules=rules, clock=clock, on_outcome=on_outcome, write_audit=grid.write_audit
+        )
+        runners.append(bridge.run)
+    return grid, runners
+
+
+def _with_bridges(grid: GridSettings, openadr: OpenAdrSettings | None) -> GridSettings:
+    """The issuers the rules know: those of the broker, and a VTN, which has no key there and may set targets only."""
+    if openadr is None:
+        return grid
+    return replace(grid, issuers=(*grid.issuers, IssuerSettings(openadr.issuer, (), True, False, False)))
+
+
+def _recalled(path: Path, rules: AcceptanceRules, clock: Clock) -> SignalStore:
+    """The file of accepted signals, and what it held taken back into `rules`."""
+    store = SignalStore(path, take=lambda: encode(rules.memory(now_s=clock.now_s(), utc_s=clock.wall_utc_s())))
+    kept = store.load()
+    if kept is None:
+        return store
+    try:
+        memory = decode(SignalMemory, kept, at="signals")
+    except (ValueError, OverflowError, RecursionError) as error:
+        store.put_aside(str(error))
+        return store
+    assert isinstance(memory, SignalMemory)
+    rules.recall(memory, now_s=clock.now_s(), utc_s=clock.wall_utc_s())
+    return store
 
 
 def _open_recorder(settings: Settings, clock: Clock, state_dir: Path) -> FileRecorder:

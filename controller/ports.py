@@ -12,6 +12,7 @@ from typing import Protocol
 from controller.types import (
     BatteryCommand,
     BatterySample,
+    EnergyPrice,
     FeedTarget,
     GpuCap,
     GpuId,
@@ -159,6 +160,11 @@ class JobFeed(Protocol):
     @property
     def trouble(self) -> str:
         """Why the newest attempt failed; empty when it did not."""
+
+
+class PriceSource(Protocol):
+    def prices(self, utc_s: float) -> tuple[EnergyPrice, ...]:
+        """Prices in force or to come at `utc_s`, sorted by start."""
 
 
 class JobSource(Protocol):

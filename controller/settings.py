@@ -253,6 +253,19 @@ class JobsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenAdrSettings:
+    """A VTN whose events become load targets and prices; `issuer` is its name in answers and audit."""
+
+    url: str
+    issuer: str
+    program_id: str | None
+    poll_s: float
+    token_file: str | None
+    client_id: str | None
+    client_secret_file: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything one process runs from."""
 
@@ -268,4 +281,5 @@ class Settings:
     runtime_dir: str
     metrics_port: int | None
     config_path: str
+    openadr: OpenAdrSettings | None = None
     jobs: JobsSettings | None = None

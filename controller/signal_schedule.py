@@ -77,6 +77,16 @@ class Schedule:
     def layers(self, slot: Slot) -> Sequence[Layer]:
         return self._slots.get(slot, [])
 
+    def everything(self) -> tuple[Layer, ...]:
+        """All layers, of each slot in order."""
+        return tuple(layer for layers in self._slots.values() for layer in layers)
+
+    def put_back(self, layers: Sequence[Layer]) -> None:
+        """Layers that were accepted before, in the order of `everything`."""
+        self.version += 1
+        for layer in layers:
+            self._slots.setdefault((layer.kind, layer.issuer, layer.feed), []).append(layer)
+
     def lay(self, layer: Layer) -> None:
         """Put a layer on top of its slot.
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from controller.settings import GridSettings, IssuerSettings, SiteSettings
+from controller.signal_memory import NewestOf, SignalMemory, moved
 from controller.signal_schedule import Dwell, Layer, Schedule, Slot, as_strict, bounded_row
 from controller.types import (
     Acceptance,
@@ -178,6 +179,32 @@ class AcceptanceRules:
             for slot in touched:
                 self._last_iat[slot] = max(offer.iat_utc_s, self._last_iat.get(slot, -math.inf))
         return outcomes
+
+    def memory(self, *, now_s: float, utc_s: float) -> SignalMemory:
+        """What a restarted controller must know to hold what this one accepted, and to tell a replay."""
+        return SignalMemory(
+            utc_s=utc_s,
+            layers=tuple(moved(layer, utc_s - now_s) for layer in self._schedule.everything()),
+            seen=tuple(self._seen),
+            newest=tuple(NewestOf(*slot, iat) for slot, iat in sorted(self._last_iat.items())),
+        )
+
+    def recall(self, memory: SignalMemory, *, now_s: float, utc_s: float) -> None:
+        """Take back what was kept, before the first offer; what ended and whose issuer or feed is gone stays out.
+
+        A wall clock that stands before the memory cannot say how long we were away: no time has passed, then.
+        """
+        since_s = max(utc_s, memory.utc_s)
+        kept = [moved(layer, now_s - since_s) for layer in memory.layers if self._may_still(layer)]
+        self._schedule.put_back([layer for layer in kept if layer.until_s > now_s])
+        for identity in memory.seen[-IDS_REMEMBERED_MAX:]:
+            self._seen[identity] = None
+        self._last_iat |= {(n.kind, n.issuer, n.feed): n.iat_utc_s for n in memory.newest}
+
+    def _may_still(self, layer: Layer) -> bool:
+        issuer = self._issuers.get(layer.issuer)
+        is_known = issuer is not None and layer.feed in self._share and _may(issuer, layer.kind)
+        return is_known and (not layer.ramp_exempt or (issuer is not None and issuer.may_exempt_ramp))
 
     def _watch_clock(self, now_s: float, utc_s: float) -> None:
         """A wall clock that parts from the monotonic one by more than the skew is not trusted until it ran evenly."""

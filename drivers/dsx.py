@@ -111,7 +111,7 @@ class DsxGridSource:
             clock=clock,
             rng=rng,
             publish=self._publish,
-            write_audit=self._write_audit,
+            write_audit=self.write_audit,
         )
         self._quiet: dict[RefusalReason, tuple[float, int]] = {}
         self._inboxes = [
@@ -199,7 +199,7 @@ class DsxGridSource:
         with _Refusals(self, message):
             event = self._envelope(message, POWER_BREACH_ENFORCEMENT)
             signed, data = verify_event(event, self._keys, PowerBreachEnforcementData)
-            self._write_audit(
+            self.write_audit(
                 {
                     "event": "enforcement",
                     "issuer": signed.issuer,
@@ -229,7 +229,7 @@ class DsxGridSource:
             for outcome in outcomes:  # first: an emergency does not wait for the paperwork
                 self._on_outcome(outcome)
         for outcome in outcomes:
-            self._write_audit(_audit_line(outcome, now_s, utc_s))
+            self.write_audit(_audit_line(outcome, now_s, utc_s))
             log.info(
                 "grid signal",
                 kind=str(outcome.kind),
@@ -262,7 +262,7 @@ class DsxGridSource:
             return
         self._quiet[reason] = (now_s, 0)
         log.warning("grid message refused", reason=str(reason), topic=message.topic, detail=refused.detail)
-        self._write_audit(
+        self.write_audit(
             {
                 "event": "refused_unverified",
                 "reason": str(reason),
@@ -276,11 +276,12 @@ class DsxGridSource:
         try:
             if self._keys.refresh():
                 log.info("grid keys changed", key_ids=list(self._keys.key_ids))
-                self._write_audit({"event": "keys_changed", "key_ids": list(self._keys.key_ids)})
+                self.write_audit({"event": "keys_changed", "key_ids": list(self._keys.key_ids)})
         except BadInput as bad:
             log.error("grid keys cannot be read; those in use stay", cause=str(bad))
 
-    def _write_audit(self, line: Mapping[str, object]) -> None:
+    def write_audit(self, line: Mapping[str, object]) -> None:
+        """One line of the audit log, stamped in UTC; other bridges write theirs here too."""
         self._audit.append({"utc": utc_text(self._clock.wall_utc_s()), **line})
 
     def _publish(self, topic: str, data: Payload, qos: int, *, event: CloudEvent | None = None) -> None:

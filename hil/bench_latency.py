@@ -106,6 +106,27 @@ def spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
     return {**rounded, "missed": int(np.isinf(found).sum())}
 
 
+def table(result: Result) -> str:
+    """The figures for a person, each way on lines of its own, the goals beside them."""
+    load = " ".join(f"{x:.1f}" for x in result.cpu_load)
+    lines = [f"every core busy: {'yes' if result.is_loaded else 'no'}; load average of the machine before: {load}"]
+    names = {"nvml": "clock lock", "setpoint": "set-point", "settled": "settled"}
+    for way, trials in result.trials.items():
+        lines.append(f"{way.value}, {len(trials)} trials, ms after publication")
+        for key, name in names.items():
+            found = spread([getattr(t, f"{key}_ms") for t in trials])
+            if found["missed"] != len(trials):
+                figures = "   ".join(f"{q} {_text(found[f'{q}_ms'])}" for q in ("p50", "p99", "max"))
+                lines.append(f"  {name:<11} {figures}   not within {WATCH_S:g} s: {found['missed']}")
+        lines.append(f"  undershoot  {100 * max(t.undershoot_frac for t in trials):.1f} % of the step at most")
+    lines.append("goals: clock lock and set-point p50 15, p99 50 ms; combined settled p50 120 ms")
+    return "\n".join(lines)
+
+
+def _text(value_ms: float | int | None) -> str:
+    return "  never" if value_ms is None else f"{value_ms:7.1f}"
+
+
 def settled_s(
     t_s: FloatArray, power_w: FloatArray, *, start_s: float, before_w: float, target_w: float
 ) -> float | None:

@@ -118,3 +118,35 @@ def plant(
 
     seconds = min(seconds, 300.0) if quick else seconds
     raise typer.Exit(bench_plant(traces=traces, seconds_max=seconds, jobs=jobs, only=only, as_json=as_json, page=out))
+
+
+@app.command()
+def latency(
+    trials: int = typer.Option(200, min=1, max=10_000, help="Of each way, after three to warm up."),
+    loaded: bool = typer.Option(False, "--loaded", help="Keep every core busy meanwhile."),
+    way: list[str] = typer.Option([], "--way", help="combined, caps or battery; all three when not given."),
+    seed: int = typer.Option(1, help="Of the plant and of when in the loops' phases a trial begins."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
+) -> None:
+    """Publish emergencies on real wires: time to clock lock, to set-point, and to power inside the target."""
+    import json
+    import logging
+
+    import structlog
+
+    from controller.errors import BadInput
+    from hil.bench_latency import Way, run, table
+
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    known = [w.value for w in Way]
+    for name in way:
+        if name not in known:
+            raise BadInput(f"--way: {name!r}: allowed: {', '.join(known)}")
+
+    def say(line: str) -> None:
+        if not as_json:
+            typer.echo(line, err=True)
+
+    ways = [Way(name) for name in way] or list(Way)
+    result = run(trials=trials, is_loaded=loaded, ways=ways, seed=seed, say=say)
+    typer.echo(json.dumps(result.as_dict()) if as_json else table(result))

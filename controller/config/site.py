@@ -29,6 +29,7 @@ from controller.settings import (
     ModbusSettings,
     MqttSettings,
     NodeSettings,
+    OpenAdrSettings,
     Policy,
     Role,
     Settings,
@@ -194,6 +195,29 @@ class GridDoc(Document):
         return self
 
 
+class OpenAdrDoc(Document):
+    """A VTN to poll. With `token_file`, or with `client_id` and `client_secret_file` at its token endpoint, or open."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")]
+    issuer: Name = "openadr"
+    program_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    poll_s: Annotated[float, Field(ge=1, le=3600)] = 30.0
+    token_file: str | None = None
+    client_id: str | None = None
+    client_secret_file: str | None = None
+
+    @model_validator(mode="after")
+    def _secrets(self) -> OpenAdrDoc:
+        if (self.client_id is None) != (self.client_secret_file is None):
+            raise ValueError("client_id and client_secret_file belong together; give both or none")
+        if self.token_file is not None and self.client_id is not None:
+            raise ValueError("token_file or client_id, one of them")
+        is_local = self.url.startswith(("http://127.0.0.1", "http://localhost", "http://[::1]"))
+        if self.url.startswith("http:") and not is_local:
+            raise ValueError("url: https is required beyond this machine")
+        return self
+
+
 class SampledDoc(Document):
     """This node stands for `nodes` like it."""
 
@@ -246,6 +270,7 @@ class SiteDoc(Document):
     commands: CommandsDoc = CommandsDoc()
     mqtt: MqttDoc | None = None
     grid: GridDoc | None = None
+    openadr: OpenAdrDoc | None = None
     jobs: JobsDoc | None = None
     node: NodeDoc | None = None
     state_dir: str | None = None
@@ -268,6 +293,11 @@ class SiteDoc(Document):
             raise ValueError("battery needs pcc_meter: without a meter nothing says what the battery should follow")
         if self.grid is not None and self.mqtt is None:
             raise ValueError("grid needs mqtt")
+        if self.openadr is not None and self.grid is None:
+            raise ValueError("openadr needs grid: its feeds and their shares")
+        issuers = {issuer.name for issuer in self.grid.issuers} if self.grid is not None else set()
+        if self.openadr is not None and self.openadr.issuer in issuers:
+            raise ValueError(f"openadr.issuer: {self.openadr.issuer} is one of grid.issuers; give another name")
         if self.jobs is not None and self.jobs.mqtt is not None and self.mqtt is None:
             raise ValueError("jobs.mqtt needs mqtt")
         if self.jobs is not None and self.role is Role.NODE:
@@ -447,6 +477,18 @@ def _mqtt(doc: MqttDoc, base: Path) -> MqttSettings:
         ca_file=_beside(base, doc.ca_file),
         cert_file=_beside(base, doc.cert_file),
         key_file=_beside(base, doc.key_file),
+    )
+
+
+def _openadr(doc: OpenAdrDoc, base: Path) -> OpenAdrSettings:
+    return OpenAdrSettings(
+        url=doc.url,
+        issuer=doc.issuer,
+        program_id=doc.program_id,
+        poll_s=doc.poll_s,
+        token_file=_beside(base, doc.token_file),
+        client_id=doc.client_id,
+        client_secret_file=_beside(base, doc.client_secret_file),
     )
 
 
