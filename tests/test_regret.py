@@ -149,6 +149,7 @@ def test_a_crash_is_ridden_down_inside_the_row() -> None:
     assert float(np.abs(np.diff(out.target_w)).max()) <= 0.0101 * MEGA
 
 
+@pytest.mark.slow
 def test_weighted_loss_goes_where_it_is_cheap() -> None:
     """The case with tiers: mpc loses at least a fifth less weighted work than rule-max, and none of the class that
     tolerates nothing."""
