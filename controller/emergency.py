@@ -128,7 +128,7 @@ class Armed:
         """Clock of each GPU (n,) at which all of them draw at most `gpu_w` in the mean; inf is free."""
         known = self.fleet.table
         share = self.table.at(gpu_w)[self.fleet.class_index]
-        clock = np.floor(self.curves.clock_for(share ** (1.0 / self.steepness)) * known.cap_max[0])
+        clock = np.floor(self.curves.clock_for(share ** (1.0 / self.steepness)) * known.cap_max[0] + 1e-6)
         return np.where(share >= 1.0, np.inf, np.clip(clock, known.cap_min[0], known.cap_max[0]))
 
     def power_w(self, clocks_mhz: FloatArray) -> float:

@@ -33,6 +33,7 @@ BODY_BYTES_MAX = 1_048_576
 EVENTS_MAX = 50  # of one page; the specification's largest
 INTERVALS_MAX = 64  # what the acceptance rules keep of one issuer and feed
 HTTP_S_MAX = 10.0
+COVER_S = 1.0  # beyond the end of what is withdrawn: two readings of two clocks never agree to the microsecond
 HORIZON_S = 366 * 86_400.0
 TOKEN_EARLY_S = 30.0  # a token is renewed this long before it expires
 W_PER = {"W": 1.0, "KW": 1e3, "MW": 1e6}
@@ -336,7 +337,7 @@ class OpenAdrBridge:
         utc_s = self._clock.wall_utc_s()
         targets = [self._target(w.from_utc_s, w.until_utc_s, w.target_w) for w in found.wishes if w.until_utc_s > utc_s]
         if self._covered_until_s > utc_s:
-            targets.insert(0, self._target(None, self._covered_until_s, None))
+            targets.insert(0, self._target(None, self._covered_until_s + COVER_S, None))
         self._covered_until_s = max((w.until_utc_s for w in found.wishes), default=-math.inf)
         if not targets:
             return

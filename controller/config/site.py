@@ -338,6 +338,7 @@ def _settings(doc: SiteDoc, *, origin: str, base: Path) -> Settings:
         runtime_dir=doc.runtime_dir or default_dir("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR", ".local/state"),
         metrics_port=doc.metrics_port,
         config_path=origin,
+        openadr=_openadr(doc.openadr, base) if doc.openadr else None,
         jobs=(
             jobs_settings(doc.jobs, site=doc.name, classes=tuple(c.name for c in doc.classes), base=base)
             if doc.jobs
