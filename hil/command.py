@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import structlog
 from rich.console import Console
 
 from controller.errors import BadInput
@@ -46,6 +47,8 @@ def _on_wires(scenario: Scenario, console: Console, folder: Path) -> int:
     from hil.wire import Interrupted, NotReady, run_wire
     from hil.wire_children import ChildDied
 
+    # The grid's own link says when it comes up; the board and the processes' logs say all that matters.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     try:
         with Board(console, scenario.doc.name) as board:
             record = run_wire(scenario, out=folder, show=board.show)

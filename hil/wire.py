@@ -50,7 +50,7 @@ from hil.wire_devices import (
     ups_registers,
 )
 from hil.wire_gpus import WireGpus, check_sample
-from hil.wire_record import Account, Crash, cut, predictions, view_of, words_of
+from hil.wire_record import Account, Checkpoints, Crash, cut, predictions, view_of, words_of
 from hil.wire_signals import Answer, Issuer
 from hil.world import Happening
 
@@ -316,6 +316,7 @@ class WireBench:
 
     async def _watch(self) -> None:
         """Ask the controller what it thinks, and the kernel how large the processes are."""
+        checkpoints = Checkpoints(self._scenario.doc.plant.fleet, self._plant.fleet.jobs)
         while True:
             began = time.monotonic()
             status = await self._status()
@@ -327,6 +328,8 @@ class WireBench:
                 self._account.status = status
             for child in self._children:
                 child.measure()
+            for job in checkpoints.reached():
+                self._note(f"checkpoint-{job}", "checkpoint", f"{job} writes a checkpoint")
             diary = tuple(self._world.diary)
             self._show(Snapshot("running", self._bench.progress(), self._mode, diary))
             await asyncio.sleep(max(0.01, POLL_S - (time.monotonic() - began)))

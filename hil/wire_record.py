@@ -13,9 +13,10 @@ import numpy as np
 from controller.check import crash_reading
 from controller.settings import SiteSettings
 from controller.types import FloatArray, GridSignal, Margin, Mode, RampLimit, SwingLimit
-from hil.plant.fleet import Group
+from hil.plant.fleet import Group, Job
 from hil.plant.site import TruthBlock
 from hil.run_log import TickView
+from hil.scenario import ClassPlantDoc, TrainingDoc
 from hil.wire_signals import Answer
 
 CRASH_S = 2.0  # how long after a crash its reading is looked for
@@ -104,6 +105,24 @@ def view_of(status: dict[str, Any], *, begin_s: float) -> TickView | None:
         plan_ms=0.0,
         overrun_count=int(tick["overruns"]),
     )
+
+
+class Checkpoints:
+    """Notices when a job comes to the next of the checkpoints that its workload names, in its own work time."""
+
+    def __init__(self, fleet: Sequence[ClassPlantDoc], jobs: Sequence[Job]) -> None:
+        self._due = [
+            (job, at_s)
+            for doc, job in zip(fleet, jobs, strict=True)
+            if isinstance(doc.workload, TrainingDoc)
+            for at_s in sorted(doc.workload.checkpoints_s)
+        ]
+
+    def reached(self) -> list[str]:
+        """The jobs that have begun one since the last call."""
+        begun = [(job, at_s) for job, at_s in self._due if job.work_s >= at_s]
+        self._due = [entry for entry in self._due if entry not in begun]
+        return [job.class_id for job, _ in begun]
 
 
 @dataclass(frozen=True, slots=True)
