@@ -55,7 +55,9 @@ class Actuate:
 
     async def _settle(self) -> bool:
         assert self._write is not None
-        await asyncio.wait((self._write,), timeout=self._deadline_s)
+        await asyncio.sleep(0)  # who takes it at once needs no timer
+        if not self._write.done():
+            await asyncio.wait((self._write,), timeout=self._deadline_s)
         if not self._write.done():
             return False
         task, self._write = self._write, None

@@ -151,28 +151,48 @@ class FleetBook:
         )
 
 
-def read_fleet(fleet: Fleet, nodes: Sequence[Reading[NodeReport]]) -> FleetReadings:
-    """The newest values of `nodes` in the order of `fleet`; must be the nodes the fleet was made from."""
-    table, n = fleet.table, fleet.count
-    power, caps = np.full(n, np.nan), np.full((2, n), np.inf)
-    is_read, is_ours, is_live = (np.zeros(n, dtype=np.bool_) for _ in range(3))
-    other_w = 0.0
-    for reading in nodes:
+class FleetReader:
+    """Reads reports into the order of one fleet; a reading that did not change is not read again."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        n = fleet.count
+        self.fleet = fleet
+        self._nodes: tuple[Reading[NodeReport] | None, ...] = ()
+        self._power, self._caps = np.full(n, np.nan), np.full((2, n), np.inf)
+        self._is_read, self._is_ours, self._is_live = (np.zeros(n, dtype=np.bool_) for _ in range(3))
+
+    def read(self, nodes: Sequence[Reading[NodeReport]]) -> FleetReadings:
+        """The newest values of `nodes`, which must be the nodes the fleet was made from; arrays of their own."""
+        before = self._nodes or (None,) * len(nodes)
+        for reading, known in zip(nodes, before, strict=True):
+            if reading is not known:
+                self._take(reading)
+        self._nodes = tuple(nodes)
+        table, is_ours, is_read = self.fleet.table, self._is_ours, self._is_read
+        caps = np.where(np.isfinite(self._caps), self._caps, np.inf)
+        bound_w = np.minimum(caps[1], table.peak_w)
+        is_measured = is_read & np.isfinite(self._power)
+        other_w = 0.0
+        for reading in nodes:
+            other_w += reading.value.other_w * reading.value.stands_for
+        return FleetReadings(
+            power_w=np.where(is_measured, self._power, bound_w),
+            acks=FleetAcks(
+                caps=caps,
+                is_fresh=is_ours & is_read,
+                fixed_w=np.where(is_ours, np.nan, np.where(self._is_live, bound_w, table.peak_w)),
+            ),
+            node_other_w=other_w,
+            is_read=is_measured,
+        )
+
+    def _take(self, reading: Reading[NodeReport]) -> None:
         report = reading.value
-        span = table.spans[report.node_id]
-        power[span] = report.power_w
-        caps[0, span], caps[1, span] = report.clock_cap_mhz, report.power_limit_w
+        span = self.fleet.table.spans[report.node_id]
         live = reading.quality in (Quality.GOOD, Quality.STALE)
-        is_live[span] = live
-        is_read[span] = live & (report.quality <= Quality.STALE)
-        is_ours[span] = report.is_controllable & (reading.quality is Quality.GOOD) & (report.state is AgentState.ARMED)
-        other_w += report.other_w * report.stands_for
-    caps = np.where(np.isfinite(caps), caps, np.inf)
-    bound_w = np.minimum(caps[1], table.peak_w)
-    fixed_w = np.where(is_ours, np.nan, np.where(is_live, bound_w, table.peak_w))
-    return FleetReadings(
-        power_w=np.where(is_read & np.isfinite(power), power, bound_w),
-        acks=FleetAcks(caps=caps, is_fresh=is_ours & is_read, fixed_w=fixed_w),
-        node_other_w=other_w,
-        is_read=is_read & np.isfinite(power),
-    )
+        is_obeyed = reading.quality is Quality.GOOD and report.state is AgentState.ARMED
+        self._power[span] = report.power_w
+        self._caps[0, span], self._caps[1, span] = report.clock_cap_mhz, report.power_limit_w
+        self._is_live[span] = live
+        self._is_read[span] = live & (report.quality <= Quality.STALE)
+        self._is_ours[span] = report.is_controllable & is_obeyed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from controller.modes import Flag
 from controller.plan.plan import Plan, PlanStatus
@@ -18,6 +19,15 @@ ABOVE_CAP_FRAC = 1.05  # FAULTS G7: of the power limit in force, for five period
 ABOVE_CAP_PERIODS = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One report and what it says of its GPUs."""
+
+    report: NodeReport
+    is_hung: bool
+    is_above: bool
+
+
 class Health:
     """One per site; `step` once per cycle."""
 
@@ -26,6 +36,7 @@ class Health:
         self._wall_less_mono_s = math.nan
         self._last_s = math.nan
         self._boots: dict[NodeId, str] = {}
+        self._judged: dict[NodeId, _Judged] = {}
         self._above_since_s: float | None = None
         self._is_first_report = True
         self._had_battery = False  # at the last image
@@ -34,8 +45,9 @@ class Health:
 
     def step(self, image: SiteImage, plan: Plan | None) -> set[Flag]:
         """Everything found at this image; `plan` is the one in force."""
-        found = self._clocks(image) | self._gpus(image.nodes) | self._restarted(image.nodes)
-        if self._is_above_cap(image):
+        judged = [self._judge(reading.value) for reading in image.nodes]
+        found = self._clocks(image) | self._gpus(image.nodes, judged) | self._restarted(image.nodes)
+        if self._is_above_cap(image.t_mono_s, judged):
             found.add(Flag.POWER_ABOVE_CAP)
         if self._is_solver_wrong(plan):
             found.add(Flag.SOLVER_INVALID)
@@ -60,11 +72,20 @@ class Health:
             found.add(Flag.RESUMED)
         return found
 
-    def _gpus(self, nodes: Iterable[Reading[NodeReport]]) -> set[Flag]:
+    def _judge(self, report: NodeReport) -> _Judged:
+        """What the report says of its GPUs; nodes report at a fraction of our rate, and no report is asked twice."""
+        known = self._judged.get(report.node_id)
+        if known is None or known.report is not report:
+            is_hung = bool((report.quality > Quality.STALE).any())
+            is_above = bool((report.power_w > ABOVE_CAP_FRAC * report.power_limit_w).any())
+            known = self._judged[report.node_id] = _Judged(report, is_hung, is_above)
+        return known
+
+    def _gpus(self, nodes: Iterable[Reading[NodeReport]], judged: Iterable[_Judged]) -> set[Flag]:
         found: set[Flag] = set()
-        for reading in nodes:
+        for reading, known in zip(nodes, judged, strict=True):
             report = reading.value
-            if reading.quality is not Quality.MISSING and bool((report.quality > Quality.STALE).any()):
+            if reading.quality is not Quality.MISSING and known.is_hung:
                 found.add(Flag.GPU_HUNG)
             if self._boots.setdefault(report.node_id, report.boot_id) != report.boot_id:
                 self._boots[report.node_id] = report.boot_id
@@ -81,12 +102,11 @@ class Health:
         was_led = any(r.acked_epoch not in (0, self._epoch) and r.state in led for r in reports)
         return {Flag.RESTARTED} if was_led else set()
 
-    def _is_above_cap(self, image: SiteImage) -> bool:
+    def _is_above_cap(self, now_s: float, judged: Iterable[_Judged]) -> bool:
         """Some GPU draws more than its power limit lets it, for longer than an averaging window explains."""
-        is_above = any(bool((r.value.power_w > ABOVE_CAP_FRAC * r.value.power_limit_w).any()) for r in image.nodes)
-        if not is_above:
+        if not any(known.is_above for known in judged):
             self._above_since_s = None
             return False
         if self._above_since_s is None:
-            self._above_since_s = image.t_mono_s
-        return image.t_mono_s - self._above_since_s >= ABOVE_CAP_PERIODS * self._site.planner_period_s
+            self._above_since_s = now_s
+        return now_s - self._above_since_s >= ABOVE_CAP_PERIODS * self._site.planner_period_s

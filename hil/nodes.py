@@ -112,8 +112,8 @@ class SimNode:
 
     # -- report
 
-    def report(self) -> NodeReport:
-        """Telemetry as of now."""
+    def report(self, *, arrives_s: float) -> NodeReport:
+        """Telemetry as of now; times are the receiver's, so a report is as old as its arrival."""
         plant, now_s = self._plant, self._plant.now_s
         group_w = plant.mean(GROUP_0 + self._group, from_s=now_s - self._doc.power_window_s, to_s=now_s)
         per_gpu_w = group_w / plant.fleet.groups[self._group].count
@@ -121,7 +121,7 @@ class SimNode:
         return NodeReport(
             node_id=self.node_id,
             boot_id="hil",
-            t_mono_s=now_s,
+            t_mono_s=arrives_s,
             state=self.state,
             stands_for=self.stands_for,
             gpu_ids=self._ids,
@@ -228,7 +228,6 @@ class SimNodeLink:
         """One telemetry period of one agent."""
         self._plant.schedule(t_ns + self._period_ns, partial(self._beat, node, t_ns + self._period_ns))
         node.tend()
-        report = node.report()
         late_ns = self._delay_ns
         fault = self._fault(node)
         if fault is not None:
@@ -236,13 +235,14 @@ class SimNodeLink:
                 return
             if fault.verb in ("delayed", "slow"):
                 late_ns += round(fault.value * NS_PER_S)
-            report = self._ill(node, report, fault)
+        arrives_s = (t_ns + late_ns) / NS_PER_S
+        report = node.report(arrives_s=arrives_s)
+        if fault is not None:
+            report = replace(self._ill(node, report, fault), t_mono_s=arrives_s)
         else:
             self._stuck.pop(node.node_id, None)
         self._sent_count += 1
-        # Times are the receiver's: a report is as old as its arrival.
-        arrived_s = (t_ns + late_ns) / NS_PER_S
-        heapq.heappush(self._on_the_wire, (t_ns + late_ns, self._sent_count, replace(report, t_mono_s=arrived_s)))
+        heapq.heappush(self._on_the_wire, (t_ns + late_ns, self._sent_count, report))
 
     def _ill(self, node: SimNode, report: NodeReport, fault: Fault) -> NodeReport:
         if fault.verb == "stuck":

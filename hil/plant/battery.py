@@ -174,6 +174,7 @@ class Battery:
         target_w, deadband_w, is_deaf = self._target_w, p.deadband_w, self.is_deaf
         b = self.power_w
         charge_w, discharge_w = self.charge_w_limit, self.discharge_w_limit
+        near_empty, near_full = self._near_empty, self._near_full
         for i, at_w in enumerate(load_w):
             gap = target_w - now_w
             now_w = target_w if -target_step <= gap <= target_step else now_w + math.copysign(target_step, gap)
@@ -184,8 +185,8 @@ class Battery:
                 b += min(max(error * gain, -step_max), step_max)
             b = min(max(b, -charge_w), discharge_w)
             power[i] = b
-            soc[i] = self._store(b, dt_s)
-            if self.soc_frac < self._near_empty or self.soc_frac > self._near_full:
+            soc_frac = soc[i] = self._store(b, dt_s)
+            if soc_frac < near_empty or soc_frac > near_full:
                 charge_w, discharge_w = self.charge_w_limit, self.discharge_w_limit
         self.power_w, self._target_now_w = b, now_w
 
@@ -196,14 +197,15 @@ class Battery:
         goal = 0.0 if self.is_deaf else self._setpoint_w
         b = self.power_w
         charge_w, discharge_w = self.charge_w_limit, self.discharge_w_limit
+        deadband_w, near_empty, near_full = p.deadband_w, self._near_empty, self._near_full
         for i in range(len(power)):
             error = min(max(goal, -charge_w), discharge_w) - b
-            if error > p.deadband_w or error < -p.deadband_w:
+            if error > deadband_w or error < -deadband_w:
                 b += min(max(error * gain, -step_max), step_max)
             b = min(max(b, -charge_w), discharge_w)
             power[i] = b
-            soc[i] = self._store(b, dt_s)
-            if self.soc_frac < self._near_empty or self.soc_frac > self._near_full:
+            soc_frac = soc[i] = self._store(b, dt_s)
+            if soc_frac < near_empty or soc_frac > near_full:
                 charge_w, discharge_w = self.charge_w_limit, self.discharge_w_limit
         self.power_w = b
 
