@@ -18,6 +18,7 @@ from controller.estimate import Estimate, LoadEstimator, LoadSource
 from controller.fleet import Fleet, FleetBook, FleetReader, FleetReadings
 from controller.gpu_model import GpuCurve
 from controller.health import Health
+from controller.jobs import Placement
 from controller.limits import InForce, LimitBook
 from controller.modes import Flag, ModeMachine, ModeState
 from controller.plan.plan import Plan, Planner
@@ -25,6 +26,7 @@ from controller.planning import NO_LIMIT_W_PER_S, Known, Planning, node_commands
 from controller.respond import Responder
 from controller.rings import Rings
 from controller.settings import Policy, SiteSettings, Stance
+from controller.stagger import Stagger
 from controller.tracker import Tracker, TrackerInput, TrackerOutput
 from controller.types import (
     AgentState,
@@ -114,6 +116,7 @@ class SiteCore:
         self._envelope_state = EnvelopeState()
         self._planned_s = -math.inf
         self._has_new_caps = False
+        self._stagger = Stagger(period_s=site.planner_period_s)
         self._overruns = 0
         self._first_s: float | None = None
         self._unfollowed_since_s: float | None = None
@@ -128,6 +131,11 @@ class SiteCore:
     @property
     def plan(self) -> Plan | None:
         return self.planning.plan
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where the jobs of the newest list run."""
+        return self._book.placement
 
     @property
     def early_s(self) -> float:
@@ -189,7 +197,11 @@ class SiteCore:
         self._planned_s = now_s
         self._has_new_caps = True
         if self.site.policy is not Policy.NONE:
-            self.planning.decide(self._known(image, decision, self.tracker))
+            known = self._known(image, decision, self.tracker)
+            # What a ceiling needs goes lower at once: the envelope counts every moment that it is not met.
+            is_over = self._load_rise_w - known.estimate.other_w > known.gpu_w_max
+            self._stagger.planned(now_s, is_urgent=is_urgent or is_over)
+            self.planning.decide(known)
         return True
 
     # ------------------------------------------------------------------------------------------------ parts of decide
@@ -324,6 +336,7 @@ class SiteCore:
         if caps is not None:
             self.planning.caps = caps
             self._has_new_caps = True
+            self._stagger.planned(image.t_mono_s, is_urgent=True)
         return self._responder.set_point_w(
             image.t_mono_s, target_w=target_w, estimate=estimate, sample=sample, bounds=bounds
         )
@@ -404,22 +417,39 @@ class SiteCore:
                 seq=self._seq,
                 ttl_s=ttl_s,
             )
-        nodes: tuple[NodeCommand, ...] = ()
-        is_ready = self.planning.caps.shape == (2, fleet.count) and fleet.count > 0
-        if self._has_new_caps and is_ready and self.tracker is not None:
-            interval = self.tracker.interval
-            nodes = node_commands(
-                image.nodes,
-                fleet,
-                self._asked(fleet, state),
-                epoch=self._epoch,
-                seq=self._seq,
-                ttl_s=ttl_s,
-                slope_w_per_s=min(interval.slope_down_w_per_s, interval.slope_up_w_per_s),
-                is_release=mode is Mode.RELEASE,
-                is_fallback=mode is Mode.FALLBACK,
-            )
+        nodes = self._node_commands(image, fleet, state, ttl_s=ttl_s)
         return SiteCommand(self._epoch, self._seq, battery, nodes)
+
+    def _node_commands(
+        self, image: SiteImage, fleet: Fleet, state: ModeState, *, ttl_s: float
+    ) -> tuple[NodeCommand, ...]:
+        """What nodes are to hear now: each job's caps in its turn; release and fallback, everyone's at once."""
+        is_ready = self.planning.caps.shape == (2, fleet.count) and fleet.count > 0
+        if not is_ready or self.tracker is None:
+            return ()
+        caps, is_due, mode = self._asked(fleet, state), None, state.mode
+        if mode not in (Mode.RELEASE, Mode.FALLBACK):
+            assert self._read is not None
+            acked = self._read[1].acks.caps
+            found = self._stagger.due(image.t_mono_s, fleet, caps, self._envelope_state, acked)
+            if found is None:
+                return ()
+            caps, is_due = found
+        elif not self._has_new_caps:
+            return ()
+        interval = self.tracker.interval
+        return node_commands(
+            image.nodes,
+            fleet,
+            caps,
+            epoch=self._epoch,
+            seq=self._seq,
+            ttl_s=ttl_s,
+            slope_w_per_s=min(interval.slope_down_w_per_s, interval.slope_up_w_per_s),
+            is_release=mode is Mode.RELEASE,
+            is_fallback=mode is Mode.FALLBACK,
+            is_due=is_due,
+        )
 
     def _may_raise(self, state: ModeState) -> bool:
         """What the envelope would refuse is not asked for: refusals count, and would keep it in doubt for ever."""

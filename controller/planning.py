@@ -33,8 +33,9 @@ from controller.plan.plan import OFFSET_S, STEPS, JobClass, Plan, PlanInput, Pla
 from controller.plan.tier import TierLedger
 from controller.reserve import NO_BATTERY, BatteryBounds, Contingency, CrashReserve
 from controller.settings import ContingencyKind, JobClassSettings, SiteSettings, Stance
+from controller.tier_watch import TierState, TierWatch
 from controller.tracker import Watch
-from controller.types import FloatArray, GpuCap, Mode, NodeCommand, NodeId, NodeReport, Reading
+from controller.types import BoolArray, FloatArray, GpuCap, Mode, NodeCommand, NodeId, NodeReport, Reading
 from controller.view import ceiling_w
 
 NO_LIMIT_W_PER_S = 1e12  # stands for "no row bounds this" on the wire, which carries finite numbers only
@@ -69,11 +70,13 @@ class Planning:
         self._classes = (*site.classes, REST_SETTINGS)
         self._window = DemandWindow(peak_w=site.registered_peak_w)
         tiers = np.array([c.tolerated_loss_frac for c in self._classes])
-        window_s = max(c.window_s for c in self._classes)
-        self._ledger = TierLedger(tiers, window_s=window_s)
+        self._ledgers = {
+            window_s: TierLedger(tiers, window_s=window_s) for window_s in {c.window_s for c in self._classes}
+        }
         self._fleet: Fleet | None = None
         self._learnt: tuple[int, Curves, Curves] | None = None  # the version, the likely and the cautious curves
         self._has_mixed_jobs = False
+        self._tiers = TierWatch(self._classes)
         self._planned_s: float | None = None
         self._seen_s = self._demand_top_s = 0.0
         self._other_w = site.other_load_w
@@ -135,6 +138,7 @@ class Planning:
         """Plan the next minutes and turn the caps into clocks."""
         likely, curves = self._curves_of(known.fleet)
         self._demand = self._demand_now(known, likely)
+        self._tiers.book(known.now_s, known.fleet, known.readings, likely)
         given = self._input(known, curves)
         plan = self._planner.plan(given)
         peaks_w = self._peaks_w(given)
@@ -158,6 +162,11 @@ class Planning:
     def read(self, now_s: float, fleet: Fleet, readings: FleetReadings, *, line: Line | None) -> None:
         """Learn from the nodes' readings; at most every tick."""
         self._identifier.saw(now_s, fleet, readings, line=line)
+
+    @property
+    def tiers(self) -> tuple[TierState, ...]:
+        """Each class's loss against its tier, as of the last plan."""
+        return self._tiers.states
 
     @property
     def identified(self) -> tuple[Identified, ...]:
@@ -237,14 +246,14 @@ class Planning:
         idle_w = known.fleet.by_class(table.idle_w)
         floor_w = idle_w + np.maximum(self._demand.class_w - idle_w, 0.0) * _mean_share(known.fleet, floor_share)
         peak_w = known.fleet.by_class(table.peak_w)
-        left_j = self._ledger.loss_left_j(float(OFFSET_S[-1]))
+        left = {window_s: ledger.loss_left_j(float(OFFSET_S[-1])) for window_s, ledger in self._ledgers.items()}
         return tuple(
             JobClass(
                 class_id=settings.class_id,
                 priority=settings.priority,
                 weight=settings.weight,
                 cap_w_min=float(floor_w[k]),
-                loss_left_j=float(left_j[k]),
+                loss_left_j=float(left[settings.window_s][k]),
                 peak_w=float(peak_w[k]),
             )
             for k, settings in enumerate(self._classes)
@@ -255,7 +264,8 @@ class Planning:
         if self._planned_s is not None:
             peaks_w = self._peaks_w(given)
             lost = np.clip(1.0 - plan.cap_w / np.maximum(peaks_w, 1.0), 0.0, 1.0)
-            self._ledger.add(now_s - self._planned_s, given.demand_w[:, 0], given.demand_w[:, 0] * lost)
+            for ledger in self._ledgers.values():
+                ledger.add(now_s - self._planned_s, given.demand_w[:, 0], given.demand_w[:, 0] * lost)
         self._planned_s = now_s
 
 
@@ -281,9 +291,11 @@ def node_commands(
     slope_w_per_s: float,
     is_release: bool,
     is_fallback: bool,
+    is_due: BoolArray | None = None,
 ) -> tuple[NodeCommand, ...]:
-    """One command per node. `slope_w_per_s` is what the contract lets the whole site move at; inf: nothing bounds it.
+    """One command per node, or per node with a GPU that `is_due` (n,).
 
+    `slope_w_per_s` is what the contract lets the whole site move at; inf: nothing bounds it.
     Nodes release one after the other: each waits until those before it could have moved at that slope.
     """
     table, found, wait_s = fleet.table, [], 0.0
@@ -292,19 +304,20 @@ def node_commands(
         report = reading.value
         span = table.spans[report.node_id]
         own_slope = slope / report.stands_for
-        node_caps = _caps(report, caps[:, span], is_fallback=is_fallback)
-        found.append(
-            NodeCommand(
-                node_id=NodeId(report.node_id),
-                epoch=epoch,
-                seq=seq,
-                ttl_s=ttl_s,
-                caps=() if is_release else node_caps,
-                release_slot_s=wait_s,
-                release_w_per_s=own_slope,
-                is_release=is_release,
+        if is_due is None or is_due[span].any():
+            node_caps = _caps(report, caps[:, span], is_fallback=is_fallback)
+            found.append(
+                NodeCommand(
+                    node_id=NodeId(report.node_id),
+                    epoch=epoch,
+                    seq=seq,
+                    ttl_s=ttl_s,
+                    caps=() if is_release else node_caps,
+                    release_slot_s=wait_s,
+                    release_w_per_s=own_slope,
+                    is_release=is_release,
+                )
             )
-        )
         swing_w = float(np.nansum(np.maximum(table.peak_w[span] - table.idle_w[span], 0.0)))
         wait_s += swing_w / own_slope if own_slope > 0.0 else 0.0
     return tuple(found)

@@ -13,10 +13,12 @@ from collections.abc import Mapping
 import numpy as np
 import structlog
 
+from controller.core import SiteCore
 from controller.cycle import TickTrace
 from controller.headroom import Headroom, RowHeadroom
 from controller.modes import ArmingFacts, Flag, unmet
 from controller.settings import SiteSettings
+from controller.telemetry_jobs import JobsTelemetry
 from controller.types import AgentState
 from drivers.metrics import Metrics
 
@@ -30,9 +32,11 @@ log = structlog.get_logger("rampart")
 class Reporter:
     """Observes cycles; `document` is the status, metrics are set once a second."""
 
-    def __init__(self, site: SiteSettings, *, metrics: Metrics) -> None:
+    def __init__(self, site: SiteSettings, *, metrics: Metrics, core: SiteCore | None = None) -> None:
+        """`core` shows its jobs, their tiers and what it learnt of them."""
         self._site = site
         self._metrics = metrics
+        self._jobs = JobsTelemetry(core, metrics=metrics) if core is not None else None
         self._last: TickTrace | None = None
         self._headroom: Headroom | None = None
         self._limits: object = None
@@ -66,6 +70,8 @@ class Reporter:
             self._told_s = trace.image.t_mono_s
             self._rows = self._headroom.report() if self._headroom is not None else ()
             self._set_metrics(trace)
+        if self._jobs is not None:
+            self._jobs.observe(trace)
 
     def document(self) -> Mapping[str, object]:
         """The status document: plain JSON values, infinities as None."""
@@ -132,6 +138,7 @@ class Reporter:
                 "plan_ms": _percentiles(self._plan_ms),
             },
             "events": [{"wall_utc_s": t_s, "what": what} for t_s, what in self._events],
+            **(self._jobs.document(trace) if self._jobs is not None else {}),
         }
 
     def close(self) -> None:
@@ -153,6 +160,8 @@ class Reporter:
 
     def _set_metrics(self, trace: TickTrace) -> None:
         put, decision, track = self._metrics.set, trace.decision, trace.decision.track
+        if self._jobs is not None:
+            self._jobs.set_metrics(trace)
         put("rampart_mode", float(decision.mode.mode))
         put("rampart_load_w", decision.estimate.load_w)
         put("rampart_t_eff_s", decision.estimate.t_eff_s)

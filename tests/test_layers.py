@@ -44,7 +44,19 @@ CORE_MID = {
 }
 CORE_HIGH = {
     f"controller.{name}"
-    for name in ("allocate", "follow", "tracker", "tracker_io", "emergency", "respond", "schedule", "view", "planning")
+    for name in (
+        "allocate",
+        "follow",
+        "tracker",
+        "tracker_io",
+        "emergency",
+        "respond",
+        "schedule",
+        "view",
+        "planning",
+        "stagger",
+        "tier_watch",
+    )
 }
 CORE_TOP = {f"controller.{name}" for name in ("modes", "health", "signals", "signal_schedule", "signal_memory", "core")}
 CORE = CORE_LOW | CORE_MID | CORE_HIGH | CORE_TOP

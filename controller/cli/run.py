@@ -144,7 +144,7 @@ async def _site(settings: Settings, *, node_link: NodeLink | None, notifier: Not
         settings, clock=clock, session=session, node_link=node_link, feed_watchdog=notifier.feed_watchdog
     ) as factories:
         daemon = build(settings, factories)
-        reporter = Reporter(settings.site, metrics=Metrics(settings.metrics_port))
+        reporter = Reporter(settings.site, metrics=Metrics(settings.metrics_port), core=daemon.core)
         daemon.observe(reporter.observe)
         socket = StatusServer(Path(settings.runtime_dir) / "site.sock", snapshot=reporter.document)
         gc.collect()

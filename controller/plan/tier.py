@@ -51,6 +51,12 @@ class TierLedger:
             over = self._loss - self._tier * self._demand
             self.excess_j = np.maximum(self.excess_j, np.where(self._tier < 1.0, over, 0.0))
 
+    def spent(self) -> tuple[FloatArray, FloatArray]:
+        """Demand over the whole window (K,), what is not seen yet at the rate seen so far, and the loss in it."""
+        seen_s = len(self._buckets) * self._bucket_s + self._open_s
+        seen, loss = self._demand + self._open_demand, self._loss + self._open_loss
+        return seen * max(1.0, self._window_s / seen_s) if seen_s > 0.0 else seen, loss
+
     def loss_left_j(self, ahead_s: float) -> FloatArray:
         """How much each class may lose in the next `ahead_s`, shape (K,); inf where no tier binds."""
         full_s = len(self._buckets) * self._bucket_s
