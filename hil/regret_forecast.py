@@ -56,6 +56,7 @@ class Forecaster:
         self._trace = trace
         self._is_scheduled = is_scheduled
         self._window = round(WINDOW_S / STEP_S)
+        self._ends = np.rint(OFFSET_S / STEP_S).astype(np.int64)
         self._settled = round(SETTLED_S / STEP_S)
         self._typical: list[Envelope | None] = [None] * len(trace.jobs)  # last full window of running
 
@@ -103,13 +104,14 @@ class Forecaster:
         means = np.array([0.0, LOW_PHASE_FRAC * running.top_w, running.mean_w])
         tops = np.array([0.0, LOW_PHASE_FRAC * running.top_w, running.top_w])
         bottoms = np.array([0.0, running.bottom_w, running.bottom_w])
-        ends = np.minimum(step + 1 + np.rint(OFFSET_S / STEP_S).astype(int), trace.steps)
-        starts = np.minimum(np.concatenate([[step + 1], ends[:-1]]), trace.steps - 1)
-        mean, top, bottom = np.empty(STEPS), np.empty(STEPS), np.empty(STEPS)
-        for h, (first, end) in enumerate(zip(starts, ends, strict=True)):
-            levels = announced[first : max(end, first + 1)].astype(int)
-            mean[h] = means[levels].mean()
-            top[h], bottom[h] = tops[levels].max(), bottoms[levels].min()
+        # Beyond the end of the trace its last announced level goes on.
+        last = trace.steps - 1
+        ends = step + 1 + self._ends
+        starts = np.concatenate([[step + 1], ends[:-1]]) - (step + 1)
+        levels = announced[np.minimum(np.arange(step + 1, ends[-1]), last)].astype(np.int64)
+        mean = np.add.reduceat(means[levels], starts) / np.diff(np.append(starts, len(levels)))
+        top = np.maximum.reduceat(tops[levels], starts)
+        bottom = np.minimum.reduceat(bottoms[levels], starts)
         return mean, np.maximum(top, mean), np.minimum(bottom, mean)
 
     def _running(self, job: int) -> Envelope:
