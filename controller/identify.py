@@ -146,6 +146,8 @@ class Identifier:
         self._keys: tuple[tuple[ClassId, str], ...] = ()
         self._index: IntArray = np.empty(0, dtype=np.int64)
         self._static: FloatArray = np.empty((3, 0))
+        empty: FloatArray = np.empty(0)
+        self._scales = (empty, empty, empty, empty)  # per GPU: 1/range, idle/range, 1/top clock, peak
         self._sampled_s = -np.inf
         self._version = 0
 
@@ -202,6 +204,8 @@ class Identifier:
                 for x in (table.idle_w, np.maximum(table.peak_w - table.idle_w, 1.0), np.ones(fleet.count))
             ]
         )
+        per_w = 1.0 / np.maximum(table.peak_w - table.idle_w, 1.0)
+        self._scales = (per_w, table.idle_w * per_w, 1.0 / table.cap_max[0], table.peak_w)
         for k, key in enumerate(found):
             group = self._groups.setdefault(key, _new(by_name[key[1]]))
             idle_w, range_w, gpus = (float(x) for x in self._static[:, k])
@@ -213,12 +217,16 @@ class Identifier:
     def _sums(self, fleet: Fleet, readings: FleetReadings) -> FloatArray:
         """Weight, power above idle as a share of the range, clock and its square, summed per group (4, G)."""
         table, caps = fleet.table, readings.acks.caps
-        is_limited = (readings.power_w >= LIMITED_SHARE * caps[1]) & (caps[1] < table.peak_w)
-        weight = table.stands_for * (readings.is_read & ~is_limited)
-        clock = np.minimum(caps[0] / table.cap_max[0], 1.0)
-        share = (readings.power_w - table.idle_w) / np.maximum(table.peak_w - table.idle_w, 1.0)
-        count = len(self._keys)
-        terms = (weight, weight * share, weight * clock, weight * clock * clock)
+        per_w, idle_share, per_mhz, limit_w = self._scales
+        says = readings.is_read & ((readings.power_w < LIMITED_SHARE * caps[1]) | (caps[1] >= limit_w))
+        weight = table.stands_for * says
+        clock = np.minimum(caps[0] * per_mhz, 1.0)
+        share = readings.power_w * per_w
+        share -= idle_share
+        count, weighted = len(self._keys), weight * clock
+        terms = (weight, weight * share, weighted, weighted * clock)
+        if count == 1:
+            return np.array([[float(x.sum())] for x in terms])
         return np.stack([np.bincount(self._index, weights=x, minlength=count) for x in terms])
 
     def _sample(self, group: _Group, now_s: float, share: float, clock: float, line: Line | None) -> None:
