@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controller.app import Daemon, Factories, build
+from controller.app import Daemon, Factories, build, make_core
 from controller.clock import MonotonicClock
 from controller.config.site import parse_site
 from controller.live import live_factories
+from controller.replay import replay
 from controller.session import open_session
 from drivers.dsx_payloads import SetRampLimitData
 from drivers.dsx_wire import Sender, enforcement_topic, load_target_topic, ramp_limit_topic
@@ -149,6 +150,10 @@ async def test_a_signal_wakes_the_loop_and_an_emergency_is_in_force_with_the_cyc
             first = next(i for i, (_, target_w) in enumerate(seen) if target_w == TARGET_W)
             number = seen[first][0]  # an early cycle carries the number of the tick before it
             await until(lambda: [tick for tick, _ in seen].count(number) == 2)
+            await until(lambda: len(seen) > first + 3)
+    (recording,) = (tmp_path / "state" / "recordings").glob("*.jsonl.gz")
+    replayed = replay(recording, lambda found, *, epoch: make_core(found, epoch=epoch))
+    assert replayed.cycles >= len(seen) and replayed.first is None, "early cycles replay like any other"
 
 
 async def test_a_restarted_controller_still_holds_what_was_accepted_and_knows_a_replay(tmp_path: Path) -> None:
