@@ -43,6 +43,7 @@ VALUE_BAND = 0.05  # of the largest target, on either side of it: the estimate i
 TYPICAL_S = 600.0  # memory of load and largest target: several checkpoints long
 TYPICAL_FRAC = 0.6  # of the classes' peak: what is assumed before anything was seen
 SLACK_TINY = 1e-5
+LEAN_FRAC = 1e-3  # of a unit of power: nearer to a chord than this is on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,13 +279,14 @@ class MpcPlanner:
         scale, index = self.shape.scale_w, self._affine.x_index
         scale_j = scale * self.shape.model.energy_s
         low, high, fall, rise = self._reach
-        target_w = onto_slopes(x[index["target"]] * scale, low, high, fall, rise)
+        energy_path_j = x[index["energy"]] * scale_j
+        wish_w = self._off_chords(given, x[index["target"]] * scale, energy_path_j)
+        target_w = onto_slopes(wish_w, low, high, fall, rise)
         cut_w = x[index["cut"]] * scale
         cover_w = x[index["cover"]] * scale
         peak_w = class_peaks_path_w(given)
         cap_path = caps_of_cut(given, cut_w, peak_w)
         chosen = cap_path[:, 0].copy()
-        energy_path_j = x[index["energy"]] * scale_j
         cap_need(given, cap_path, peak_w, cut_w=cut_w, target_w=target_w, energy_path_j=energy_path_j)
         if given.is_rise_enforced:
             cap_spare(given, cap_path, peak_w, gpu_w_max=target_w + cover_w - given.other_w)
@@ -303,6 +305,22 @@ class MpcPlanner:
             solve_ms=solve_ms,
             ballast_w=float(x[index["ballast"]][0]) * scale,
         )
+
+    def _off_chords(self, given: PlanInput, target_w: FloatArray, energy_path_j: FloatArray) -> FloatArray:
+        """Where the target leans on a chord it may go up to the set's own boundary: what the chord gave away."""
+        slopes = np.array(self.shape.model.fall_slopes_s)
+        chord_j = self._theta[self._affine.theta_slices["chord"]] * self.shape.scale_w * self.shape.model.energy_s
+        steep = slopes > 0.0
+        if not bool(steep.any()):
+            return target_w
+        surplus_w = ((chord_j[steep, None] - energy_path_j) / slopes[steep, None]).min(axis=0)
+        leans = target_w - given.load_left_w > surplus_w - LEAN_FRAC * self.shape.scale_w
+        raised = target_w.copy()
+        for step in np.flatnonzero(leans).tolist():
+            exact_w = given.reserve.surplus_safe_w(float(energy_path_j[step]), spent_w=given.spent_w)
+            safe_w = float(given.load_left_w[step]) + exact_w - given.contingency_ripple_w
+            raised[step] = max(float(target_w[step]), safe_w)
+        return raised
 
     # ------------------------------------------------------------------------------------------------ the ladder
 
