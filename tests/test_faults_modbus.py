@@ -195,9 +195,6 @@ async def test_exception_codes(state: str, code: ExceptionCode) -> None:
 
 
 @row("M7")
-@pytest.mark.xfail(
-    reason="the scale factor is read once per connection and never compared with the last one", strict=False
-)
 async def test_scale_factor_changed(state: str) -> None:
     """The set-point's scale factor changes across a reconnect: refused before anything is written."""
 

@@ -86,7 +86,7 @@ def explain(error: ValidationError) -> str:
     """All faults of a validation in one line: `key: value: what is allowed`, at most five."""
     parts: list[str] = []
     for fault in error.errors(include_url=False)[:5]:
-        key = ".".join(str(step) for step in fault["loc"]) or "document"
+        key = ".".join(_printable(str(step)) for step in fault["loc"]) or "document"
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "missing":
             parts.append(f"{key}: required, not given")
@@ -99,3 +99,8 @@ def explain(error: ValidationError) -> str:
             parts.append(f"{key}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {message}")
     more = error.error_count() - 5
     return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
+
+
+def _printable(text: str) -> str:
+    """A key as it may stand in one line, however it was written."""
+    return text if text.isprintable() else repr(text)

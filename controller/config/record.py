@@ -175,7 +175,7 @@ def open_record(path: Path, *, column: str | None = None, unit: str | None = Non
     head, size = _head(path)
     header_line, data_offset, first_line = _header(head, path)
     delimiter = max(",;\t", key=header_line.count)
-    names = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter))]
+    names = _names(header_line, delimiter, path)
     _check_header(names, path)
     chosen = _power_columns(names, column=column, unit=unit, path=path)
     factors = tuple(scale * (UNITS[unit] if unit is not None else _suffix_factor(names[i])) for i in chosen)
@@ -198,6 +198,13 @@ def open_record(path: Path, *, column: str | None = None, unit: str | None = Non
         _has_frequency="frequency_hz" in lower[1:],
         _first_values=first_values,
     )
+
+
+def _names(header_line: str, delimiter: str, path: Path) -> list[str]:
+    try:
+        return [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter))]
+    except csv.Error as error:
+        raise BadInput(f"{path}: its header line is no CSV: {error}") from None
 
 
 def _head(path: Path) -> tuple[bytes, int]:
