@@ -1,4 +1,4 @@
-"""Every parser that reads from outside, fed what no friend would send: a typed refusal or a value, never anything else."""
+"""Every parser that reads from outside, fed what no friend would send: a typed refusal or a value, nothing else."""
 
 from __future__ import annotations
 
