@@ -44,6 +44,24 @@ configs: setup
 benchmarks: setup ## every recorded trace on the plant bench; writes the tables of docs/benchmarks.md
 	$(BIN)/rampart bench plant --out docs/benchmarks.md
 
+faults: setup ## every row of the fault catalogue in four states; writes out/faults/
+	$(BIN)/python -m hil.matrix
+
+swarm: setup ## HOURS of seeded fault swarms in virtual time; writes out/swarm/summary.json
+	$(BIN)/python -m hil.swarm --hours $(HOURS)
+
+wire: setup ## everything that needs real sockets, files or the C ABI
+	$(BIN)/python -m pytest -m wire
+
+process: setup ## death of real processes: kill -9, signals, restarts
+	$(BIN)/python -m pytest tests/test_node_wire.py tests/test_wire_bench.py tests/test_lease.py
+
+mutation: setup ## mutants of envelope, modes, signals and contract; writes out/mutation.json
+	$(BIN)/python -m hil.mutation
+
+fuzz: setup ## parsers of everything that comes from outside, many more examples than by default
+	RAMPART_FUZZ_EXAMPLES=5000 $(BIN)/python -m pytest tests/test_fuzz_parsers.py
+
 test-gpu: setup ## read-only lane on a real NVIDIA GPU; writes out/gpu/seen.json
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
