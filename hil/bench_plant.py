@@ -40,8 +40,10 @@ FINE_S = 0.005  # the plant's own step: a finer record is averaged to it
 SHORT_S, REPEATED_S = 600.0, 900.0  # a record shorter than this is repeated until that
 # One file gives the same power twice, as two readings of it; their sum would be no load of anybody's.
 COLUMNS: Mapping[str, str] = {"a100_step6s_nvml_13ms.csv": "nvml_power_instant_w"}
-NOT_CODE_OF_A_RUN = ("plant_page.py",)
+NOT_CODE_OF_A_RUN = ("plant_page.py", "plant_command.py", "plant_cases.py")  # a case names its inputs itself
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+NOT_RUN = "not run"
 
 Row = dict[str, Any]
 
@@ -243,7 +245,7 @@ class Outcome:
 
     job: Job
     result: Row | None
-    failure: str = ""
+    failure: str = NOT_RUN
 
 
 def run_jobs(
@@ -263,18 +265,31 @@ def run_jobs(
     todo = [o.job for o in outcomes.values() if o.result is None]
     reached = {key: o.job.duration_s for key, o in outcomes.items() if o.result is not None}
     on_progress(sum(reached.values()), "")
-    if todo:
-        with _pool(processes) as (pool, news):
-            waiting = {pool.submit(_in_child, job): job for job in todo}
-            while waiting:
-                for future in wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED).done:
-                    job = waiting.pop(future)
-                    outcomes[job.key] = _taken(folder, job, future)
-                    reached[job.key] = job.duration_s
-                for key, t_s, name in _heard(news):
-                    reached[key] = max(reached.get(key, 0.0), t_s)
-                    on_progress(sum(reached.values()), name)
+
+    def moved(key: str, t_s: float, name: str) -> None:
+        reached[key] = max(reached.get(key, 0.0), t_s)
+        on_progress(sum(reached.values()), name)
+
+    with contextlib.suppress(KeyboardInterrupt):  # what is done is shown, and the next call goes on from there
+        for job, outcome in _results(todo, folder, processes=processes, moved=moved):
+            outcomes[job.key] = outcome
+            moved(job.key, job.duration_s, job.case.title)
     return [replace(outcomes[job.key], job=job) for job in jobs]
+
+
+def _results(
+    todo: Sequence[Job], folder: Path, *, processes: int, moved: Callable[[str, float, str], None]
+) -> Iterator[tuple[Job, Outcome]]:
+    if not todo:
+        return
+    with _pool(processes) as (pool, news):
+        waiting = {pool.submit(_in_child, job): job for job in todo}
+        while waiting:
+            for future in wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED).done:
+                job = waiting.pop(future)
+                yield job, _taken(folder, job, future)
+            for news_of_run in _heard(news):
+                moved(*news_of_run)
 
 
 def _taken(folder: Path, job: Job, future: Future[Row]) -> Outcome:

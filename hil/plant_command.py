@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from controller.errors import BadInput
-from hil.bench_plant import Outcome, PreparedTrace, make_jobs, prepare_traces, run_jobs
+from hil.bench_plant import NOT_RUN, Outcome, PreparedTrace, make_jobs, prepare_traces, run_jobs
 from hil.plant_cases import FIGURE_TRACE, Case, Group, field_cases, figure_cases, trace_cases
 from hil.plant_page import as_json as page_json
 from hil.plant_page import broken_promises, markdown, put_between_markers, tables
@@ -20,13 +20,20 @@ from hil.plant_page import broken_promises, markdown, put_between_markers, table
 OUT = Path("out") / "benchmarks"
 DEFAULT_TRACES = Path("..") / "shared" / "traces"
 TABLE_WIDTH = 160  # narrower tables cannot be read; a narrow terminal scrolls or wraps
-GOOD, BROKEN = 0, 1
+GOOD, BROKEN, INTERRUPTED = 0, 1, 130
 
 
 def bench_plant(
-    *, traces: str | None, seconds_max: float, jobs: int, only: str | None, as_json: bool, page: str | None
+    *,
+    traces: str | None,
+    seconds_max: float,
+    jobs: int,
+    only: str | None,
+    as_json: bool,
+    page: str | None,
+    is_full: bool = False,
 ) -> int:
-    """Exit status: 1 when a run failed or a promise was not kept."""
+    """Exit status: 1 when a run failed or a promise was not kept, 130 when it was interrupted."""
     if only is not None and only not in get_args(Group):
         raise BadInput(f"--only {only}: must be one of {', '.join(get_args(Group))}")
     console = Console(stderr=as_json)
@@ -34,19 +41,26 @@ def bench_plant(
     prepared, others = prepare_traces(folder, OUT)
     for line in others:
         console.print(f"[dim]not replayed:[/dim] {line}", highlight=False)
-    outcomes = _run(chosen_cases(prepared, only), prepared, console, seconds_max=seconds_max, processes=jobs)
+    cases = chosen_cases(prepared, only)
+    if is_full:
+        cases = tuple(case.whole() for case in cases)
+    outcomes = _run(cases, prepared, console, seconds_max=seconds_max, processes=jobs)
     cores = os.cpu_count() or 1
     if as_json:
         print(json.dumps(page_json(outcomes, prepared, cores=cores), indent=1))
     else:
         _show(console, outcomes, prepared)
     if page is not None:
-        text = f"{_basis(prepared, cores=cores, seconds_max=seconds_max)}\n\n{markdown(tables(outcomes, prepared))}"
+        text = f"{_basis(cores=cores)}\n\n{markdown(tables(outcomes, prepared))}"
         put_between_markers(Path(page), text)
         console.print(f"[dim]tables in[/dim] {page}", highlight=False)
     broken = broken_promises(outcomes)
     for line in broken:
         console.print(f"[bold red]not kept:[/bold red] {line}", highlight=False)
+    missing = sum(1 for o in outcomes if o.result is None and o.failure == NOT_RUN)
+    if missing:
+        console.print(f"interrupted: {missing} runs are left; the same command goes on with them", highlight=False)
+        return INTERRUPTED
     return BROKEN if broken else GOOD
 
 
@@ -104,9 +118,8 @@ def _show(console: Console, outcomes: list[Outcome], prepared: tuple[PreparedTra
         console.print(table, highlight=False)
 
 
-def _basis(prepared: tuple[PreparedTrace, ...], *, cores: int, seconds_max: float) -> str:
-    cut = [t.name for t in prepared if t.duration_s > seconds_max]
-    said = (
-        f"Measured on {cores} cores, which other work shared; x real time is simulated seconds per second of one core."
+def _basis(*, cores: int) -> str:
+    """What the tables were measured on."""
+    return (
+        f"Measured on {cores} cores, which other work shared. `x real time`: simulated seconds per second of one core."
     )
-    return f"{said} Runs are cut at {seconds_max:.0f} s: {', '.join(cut)}." if cut else said

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.errors import BadInput
-from hil.bench_plant import Outcome, PreparedTrace
+from hil.bench_plant import NOT_RUN, Outcome, PreparedTrace
 from hil.plant_cases import Case
 
 BEGIN, END = "<!-- rampart bench plant: begin -->", "<!-- rampart bench plant: end -->"
@@ -48,7 +48,7 @@ def broken_promises(outcomes: Iterable[Outcome]) -> list[str]:
     for o in outcomes:
         case, name = o.job.case, f"{o.job.case.title} ({o.job.case.edge}, {o.job.case.follow or 'no controller'})"
         if o.result is None:
-            lines.append(f"{name}: {o.failure}")
+            lines += [] if o.failure == NOT_RUN else [f"{name}: {o.failure}"]
             continue
         if o.job.is_cut:
             continue
@@ -112,7 +112,7 @@ def _figures(outcomes: Sequence[Outcome]) -> TableText:
         case = o.job.case
         head = (case.title, case.edge, case.follow or NO_ROW, f"{o.job.duration_s:.0f}")
         if o.result is None:
-            rows.append((*head, NO_ROW, "failed", o.failure, NO_ROW, NO_ROW))
+            rows.append((*head, NO_ROW, _why(o), *[NO_ROW] * 3))
             continue
         rows.append((*head, _lost(o), _verdict(o.result), _said(o.result), _safe(o), f"{speed(o):.0f}"))
     return TableText("Named figures", heads, tuple(rows))
@@ -143,7 +143,7 @@ def _traces(
         target = "-25 %" if case.has_target else NO_ROW
         head = (short_name(case.trace), case.edge, case.follow or NO_ROW, target, f"{o.job.duration_s:.0f}")
         if o.result is None:
-            rows.append((*head, *[NO_ROW] * 3, f"failed: {o.failure}", *[NO_ROW] * 3))
+            rows.append((*head, *[NO_ROW] * 3, _why(o), *[NO_ROW] * 3))
             continue
         before = alone.get(_place(case))
         uncontrolled = f"{_row(before, SWING)}, {_row(before, RAMP)}" if before else NO_ROW
@@ -172,6 +172,10 @@ def short_name(trace: str) -> str:
 
 def _place(case: Case) -> tuple[str, str]:
     return case.trace, case.edge
+
+
+def _why(outcome: Outcome) -> str:
+    return outcome.failure if outcome.failure == NOT_RUN else f"failed: {outcome.failure}"
 
 
 def _lost(outcome: Outcome) -> str:

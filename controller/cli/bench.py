@@ -105,6 +105,7 @@ def plant(
     traces: str = typer.Option(None, "--traces", metavar="DIR", help="Recorded power; ../shared/traces if not given."),
     quick: bool = typer.Option(False, "--quick", help="Five minutes of each run instead of the whole record."),
     seconds: float = typer.Option(4000.0, min=60.0, metavar="S", help="No run longer than this."),
+    full: bool = typer.Option(False, "--full", help="Every run over its whole record, not the named figures alone."),
     jobs: int = typer.Option(2, min=1, max=64, help="Processes at once."),
     only: str = typer.Option(None, "--only", metavar="GROUP", help="figures, traces or field; all if not given."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of tables."),
@@ -117,7 +118,17 @@ def plant(
     from hil.plant_command import bench_plant
 
     seconds = min(seconds, 300.0) if quick else seconds
-    raise typer.Exit(bench_plant(traces=traces, seconds_max=seconds, jobs=jobs, only=only, as_json=as_json, page=out))
+    raise typer.Exit(
+        bench_plant(
+            traces=traces,
+            seconds_max=seconds,
+            jobs=jobs,
+            only=only,
+            as_json=as_json,
+            page=out,
+            is_full=full,
+        )
+    )
 
 
 @app.command()
@@ -135,7 +146,8 @@ def latency(
     import structlog
 
     from controller.errors import BadInput
-    from hil.bench_latency import Way, run, table
+    from hil.bench_latency import NotReady, Way, run, table
+    from hil.wire_children import ChildDied
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     known = [w.value for w in Way]
@@ -148,5 +160,9 @@ def latency(
             typer.echo(line, err=True)
 
     ways = [Way(name) for name in way] or list(Way)
-    result = run(trials=trials, is_loaded=loaded, ways=ways, seed=seed, say=say)
+    try:
+        result = run(trials=trials, is_loaded=loaded, ways=ways, seed=seed, say=say)
+    except (NotReady, ChildDied) as error:
+        typer.echo(f"bench latency: {error}", err=True)
+        raise typer.Exit(3) from None
     typer.echo(json.dumps(result.as_dict()) if as_json else table(result))
