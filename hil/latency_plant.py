@@ -31,6 +31,7 @@ BATTERY_J = 4.0 * 3.6e9
 LAG_S = 0.060
 STEP_S = 0.002
 KEPT_S = 20.0
+REST_LOAD_FRAC = 0.85
 REST_FRAC = 0.25  # of the battery's power: the controller corrects its state of charge with less
 STALL_S = 0.5  # after a longer stall the plant goes on from now
 LINE_TO_NEUTRAL_V = 7_967.0
@@ -95,10 +96,10 @@ class LatencyPlant:
         return (found[:, 0], found[:, 1]) if found.size else (np.empty(0), np.empty(0))
 
     def busy_with(self) -> str:
-        """What keeps the site from its natural load; empty when clocks are free and the battery is near rest."""
-        high = self.gpus.clock_lock_mhz()[1]
-        if np.any(high < self._link.bank.model.clock_mhz_max):
-            return f"clocks locked at {np.nanmin(high):.0f} MHz"
+        """What keeps the site from its natural load; empty when caps hardly bind and the battery is near rest."""
+        natural_w = OTHER_W + STANDS_FOR * GPUS * self._link.bank.model.curve[1][-1]
+        if self.load_w < REST_LOAD_FRAC * natural_w:  # a site without a battery keeps light caps of its own
+            return f"load at {self.load_w:.0f} W"
         rests = abs(self.battery.power_w) < REST_FRAC * BATTERY_W
         return "" if rests else f"battery at {self.battery.power_w:.0f} W"
 
