@@ -12,7 +12,17 @@ import pytest
 
 from controller.errors import BadInput
 from hil import bench_plant
-from hil.bench_plant import Job, Outcome, PreparedTrace, load_target, make_jobs, prepare_traces, run_jobs, scenario_of
+from hil.bench_plant import (
+    NOT_RUN,
+    Job,
+    Outcome,
+    PreparedTrace,
+    load_target,
+    make_jobs,
+    prepare_traces,
+    run_jobs,
+    scenario_of,
+)
 from hil.plant_cases import FIGURE_TRACE, Case, field_cases, figure_cases, trace_cases
 from hil.plant_command import bench_plant as command
 from hil.plant_page import BEGIN, END, as_json, broken_promises, markdown, put_between_markers, tables
@@ -213,6 +223,31 @@ def test_run_that_fails_is_a_row_and_not_the_end(steady: PreparedTrace, tmp_path
     assert not list((tmp_path / "runs").iterdir())
     assert "gone.csv" in broken_promises(outcomes)[0]
     assert "failed" in markdown(tables([replace_case(outcomes[0], controller="mpc")], [steady]))
+
+
+def test_what_was_done_before_ctrl_c_is_kept_and_shown(steady: PreparedTrace, tmp_path: Path) -> None:
+    """Interrupted after the first of two runs: its row stands, the other's says that it was not run."""
+    two = make_jobs([ALONE, replace(ALONE, edge="hold")], [steady], seconds_max=30.0)
+
+    def interrupt(done_s: float, name: str) -> None:
+        if done_s >= 30.0:
+            raise KeyboardInterrupt
+
+    first, second = run_jobs(two, out=tmp_path, processes=1, on_progress=interrupt)
+    assert first.result is not None
+    assert (second.result, second.failure) == (None, NOT_RUN)
+    assert not broken_promises([first, second]), "what was not run broke nothing"
+    assert NOT_RUN in markdown(tables([replace_case(second, controller="mpc")], [steady]))
+    assert [path.stem for path in (tmp_path / "runs").iterdir()] == [two[0].key]
+
+
+def test_whole_records_on_request() -> None:
+    """By default only the quoted record is run whole; all are when asked, and the crashes as long as they need."""
+    short = [c for c in trace_cases([("other.csv", False)]) if c.seconds_max < 1000.0]
+    assert len(short) == 10
+    assert all(c.whole().seconds_max > 3700.0 for c in short)
+    crashes = [c for c in figure_cases(FIGURE_TRACE) if c.scenario == "campus-90mw-crash"]
+    assert {c.whole().seconds_max for c in crashes} == {2000.0}
 
 
 def replace_case(outcome: Outcome, **changes: Any) -> Outcome:
