@@ -88,19 +88,19 @@ def check_site(site: SiteSettings) -> CheckFindings:
 
 @dataclass(frozen=True, slots=True)
 class CrashReading:
-    """What a full crash of the declared site reads on a trailing mean, from its declared follower."""
+    """What a drop of the declared site reads on a trailing mean, from its declared follower."""
 
     drop_w: float
     slew_per_s: float  # of the block
     dip: Dip
 
 
-def crash_reading(site: SiteSettings, *, mean_s: float) -> CrashReading | None:
-    """The largest drop the site can make, as its meter will show it; None without a battery and a meter."""
+def crash_reading(site: SiteSettings, *, mean_s: float, drop_w: float | None = None) -> CrashReading | None:
+    """A drop as the site's meter will show it; None without a battery and a meter. Without `drop_w` the largest."""
     follower = follower_of(site)
     if follower is None:
         return None
-    drop_w = _crash_w(site)
+    drop_w = _crash_w(site) if drop_w is None else drop_w
     slew = max((c.slew_frac_per_s for c in site.contingencies), default=DEFAULT_SLEW_PER_S)
     dip = crash_dip(follower, drop_w=drop_w, slew_w_per_s=slew * drop_w, mean_s=mean_s)
     return CrashReading(drop_w=drop_w, slew_per_s=slew, dip=dip)

@@ -146,14 +146,16 @@ def _print_predictions(console: Console, predicted: list[dict[str, Any]]) -> Non
     """A full crash as `rampart check` foresees it from the site file, beside what the crash read."""
     if not predicted:
         return
-    table = Table(title="the crash alone, as `rampart check` foresaw it from the site file")
+    full_w, drop_w = predicted[0]["full_drop_w"], predicted[0]["drop_w"]
+    table = Table(title="the crash alone, as `rampart check` foresees it from the site file")
     table.add_column("limit", overflow="fold")
-    for name in ("mean", "allowed", "predicted", "measured", "off by"):
+    headings = ("mean", "allowed", f"full crash, {_mw(full_w)} MW", f"this one, {_mw(drop_w)} MW", "measured", "off by")
+    for name in headings:
         table.add_column(name, justify="right")
     for row in predicted:
         off = f"{100 * (row['predicted_w'] / row['measured_w'] - 1.0):+.0f} %" if row["measured_w"] > 0.0 else "-"
-        cells = [f"{_mw(row[key])} MW" for key in ("allowed_w", "predicted_w", "measured_w")]
-        style = "red" if row["predicts_break"] else None
+        cells = [f"{_mw(row[key])} MW" for key in ("allowed_w", "full_w", "predicted_w", "measured_w")]
+        style = "red" if row["full_breaks"] else None
         table.add_row(row["limit"], f"{row['mean_s']:g} s", *cells, off, style=style)
     console.print(table)
 

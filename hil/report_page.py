@@ -169,13 +169,18 @@ def _predicted(rows: list[dict[str, Any]]) -> str:
     """The crash by itself on each row's mean, as the site file foretold it and as it came."""
     if not rows:
         return ""
-    head = "".join(f"<th>{h}</th>" for h in ("limit", "mean", "allowed", "predicted", "measured"))
+    headings = ("limit", "mean", "allowed", "foreseen, full crash", "foreseen, this one", "measured")
+    head = "".join(f"<th>{h}</th>" for h in headings)
     body = "".join(
         f"<tr><td>{html.escape(row['limit'])}</td><td>{row['mean_s']:g} s</td><td>{scaled(row['allowed_w'], 'W')}</td>"
-        f"<td>{scaled(row['predicted_w'], 'W')}</td><td>{scaled(row['measured_w'], 'W')}</td></tr>"
+        f"<td>{scaled(row['full_w'], 'W')}</td><td>{scaled(row['predicted_w'], 'W')}</td>"
+        f"<td>{scaled(row['measured_w'], 'W')}</td></tr>"
         for row in rows
     )
-    title = "The crash alone, as <code>rampart check</code> foresaw it from the site file"
+    title = (
+        f"The crash alone ({scaled(rows[0]['drop_w'], 'W')}; a full one is {scaled(rows[0]['full_drop_w'], 'W')}), as "
+        "<code>rampart check</code> foresees it from the site file"
+    )
     return f"<h2>{title}</h2><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

@@ -50,7 +50,7 @@ from hil.wire_devices import (
     ups_registers,
 )
 from hil.wire_gpus import WireGpus, check_sample
-from hil.wire_record import Account, Checkpoints, Crash, cut, predictions, view_of, words_of
+from hil.wire_record import Account, Checkpoints, Crash, cut, dropped_w, predictions, view_of, words_of
 from hil.wire_signals import Answer, Issuer
 from hil.world import Happening
 
@@ -423,7 +423,7 @@ class WireBench:
         for h in record.world.diary:
             t_s, pcc_w = record.moments.around(h.t_s) if h.kind == "drop" else (np.empty(0), np.empty(0))
             if t_s.size > 1:
-                crash = Crash(h.t_s, t_s, pcc_w)
+                crash = Crash(h.t_s, t_s, pcc_w, dropped_w(record.rows, h))
         return predictions(self._site, [sig for _, sig in grid_signals(self._scenario, self._site)], crash)
 
 

@@ -17,7 +17,9 @@ from hil.plant.fleet import Group, Job
 from hil.plant.site import TruthBlock
 from hil.run_log import TickView
 from hil.scenario import ClassPlantDoc, TrainingDoc
+from hil.truth_log import ROW_S, Rows
 from hil.wire_signals import Answer
+from hil.world import Happening
 
 CRASH_S = 2.0  # how long after a crash its reading is looked for
 
@@ -132,6 +134,7 @@ class Crash:
     at_s: float
     t_s: FloatArray
     pcc_w: FloatArray
+    drop_w: float  # what left, at the clocks of the moment
 
     def fall_w(self, *, mean_s: float, window_s: float) -> float:
         """The largest fall within the window, of the trailing mean, that ends soon after the crash."""
@@ -145,26 +148,38 @@ class Crash:
         return float((np.maximum.accumulate(part_w) - part_w).max(initial=0.0))
 
 
-def predictions(site: SiteSettings, signals: Sequence[GridSignal], crash: Crash | None) -> list[dict[str, object]]:
-    """What `rampart check` says of a full crash for each window row, beside what the crash alone read on that row.
+def dropped_w(rows: Rows, happening: Happening) -> float:
+    """How much load fell in an event, from just before it to just after."""
+    t_s, load_w = rows.columns["t_s"], rows.columns["load_w"]
+    before = load_w[t_s <= happening.t_s]
+    after = load_w[t_s >= happening.t_s + happening.within_s + ROW_S]
+    return max(0.0, float(before[-1] - after[0])) if before.size and after.size else 0.0
 
-    `measured_w` is the largest fall of the row's trailing mean that ends within two seconds of the crash.
+
+def predictions(site: SiteSettings, signals: Sequence[GridSignal], crash: Crash | None) -> list[dict[str, object]]:
+    """What `rampart check` says of a crash for each window row, beside what the crash alone read on that row.
+
+    `full_w` is its figure for every GPU at full power, `predicted_w` the same for the drop that came: caps may have
+    made it smaller. `measured_w` is the largest fall of the row's trailing mean that ends within two seconds of it.
     """
     windows = [row for row in site.contract.limits if isinstance(row, RampLimit | SwingLimit)]
     windows += [row for s in signals for row in s.limits if isinstance(row, RampLimit | SwingLimit)]
     found: list[dict[str, object]] = []
     for limit in windows:
-        reading = crash_reading(site, mean_s=limit.mean_s)
-        if reading is None or crash is None or getattr(limit, "band_hz", None) is not None:
+        full = crash_reading(site, mean_s=limit.mean_s)
+        reading = crash_reading(site, mean_s=limit.mean_s, drop_w=crash.drop_w) if crash is not None else None
+        if full is None or reading is None or crash is None or getattr(limit, "band_hz", None) is not None:
             continue
         found.append(
             {
                 "limit": str(limit.id),
                 "allowed_w": limit.max_w,
                 "mean_s": limit.mean_s,
-                "predicted_drop_w": reading.drop_w,
+                "full_drop_w": full.drop_w,
+                "full_w": full.dip.mean_w,
+                "full_breaks": full.dip.mean_w > limit.max_w,
+                "drop_w": crash.drop_w,
                 "predicted_w": reading.dip.mean_w,
-                "predicts_break": reading.dip.mean_w > limit.max_w,
                 "measured_w": crash.fall_w(mean_s=limit.mean_s, window_s=limit.window_s),
             }
         )

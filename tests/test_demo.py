@@ -27,9 +27,9 @@ from hil.truth_log import CSV_COLUMNS, ROW_S, Rows
 from hil.wire import Snapshot, run_wire
 from hil.wire_config import Ports, filled_node, filled_site, write_files
 from hil.wire_gpus import check_sample
-from hil.wire_record import Crash, cut, predictions, view_of, words_of
+from hil.wire_record import Crash, cut, dropped_w, predictions, view_of, words_of
 from hil.wire_signals import payload_of
-from hil.world import build_world
+from hil.world import Happening, build_world
 
 DEMO = data_root() / "configs" / "demo"
 PORTS = Ports(broker=1, meter=2, battery=3, ups=4)
@@ -171,7 +171,7 @@ def crash_of(depth_w: float) -> Crash:
     """Power that rises slowly, falls by `depth_w` for 0.5 s at 80 s, and is back."""
     t_s = np.arange(78.0, 100.0, 0.005)
     pcc_w = 2e7 + 1e4 * (t_s - 78.0) - np.where((t_s >= 80.0) & (t_s < 80.5), depth_w, 0.0)
-    return Crash(80.0, t_s, pcc_w)
+    return Crash(80.0, t_s, pcc_w, 20.09e6)
 
 
 def test_the_crash_is_foreseen_per_row_and_beside_it_what_it_read() -> None:
@@ -181,9 +181,25 @@ def test_the_crash_is_foreseen_per_row_and_beside_it_what_it_read() -> None:
     assert device is not None
     for site, breaks in ((software_site(), True), (device, False)):
         found = {str(p["limit"]): p for p in predictions(site, signals, crash_of(2e6))}
-        assert found["local.evening"]["predicts_break"] is breaks
+        assert found["local.evening"]["full_breaks"] is breaks
+        assert found["local.evening"]["predicted_w"] == pytest.approx(found["local.evening"]["full_w"], rel=0.01)
         assert found["local.evening"]["measured_w"] == pytest.approx(2e6, rel=0.02), "0.2 s mean: all of it"
         assert found["ieso-ramp.swing-15s"]["measured_w"] == pytest.approx(1e6, rel=0.02), "1 s mean: half of it"
+
+
+def test_a_smaller_drop_is_foreseen_smaller() -> None:
+    """Caps at the time of the crash make the block smaller; the figure for the whole site stays beside it."""
+    whole = crash_of(1e6)
+    half = predictions(software_site(), [], Crash(whole.at_s, whole.t_s, whole.pcc_w, 10.0e6))[0]
+    assert half["predicted_w"] == pytest.approx(0.5 * half["full_w"], rel=0.05)  # type: ignore[operator]
+
+
+def test_the_drop_that_came_is_read_from_the_load() -> None:
+    t_s = np.arange(0.0, 10.0, ROW_S)
+    load_w = np.where(t_s < 5.0, 3e7, np.where(t_s < 5.5, 2e7, 1e7))
+    rows = Rows({"t_s": t_s, "load_w": load_w})
+    happening = Happening(t_s=4.98, id="drop", kind="drop", detail="", drop_w=2.2e7, within_s=0.526)
+    assert dropped_w(rows, happening) == 2e7
 
 
 def test_without_a_crash_nothing_is_compared() -> None:
