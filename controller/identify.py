@@ -39,6 +39,7 @@ SHAPE_STD_PER_S = 1e-4  # a job's kernels change over hours
 GATE = 3.0  # standard deviations: beyond it jobs changed, not the curve
 MOVE_STD = 0.04  # of A: clocks move when load does, so that a move of the clock is the worst time to judge it
 MOVE_SHARE_MAX = 0.12  # of full dynamic power, by one move
+RESTART_STD = 0.1  # of an activity seen in one block
 MOVE_MEMORY = 0.2  # where load is seen to jump with the clock, moves teach less
 JUMPS_AGREEING = 5  # by chance once in sixteen
 JUMP_LOG = 0.6  # a factor of 1.8: no two cards measured differ so much at the same clock above three quarters
@@ -53,7 +54,7 @@ FRACTIONS: FloatArray = np.linspace(0.0, 1.0, GRID)
 PSI: FloatArray = np.stack([(1.0 - FRACTIONS) * FRACTIONS**i for i in range(3)], axis=1)
 FRACTIONS.setflags(write=False)
 PSI.setflags(write=False)
-TERMS = 4  # A, and A times each coefficient
+TERMS = 4  # A and the coefficients
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ class _Group:
     """What is kept of one group whatever becomes of the fleet."""
 
     prior: GpuCurve
-    theta: FloatArray  # (4,), in shares of the group's range
+    theta: FloatArray  # (4,): A as a share of the group's range, and the coefficients
     covariance: FloatArray  # (4, 4)
     activity_var_per_s: float = ACTIVITY_STD**2
     move_var: float = MOVE_STD**2
@@ -250,7 +251,7 @@ class Identifier:
 
 
 def _new(prior: GpuCurve) -> _Group:
-    return _Group(prior=prior, theta=np.zeros(TERMS), covariance=np.eye(TERMS))
+    return _Group(prior=prior, theta=np.zeros(TERMS), covariance=np.eye(TERMS) * PRIOR_STD**2)
 
 
 def _block_length(line: Line | None) -> int:
@@ -272,38 +273,38 @@ def _learn(group: _Group, block: FloatArray) -> bool:
     if mean < IDLE_SHARE:
         group.learnt_s = None  # what runs next is another activity
         return False
-    features = _features(group.prior, clock)
     noise_var = (RANGE_STD * mean) ** 2 + (2.0 * float(shares.std()) / len(shares)) ** 2
     is_first = group.learnt_s is None
     if is_first:
         _restart(group, mean / max(_share_at(group, clock), 0.05))
     elapsed_s = 0.0 if group.learnt_s is None else at_s - group.learnt_s
-    theta, before = group.theta, group.covariance
     has_moved = not is_first and abs(clock - group.last_clock) > STILL_FRAC / 2.0
-    change_var = group.activity_var_per_s * elapsed_s + (group.move_var if has_moved else 0.0)
-    before = before + change_var * np.outer(theta, theta)
-    before[1:, 1:] += np.eye(TERMS - 1) * (SHAPE_STD_PER_S * theta[0]) ** 2 * elapsed_s
-    off = mean - float(features @ theta)
-    var = float(features @ before @ features) + noise_var
-    predicted = max(float(features @ theta), 1e-6)
+    theta, before = group.theta, group.covariance.copy()
+    activity = float(theta[0])
+    before[0, 0] += (group.activity_var_per_s * elapsed_s + (group.move_var if has_moved else 0.0)) * activity**2
+    before[1:, 1:] += np.eye(TERMS - 1) * SHAPE_STD_PER_S**2 * elapsed_s
+    slope = _slope(group, clock)
+    predicted = max(activity * float(slope[0]), 1e-6)
+    off = mean - predicted
+    var = float(slope @ before @ slope) + noise_var
     has_jumped = off * off > GATE**2 * var or abs(np.log(mean / predicted)) > JUMP_LOG
     if has_jumped and has_moved:
         has_jumped = not _agrees(group, upwards=clock > group.last_clock, above=off > 0.0)
-    if has_jumped:  # jobs began, ended or changed: all of it is activity
-        before = before + (off / predicted) ** 2 * np.outer(theta, theta)
-        var = float(features @ before @ features) + noise_var
-    if not is_first and not has_moved:
-        _watch_activity(group, (off / max(mean, 1e-6)) ** 2, elapsed_s, noise_var / mean**2)
     if has_moved:
         seen = min((off / max(mean, 1e-6)) ** 2, 1.0) if has_jumped else MOVE_STD**2
         group.move_var += MOVE_MEMORY * (seen - group.move_var)
-    gain = before @ features / var
-    # Only a move of the clock says anything about the curve, and no single one may say much.
-    moves_share = abs(float(gain[1:] @ features[1:]) * off) / theta[0]
-    gain[1:] *= min(1.0, MOVE_SHARE_MAX / max(moves_share, 1e-9)) if has_moved and not has_jumped else 0.0
-    rest = np.eye(TERMS) - np.outer(gain, features)
-    group.theta = theta + gain * off
-    group.covariance = _symmetric(rest @ before @ rest.T + noise_var * np.outer(gain, gain))  # right for any gain
+    elif not is_first:
+        _watch_activity(group, (off / max(mean, 1e-6)) ** 2, elapsed_s, noise_var / mean**2)
+    if has_jumped:  # jobs began, ended or changed: all of it is activity
+        _restart(group, mean / max(_share_at(group, clock), 0.05))
+    else:
+        gain = before @ slope / var
+        # Only a move of the clock says anything about the curve, and no single one may say much.
+        moved_share = abs(float(gain[1:] @ slope[1:]) * off) / activity
+        gain[1:] *= min(1.0, MOVE_SHARE_MAX / max(moved_share, 1e-9)) if has_moved else 0.0
+        rest = np.eye(TERMS) - np.outer(gain, slope)
+        group.theta = theta + gain * off
+        group.covariance = _symmetric(rest @ before @ rest.T + noise_var * np.outer(gain, gain))  # right for any gain
     _bound(group)
     if abs(clock - group.last_clock) > STILL_FRAC or clock < group.clock_min:
         group.clock_min = min(group.clock_min, clock)
@@ -320,28 +321,21 @@ def _agrees(group: _Group, *, upwards: bool, above: bool) -> bool:
     return len(group.sides) == JUMPS_AGREEING and len(set(group.sides)) == 1
 
 
-def _features(prior: GpuCurve, clock: float) -> FloatArray:
+def _slope(group: _Group, clock: float) -> FloatArray:
+    """How the predicted power moves with A and each coefficient (4,)."""
     rest = 1.0 - clock
-    return np.array([float(prior.power_share(clock)), rest, rest * clock, rest * clock * clock])
+    psi = np.array([rest, rest * clock, rest * clock * clock])
+    share = float(group.prior.power_share(clock)) + float(psi @ group.theta[1:])
+    return np.concatenate(([share], group.theta[0] * psi))
 
 
 def _restart(group: _Group, activity: float) -> None:
-    """Another activity, of unknown size; the curve and its doubt are kept."""
-    coefficients, doubt = _coefficients(group)
-    group.theta = np.concatenate(([activity], activity * coefficients))
-    group.covariance = np.zeros((TERMS, TERMS))
-    group.covariance[1:, 1:] = doubt * activity**2
-    group.covariance += 0.3**2 * np.outer(group.theta, group.theta)
-
-
-def _coefficients(group: _Group) -> tuple[FloatArray, FloatArray]:
-    """The curve's coefficients (3,) and their covariance (3, 3); the prior's before anything was seen."""
-    if group.theta[0] <= 0.0:
-        return np.zeros(TERMS - 1), np.eye(TERMS - 1) * PRIOR_STD**2
-    activity = float(group.theta[0])
-    coefficients = group.theta[1:] / activity
-    slope = np.hstack((-coefficients[:, None], np.eye(TERMS - 1))) / activity
-    return coefficients, _symmetric(slope @ group.covariance @ slope.T)
+    """Another activity, of a size just measured; the curve and its doubt are kept."""
+    group.theta = np.concatenate(([activity], group.theta[1:]))
+    covariance = np.zeros((TERMS, TERMS))
+    covariance[1:, 1:] = group.covariance[1:, 1:]
+    covariance[0, 0] = (RESTART_STD * activity) ** 2
+    group.covariance = covariance
 
 
 def _watch_activity(group: _Group, square: float, elapsed_s: float, noise: float) -> None:
@@ -353,8 +347,7 @@ def _watch_activity(group: _Group, square: float, elapsed_s: float, noise: float
 def _bound(group: _Group) -> None:
     """Keep what is physical: a positive activity, coefficients that no measured card comes near."""
     group.theta[0] = max(float(group.theta[0]), 1e-3)
-    reach = COEFFICIENT_MAX * float(group.theta[0])
-    group.theta[1:] = np.clip(group.theta[1:], -reach, reach)
+    group.theta[1:] = np.clip(group.theta[1:], -COEFFICIENT_MAX, COEFFICIENT_MAX)
 
 
 def _symmetric(matrix: FloatArray) -> FloatArray:
@@ -367,7 +360,7 @@ def _symmetric(matrix: FloatArray) -> FloatArray:
 
 def _publish(group: _Group) -> None:
     """Curves on the grid: the most likely and the cautious one."""
-    coefficients, doubt = _coefficients(group)
+    coefficients, doubt = group.theta[1:], group.covariance[1:, 1:]
     share = group.prior.power_share(FRACTIONS) + PSI @ coefficients
     group.std = np.sqrt(np.maximum(np.einsum("fi,ij,fj->f", PSI, doubt, PSI), 0.0))
     group.best = LearnedCurve(group.prior.name, _physical(share), group.prior)

@@ -151,7 +151,7 @@ def test_jobs_that_come_and_go_teach_nothing_about_the_curve(seed: int) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(25):
         world.runs(12.0, clock=float(rng.choice([1.0, 0.85, 0.7])), activity=float(rng.choice([0.02, 0.4, 0.8, 0.9])))
-    assert max(abs(world.best(f) - h100(f)) for f in (0.7, 0.8, 0.9)) < 0.06
+    assert max(abs(world.best(f) - h100(f)) for f in (0.7, 0.8, 0.9)) < 0.1
 
 
 def test_memory_bound_work_is_found_out() -> None:
