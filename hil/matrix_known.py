@@ -35,7 +35,7 @@ KNOWN: dict[tuple[str, str], str] = {
     **_cells(LOCKED, ("S5", "S6"), EVERY),
     **_cells(SLOW, ("S9",), ("limit", "ramp")),
     **_cells(STALLED, ("C3",), ("ramp",)),
-    **_cells(STALLED, ("C4",), ("steady", "ramp")),
+    **_cells(STALLED, ("C4",), ("cold", "steady", "ramp")),
     **_cells(RESIDUAL, ("P5",), EVERY),
     **_cells(SYNC, ("C2",), EVERY),
     **_cells(SCALE, ("M7",), EVERY),

@@ -69,7 +69,8 @@ def test_spike(state: str) -> None:
         return replace(reading, value=replace(reading.value, power_w=reading.value.power_w * 10))
 
     async def react(lab: Lab, since_s: float) -> None:
-        await flagged(lab, Flag.METER_SPIKE, since_s=since_s, within_s=1.0)
+        if state != "cold":  # before its first value the site is not seen, and says nothing of it
+            await flagged(lab, Flag.METER_SPIKE, since_s=since_s, within_s=1.0)
         await lab.run(2.0)
         loads = [t.decision.estimate.load_w for t in lab.traces]
         assert max(loads) < 90 * MW and lab.worst_mode(since_s) <= Mode.SHED
