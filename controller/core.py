@@ -56,7 +56,7 @@ NOT_FOLLOWING_FRAC = 0.05  # of nameplate, beyond what ripple and lag explain
 NOT_FOLLOWING_S = 3.0  # FAULTS B2: for 3 T
 STALL_PERIODS = 1
 ARRIVAL_S = 2.0  # after the first cycle: what has not been seen by then is missing, not late
-SHED_COUNT_S = 10.0
+EDGE_FRAC = 0.001  # of the registered peak, or of the battery: what a meter's last digits are worth
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,6 +451,12 @@ class SiteCore:
             is_due=is_due,
         )
 
+    def _is_gone(self, margin: Margin) -> bool:
+        """A target held at the edge of the set stands now a little inside, now a little outside of it."""
+        battery = self.site.battery
+        scale = self.site.registered_peak_w if margin.unit == "W" else battery.energy_j if battery else 0.0
+        return margin.value < -EDGE_FRAC * scale
+
     def _may_raise(self, state: ModeState) -> bool:
         """What the envelope would refuse is not asked for: refusals count, and would keep it in doubt for ever."""
         return state.may_raise and Flag.CLOCK_STEPPED not in state.flags and not self._envelope_state.is_distrusted
@@ -530,7 +536,7 @@ class SiteCore:
             battery=self._envelope_battery(image, decision.mode),
             drop_safe_target_w=max(track.g_safe_w, tracker.g_ref_w),
             margins=tuple(
-                m for m in track.margins if m.name in enforced and m.value < 0.0 and not track.is_riding_down
+                m for m in track.margins if m.name in enforced and self._is_gone(m) and not track.is_riding_down
             ),
             mode=decision.mode.mode,
             is_leader=not flags & {Flag.LEADERSHIP_LOST},

@@ -30,6 +30,7 @@ from controller.forecast import Line
 from controller.gpu_model import GpuCurve
 from controller.identify import Identified, Identifier
 from controller.plan.plan import OFFSET_S, STEPS, JobClass, Plan, PlanInput, Planner
+from controller.plan.rule import RulePlanner, Sharing
 from controller.plan.tier import TierLedger
 from controller.reserve import NO_BATTERY, BatteryBounds, Contingency, CrashReserve
 from controller.settings import ContingencyKind, JobClassSettings, SiteSettings, Stance
@@ -66,6 +67,7 @@ class Planning:
     def __init__(self, site: SiteSettings, *, planner: Planner, curves: Mapping[str, GpuCurve]) -> None:
         self._site = site
         self._planner = planner
+        self._without_solver = RulePlanner(sharing=Sharing.ORDERED)  # SHED: the planner itself is in doubt
         self._identifier = Identifier(curves)
         self._classes = (*site.classes, REST_SETTINGS)
         self._window = DemandWindow(peak_w=site.registered_peak_w)
@@ -140,7 +142,8 @@ class Planning:
         self._demand = self._demand_now(known, likely)
         self._tiers.book(known.now_s, known.fleet, known.readings, likely)
         given = self._input(known, curves)
-        plan = self._planner.plan(given)
+        planner = self._planner if known.mode < Mode.SHED else self._without_solver
+        plan = planner.plan(given)
         peaks_w = self._peaks_w(given)
         clocks_mhz = clocks_of_caps(known.fleet, curves, cap_w=plan.cap_w, peak_w=peaks_w)
         if self._has_mixed_jobs:
