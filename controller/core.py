@@ -376,6 +376,8 @@ class SiteCore:
             target_s, first_s = plan.t_s, float(plan.offset_s[0])
             target_w = self._plan_start_w
             slope = (float(plan.target_w[0]) - target_w) / first_s
+            if not math.isfinite(slope):
+                target_s, target_w, slope = now_s, tracker.g_ref_w, 0.0  # a plan that is no number holds the target
         if not self._may_raise(mode):  # the envelope would refuse it anyway
             target_w, slope = min(target_w, tracker.g_ref_w), min(slope, 0.0)
         battery = image.battery
