@@ -141,10 +141,17 @@ def run_tale(tale: Tale, *, recording: Path | None = None) -> Outcome:
             kept = tuple(b for b in tale.blows if b.port not in SENSING and b.verb in ("off", "wrong", "slow"))
             twin, _, _ = _play(tale, kept, recording=None)
             is_forced = bool(twin.broken())
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        return Outcome(tale.seed, 0.0, len(tale.blows), (), False, False, 0, f"{type(error).__name__}: {error}"[:300])
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError, ExceptionGroup) as error:
+        return Outcome(tale.seed, 0.0, len(tale.blows), (), False, False, 0, _said(error))
     sim_s = SAFETY_S + HEALED_S
     return Outcome(tale.seed, sim_s, len(tale.blows), broken, is_forced, is_late, throttled, "")
+
+
+def _said(error: Exception) -> str:
+    """The first cause, in one line."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"[:200]
 
 
 def _play(tale: Tale, blows: tuple[Blow, ...], *, recording: Path | None) -> tuple[Lab, bool, int]:
