@@ -19,7 +19,9 @@ ALL_AT_ONCE = ("ieso-ramp", "caiso", "ercot", "aeso", "southern", "atc-spp")
 FIGURE_TRACE = "mlperf_gpt3_175b_64node_512h100_AC_2s.csv"
 # Default lengths, so that all of it takes minutes: whole records where a figure is quoted, beginnings elsewhere.
 WHOLE_S = 4000.0
-PART_S, LONG_PART_S = 600.0, 1800.0
+PART_S, LONG_PART_S = 300.0, 900.0
+START_S = {"mlperf_h200x8_llama2-70b-99_offline_maxq500w_1s.csv": 700.0}  # idle until 500 s
+EIGHT, SWITCHED = "all-contracts", "all-contracts-switched"
 CRASH, CRASH_S = "campus-90mw-crash", 2000.0  # the second job is back at 1,940 s
 LOST_FRAC_MAX = 0.01  # of the work, where a figure promises that the contract costs almost nothing
 
@@ -69,14 +71,23 @@ def figure_cases(trace: str) -> tuple[Case, ...]:
         _figure(trace, "ieso-ramp, no controller", IESO, follow=""),
         _figure(trace, six, ALL_AT_ONCE, must="held", lost_frac_max=cheap),
         _figure(trace, f"{six}, no controller", ALL_AT_ONCE, follow=""),
-        _figure(trace, "ieso-ramp", IESO, edge="hold"),
-        _figure(trace, "ieso-ramp", IESO, edge="hold", follow="device", must="held", lost_frac_max=cheap),
+        _figure(trace, "ieso-ramp", IESO, edge="hold", seconds_max=LONG_PART_S),
+        _figure(
+            trace,
+            "ieso-ramp",
+            IESO,
+            edge="hold",
+            follow="device",
+            seconds_max=LONG_PART_S,
+            must="held",
+            lost_frac_max=cheap,
+        ),
         _figure(trace, six, ALL_AT_ONCE, edge="hold", seconds_max=LONG_PART_S),
         _figure(trace, six, ALL_AT_ONCE, edge="hold", follow="device", seconds_max=LONG_PART_S, must="held"),
-        _figure(trace, "eight profiles at once", (), scenario="all-contracts", follow="device", must="held"),
-        _figure(trace, "contract switched", (), scenario="all-contracts-switched", follow="device", must="held"),
         _figure(trace, "two crashes of 62 MW", (), scenario=CRASH, follow="device", must="held"),
         _figure(trace, "two crashes of 62 MW", (), scenario=CRASH, must="broken"),
+        _figure(trace, "contract switched", (), scenario=SWITCHED, follow="device", seconds_max=3100.0, must="held"),
+        _figure(trace, "eight profiles at once", (), scenario=EIGHT, follow="device", seconds_max=1800.0, must="held"),
         _figure(trace, "ieso, with its oscillation row", ("ieso",), seconds_max=LONG_PART_S),
         _figure(trace, "ieso, with its oscillation row", ("ieso",), follow="device", seconds_max=LONG_PART_S),
         *alone,
@@ -111,10 +122,11 @@ def field_cases(traces: Sequence[tuple[str, bool]]) -> tuple[Case, ...]:
         )
         for name, is_fine in traces
         for edge in _edges(is_fine)
-        for follow in _FOLLOWERS
+        for follow in (_FOLLOWERS if name == FIGURE_TRACE else _SOFTWARE)
     )
 
 
+_SOFTWARE: tuple[Follow, ...] = ("software",)
 _FOLLOWERS: tuple[Follow, ...] = ("device", "software")
 
 
@@ -133,15 +145,15 @@ def _on_trace(name: str, edge: Edge, *, follow: Follow, has_target: bool = False
         controller="mpc" if follow else "none",
         contracts=IESO,
         has_target=has_target,
-        seconds_max=_trace_seconds(name, edge, has_target=has_target),
+        seconds_max=_trace_seconds(name, edge, follow, has_target=has_target),
     )
 
 
-def _trace_seconds(name: str, edge: Edge, *, has_target: bool) -> float:
-    """The record all figures are quoted on is run whole, under a target for its hour; of the others the beginning."""
+def _trace_seconds(name: str, edge: Edge, follow: Follow, *, has_target: bool) -> float:
+    """Of the record that the figures are quoted on, all where they run it whole."""
     if name != FIGURE_TRACE:
-        return PART_S
-    return LONG_PART_S if has_target and edge == "hold" else WHOLE_S
+        return START_S.get(name, PART_S)
+    return LONG_PART_S if follow == "device" or edge == "hold" or has_target else WHOLE_S
 
 
 def _figure(
