@@ -58,7 +58,7 @@ class Score:
     @property
     def is_comparable(self) -> bool:
         """The policy kept what the oracle must keep; otherwise its loss may be smaller than any honest path's."""
-        return self.policy not in ("none", "low-pass") and self.crash_safe_frac >= 1.0
+        return self.policy != "none" and self.crash_safe_frac >= 1.0 and self.episodes == 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ def _print_table(result: object) -> None:
     typer.echo(
         "episodes: all seeds together, in brackets those away from the crash; crash safe: of steps, the worst seed."
     )
-    typer.echo("none and low-pass keep neither limits nor reserve, so their regret may be negative.")
+    typer.echo("regret may be negative where limits or reserve were not kept: episodes, crash safe below 100.")
     infeasible = [
         f"{line.case} {line.policy} {line.variant}: {line.infeasible}" for line in result.lines if line.infeasible
     ]
