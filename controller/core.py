@@ -490,17 +490,22 @@ class SiteCore:
             else 0.0,
             target_w=tracker.g_ref_w,
             mode=decision.mode.mode,
-            gpu_w_max=self._gpu_w_max(image, decision),
+            is_planner_doubted=Flag.ENVELOPE_BUSY in decision.mode.flags,
+            gpu_w_max=self._gpu_w_max(image, decision, tracker),
         )
         self._plan_start_w = tracker.g_ref_w
         self._load_rise_w = self.planning.load_rise_w(known)
         return known
 
-    def _gpu_w_max(self, image: SiteImage, decision: Decision) -> float:
-        """The envelope's own sum: the ceiling, less what caps do not govern, plus what the battery surely gives."""
+    def _gpu_w_max(self, image: SiteImage, decision: Decision, tracker: Tracker) -> float:
+        """The envelope's own sum as it will stand when the next plan's caps arrive: a due ceiling comes nearer."""
         view = self._view(image, decision)
         supply_w = view.battery.supply_w if view.battery is not None else 0.0
-        return view.import_w_max - view.margin_w - view.unmanaged_w_max + supply_w
+        ceiling = ceiling_w(decision.in_force.limits, image.t_mono_s)
+        ahead_s = 2.0 * self.site.planner_period_s  # until that plan is made, and its caps in every job's slot
+        fall_w = tracker.interval.slope_down_w_per_s * ahead_s
+        import_w = max(ceiling, view.import_w_max - fall_w) if math.isfinite(fall_w) else ceiling
+        return import_w - view.margin_w - view.unmanaged_w_max + supply_w
 
     @staticmethod
     def _is_battery_usable(image: SiteImage) -> bool:

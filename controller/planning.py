@@ -58,6 +58,7 @@ class Known:
     energy_j: float
     target_w: float
     mode: Mode
+    is_planner_doubted: bool  # the envelope overruled it too often
     gpu_w_max: float  # what all GPUs together may draw at their worst under the ceilings in force; inf without any
 
 
@@ -67,7 +68,7 @@ class Planning:
     def __init__(self, site: SiteSettings, *, planner: Planner, curves: Mapping[str, GpuCurve]) -> None:
         self._site = site
         self._planner = planner
-        self._without_solver = RulePlanner(sharing=Sharing.ORDERED)  # SHED: the planner itself is in doubt
+        self._without_solver = RulePlanner(sharing=Sharing.ORDERED)  # while the envelope doubts the planner
         self._identifier = Identifier(curves)
         self._classes = (*site.classes, REST_SETTINGS)
         self._window = DemandWindow(peak_w=site.registered_peak_w)
@@ -142,7 +143,7 @@ class Planning:
         self._demand = self._demand_now(known, likely)
         self._tiers.book(known.now_s, known.fleet, known.readings, likely)
         given = self._input(known, curves)
-        planner = self._planner if known.mode < Mode.SHED else self._without_solver
+        planner = self._without_solver if known.is_planner_doubted else self._planner
         plan = planner.plan(given)
         peaks_w = self._peaks_w(given)
         clocks_mhz = clocks_of_caps(known.fleet, curves, cap_w=plan.cap_w, peak_w=peaks_w)
