@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import dataclass
-from importlib import import_module
 
 import numpy as np
 
@@ -33,7 +32,7 @@ CYCLES, CVXPY_CYCLES, WARM_UP = 300, 20, 20
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Milliseconds of one fleet size."""
+    """Milliseconds of one fleet size; `cpu_` is the process's own time, which other load changes little."""
 
     gpus: int
     p50_ms: float
@@ -41,6 +40,10 @@ class Row:
     max_ms: float
     cvxpy_p50_ms: float
     solver_p50_ms: float
+    cpu_p50_ms: float
+    cpu_p99_ms: float
+    cpu_cvxpy_p50_ms: float
+    cpu_solver_p50_ms: float
 
 
 def run(*, sizes: tuple[int, ...] = SIZES, cycles: int = CYCLES) -> list[Row]:
@@ -51,14 +54,30 @@ def run(*, sizes: tuple[int, ...] = SIZES, cycles: int = CYCLES) -> list[Row]:
 def _measure(gpus: int, cycles: int) -> Row:
     bench = _Bench(gpus, seed=1)
     spent = np.array([bench.cycle(step) for step in range(WARM_UP + cycles)][WARM_UP:]) * 1e3
+    through_cvxpy = np.array(bench.cvxpy_s(CVXPY_CYCLES)) * 1e3
+    bare = np.array(bench.solver_s) * 1e3
     return Row(
         gpus=gpus,
-        p50_ms=float(np.percentile(spent, 50)),
-        p99_ms=float(np.percentile(spent, 99)),
-        max_ms=float(spent.max()),
-        cvxpy_p50_ms=float(np.median(bench.cvxpy_ms(CVXPY_CYCLES))),
-        solver_p50_ms=float(np.median(bench.solver_ms)),
+        p50_ms=float(np.percentile(spent[:, 0], 50)),
+        p99_ms=float(np.percentile(spent[:, 0], 99)),
+        max_ms=float(spent[:, 0].max()),
+        cvxpy_p50_ms=float(np.median(through_cvxpy[:, 0])),
+        solver_p50_ms=float(np.median(bare[:, 0])),
+        cpu_p50_ms=float(np.percentile(spent[:, 1], 50)),
+        cpu_p99_ms=float(np.percentile(spent[:, 1], 99)),
+        cpu_cvxpy_p50_ms=float(np.median(through_cvxpy[:, 1])),
+        cpu_solver_p50_ms=float(np.median(bare[:, 1])),
     )
+
+
+class _Stopwatch:
+    """Wall and process time since it was made, seconds."""
+
+    def __init__(self) -> None:
+        self._wall_s, self._cpu_s = time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        return time.perf_counter() - self._wall_s, time.process_time() - self._cpu_s
 
 
 class _Bench:
@@ -92,16 +111,16 @@ class _Bench:
         self._window = DemandWindow(peak_w=self._peak_w)
         self._given: list[PlanInput] = []
         self._target_w = 0.7 * self._peak_w
-        self.solver_ms: list[float] = []
+        self.solver_s: list[tuple[float, float]] = []
         self.sink = 0.0  # keeps results alive
 
-    def cycle(self, step: int) -> float:
-        """Seconds from telemetry to clocks."""
+    def cycle(self, step: int) -> tuple[float, float]:
+        """Wall and process seconds from telemetry to clocks."""
         count, now_s = self._fleet.count, float(step)
         busy = 0.55 + 0.4 * self._rng.random() + 0.05 * self._rng.random(count)
         power_w = IDLE_W + (PEAK_W - IDLE_W) * np.minimum(busy, 1.0)
         clock_mhz = np.full(count, float(self._fleet.table.cap_max[0][0]) * (0.8 + 0.2 * self._rng.random()))
-        started = time.perf_counter()
+        watch = _Stopwatch()
         held_w = held_back_w(self._fleet, self._curves, power_w=power_w, clock_cap_mhz=clock_mhz)
         class_w = self._fleet.by_class(power_w)
         self._window.add(now_s, float(class_w.sum()) + self._other_w)
@@ -109,9 +128,9 @@ class _Bench:
         given = self._input(now_s, demand.class_w, demand.ripple_up_w, demand.ripple_down_w)
         plan = self._planner.plan(given)
         clocks = clocks_of_caps(self._fleet, self._curves, cap_w=plan.cap_w, peak_w=demand.class_w)
-        spent = time.perf_counter() - started
+        spent = watch.read()
         self.sink += float(clocks[0])
-        self.solver_ms.append(self._bare_solve_ms())
+        self.solver_s.append(self._bare_solve_s())
         self._given.append(given)
         return spent
 
@@ -154,27 +173,26 @@ class _Bench:
             is_rise_enforced=False,
         )
 
-    def _bare_solve_ms(self) -> float:
+    def _bare_solve_s(self) -> tuple[float, float]:
         """The bare update and solve, again on the data of the plan just made."""
-        started = time.perf_counter()
+        watch = _Stopwatch()
         self._planner.solve_again()
-        return (time.perf_counter() - started) * 1e3
+        return watch.read()
 
-    def cvxpy_ms(self, count: int) -> list[float]:
+    def cvxpy_s(self, count: int) -> list[tuple[float, float]]:
         """The same model and numbers through `problem.solve`, its parameters set by name."""
-        import_module("cvxpy")
         problem = build_problem(self._shape.model)
         spent = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for given in self._given[-count - 1 :]:
                 values = self._planner.parameters_of(given)
-                started = time.perf_counter()
+                watch = _Stopwatch()
                 for parameter in problem.parameters():
                     value = values[parameter.name()]
                     parameter.value = value.reshape(parameter.shape) if parameter.shape else float(value[0])
                 problem.solve(solver="PIQP")
-                spent.append((time.perf_counter() - started) * 1e3)
+                spent.append(watch.read())
         return spent[1:]
 
 
