@@ -267,6 +267,8 @@ def _block_length(line: Line | None) -> int:
 
 def _learn(group: _Group, block: FloatArray) -> bool:
     """One block (n, 3) of time, power share and clock into the filter; True when the curve may have changed."""
+    if not bool(np.isfinite(block).all()):
+        return False  # a reading that is not a number teaches nothing
     t_s, shares, clocks = block[:, 0], block[:, 1], block[:, 2]
     mean, clock, at_s = float(shares.mean()), float(clocks.mean()), float(t_s[-1])
     group.bottom = min(group.bottom, mean)
@@ -305,6 +307,10 @@ def _learn(group: _Group, block: FloatArray) -> bool:
         rest = np.eye(TERMS) - np.outer(gain, slope)
         group.theta = theta + gain * off
         group.covariance = _symmetric(rest @ before @ rest.T + noise_var * np.outer(gain, gain))  # right for any gain
+    if not bool(np.isfinite(group.theta).all() and np.isfinite(group.covariance).all()):
+        fresh = _new(group.prior)  # what was learnt is lost; what is known of the model stays
+        group.theta, group.covariance, group.learnt_s = fresh.theta, fresh.covariance, None
+        return True
     _bound(group)
     if abs(clock - group.last_clock) > STILL_FRAC or clock < group.clock_min:
         group.clock_min = min(group.clock_min, clock)
