@@ -17,6 +17,7 @@ from controller.gpu_model import UNKNOWN, GpuCurve, PowerCurve, curve_for
 from controller.types import FloatArray, IntArray
 
 TABLE = 2048  # points of a curve for look-up: the steepest curve moves 0.2 % from one to the next
+SHARE_MIN = 0.05  # a GPU slowed further says too little of what it would draw
 CLOCK_STEP_MHZ = 15.0  # of every NVIDIA data-centre GPU since Volta
 
 
@@ -36,11 +37,19 @@ class Curves:
 
     def power_share(self, clock_frac: FloatArray) -> FloatArray:
         """Dynamic power share of each GPU at its clock fraction (n,), from a table: within 0.1 % of the curve."""
-        place = (np.clip(clock_frac, 0.0, 1.0) * (TABLE - 1) + 0.5).astype(np.int64)
+        share: FloatArray = _share_table(self.known).take(self._place(np.clip(clock_frac, 0.0, 1.0)))
+        return share
+
+    def held_share(self, clock_frac: FloatArray) -> FloatArray:
+        """What a GPU at this clock fraction, 0 to 1 (n,), is kept from drawing, relative to what it draws."""
+        held: FloatArray = _held_table(self.known).take(self._place(clock_frac))
+        return held
+
+    def _place(self, clock_frac: FloatArray) -> IntArray:
+        place: IntArray = (clock_frac * (TABLE - 1) + 0.5).astype(np.int64)
         if len(self.known) > 1:
             place += TABLE * self.index
-        share: FloatArray = _share_table(self.known).take(place)
-        return share
+        return place
 
     def clock_for(self, share: FloatArray) -> FloatArray:
         """The clock fraction at which each GPU draws `share` (n,) of its dynamic power."""
@@ -61,6 +70,12 @@ class Curves:
 def _share_table(known: tuple[PowerCurve, ...]) -> FloatArray:
     fractions = np.linspace(0.0, 1.0, TABLE)
     return np.concatenate([curve.power_share(fractions) for curve in known])
+
+
+@lru_cache(maxsize=8)
+def _held_table(known: tuple[GpuCurve, ...]) -> FloatArray:
+    held: FloatArray = 1.0 / np.maximum(_share_table(known), SHARE_MIN) - 1.0
+    return held
 
 
 def clocks_of_caps(fleet: Fleet, curves: Curves, *, cap_w: FloatArray, peak_w: FloatArray) -> FloatArray:
@@ -124,6 +139,4 @@ def held_back_w(fleet: Fleet, curves: Curves, *, power_w: FloatArray, clock_cap_
     """What the locked clocks in force keep each class from drawing, (K,); `power_w` (n,) is drawn now."""
     table = fleet.table
     fraction = np.minimum(clock_cap_mhz / table.cap_max[0], 1.0)
-    share = np.maximum(curves.power_share(fraction), 0.05)
-    dynamic_w = np.maximum(power_w - table.idle_w, 0.0)
-    return fleet.by_class(dynamic_w * (1.0 / share - 1.0))
+    return fleet.by_class(np.maximum(power_w - table.idle_w, 0.0) * curves.held_share(fraction))
