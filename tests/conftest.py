@@ -6,6 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The default suite repeats itself; `make fuzz` looks for what nobody has seen.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+if not os.environ.get("RAMPART_FUZZ_EXAMPLES"):
+    settings.load_profile("repeatable")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
