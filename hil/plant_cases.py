@@ -20,7 +20,7 @@ FIGURE_TRACE = "mlperf_gpt3_175b_64node_512h100_AC_2s.csv"
 # Default lengths, so that all of it takes minutes: whole records where a figure is quoted, beginnings elsewhere.
 WHOLE_S = 4000.0
 PART_S, LONG_PART_S = 300.0, 900.0
-START_S = {"mlperf_h200x8_llama2-70b-99_offline_maxq500w_1s.csv": 700.0}  # idle until 500 s
+START_S = {"mlperf_h200x8_llama2-70b-99_offline_maxq500w_1s.csv": 600.0}  # idle until 500 s
 EIGHT, SWITCHED = "all-contracts", "all-contracts-switched"
 CRASH, CRASH_S = "campus-90mw-crash", 2000.0  # the second job is back at 1,940 s
 LOST_FRAC_MAX = 0.01  # of the work, where a figure promises that the contract costs almost nothing
@@ -61,7 +61,7 @@ def figure_cases(trace: str) -> tuple[Case, ...]:
     """The named figures of campus-90mw: profiles alone and at once, hold edges, crashes, a switched contract."""
     cheap = LOST_FRAC_MAX
     alone = [
-        _figure(trace, name, (name,), seconds_max=LONG_PART_S, must="held", lost_frac_max=cheap)
+        _figure(trace, name, (name,), seconds_max=PART_S, must="held", lost_frac_max=cheap)
         for name in ALL_AT_ONCE
         if name not in IESO
     ]
@@ -90,6 +90,8 @@ def figure_cases(trace: str) -> tuple[Case, ...]:
         _figure(trace, "eight profiles at once", (), scenario=EIGHT, follow="device", seconds_max=1800.0, must="held"),
         _figure(trace, "ieso, with its oscillation row", ("ieso",), seconds_max=LONG_PART_S),
         _figure(trace, "ieso, with its oscillation row", ("ieso",), follow="device", seconds_max=LONG_PART_S),
+        _figure(trace, "ieso, with its oscillation row", ("ieso",), edge="hold", seconds_max=PART_S),
+        _figure(trace, "ieso, with its oscillation row", ("ieso",), edge="hold", follow="device", seconds_max=PART_S),
         *alone,
     )
 
@@ -118,7 +120,7 @@ def field_cases(traces: Sequence[tuple[str, bool]]) -> tuple[Case, ...]:
             follow=follow,
             controller="mpc",
             contracts=IESO,
-            seconds_max=PART_S,
+            seconds_max=START_S.get(name, PART_S),
         )
         for name, is_fine in traces
         for edge in _edges(is_fine)
@@ -150,10 +152,12 @@ def _on_trace(name: str, edge: Edge, *, follow: Follow, has_target: bool = False
 
 
 def _trace_seconds(name: str, edge: Edge, follow: Follow, *, has_target: bool) -> float:
-    """Of the record that the figures are quoted on, all where they run it whole."""
+    """Of the record that the figures are quoted on, all where they run it whole, and an hour of a target."""
     if name != FIGURE_TRACE:
         return START_S.get(name, PART_S)
-    return LONG_PART_S if follow == "device" or edge == "hold" or has_target else WHOLE_S
+    if has_target:
+        return PART_S if edge == "hold" else WHOLE_S
+    return LONG_PART_S if follow == "device" or edge == "hold" else WHOLE_S
 
 
 def _figure(
