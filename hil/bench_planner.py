@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +55,7 @@ def run(*, sizes: tuple[int, ...] = SIZES, cycles: int = CYCLES) -> list[Row]:
 def _measure(gpus: int, cycles: int) -> Row:
     bench = _Bench(gpus, seed=1)
     spent = np.array([bench.cycle(step) for step in range(WARM_UP + cycles)][WARM_UP:]) * 1e3
-    through_cvxpy = np.array(bench.cvxpy_s(CVXPY_CYCLES)) * 1e3
+    through_cvxpy = np.array(bench.cvxpy_s()) * 1e3
     bare = np.array(bench.solver_s) * 1e3
     return Row(
         gpus=gpus,
@@ -109,7 +110,7 @@ class _Bench:
         )
         self._planner = MpcPlanner(self._shape, map_in_place(self._shape.model))
         self._window = DemandWindow(peak_w=self._peak_w)
-        self._given: list[PlanInput] = []
+        self._given: deque[PlanInput] = deque(maxlen=CVXPY_CYCLES + 1)
         self._target_w = 0.7 * self._peak_w
         self.solver_s: list[tuple[float, float]] = []
         self.sink = 0.0  # keeps results alive
@@ -179,13 +180,13 @@ class _Bench:
         self._planner.solve_again()
         return watch.read()
 
-    def cvxpy_s(self, count: int) -> list[tuple[float, float]]:
+    def cvxpy_s(self) -> list[tuple[float, float]]:
         """The same model and numbers through `problem.solve`, its parameters set by name."""
         problem = build_problem(self._shape.model)
         spent = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for given in self._given[-count - 1 :]:
+            for given in self._given:
                 values = self._planner.parameters_of(given)
                 watch = _Stopwatch()
                 for parameter in problem.parameters():
