@@ -58,6 +58,8 @@ EVENT_FRAC = 0.05  # of the registered peak: a deviation beyond it, once, is an 
 UNSEEN_FRAC = 0.03
 # Of a row, together with that: a crash leaves ripple of its own, and the slope it is ridden down at must not fall then.
 SPENT_FRAC_MIN = 0.045
+# Of a row while the ripple of the site is still unknown: a record that begins with a jump passed the 15 s row by 1 %.
+STARTUP_FRAC, STARTUP_S = 0.09, 60.0
 RESIDUAL_FRAC_LEVEL = 0.001  # the same of a ceiling or floor, which is a level and not a change
 SHRINK_PERIOD_S = 1.0  # how often residual and dip are taken over into the allowances
 ANCHOR_S = 3.0  # a reference that parted from the meter for this long is wrong
@@ -96,6 +98,7 @@ class Tracker:
         self._bounds = self._nameplate
         self._residual = Residual((), event_w=EVENT_FRAC * site.registered_peak_w)
         self._take_rows(site.contract.limits)
+        self._started_s = start_s
         self._targets: deque[tuple[float, float]] = deque([(start_s, start_w)])
         self._g_ref_w = start_w
         self._mean_load_w = self._near_load_w = self._near_pcc_w = start_w
@@ -386,6 +389,7 @@ class Tracker:
     def _residuals(self) -> dict[LimitId, float]:
         """r of each row: what following leaves on the row's own averaging time, on the side that the row judges."""
         found: dict[LimitId, float] = {}
+        is_new = self.interval.now_s - self._started_s < STARTUP_S
         for limit in self._limits:
             track = self._residual.track(limit.mean_s)
             if isinstance(limit, CeilingLimit):
@@ -393,11 +397,11 @@ class Tracker:
             elif isinstance(limit, FloorLimit):
                 found[limit.id] = max(-track.low_w, RESIDUAL_FRAC_LEVEL * limit.min_w)
             elif isinstance(limit, OscillationLimit | BandLimit):
-                found[limit.id] = _kept_w(max(track.high_w, -track.low_w), limit.max_w)
+                found[limit.id] = _kept_w(max(track.high_w, -track.low_w), limit.max_w, is_new=is_new)
             elif isinstance(limit, RampLimit | SwingLimit):
-                found[limit.id] = _kept_w(track.spread_w, limit.max_w)
+                found[limit.id] = _kept_w(track.spread_w, limit.max_w, is_new=is_new)
             elif isinstance(limit, RateLimit):
-                found[limit.id] = _kept_w(track.spread_w, limit.above_w)
+                found[limit.id] = _kept_w(track.spread_w, limit.above_w, is_new=is_new)
         return found
 
     def _shrink(self, given: TrackerInput) -> None:
@@ -448,6 +452,6 @@ def _gain(elapsed_s: float, time_s: float) -> float:
     return 1.0 - math.exp(-elapsed_s / time_s)
 
 
-def _kept_w(measured_w: float, limit_w: float) -> float:
-    """What is taken off a row: the residual as measured, and what no measurement shows."""
-    return max(measured_w + UNSEEN_FRAC * limit_w, SPENT_FRAC_MIN * limit_w)
+def _kept_w(measured_w: float, limit_w: float, *, is_new: bool) -> float:
+    """What is taken off a row: the residual as measured, and what no measurement shows, more while little is known."""
+    return max(measured_w + UNSEEN_FRAC * limit_w, (STARTUP_FRAC if is_new else SPENT_FRAC_MIN) * limit_w)
