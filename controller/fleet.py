@@ -196,3 +196,12 @@ class FleetReader:
         self._is_live[span] = live
         self._is_read[span] = live & (report.quality <= Quality.STALE)
         self._is_ours[span] = report.is_controllable & is_obeyed
+
+
+def mean_clock_frac(fleet: Fleet, readings: FleetReadings) -> float:
+    """Mean locked clock over all GPUs the site stands for, relative to full; a free clock counts as full."""
+    table = fleet.table
+    if not table.gpu_ids:
+        return 1.0
+    share = np.minimum(readings.acks.caps[0] / table.cap_max[0], 1.0)
+    return float(np.average(share, weights=table.stands_for))

@@ -32,7 +32,7 @@ from controller.identify import Identified, Identifier
 from controller.plan.plan import OFFSET_S, STEPS, JobClass, Plan, PlanInput, Planner
 from controller.plan.rule import RulePlanner, Sharing
 from controller.plan.tier import TierLedger
-from controller.reserve import NO_BATTERY, BatteryBounds, Contingency, CrashReserve
+from controller.reserve import BatteryBounds, Contingency, CrashReserve
 from controller.settings import ContingencyKind, JobClassSettings, SiteSettings, Stance
 from controller.tier_watch import TierState, TierWatch
 from controller.tracker import Watch
@@ -271,11 +271,6 @@ class Planning:
             for ledger in self._ledgers.values():
                 ledger.add(now_s - self._planned_s, given.demand_w[:, 0], given.demand_w[:, 0] * lost)
         self._planned_s = now_s
-
-
-def bounds_now(site: SiteSettings, bounds: BatteryBounds | None) -> BatteryBounds:
-    """The battery's bounds, or none."""
-    return bounds if site.battery is not None and bounds is not None else NO_BATTERY
 
 
 def _mean_share(fleet: Fleet, share: FloatArray) -> FloatArray:

@@ -15,6 +15,7 @@ import structlog
 
 from controller.core import SiteCore
 from controller.cycle import TickTrace
+from controller.fleet import mean_clock_frac
 from controller.headroom import Headroom, RowHeadroom
 from controller.modes import ArmingFacts, Flag, unmet
 from controller.settings import SiteSettings
@@ -109,7 +110,7 @@ class Reporter:
                 "high_w": _number(track.high_w if track else None),
                 "load_w_max": _number(track.load_w_max if track else None),
                 "t_eff_s": _number(estimate.t_eff_s),
-                "cap_frac": _cap_frac(trace),
+                "cap_frac": mean_clock_frac(trace.decision.fleet, trace.decision.readings),
             },
             "rows": [_row(row) for row in self._rows],
             "residual_w": {k: _number(v) for k, v in (track.residual_w if track else {}).items()},
@@ -165,7 +166,7 @@ class Reporter:
         put("rampart_mode", float(decision.mode.mode))
         put("rampart_load_w", decision.estimate.load_w)
         put("rampart_t_eff_s", decision.estimate.t_eff_s)
-        put("rampart_cap_frac", _cap_frac(trace))
+        put("rampart_cap_frac", mean_clock_frac(trace.decision.fleet, trace.decision.readings))
         put("rampart_tick_ms_p99", _percentiles(self._tick_ms)["p99"])
         put("rampart_overruns_count", float(trace.overrun_count))
         put("rampart_envelope_violations_count", float(self._violations))
@@ -241,11 +242,3 @@ def _percentiles(values: deque[float]) -> dict[str, float]:
         return {"p50": 0.0, "p99": 0.0, "max": 0.0}
     array = np.fromiter(values, dtype=np.float64)
     return {"p50": float(np.percentile(array, 50)), "p99": float(np.percentile(array, 99)), "max": float(array.max())}
-
-
-def _cap_frac(trace: TickTrace) -> float:
-    """Mean locked clock over all GPUs the site stands for; a free clock counts as full."""
-    table, caps = trace.decision.fleet.table, trace.decision.readings.acks.caps
-    if not table.gpu_ids:
-        return 1.0
-    return float(np.average(np.minimum(caps[0] / table.cap_max[0], 1.0), weights=table.stands_for))

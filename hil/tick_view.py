@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from controller.cycle import TickTrace
+from controller.fleet import mean_clock_frac
 from controller.plan.plan import Plan
 from controller.settings import Policy
 from hil.run_log import TickView
@@ -26,7 +25,7 @@ class Viewer:
         t_s = trace.image.t_mono_s
         planned = plan is not None and plan.t_s == t_s
         if planned:
-            self._cap_frac = _cap_frac(trace)
+            self._cap_frac = mean_clock_frac(trace.decision.fleet, trace.decision.readings)
         return TickView(
             t_s=t_s,
             ref_w=track.g_ref_w if track else math.nan,
@@ -41,12 +40,3 @@ class Viewer:
             overrun_count=trace.overrun_count,
             violations=tuple(v.invariant for v in trace.checked.violations),
         )
-
-
-def _cap_frac(trace: TickTrace) -> float:
-    """Mean locked clock over all GPUs the site stands for; a free clock counts as full."""
-    table = trace.decision.fleet.table
-    if not table.gpu_ids:
-        return 1.0
-    share = np.minimum(trace.decision.readings.acks.caps[0] / table.cap_max[0], 1.0)
-    return float(np.average(share, weights=table.stands_for))
