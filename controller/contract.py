@@ -32,8 +32,10 @@ from controller.types import (
 )
 
 # A row keeps this share of its allowance however large residual and dip are: a target that may not move at all could
-# never bring the battery back, which would break more than it saves. `is_overspent` says that it happened.
+# never bring the battery back, which would break more than it saves. `is_overspent` says that it happened. The further
+# the residual alone is beyond the row, the less the target's own moves matter to it, and the more is kept.
 KEPT_FRAC = 0.1
+KEPT_FRAC_HOPELESS = 0.5  # where the residual is twice the row
 # A filtered row keeps half: what following leaves lies at other frequencies than the target's own moves, and a slope of
 # nearly nothing would strand the battery for the sake of a row that ripple alone has broken.
 KEPT_FRAC_FILTERED = 0.5
@@ -293,7 +295,10 @@ class AdmissibleInterval:
 
     def _allowance(self, limit_id: LimitId, max_w: float, *, dip_w: float, kept_frac: float = KEPT_FRAC) -> float:
         """What is left of `max_w` after residual, dip and rounding."""
-        left_w = max_w * (1.0 - ROUNDING_FRAC) - self._residual_of(limit_id) - max(0.0, dip_w)
+        residual_w = self._residual_of(limit_id)
+        left_w = max_w * (1.0 - ROUNDING_FRAC) - residual_w - max(0.0, dip_w)
+        beyond_frac = min(max(residual_w / max_w - 1.0, 0.0), 1.0) if max_w > 0.0 else 0.0
+        kept_frac += max(KEPT_FRAC_HOPELESS - kept_frac, 0.0) * beyond_frac
         if left_w < kept_frac * max_w:
             self.is_overspent = True
             return kept_frac * max_w

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.contract import KEPT_FRAC, AdmissibleInterval, Interval
+from controller.contract import KEPT_FRAC, KEPT_FRAC_HOPELESS, AdmissibleInterval, Interval
 from controller.slope_bound import band_seconds, line_seconds, swing_seconds
 from controller.types import (
     BandLimit,
@@ -291,11 +291,12 @@ def test_residual_may_be_given_per_row() -> None:
 
 
 def test_an_overspent_row_keeps_a_share() -> None:
-    """A residual beyond the row leaves a tenth, and says so."""
+    """A residual as large as the row leaves a tenth, and says so; at twice the row half is kept, and never more."""
     interval = AdmissibleInterval([swing(5e6, 15.0)], start_s=0.0, start_w=50e6, tick_s=0.05)
-    interval.set_shrink(9e6, {})
-    assert interval.is_overspent
-    assert interval.slope_down_w_per_s == pytest.approx(KEPT_FRAC * 5e6 / 15.05, rel=1e-6)
+    for residual_w, kept_frac in ((5e6, KEPT_FRAC), (7.5e6, 0.3), (10e6, KEPT_FRAC_HOPELESS), (60e6, 0.5)):
+        interval.set_shrink(residual_w, {})
+        assert interval.is_overspent
+        assert interval.slope_down_w_per_s == pytest.approx(kept_frac * 5e6 / 15.05, rel=1e-6)
     interval.set_shrink(0.0, {})
     assert not interval.is_overspent
 
