@@ -519,8 +519,9 @@ class SiteCore:
         flags = decision.mode.flags
         interval, two_ticks_s = tracker.interval, 2.0 * site.tracker_period_s
         load_w = decision.estimate.load_w
-        if track.aim is not None and track.aim.following is Following.SOFTWARE and not track.is_saturated:
-            load_w = track.aim.reference_w + track.g_ref_w  # the load the follower chose to answer
+        if track.aim is not None and track.aim.following is Following.SOFTWARE:
+            # The load the follower chose to answer, as far as the battery reaches: the command means the target.
+            load_w = track.aim.reference_w + track.g_ref_w
         enforced = {
             name
             for c in site.contingencies

@@ -72,6 +72,22 @@ def test_a_controlled_run_holds_where_the_uncontrolled_one_breaks(crash: Any) ->
     assert bare["battery"]["throughput_wh"] == 0.0  # type: ignore[index]
 
 
+def test_what_no_loop_can_hold_costs_no_work(tmp_path: Path) -> None:
+    """Pulses of 65 MW through a loop of half a second break the swing row; capping GPUs could not mend that.
+
+    The reference stays among the load: walking it after the spikes on the meter doubled the swing and cost 2 % of work.
+    """
+    edges_s = np.cumsum([0.0, 2.0, *([0.02, 2.48, 0.02, 0.48] * 18)])
+    level_w = [27e6, 27e6, *([87e6, 87e6, 22e6, 22e6] * 18)]
+    trace = tmp_path / "pulses.csv"
+    points = zip(edges_s, level_w, strict=True)
+    trace.write_text("t_s,pcc_w\n" + "".join(f"{t:.2f},{w}\n" for t, w in points), encoding="utf-8")
+    result = result_of(run(edited("field", Overrides(trace=str(trace), scale=1.0, duration_s=50.0))))
+    assert not result["compliant"]
+    assert result["work"]["lost_frac"] < 0.005  # type: ignore[index]
+    assert all(row["worst"] < 90e6 for row in result["limits"])  # type: ignore[union-attr]
+
+
 def test_the_result_has_every_promised_key(crash: Any) -> None:
     _, result, _ = crash
     promised = {
