@@ -478,6 +478,15 @@ def test_a_full_battery_gives_way_and_the_reference_goes_with_the_meter() -> Non
     assert found.outputs[int(30.0 / 0.05)].residual_w[LimitId("swing")] < 2e6, "a battery at its limit is no residual"
 
 
+def test_a_first_jump_finds_room_in_the_row() -> None:
+    """Seconds after the start the load drops by 47 MW and comes back: no ripple was known, and the row still holds."""
+    t_s = np.arange(0.0, 40.0, TRUTH_S)
+    load_w = np.asarray(np.interp(t_s, [4.0, 4.25, 16.0, 16.25], [77e6, 30e6, 30e6, 85e6]), dtype=np.float64)
+    found = run(load_w, site=site_of(following=Following.DEVICE), target=lambda now_s, tracker: 100e6)
+    assert worst_swing_w(found.mean_w(1.0), 15.0) <= 5e6
+    assert found.ref_w[-1] - found.ref_w[0] > 5e6, "careful is not still"
+
+
 def test_the_same_inputs_give_the_same_outputs() -> None:
     """Nothing random, nothing timed: two runs are equal to the last bit."""
     load_w = ripple_w(1.3, edge_s=0.2, seconds=30.0)
