@@ -170,6 +170,16 @@ class GpuTelemetry:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuEvent:
+    """Something a GPU reported by itself. `code` is the Xid of an Xid error; `gpu_id` None where nobody can tell."""
+
+    gpu_id: GpuId | None
+    kind: str
+    code: int | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class GpuOriginals:
     """Settings found before the first write, to be given back. A locked clock of None means none was set."""
 

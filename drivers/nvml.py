@@ -20,7 +20,7 @@ from controller.settings import NodeSettings
 from controller.types import GpuCap, GpuId, GpuOriginals, GpuSpec, GpuTelemetry, Quality, Reading
 from drivers.deadline import DeviceWorker
 from drivers.errors import DeviceGone, DriverUnavailable, InvalidValue, NotApplied, NotSupported, WrongDevice
-from drivers.nvml_calls import GpuCalls, Identity, RawSample, enumerate_uuids, initialise, shut_down
+from drivers.nvml_calls import ClockLimit, GpuCalls, Identity, RawSample, enumerate_uuids, initialise, shut_down
 
 T = TypeVar("T")
 
@@ -31,6 +31,7 @@ LIMIT_TOLERANCE_W = 1.0  # read-back of a power limit
 TEMPERATURE_EVERY = 10  # reads; it moves over tens of seconds
 CROSS_CHECK_S = 10.0
 CROSS_CHECK_FRAC = 0.15  # largest gain error of a shipped sensor is 5.5 %; beyond this the reading is not believed
+SAMPLED_CHECK_FRAC = 0.35  # single samples see a quarter of the time and may fall in step with the load's iterations
 CROSS_CHECK_RANGE_FRAC = 0.08  # of the highest limit: a 1 s mean trails its counter by half a second after a step
 POWER_OVER_LIMIT = 1.6  # bursts reach 143 % of a limit (B300); no reading is right above this
 IDLE_SHARE = 0.10  # of the highest limit, where no prior for the model is given
@@ -236,6 +237,19 @@ class NvmlGpu:
         elif self._limit_found_w is not None:
             await self._write_limit(self._limit_found_w)
 
+    async def hold_tdp_clock(self) -> None:
+        """Let the clock fall freely and rise to the GPU's TDP clock only: no burst above what it can hold for long.
+
+        The driver picks the clock, so nothing can be claimed of it in MHz: `clock_cap_mhz` stays None, and the next
+        `write` replaces this lock. Raises WrongDevice when this driver's version may not be written to.
+        """
+        if self._refusal is not None:
+            raise WrongDevice(self.spec.gpu_id, self._refusal)
+        self._distrust_lock()
+        await self.run(
+            lambda: self.calls.lock_clocks_by_name(ClockLimit.UNLIMITED, ClockLimit.TDP), "lock clocks at TDP"
+        )
+
     async def originals(self) -> GpuOriginals:
         """Limits as found. The locked clock is always None: NVML cannot be asked for it."""
         requested_w = await self.run(self.calls.requested_limit_w, "read power limit")
@@ -334,7 +348,7 @@ class _Means:
         while len(self._history) > 2 and self._history[1][0] <= t_s - CROSS_CHECK_S:
             self._history.popleft()
         self._mean_w = reported_w if has_own else self._mean_over(MEAN_S)
-        self.agrees = not has_own or self._counter_agrees(t_s)
+        self.agrees = self._counter_agrees(t_s, CROSS_CHECK_FRAC if has_own else SAMPLED_CHECK_FRAC)
         return restarted
 
     def mean_w(self) -> float:
@@ -349,12 +363,12 @@ class _Means:
         recent = [h[2] for h in self._history if h[0] >= end_s - span_s]
         return sum(recent) / len(recent) if recent else end_w
 
-    def _counter_agrees(self, t_s: float) -> bool:
-        """Whether ten seconds of reported means match the energy counted meanwhile; True where it cannot be told."""
+    def _counter_agrees(self, t_s: float, share: float) -> bool:
+        """Whether ten seconds of reported power match the energy counted meanwhile; True where it cannot be told."""
         start_s, start_j, _ = self._history[0]
         end_j = self._history[-1][1]
         if start_j is None or end_j is None or t_s - start_s < 0.9 * CROSS_CHECK_S or len(self._history) < 10:
             return True
         counted_w = (end_j - start_j) / (t_s - start_s)
         reported_w = sum(h[2] for h in self._history) / len(self._history)
-        return abs(counted_w - reported_w) <= max(self.tolerance_w, CROSS_CHECK_FRAC * counted_w)
+        return abs(counted_w - reported_w) <= max(self.tolerance_w, share * counted_w)

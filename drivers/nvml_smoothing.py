@@ -12,7 +12,7 @@ import pynvml
 
 from drivers.errors import NotApplied, NotSupported
 from drivers.nvml import NvmlGpu
-from drivers.nvml_calls import MILLI, as_driver_error, typed
+from drivers.nvml_calls import MILLI, GpuCalls, as_driver_error, typed
 
 PERCENT = 100.0
 FLOOR_STEP_FRAC = 0.01  # read-back is in whole percent
@@ -67,7 +67,7 @@ class PowerSmoothing:
 
     async def read(self) -> SmoothingState:
         """The circuit's state and its active preset."""
-        return await self._gpu.run(self._read, "read power smoothing")
+        return await self._gpu.run(lambda: read_smoothing(self._gpu.calls), "read power smoothing")
 
     async def write(self, index: int, profile: SmoothingProfile) -> SmoothingState:
         """Store `profile` as preset `index`, activate it, switch smoothing on; the state read back.
@@ -79,17 +79,6 @@ class PowerSmoothing:
     async def disable(self) -> None:
         """Switch smoothing off; presets stay as they are."""
         await self._gpu.run(lambda: self._switch(0), "disable power smoothing")
-
-    def _read(self) -> SmoothingState:
-        enabled, active, lifetime, floor_max = self._values(list(_FIELDS))
-        floor, up, down, hysteresis = self._values([(f, int(active)) for f in _PROFILE_FIELDS])
-        return SmoothingState(
-            is_enabled=enabled != 0,
-            active_profile=int(active),
-            profile=SmoothingProfile(floor / PERCENT, up / MILLI, down / MILLI, hysteresis / MILLI),
-            floor_frac_max=floor_max / PERCENT,
-            lifetime_frac=lifetime / PERCENT,
-        )
 
     def _write(self, index: int, profile: SmoothingProfile) -> SmoothingState:
         handle = self._gpu.calls.handle()
@@ -108,7 +97,7 @@ class PowerSmoothing:
         with typed(self._id, f"activate power smoothing preset {index}"):
             pynvml.nvmlDevicePowerSmoothingActivatePresetProfile(handle, pynvml.byref(change))
         self._switch(1)
-        state = self._read()
+        state = read_smoothing(self._gpu.calls)
         if not (state.is_enabled and state.active_profile == index and _is_close(state.profile, profile)):
             raise NotApplied(self._id, f"power smoothing preset {index}: reads back as {state}")
         return state
@@ -119,15 +108,29 @@ class PowerSmoothing:
         with typed(self._id, "switch power smoothing"):
             pynvml.nvmlDevicePowerSmoothingSetState(self._gpu.calls.handle(), pynvml.byref(change))
 
-    def _values(self, fields: list[int] | list[tuple[int, int]]) -> list[float]:
-        with typed(self._id, "read power smoothing"):
-            answers = pynvml.nvmlDeviceGetFieldValues(self._gpu.calls.handle(), fields)
-        for answer in answers:
-            if answer.nvmlReturn == pynvml.NVML_ERROR_NOT_SUPPORTED:
-                raise NotSupported(self._id, "no power smoothing")
-            if answer.nvmlReturn != pynvml.NVML_SUCCESS:
-                raise as_driver_error(self._id, f"read field {answer.fieldId}", answer.nvmlReturn)
-        return [float(a.value.ullVal) for a in answers]
+
+def read_smoothing(calls: GpuCalls) -> SmoothingState:
+    """What the circuit does now, in a blocking call; NotSupported where there is none."""
+    enabled, active, lifetime, floor_max = _values(calls, list(_FIELDS))
+    floor, up, down, hysteresis = _values(calls, [(f, int(active)) for f in _PROFILE_FIELDS])
+    return SmoothingState(
+        is_enabled=enabled != 0,
+        active_profile=int(active),
+        profile=SmoothingProfile(floor / PERCENT, up / MILLI, down / MILLI, hysteresis / MILLI),
+        floor_frac_max=floor_max / PERCENT,
+        lifetime_frac=lifetime / PERCENT,
+    )
+
+
+def _values(calls: GpuCalls, fields: list[int] | list[tuple[int, int]]) -> list[float]:
+    with typed(calls.uuid, "read power smoothing"):
+        answers = pynvml.nvmlDeviceGetFieldValues(calls.handle(), fields)
+    for answer in answers:
+        if answer.nvmlReturn == pynvml.NVML_ERROR_NOT_SUPPORTED:
+            raise NotSupported(calls.uuid, "no power smoothing")
+        if answer.nvmlReturn != pynvml.NVML_SUCCESS:
+            raise as_driver_error(calls.uuid, f"read field {answer.fieldId}", answer.nvmlReturn)
+    return [float(a.value.ullVal) for a in answers]
 
 
 def _is_close(seen: SmoothingProfile, asked: SmoothingProfile) -> bool:

@@ -26,13 +26,14 @@ from drivers.nvml_calls import (
     shut_down,
     typed,
 )
+from drivers.nvml_smoothing import read_smoothing
+from drivers.nvml_workload import read_workload
 
 CAP_SYS_ADMIN = 21
 READS = 5
 LIMIT_TOLERANCE_W = 1.0
 BUSY_PERCENT = 50
 FREE_CLOCK_FRAC = 0.9
-FIELD_SMOOTHING = pynvml.NVML_FI_PWR_SMOOTHING_ENABLED
 # Daemons that may set caps or clocks of their own (names as in /proc/PID/comm, at most 15 characters).
 WRITERS = ("nv-hostengine", "dcgmi", "zeusd", "nvidia-powerd", "nvsm_core")
 
@@ -117,6 +118,7 @@ def _look(uuid: str, tries_write: bool) -> GpuFinding:
             took_s.append(perf_counter() - begin_s)
         _describe(finding, identity, samples[-1], max(took_s))
         _describe_modes(finding, uuid)
+        _describe_power_features(finding, calls)
         _note_settings(finding, identity, samples)
         if tries_write:
             _try_write(finding, calls, samples[-1])
@@ -153,9 +155,13 @@ def _describe_modes(finding: GpuFinding, uuid: str) -> None:
     try:
         with typed(uuid, "persistence mode"):
             is_persistent = bool(pynvml.nvmlDeviceGetPersistenceMode(handle))
-            finding.facts["utilisation_percent"] = int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
     except NotSupported:
         is_persistent = False
+    try:
+        with typed(uuid, "utilisation"):
+            finding.facts["utilisation_percent"] = int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    except NotSupported:
+        pass  # so it is in MIG mode, where load belongs to instances
     finding.facts["persistence_mode"] = is_persistent
     if not is_persistent:
         finding.notes.append(
@@ -164,13 +170,64 @@ def _describe_modes(finding: GpuFinding, uuid: str) -> None:
         )
     try:
         with typed(uuid, "fields"):
-            answers = pynvml.nvmlDeviceGetFieldValues(handle, [*FIELDS, FIELD_SMOOTHING])
+            answers = pynvml.nvmlDeviceGetFieldValues(handle, FIELDS)
     except NotSupported:
         finding.notes.append("no field values: this driver is older than R460; power is read by the older calls")
         return
-    missing = [int(a.fieldId) for a in answers if a.nvmlReturn != pynvml.NVML_SUCCESS and a.fieldId != FIELD_SMOOTHING]
+    missing = [int(a.fieldId) for a in answers if a.nvmlReturn != pynvml.NVML_SUCCESS]
     finding.facts["fields_missing"] = ",".join(map(str, missing))
-    finding.facts["has_power_smoothing"] = answers[len(FIELDS)].nvmlReturn == pynvml.NVML_SUCCESS
+
+
+def _describe_power_features(finding: GpuFinding, calls: GpuCalls) -> None:
+    """What only some GPUs have: power smoothing, workload profiles, a module's power, events."""
+    module_w = calls.module_power_w()
+    finding.facts["module_power_w"] = module_w
+    if module_w is not None:
+        finding.notes.append(
+            f"it shares a module with a CPU: the module draws {module_w:.0f} W; caps here are those of the GPU alone"
+        )
+    try:
+        smoothing = read_smoothing(calls)
+    except NotSupported:
+        finding.facts["has_power_smoothing"] = False
+    else:
+        finding.facts |= {
+            "has_power_smoothing": True,
+            "smoothing_is_enabled": smoothing.is_enabled,
+            "smoothing_floor_frac": smoothing.profile.floor_frac,
+            "smoothing_lifetime_frac": smoothing.lifetime_frac,
+        }
+        if smoothing.is_enabled:
+            finding.notes.append(
+                f"power smoothing is on: a floor of {smoothing.profile.floor_frac:.0%} while busy, "
+                f"{smoothing.profile.up_w_per_s:g} W/s up, {smoothing.profile.down_w_per_s:g} W/s down; "
+                f"{smoothing.lifetime_frac:.0%} of its circuit's life is left"
+            )
+    try:
+        workload = read_workload(calls)
+    except NotSupported:
+        finding.facts["has_workload_profiles"] = False
+    else:
+        finding.facts |= {
+            "has_workload_profiles": True,
+            "workload_requested": ",".join(sorted(workload.requested)),
+            "workload_enforced": ",".join(sorted(workload.enforced)),
+        }
+        if workload.requested:
+            finding.notes.append(
+                f"workload profiles {', '.join(sorted(workload.requested))} were asked for, "
+                f"{', '.join(sorted(workload.enforced)) or 'none'} in force"
+            )
+    finding.facts["has_events"] = _has_events(calls)
+
+
+def _has_events(calls: GpuCalls) -> bool:
+    try:
+        with typed(calls.uuid, "event types"):
+            types = int(pynvml.nvmlDeviceGetSupportedEventTypes(calls.handle()))
+    except NotSupported:
+        return False
+    return bool(types & pynvml.nvmlEventTypeXidCriticalError)
 
 
 def _note_settings(finding: GpuFinding, identity: Identity, samples: list[RawSample]) -> None:
@@ -225,4 +282,8 @@ def _abilities(found: Survey, *, is_accepted: bool, tried: bool) -> dict[str, st
     can["lock clocks and set power limits"] = control
     smoothing = sum(bool(g.facts.get("has_power_smoothing")) for g in found.gpus)
     can["use hardware power smoothing"] = f"{smoothing} of {len(found.gpus)} GPUs have it" if smoothing else "no"
+    workload = sum(bool(g.facts.get("has_workload_profiles")) for g in found.gpus)
+    can["use workload power profiles"] = f"{workload} of {len(found.gpus)} GPUs have them" if workload else "no"
+    hears = sum(bool(g.facts.get("has_events")) for g in found.gpus)
+    can["hear of GPU errors (Xid) at once"] = f"yes, {hears} of {len(found.gpus)} GPUs" if hears else "no"
     return can

@@ -81,8 +81,8 @@ def test_models_differ_as_real_ones_do(tmp_path: Path) -> None:
     with fake_node(tmp_path, "v100") as node:
         node.run(0.5)
         answers = pynvml.nvmlDeviceGetFieldValues(handle(), [185, 186, 190])
-        assert [a.nvmlReturn for a in answers] == [3, 3, 0]
-        assert pynvml.nvmlDeviceGetPowerUsage(handle()) == pytest.approx(277e3, rel=0.01)
+        assert [a.nvmlReturn for a in answers] == [3, 0, 0], "a mean is kept from Ampere on, the present power by all"
+        assert pynvml.nvmlDeviceGetPowerUsage(handle()) == answers[1].value.uiVal == pytest.approx(277e3, rel=0.01)
         with pytest.raises(pynvml.NVMLError_NotSupported):
             pynvml.nvmlDeviceGetMigMode(handle())
 
@@ -91,9 +91,11 @@ def test_the_mean_is_a_second_long_on_h100_and_instantaneous_on_a100(tmp_path: P
     for model, is_mean in (("h100", True), ("a100", False)):
         with fake_node(tmp_path, model) as node:
             node.run(0.4)
-            mean, instant = (a.value.uiVal for a in pynvml.nvmlDeviceGetFieldValues(handle(), [185, 186]))
-            assert (mean < 0.7 * instant) == is_mean, model
-            assert pynvml.nvmlDeviceGetPowerUsage(handle()) == mean
+            mean, instant = pynvml.nvmlDeviceGetFieldValues(handle(), [185, 186])
+            assert (mean.nvmlReturn, instant.nvmlReturn) == (0 if is_mean else 3, 0), model
+            usage = pynvml.nvmlDeviceGetPowerUsage(handle())
+            assert usage == (mean if is_mean else instant).value.uiVal
+            assert (usage < 0.7 * instant.value.uiVal) == is_mean, model
 
 
 def test_limits_outside_the_range_and_wrong_versions_are_refused(tmp_path: Path) -> None:
@@ -111,15 +113,16 @@ def test_limits_outside_the_range_and_wrong_versions_are_refused(tmp_path: Path)
 
 def test_symbolic_clock_limits(tmp_path: Path) -> None:
     with fake_node(tmp_path) as node:
-        h = handle()
-        symbols = (pynvml.NVML_CLOCK_LIMIT_ID_RANGE_START, pynvml.NVML_CLOCK_LIMIT_ID_TDP)
-        pynvml.nvmlDeviceSetGpuLockedClocks(h, *symbols)
-        low, high = node.gpus.clock_lock_mhz()
-        assert (low[0], high[0]) == (210.0, float(MODELS["h100"].base_clock_mhz))
-        pynvml.nvmlDeviceSetGpuLockedClocks(h, symbols[0], pynvml.NVML_CLOCK_LIMIT_ID_UNLIMITED)
-        assert node.gpus.clock_lock_mhz()[1][0] == 1980.0
-        pynvml.nvmlDeviceResetGpuLockedClocks(h)
-        assert np.isnan(node.gpus.clock_lock_mhz()[1][0])
+        h, base = handle(), float(MODELS["h100"].base_clock_mhz)
+        tdp, free = pynvml.NVML_CLOCK_LIMIT_ID_TDP, pynvml.NVML_CLOCK_LIMIT_ID_UNLIMITED
+        for pair, lock in (((free, tdp), (210.0, base)), ((tdp, free), (base, 1980.0)), ((tdp, tdp), (base, base))):
+            pynvml.nvmlDeviceSetGpuLockedClocks(h, *pair)
+            assert tuple(edge[0] for edge in node.gpus.clock_lock_mhz()) == lock
+        for mixed in ((210, tdp), (tdp, 1980), (pynvml.NVML_CLOCK_LIMIT_ID_RANGE_START, tdp)):
+            with pytest.raises(pynvml.NVMLError_InvalidArgument):
+                pynvml.nvmlDeviceSetGpuLockedClocks(h, *mixed)
+        pynvml.nvmlDeviceSetGpuLockedClocks(h, free, free)
+        assert np.isnan(node.gpus.clock_lock_mhz()[1][0]), "unlimited at both ends is no lock"
 
 
 def test_caps_written_by_a_client_move_the_plant(tmp_path: Path) -> None:
@@ -197,7 +200,37 @@ def test_events_reach_a_waiting_program(tmp_path: Path) -> None:
         node.gpus.raise_event(0, data=79)
         event = pynvml.nvmlEventSetWait_v2(events, 1000)
         assert (event.eventType, event.eventData) == (pynvml.nvmlEventTypeXidCriticalError, 79)
+        for xid in range(40):
+            node.gpus.raise_event(0, data=xid)
+        node.gpus.raise_event(0, data=0, kind=pynvml.nvmlEventMigConfigChange)
+        seen = [int(pynvml.nvmlEventSetWait_v2(events, 1000).eventData) for _ in range(15)]
+        assert seen == list(range(25, 40)), "in order; what the ring could not hold is lost, the newest never"
+        with pytest.raises(pynvml.NVMLError_Timeout):
+            pynvml.nvmlEventSetWait_v2(events, 1)
+        with pytest.raises(pynvml.NVMLError_NotSupported):
+            pynvml.nvmlDeviceRegisterEvents(h, pynvml.nvmlEventTypeAll, events)
         pynvml.nvmlEventSetFree(events)
+
+
+def test_structures_of_another_version_are_refused(tmp_path: Path) -> None:
+    with fake_node(tmp_path, "b300"):
+        for kind, call in (
+            (pynvml.c_nvmlPowerSmoothingState_v1_t, pynvml.nvmlDevicePowerSmoothingSetState),
+            (pynvml.c_nvmlPowerSmoothingProfile_v1_t, pynvml.nvmlDevicePowerSmoothingActivatePresetProfile),
+            (
+                pynvml.c_nvmlWorkloadPowerProfileCurrentProfiles_v1_t,
+                pynvml.nvmlDeviceWorkloadPowerProfileGetCurrentProfiles,
+            ),
+            (
+                pynvml.c_nvmlWorkloadPowerProfileRequestedProfiles_v1_t,
+                pynvml.nvmlDeviceWorkloadPowerProfileSetRequestedProfiles,
+            ),
+        ):
+            good = kind()
+            call(handle(), pynvml.byref(good))
+            good.version = good.version + (1 << 24)
+            with pytest.raises(pynvml.NVMLError_ArgumentVersionMismatch):
+                call(handle(), pynvml.byref(good))
 
 
 def test_power_smoothing_is_set_in_watts_and_read_in_milliwatts(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ MILLI = 1000.0
 NS_PER_S = 1_000_000_000
 FOREVER = (1 << 64) - 1
 XID_EVENT = 0x8
+EVENT_RING = 16  # as in state.h
 TYPES = {"u64": "<u8", "i64": "<i8", "f64": "<f8"}
 
 # How long calls take on real GPUs: getters some tenths of a millisecond; a clock lock about 10 ms (our assumption).
@@ -96,6 +97,7 @@ class FakeGpus:
         self.header: NDArray[Any] = np.frombuffer(memory, dtype=shape.header, count=1)
         count = int(self.header["gpu_count"][0])
         self.gpus: NDArray[Any] = np.frombuffer(memory, dtype=shape.gpu, count=count, offset=shape.header.itemsize)
+        self._module_w = np.zeros(count)  # what the module draws beside its GPU
 
     @classmethod
     def create(cls, path: Path | str, models: Sequence[GpuModel | str], *, seed: int = 0) -> FakeGpus:
@@ -226,7 +228,7 @@ class FakeGpus:
         gpus = self.gpus
         gpus["power_instant_milliwatt"] = np.nan_to_num(instant_w, nan=0.0) * MILLI
         gpus["power_mean_milliwatt"] = np.nan_to_num(mean_w, nan=0.0) * MILLI
-        gpus["power_module_milliwatt"] = np.nan_to_num(instant_w, nan=0.0) * MILLI
+        gpus["power_module_milliwatt"] = (np.nan_to_num(instant_w, nan=0.0) + self._module_w) * MILLI
         gpus["energy_millijoule"] = energy_j * MILLI
         gpus["sm_clock_mhz"] = clock_mhz
         gpus["gpu_util_percent"] = np.clip(util_frac, 0.0, 1.0) * 100.0
@@ -244,9 +246,19 @@ class FakeGpus:
         self.gpus["process_pid"] = pid
 
     def raise_event(self, gpu: int, *, data: int, kind: int = XID_EVENT) -> None:
-        """An event for programs that wait on an event set; by default an Xid with number `data`."""
-        self.gpus["event_type"][gpu], self.gpus["event_data"][gpu] = kind, data
+        """An event for programs that wait on an event set; by default an Xid with number `data`. Sixteen can wait."""
+        place = int(self.gpus["event_count"][gpu]) % EVENT_RING
+        self.gpus["event_type"][gpu, place], self.gpus["event_data"][gpu, place] = kind, data
         self.gpus["event_count"][gpu] += 1
+
+    def set_module(self, gpu: int, beside_w: float | None) -> None:
+        """Make it part of a module (a CPU with its GPU) that draws `beside_w` more than the GPU; None: a GPU alone."""
+        self.gpus["has_module_power"][gpu] = beside_w is not None
+        self._module_w[gpu] = beside_w or 0.0
+
+    def set_mig(self, gpu: int, *, is_on: bool = True) -> None:
+        """Slice the GPU into instances, or not; power and clocks stay those of the whole GPU."""
+        self.gpus["mig_mode"][gpu] = is_on
 
     # ----------------------------------------------------------------------------------------------------------- faults
 
@@ -333,7 +345,7 @@ class FakeGpus:
         row["clocks_mhz"][: len(clocks)] = clocks
         row["limit_min_milliwatt"], row["limit_max_milliwatt"] = gpu.limit_w_min * MILLI, gpu.limit_w_max * MILLI
         row["limit_default_milliwatt"] = row["limit_requested_milliwatt"] = gpu.limit_w_default * MILLI
-        row["has_power_fields"], row["has_mean_power"] = gpu.has_power_fields, gpu.has_mean_power
+        row["has_mean_power"] = gpu.has_mean_power
         row["has_mig"], row["has_power_smoothing"] = gpu.has_mig, gpu.has_power_smoothing
         row["smoothing_params"] = np.tile(SMOOTHING_PRESET, 5)
         row["smoothing_lifetime_percent"], row["persistence_mode"] = 100, 1

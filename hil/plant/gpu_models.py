@@ -48,8 +48,7 @@ class GpuModel:
     clock_switch_s: float  # from the call to the new clock
     limit_call_s: float  # how long the power-limit call takes to return; its effect is counted from its beginning
     cut_delay_s: float  # how long power must exceed the limit before the loop cuts
-    has_power_fields: bool = True  # NVML fields 185 and 186
-    has_mean_power: bool = True  # GetPowerUsage is a 1 s mean
+    has_mean_power: bool = True  # field 185 answers and GetPowerUsage is a 1 s mean: not before Ampere, not on GA100
     has_mig: bool = True
     has_power_smoothing: bool = False
 
@@ -106,7 +105,6 @@ V100 = GpuModel(
     clock_switch_s=0.025,
     limit_call_s=0.050,  # from the step record: power fell before the call returned
     cut_delay_s=0.025,
-    has_power_fields=False,
     has_mean_power=False,
     has_mig=False,
 )

@@ -29,9 +29,7 @@ EXPORT nvmlReturn_t nvmlDeviceSetPowerManagementLimit_v2(nvmlDevice_t device, po
 
 static u64 resolve_clock(gpu_t *gpu, unsigned int mhz) {
     u64 highest = gpu->clocks_mhz[0], lowest = gpu->clocks_mhz[gpu->clock_count[0] - 1];
-    if (mhz == CLOCK_LIMIT_RANGE_START) return lowest;
-    if (mhz == CLOCK_LIMIT_TDP) return gpu->base_clock_mhz[0];
-    if (mhz == CLOCK_LIMIT_UNLIMITED || mhz > highest) return highest;
+    if (mhz > highest) return highest;
     u64 best = lowest; /* the highest supported clock that is not above the wish */
     for (u64 i = gpu->clock_count[0]; i-- > 0;) {
         if (gpu->clocks_mhz[i] <= mhz) best = gpu->clocks_mhz[i];
@@ -47,11 +45,32 @@ static void write_clock_lock(gpu_t *gpu, u64 packed) {
     ADD(gpu->clock_write_count[0], 1);
 }
 
+static int is_symbolic(unsigned int mhz) { return mhz >= CLOCK_LIMIT_RANGE_START; }
+
+/* Both arguments in MHz, or both symbols: a mixed pair is refused, and so is a number that is no symbol. */
+static nvmlReturn_t resolve_lock(gpu_t *gpu, unsigned int low_mhz, unsigned int high_mhz, u64 *packed) {
+    if (is_symbolic(low_mhz) != is_symbolic(high_mhz)) return NVML_ERROR_INVALID_ARGUMENT;
+    if (!is_symbolic(low_mhz)) {
+        u64 low = resolve_clock(gpu, low_mhz), high = resolve_clock(gpu, high_mhz);
+        if (low > high || high_mhz == 0) return NVML_ERROR_INVALID_ARGUMENT;
+        *packed = low << 32 | high;
+        return NVML_SUCCESS;
+    }
+    u64 highest = gpu->clocks_mhz[0], lowest = gpu->clocks_mhz[gpu->clock_count[0] - 1], tdp = gpu->base_clock_mhz[0];
+    if (low_mhz == CLOCK_LIMIT_TDP && high_mhz == CLOCK_LIMIT_TDP) *packed = tdp << 32 | tdp;
+    else if (low_mhz == CLOCK_LIMIT_UNLIMITED && high_mhz == CLOCK_LIMIT_TDP) *packed = lowest << 32 | tdp;
+    else if (low_mhz == CLOCK_LIMIT_TDP && high_mhz == CLOCK_LIMIT_UNLIMITED) *packed = tdp << 32 | highest;
+    else if (low_mhz == CLOCK_LIMIT_UNLIMITED && high_mhz == CLOCK_LIMIT_UNLIMITED) *packed = 0; /* as a reset */
+    else return NVML_ERROR_INVALID_ARGUMENT;
+    return NVML_SUCCESS;
+}
+
 EXPORT nvmlReturn_t nvmlDeviceSetGpuLockedClocks(nvmlDevice_t device, unsigned int low_mhz, unsigned int high_mhz) {
+    u64 packed;
     ENTER_SETTER(nvmlDeviceSetGpuLockedClocks);
-    u64 low = resolve_clock(gpu, low_mhz), high = resolve_clock(gpu, high_mhz);
-    if (low > high || high_mhz == 0) return NVML_ERROR_INVALID_ARGUMENT;
-    write_clock_lock(gpu, low << 32 | high);
+    nvmlReturn_t resolved = resolve_lock(gpu, low_mhz, high_mhz, &packed);
+    if (resolved != NVML_SUCCESS) return resolved;
+    write_clock_lock(gpu, packed);
     return leave(gpu, F_nvmlDeviceSetGpuLockedClocks);
 }
 
@@ -108,6 +127,8 @@ EXPORT nvmlReturn_t nvmlDeviceSetComputeMode(nvmlDevice_t device, unsigned int m
 #define SMOOTHING_PRESETS 5u
 #define SMOOTHING_PARAMS 8u
 #define MILLI_PER_UNIT 1000.0
+#define REQUIRE_VERSION(pointer, type)                                                                                \
+    if ((pointer)->version != STRUCT_VERSION(type, 1u)) return NVML_ERROR_ARGUMENT_VERSION_MISMATCH
 
 enum { PARAM_FLOOR, PARAM_RAMP_UP, PARAM_RAMP_DOWN, PARAM_HYSTERESIS };
 
@@ -143,7 +164,9 @@ nvmlReturn_t smoothing_field(gpu_t *gpu, unsigned int id, unsigned int scope, u6
 }
 
 EXPORT nvmlReturn_t nvmlDevicePowerSmoothingSetState(nvmlDevice_t device, smoothing_state_t *state) {
-    REQUIRE(state && state->state <= 1);
+    REQUIRE(state);
+    REQUIRE_VERSION(state, smoothing_state_t);
+    REQUIRE(state->state <= 1);
     ENTER_SETTER(nvmlDeviceSetPowerSmoothing);
     if (!gpu->has_power_smoothing[0]) return NVML_ERROR_NOT_SUPPORTED;
     STORE(gpu->smoothing_is_enabled[0], state->state);
@@ -151,7 +174,9 @@ EXPORT nvmlReturn_t nvmlDevicePowerSmoothingSetState(nvmlDevice_t device, smooth
 }
 
 EXPORT nvmlReturn_t nvmlDevicePowerSmoothingActivatePresetProfile(nvmlDevice_t device, smoothing_profile_t *profile) {
-    REQUIRE(profile && profile->profile_id < SMOOTHING_PRESETS);
+    REQUIRE(profile);
+    REQUIRE_VERSION(profile, smoothing_profile_t);
+    REQUIRE(profile->profile_id < SMOOTHING_PRESETS);
     ENTER_SETTER(nvmlDeviceSetPowerSmoothing);
     if (!gpu->has_power_smoothing[0]) return NVML_ERROR_NOT_SUPPORTED;
     STORE(gpu->smoothing_profile[0], profile->profile_id);
@@ -159,7 +184,9 @@ EXPORT nvmlReturn_t nvmlDevicePowerSmoothingActivatePresetProfile(nvmlDevice_t d
 }
 
 EXPORT nvmlReturn_t nvmlDevicePowerSmoothingUpdatePresetProfileParam(nvmlDevice_t device, smoothing_profile_t *profile) {
-    REQUIRE(profile && profile->profile_id < SMOOTHING_PRESETS && profile->param_id < SMOOTHING_PARAMS);
+    REQUIRE(profile);
+    REQUIRE_VERSION(profile, smoothing_profile_t);
+    REQUIRE(profile->profile_id < SMOOTHING_PRESETS && profile->param_id < SMOOTHING_PARAMS);
     if (!(profile->value >= 0.0)) return NVML_ERROR_INVALID_ARGUMENT;
     if (profile->param_id == PARAM_FLOOR && profile->value > 90.0) return NVML_ERROR_INVALID_ARGUMENT;
     ENTER_SETTER(nvmlDeviceSetPowerSmoothing);
@@ -167,46 +194,4 @@ EXPORT nvmlReturn_t nvmlDevicePowerSmoothingUpdatePresetProfileParam(nvmlDevice_
     __atomic_store(&gpu->smoothing_params[profile->profile_id * SMOOTHING_PARAMS + profile->param_id], &profile->value,
                    __ATOMIC_RELEASE);
     return leave(gpu, F_nvmlDeviceSetPowerSmoothing);
-}
-
-/* -------------------------------------------------------------------------------------------- workload power profiles */
-
-static void store_mask(gpu_t *gpu, const mask255_t *mask) {
-    for (int i = 0; i < 4; i++) STORE(gpu->workload_profiles[i], (u64)mask->mask[2 * i + 1] << 32 | mask->mask[2 * i]);
-}
-
-static void load_mask(gpu_t *gpu, mask255_t *mask) {
-    for (int i = 0; i < 8; i++) mask->mask[i] = (unsigned int)(LOAD(gpu->workload_profiles[i / 2]) >> 32 * (i % 2));
-}
-
-EXPORT nvmlReturn_t nvmlDeviceWorkloadPowerProfileGetCurrentProfiles(nvmlDevice_t device, workload_current_t *out) {
-    REQUIRE(out);
-    ENTER(nvmlDeviceGetWorkloadPowerProfiles);
-    if (!gpu->has_power_smoothing[0]) return NVML_ERROR_NOT_SUPPORTED; /* Blackwell has both, older GPUs neither */
-    memset(&out->profiles, 0, sizeof out->profiles);
-    out->profiles.mask[0] = 0x1ffffff; /* all named profiles */
-    load_mask(gpu, &out->requested);
-    load_mask(gpu, &out->enforced);
-    return NVML_SUCCESS;
-}
-
-static nvmlReturn_t change_profiles(nvmlDevice_t device, workload_requested_t *change, int is_set) {
-    REQUIRE(change);
-    ENTER_SETTER(nvmlDeviceSetWorkloadPowerProfiles);
-    if (!gpu->has_power_smoothing[0]) return NVML_ERROR_NOT_SUPPORTED;
-    mask255_t mask;
-    load_mask(gpu, &mask);
-    for (int i = 0; i < 8; i++) {
-        mask.mask[i] = is_set ? mask.mask[i] | change->requested.mask[i] : mask.mask[i] & ~change->requested.mask[i];
-    }
-    store_mask(gpu, &mask);
-    return leave(gpu, F_nvmlDeviceSetWorkloadPowerProfiles);
-}
-
-EXPORT nvmlReturn_t nvmlDeviceWorkloadPowerProfileSetRequestedProfiles(nvmlDevice_t device, workload_requested_t *set) {
-    return change_profiles(device, set, 1);
-}
-
-EXPORT nvmlReturn_t nvmlDeviceWorkloadPowerProfileClearRequestedProfiles(nvmlDevice_t device, workload_requested_t *set) {
-    return change_profiles(device, set, 0);
 }

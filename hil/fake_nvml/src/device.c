@@ -89,8 +89,17 @@ EXPORT nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *curr
     REQUIRE(current && pending);
     ENTER(nvmlDeviceGetMigMode);
     if (!gpu->has_mig[0]) return NVML_ERROR_NOT_SUPPORTED;
-    *current = *pending = 0;
+    *current = *pending = (unsigned int)LOAD(gpu->mig_mode[0]);
     return NVML_SUCCESS;
+}
+
+EXPORT nvmlReturn_t nvmlDeviceSetMigMode(nvmlDevice_t device, unsigned int mode, nvmlReturn_t *activation) {
+    REQUIRE(activation && mode <= 1);
+    ENTER_SETTER(nvmlDeviceSetMigMode);
+    if (!gpu->has_mig[0]) return NVML_ERROR_NOT_SUPPORTED;
+    STORE(gpu->mig_mode[0], mode);
+    *activation = NVML_SUCCESS;
+    return leave(gpu, F_nvmlDeviceSetMigMode);
 }
 
 GETTER(nvmlDeviceGetMaxMigDeviceCount, nvmlDeviceGetMigMode, unsigned int, gpu->has_mig[0] ? 7 : 0)
@@ -139,6 +148,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetBAR1MemoryInfo(nvmlDevice_t device, memory_t *o
 EXPORT nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, utilization_t *out) {
     REQUIRE(out);
     ENTER(nvmlDeviceGetUtilizationRates);
+    if (LOAD(gpu->mig_mode[0])) return NVML_ERROR_NOT_SUPPORTED; /* of the whole GPU there is none in MIG mode */
     out->gpu = (unsigned int)LOAD(gpu->gpu_util_percent[0]);
     out->memory = (unsigned int)LOAD(gpu->memory_util_percent[0]);
     return NVML_SUCCESS;

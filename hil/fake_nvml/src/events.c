@@ -5,6 +5,8 @@
 #include <time.h>
 
 #define POLL_NS 2000000l
+/* Single and double bit ECC, P-state, Xid, clock, MIG configuration, GPU unavailable, recovery action. */
+#define SUPPORTED_EVENTS (0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x100 | 0x4000 | 0x8000)
 
 typedef struct {
     u64 mask[GPU_MAX];
@@ -25,13 +27,14 @@ EXPORT nvmlReturn_t nvmlEventSetFree(event_set_t *set) {
 EXPORT nvmlReturn_t nvmlDeviceGetSupportedEventTypes(nvmlDevice_t device, u64 *types) {
     REQUIRE(types);
     ENTER(nvmlDeviceRegisterEvents);
-    *types = 0x1 | 0x2 | 0x8 | 0x10;
+    *types = SUPPORTED_EVENTS;
     return NVML_SUCCESS;
 }
 
 EXPORT nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t device, u64 types, event_set_t *set) {
     REQUIRE(set);
     ENTER(nvmlDeviceRegisterEvents);
+    if (types == 0 || (types & ~(u64)SUPPORTED_EVENTS)) return NVML_ERROR_NOT_SUPPORTED; /* one unknown bit refuses all */
     u64 slot = (u64)(gpu - state_gpus());
     set->mask[slot] = types;
     set->seen[slot] = LOAD(gpu->event_count[0]);
@@ -42,12 +45,15 @@ static int take_event(event_set_t *set, event_data_t *out) {
     for (u64 slot = 0; slot < state_header()->gpu_count[0]; slot++) {
         gpu_t *gpu = &state_gpus()[slot];
         u64 count = LOAD(gpu->event_count[0]);
-        if (set->mask[slot] == 0 || count == set->seen[slot]) continue;
-        set->seen[slot] = count;
-        u64 type = LOAD(gpu->event_type[0]);
-        if ((type & set->mask[slot]) == 0) continue;
-        *out = (event_data_t){handle_of(slot), type, LOAD(gpu->event_data[0]), 0xffffffffu, 0xffffffffu};
-        return 1;
+        if (set->mask[slot] == 0) continue;
+        if (count - set->seen[slot] > EVENT_RING) set->seen[slot] = count - EVENT_RING; /* overrun: the oldest are lost */
+        while (set->seen[slot] != count) {
+            u64 place = set->seen[slot]++ % EVENT_RING;
+            u64 type = LOAD(gpu->event_type[place]);
+            if ((type & set->mask[slot]) == 0) continue;
+            *out = (event_data_t){handle_of(slot), type, LOAD(gpu->event_data[place]), 0xffffffffu, 0xffffffffu};
+            return 1;
+        }
     }
     return 0;
 }

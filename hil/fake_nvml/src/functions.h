@@ -44,7 +44,8 @@
     X(nvmlDeviceSetComputeMode)                                                                                       \
     X(nvmlDeviceSetPowerSmoothing)                                                                                    \
     X(nvmlDeviceSetWorkloadPowerProfiles)                                                                             \
-    X(nvmlDeviceRegisterEvents)
+    X(nvmlDeviceRegisterEvents)                                                                                       \
+    X(nvmlDeviceSetMigMode)
 
 #define DECLARE_INDEX(name) F_##name,
 enum function { FUNCTIONS(DECLARE_INDEX) FUNCTION_COUNT };

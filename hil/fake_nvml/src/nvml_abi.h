@@ -28,7 +28,7 @@ enum {
 enum { CLOCK_GRAPHICS = 0, CLOCK_SM = 1, CLOCK_MEMORY = 2, CLOCK_VIDEO = 3, CLOCK_TYPE_COUNT = 4 };
 
 /* Symbolic arguments of nvmlDeviceSetGpuLockedClocks. */
-#define CLOCK_LIMIT_RANGE_START 0xffffff00u
+#define CLOCK_LIMIT_RANGE_START 0xffffff00u /* where the symbols begin; none itself */
 #define CLOCK_LIMIT_TDP 0xffffff01u
 #define CLOCK_LIMIT_UNLIMITED 0xffffff02u
 
@@ -123,5 +123,24 @@ typedef struct {
     unsigned int version;
     mask255_t requested;
 } workload_requested_t;
+
+typedef struct {
+    unsigned int operation;
+    mask255_t profiles;
+} workload_update_t;
+
+typedef struct {
+    unsigned int version, profile_id, priority;
+    mask255_t conflicting;
+} workload_info_t;
+
+#define WORKLOAD_PROFILE_MAX 255
+typedef struct {
+    unsigned int version;
+    mask255_t profiles;
+    workload_info_t profile[WORKLOAD_PROFILE_MAX]; /* by number, not packed */
+} workload_infos_t;
+
+#define STRUCT_VERSION(type, number) ((unsigned int)(sizeof(type) | (number) << 24))
 
 #endif

@@ -135,7 +135,7 @@ enum {
 nvmlReturn_t smoothing_field(gpu_t *gpu, unsigned int id, unsigned int scope, u64 *out);
 
 static nvmlReturn_t power_field(gpu_t *gpu, unsigned int id, unsigned int scope, u64 *out) {
-    if (!gpu->has_power_fields[0]) return NVML_ERROR_NOT_SUPPORTED;
+    if (id == FIELD_POWER_AVERAGE && !gpu->has_mean_power[0]) return NVML_ERROR_NOT_SUPPORTED;
     if (scope == SCOPE_MODULE) {
         if (!gpu->has_module_power[0]) return NVML_ERROR_NOT_SUPPORTED;
         *out = LOAD(gpu->power_module_milliwatt[0]);

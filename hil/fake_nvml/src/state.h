@@ -13,10 +13,11 @@
 #include <stdint.h>
 
 #define STATE_MAGIC 0x4c4d564e4b414652ull /* "RFAKNVML", little endian */
-#define LAYOUT_VERSION 1
+#define LAYOUT_VERSION 2
 #define GPU_MAX 64
 #define CLOCK_MAX 320     /* B300 lists 256 clocks */
 #define FUNCTION_MAX 192  /* length of the fault tables; functions.h lists fewer */
+#define EVENT_RING 16u
 
 typedef uint64_t u64;
 typedef int64_t i64;
@@ -56,8 +57,7 @@ typedef double f64;
     X(u64, limit_min_milliwatt, 1)                                                                                    \
     X(u64, limit_max_milliwatt, 1)                                                                                    \
     X(u64, limit_default_milliwatt, 1)                                                                                \
-    X(u64, has_power_fields, 1)  /* fields 185 and 186 answer */                                                      \
-    X(u64, has_mean_power, 1)    /* 185 and GetPowerUsage are 1 s means; 0: both are the instantaneous value */       \
+    X(u64, has_mean_power, 1)    /* 185 answers and GetPowerUsage is a 1 s mean; 0: no 185, GetPowerUsage as 186 */   \
     X(u64, has_mig, 1)                                                                                                \
     X(u64, has_power_smoothing, 1)                                                                                    \
     X(u64, has_module_power, 1)                                                                                       \
@@ -84,11 +84,12 @@ typedef double f64;
     X(u64, process_memory, 1)                                                                                         \
     X(u64, ecc_corrected, 1)                                                                                          \
     X(u64, ecc_uncorrected, 1)                                                                                        \
-    X(u64, event_count, 1)       /* plant: rises with each event, after event_type and event_data are in place */     \
-    X(u64, event_type, 1)                                                                                             \
-    X(u64, event_data, 1)        /* Xid number, for Xid events */                                                     \
+    X(u64, event_count, 1)       /* plant: rises with each event, after its place in the ring is filled */            \
+    X(u64, event_type, 16)       /* ring of EVENT_RING: event k lies at k % EVENT_RING */                             \
+    X(u64, event_data, 16)       /* Xid number, for Xid events */                                                     \
     /* settings: client */                                                                                            \
     X(u64, persistence_mode, 1)                                                                                       \
+    X(u64, mig_mode, 1)          /* 1: sliced into instances; load is then told per instance only */                  \
     X(u64, compute_mode, 1)                                                                                           \
     X(u64, limit_requested_milliwatt, 1)                                                                              \
     X(u64, limit_write_count, 1)                                                                                      \
