@@ -104,11 +104,27 @@ class NvmlLibrary:
             refusal=refusal,
         )
 
-    async def list_uuids(self) -> list[GpuId]:
-        """UUIDs the driver lists now: what came back or was added shows here."""
-        uuids, failed = await self._worker.call(enumerate_uuids, deadline_s=OPEN_S_MAX, name="list GPUs")
+    async def open_more(self, known: frozenset[GpuId]) -> list[NvmlGpu]:
+        """GPUs the driver lists now and that are not `known`: what came back or was put in. Sorted by UUID.
+
+        A driver that lost its state (its module was loaded anew) is initialised again first: GPUs opened before find
+        their handles by UUID. Raises DriverError while it does not answer.
+        """
+        try:
+            uuids, failed = await self._worker.call(enumerate_uuids, deadline_s=OPEN_S_MAX, name="list GPUs")
+        except DriverUnavailable:
+            await self.close()
+            self.driver_version = await self._worker.call(initialise, deadline_s=OPEN_S_MAX, name="initialise")
+            self._is_open = True
+            uuids, failed = await self._worker.call(enumerate_uuids, deadline_s=OPEN_S_MAX, name="list GPUs")
+        gpus: list[NvmlGpu] = []
+        for uuid in sorted(set(uuids) - known):
+            try:
+                gpus.append(await self.open_gpu(GpuId(uuid)))
+            except DriverError as error:
+                failed.append(error)
         self.failed = tuple(failed)
-        return [GpuId(u) for u in sorted(uuids)]
+        return gpus
 
     async def close(self) -> None:
         """Release NVML. Settings stay as they are: giving them back is the agent's business, before this."""

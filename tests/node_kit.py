@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from controller.clock import NS_PER_S
@@ -12,6 +13,7 @@ from controller.ports import Clock
 from controller.settings import NodeSettings
 from controller.types import (
     GpuCap,
+    GpuEvent,
     GpuId,
     GpuOriginals,
     GpuSpec,
@@ -45,11 +47,13 @@ class FakeGpu:
         self.restores: list[float] = []
         self.is_forbidden = self.is_lost = self.ignores = self.hangs = False
         self.failing_restores = 0
+        self.read_count = 0
 
     async def read(self) -> Reading[GpuTelemetry]:
         self._check()
         clock_mhz = float(self.clock_mhz or 1980)
         cap = None if self.clock_mhz is None else float(self.clock_mhz)
+        self.read_count += 1
         seen = GpuTelemetry(300.0, 300.0, clock_mhz, cap, self.limit_w, self.limit_w, None, None, 0)
         return Reading(seen, self.clock.now_s(), Quality.GOOD, self.spec.gpu_id)
 
@@ -129,6 +133,8 @@ class Bench:
         self.said: list[tuple[str, str]] = []
         self.file = OriginalsFile(state_dir)
         self.open_error: str | None = None
+        self.late: list[FakeGpu] = []  # there, and not answering before the next look
+        self.events: asyncio.Queue[GpuEvent] = asyncio.Queue()
         self.guard_starts = 0
         self.on_disk_at_first_write: bool | None = None
         self.cycles = 0
@@ -143,6 +149,8 @@ class Bench:
             say=lambda subject, what: self.said.append((subject, what)),
             before_first_write=self._guard,
             on_cycle=self._cycle,
+            more_gpus=self._more,
+            events=self._hear,
         )
 
     def _cycle(self) -> None:
@@ -156,6 +164,15 @@ class Bench:
         if self.open_error:
             raise DriverUnavailable("nvml", self.open_error)
         return self.gpus
+
+    async def _more(self, known: frozenset[GpuId]) -> list[FakeGpu]:
+        if self.open_error:
+            raise DriverUnavailable("nvml", self.open_error)
+        return [gpu for gpu in self.late if gpu.spec.gpu_id not in known]
+
+    async def _hear(self, gpu_ids: Sequence[GpuId]) -> AsyncIterator[GpuEvent]:
+        while True:
+            yield await self.events.get()
 
     def command(self, clock_mhz: int | None, *, epoch: int = 1, **changes: object) -> NodeCommand:
         self._seq += 1

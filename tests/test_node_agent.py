@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from controller.node.gpu_worker import FIGHTS_MAX, PEACE_S
-from controller.types import AgentState, NodeReport, Quality
+from controller.types import AgentState, GpuEvent, NodeReport, Quality
 from hil import vtime
-from tests.node_kit import FALLBACK_MHZ, Bench
+from tests.node_kit import FALLBACK_MHZ, Bench, FakeGpu
 
 Story = Callable[[Bench], Awaitable[None]]
 
@@ -378,8 +378,13 @@ def test_a_lower_foreign_limit_is_respected(tmp_path: Path) -> None:
         bench.gpus[0].limit_w = 300.0
         await bench.wait(5.0)
         assert bench.gpus[0].limit_w == 300.0 and newest(bench).power_limit_w[0] == 300.0
+        bench.gpus[0].limit_w = 650.0
+        await bench.wait(1.0)
 
-    assert [len(gpu.writes) for gpu in play(tmp_path, story).gpus] == [1, 1]
+    bench = play(tmp_path, story)
+    assert [len(gpu.writes) for gpu in bench.gpus] == [1, 1]
+    told = [what for who, what in bench.said if who == "GPU-0"]
+    assert told == ["another tool set its power limit to 300 W, in place of 650 W; left as it is", "recovered"]
 
 
 def test_the_watchdog_is_fed_by_completed_cycles_only(tmp_path: Path) -> None:
@@ -422,5 +427,97 @@ def test_a_new_cap_is_written_at_once_and_not_at_the_next_period(tmp_path: Path)
         bench.link.send(bench.command(1200))
         await bench.wait(0.05)
         assert all(0 <= gpu.writes[0][0] - sent_s < 0.03 for gpu in bench.gpus)
+
+    play(tmp_path, story)
+
+
+# --------------------------------------------------------------------------------------------- what comes, what is told
+
+
+def test_a_gpu_that_appears_later_is_saved_taken_over_and_given_back(tmp_path: Path) -> None:
+    """It did not answer when the agent started, or was put in since."""
+
+    async def story(bench: Bench) -> None:
+        late = FakeGpu("GPU-9", bench.clock, limit_w=500.0)
+        bench.late.append(late)
+        await bench.until(lambda: len(newest(bench).gpu_ids) == 3, within_s=40.0)
+        assert newest(bench).gpu_ids[-1] == "GPU-9" and bench.said.count(("GPU-9", "found and taken over")) == 1
+        saved = bench.file.load()
+        assert saved is not None and saved.by_id[late.spec.gpu_id].power_limit_w == 500.0
+        assert not late.writes, "left as it is until it is commanded"
+        bench.gpus.append(late)
+        bench.link.send(bench.command(1200, ttl_s=3.0))
+        await bench.wait(2.0)
+        assert late.clock_mhz == 1200
+        await bench.wait(6.0)
+        assert late.clock_mhz == FALLBACK_MHZ, "its dead-man is the node's"
+
+    bench = play(tmp_path, story)
+    assert bench.gpus[-1].clock_mhz is None and bench.gpus[-1].restores
+    assert not bench.file.path.exists()
+
+
+def test_a_gpu_that_an_earlier_agent_left_capped_comes_back_at_fallback(tmp_path: Path) -> None:
+    """Killed while it drove three; the restarted agent finds two, and the third a minute later."""
+
+    async def drive(bench: Bench) -> None:
+        bench.link.send(bench.command(900, ttl_s=60.0))
+        await bench.wait(2.0)
+
+    play(tmp_path, drive, stop=False, count=3)
+
+    async def story(bench: Bench) -> None:
+        late = FakeGpu("GPU-2", bench.clock)
+        bench.late.append(late)
+        await bench.until(lambda: late.clock_mhz == FALLBACK_MHZ, within_s=40.0)
+        saved = bench.file.load()
+        assert saved is not None and len(saved.gpus) == 3
+
+    play(tmp_path, story)
+
+
+def test_while_the_driver_is_away_looking_for_gpus_harms_nothing(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        bench.open_error = "unloaded"
+        await bench.wait(100.0)
+        bench.open_error = None
+        bench.late.append(FakeGpu("GPU-9", bench.clock))
+        await bench.until(lambda: len(newest(bench).gpu_ids) == 3, within_s=40.0)
+
+    play(tmp_path, story)
+
+
+def test_what_a_gpu_tells_is_said_once_and_it_is_read_at_once(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        bench.said.clear()
+        before = bench.gpus[1].read_count
+        fallen = GpuEvent(bench.gpus[1].spec.gpu_id, "xid", 79, "Xid 79: the GPU has fallen off the bus")
+        await bench.events.put(fallen)
+        await bench.wait(0.001)
+        assert bench.gpus[1].read_count == before + 1, "not at the next period"
+        for _ in range(50):
+            await bench.events.put(fallen)
+        await bench.events.put(GpuEvent(None, "xid", 13, "Xid 13"))
+        await bench.wait(61.0)
+        assert bench.said == [("GPU-1", fallen.text), ("nvml", "Xid 13")]
+        await bench.events.put(fallen)
+        await bench.wait(1.0)
+        assert bench.said[-1] == ("GPU-1", f"{fallen.text} (and 50 more since)")
+
+    play(tmp_path, story)
+
+
+def test_a_limit_that_is_not_ours_is_said_and_our_own_restore_is_not(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        bench.link.send(bench.command(1200, ttl_s=60.0))
+        await bench.wait(2.0)
+        bench.gpus[0].found_w = bench.gpus[0].limit_w = 690.0
+        await bench.wait(1.0)
+        assert ("GPU-0", "another tool set its power limit to 690 W, in place of 650 W; left as it is") in bench.said
+        bench.said.clear()
+        bench.link.send(bench.command(None, is_release=True))
+        await bench.wait(10.0)
+        assert bench.gpus[0].limit_w == 650.0
+        assert [what for _, what in bench.said if "power limit" in what] == []
 
     play(tmp_path, story)

@@ -288,6 +288,33 @@ async def test_one_bad_gpu_does_not_keep_the_others_from_opening(tmp_path: Path)
         await library.close()
 
 
+async def test_gpus_that_appear_later_are_opened_and_a_driver_that_lost_its_state_is_initialised(
+    tmp_path: Path,
+) -> None:
+    with fake_node(tmp_path, count=3) as node:
+        node.gpus.remove(0)
+        node.gpus.fail("nvmlDeviceGetName", pynvml.NVML_ERROR_UNKNOWN, gpu=1)
+        library = NvmlLibrary(node_settings(), clock=node.clock)
+        first = await library.open()
+        assert [g.spec.gpu_id for g in first] == [node.gpus.uuids()[2]]
+        known = frozenset(g.spec.gpu_id for g in first)
+        assert await library.open_more(known) == [] and isinstance(library.failed[0], errors.DeviceFault)
+        node.gpus.fail("nvmlDeviceGetName", 0, gpu=1)
+        node.gpus.remove(0, is_absent=False)
+        assert {g.spec.gpu_id for g in await library.open_more(known)} == set(node.gpus.uuids()[:2])
+        assert not library.failed
+        pynvml.nvmlShutdown()
+        with pytest.raises(errors.DriverUnavailable):
+            await first[0].read()
+        node.gpus.set_init_error(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+        with pytest.raises(errors.DriverUnavailable, match="not loaded"):
+            await library.open_more(known)
+        node.gpus.set_init_error(0)
+        await library.open_more(known)
+        assert (await first[0].read()).value.power_limit_w == 700.0
+        await library.close()
+
+
 async def test_a_driver_that_does_not_start_can_be_tried_again(tmp_path: Path) -> None:
     with fake_node(tmp_path) as node:
         library = NvmlLibrary(node_settings(), clock=node.clock)

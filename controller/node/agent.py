@@ -18,6 +18,7 @@ from controller.node.deadman import Deadman, Orders
 from controller.node.gpu_worker import MISSING_S, GpuWorker, Say
 from controller.node.originals import OriginalsCorrupt, OriginalsFile, Saved, device_defaults, how_to
 from controller.node.restore import Outcome, give_back
+from controller.node.watch import LOOK_S, EventLog, Events, MoreGpus, hear_events
 from controller.ports import AgentLink, Clock, DriverError, GpuNode
 from controller.settings import NodeSettings
 from controller.types import AgentState, FloatArray, GpuId, GpuOriginals, NodeReport, Quality
@@ -29,7 +30,10 @@ Opener = Callable[[], Awaitable[Sequence[GpuNode]]]
 
 
 class NodeAgent:
-    """One node. `before_first_write` starts the guard; `on_cycle` feeds the watchdog."""
+    """One node. `before_first_write` starts the guard; `on_cycle` feeds the watchdog.
+
+    `more_gpus` opens GPUs that are not among those given and are there now; `events` is what GPUs tell by themselves.
+    """
 
     def __init__(
         self,
@@ -43,6 +47,8 @@ class NodeAgent:
         say: Say,
         before_first_write: Callable[[], None] = lambda: None,
         on_cycle: Callable[[], None] = lambda: None,
+        more_gpus: MoreGpus | None = None,
+        events: Events | None = None,
     ) -> None:
         self._settings = settings
         self._open_gpus = open_gpus
@@ -53,6 +59,8 @@ class NodeAgent:
         self._say = say
         self._before_first_write = before_first_write
         self._on_cycle = on_cycle
+        self._more_gpus = more_gpus
+        self._events = events
         self._workers: dict[GpuId, GpuWorker] = {}
         self._deadman: Deadman | None = None
         self._saved: Saved | None = None
@@ -114,9 +122,7 @@ class NodeAgent:
             is_inherited=self._is_inherited,
         )
         for gpu in sorted(gpus, key=lambda gpu: gpu.spec.gpu_id):
-            worker = GpuWorker(gpu, clock=self._clock, say=self._say)
-            self._workers[gpu.spec.gpu_id] = worker
-            tasks.create_task(self._drive(worker))
+            self._start_worker(gpu, tasks)
         while self._saved is None:
             try:
                 self._saved = self._file.save(how_to(self._settings), found, boot_id=self._boot_id)
@@ -124,6 +130,43 @@ class NodeAgent:
                 self._tell("originals", f"cannot be saved: {error.strerror or error}; monitoring only")
                 await self._sleep(RETRY_S)
         self._tell("originals", "")
+        if self._events is not None:
+            log = EventLog(self._clock, self._say)
+            tasks.create_task(
+                hear_events(self._events, sorted(self._workers), log=log, nudge=self._nudge, clock=self._clock)
+            )
+        if self._more_gpus is not None:
+            await self._look_for_more(self._more_gpus, tasks)
+
+    def _start_worker(self, gpu: GpuNode, tasks: asyncio.TaskGroup) -> None:
+        worker = GpuWorker(gpu, clock=self._clock, say=self._say)
+        self._workers[gpu.spec.gpu_id] = worker
+        tasks.create_task(self._drive(worker))
+
+    def _nudge(self, gpu_id: GpuId) -> None:
+        """Let this GPU be read now."""
+        if gpu_id in self._workers:
+            self._workers[gpu_id].news.set()
+
+    async def _look_for_more(self, more_gpus: MoreGpus, tasks: asyncio.TaskGroup) -> None:
+        """GPUs that did not answer at the start, or were put in since, join once what was found on them is saved."""
+        while True:
+            await self._sleep(LOOK_S)
+            try:
+                for gpu in await more_gpus(frozenset(self._workers)):
+                    await self._adopt(gpu, tasks)
+            except (DriverError, OSError):
+                continue  # tried again at the next look
+
+    async def _adopt(self, gpu: GpuNode, tasks: asyncio.TaskGroup) -> None:
+        assert self._saved is not None and self._deadman is not None
+        gpu_id = gpu.spec.gpu_id
+        is_known = gpu_id in self._saved.by_id
+        found = () if is_known else (await gpu.originals(),)
+        self._saved = self._file.save(how_to(self._settings), found, boot_id=self._boot_id)
+        self._deadman.add(gpu.spec, is_inherited=is_known)
+        self._start_worker(gpu, tasks)
+        self._say(gpu_id, "found and taken over")
 
     async def _opened(self) -> tuple[Sequence[GpuNode], Sequence[GpuOriginals]]:
         """The GPUs and the settings found on those that are not on file yet."""
@@ -223,7 +266,10 @@ class NodeAgent:
         left = sorted(set(self._workers) - self._returned)
         if left:
             outcomes = await give_back([self._workers[g].gpu for g in left], self._saved, clock=self._clock)
-            self._returned |= {outcome.gpu_id for outcome in outcomes if outcome.is_done}
+            done = {outcome.gpu_id for outcome in outcomes if outcome.is_done}
+            self._returned |= done
+            for gpu_id in done:
+                self._workers[gpu_id].forget_limit()
 
     # -------------------------------------------------------------------------------------------------------- reports
 

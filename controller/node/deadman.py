@@ -39,10 +39,8 @@ class Deadman:
         is_inherited: bool,
     ) -> None:
         self._specs = {spec.gpu_id: spec for spec in specs}
-        self._fallback = {
-            s.gpu_id: GpuCap(s.gpu_id, _snapped(s, float(fallback_clock_mhz)), _limit(s, fallback_power_limit_w))
-            for s in specs
-        }
+        self._fallback_clock_mhz, self._fallback_limit_w = fallback_clock_mhz, fallback_power_limit_w
+        self._fallback = {spec.gpu_id: self._fallback_of(spec) for spec in specs}
         self._swing_w = sum(s.power_limit_w_max - s.idle_w for s in specs)
         self._command: NodeCommand | None = None
         self._received_s = -math.inf
@@ -58,6 +56,14 @@ class Deadman:
     @property
     def state(self) -> AgentState:
         return self._state
+
+    def add(self, spec: GpuSpec, *, is_inherited: bool) -> None:
+        """A GPU that appeared later: left as it is until it is commanded, or at fallback where caps were left on it."""
+        self._specs[spec.gpu_id] = spec
+        self._fallback[spec.gpu_id] = self._fallback_of(spec)
+        self._swing_w += spec.power_limit_w_max - spec.idle_w
+        if is_inherited:
+            self._caps[spec.gpu_id] = self._fallback[spec.gpu_id]
 
     def accept(self, command: NodeCommand, *, now_s: float) -> None:
         """Obey `command` (checked before) from now on; a GPU it does not name keeps its cap."""
@@ -85,6 +91,10 @@ class Deadman:
             if now_s - self._received_s >= command.ttl_s + command.release_slot_s:
                 self._glide(self._fallback, _step_w(command, dt_s))
         return Orders(self._state, dict(self._caps), False, self.last)
+
+    def _fallback_of(self, spec: GpuSpec) -> GpuCap:
+        clock_mhz = _snapped(spec, float(self._fallback_clock_mhz))
+        return GpuCap(spec.gpu_id, clock_mhz, _limit(spec, self._fallback_limit_w))
 
     def _release(self, command: NodeCommand, now_s: float, dt_s: float) -> Orders:
         """Clocks rise in this node's slot; where nothing is capped any more, the originals come back."""

@@ -23,6 +23,7 @@ FORBIDDEN_S = 60.0  # before another try where we may not write
 LIMIT_TOLERANCE_W = 1.5
 MISSING_S = 2.0  # a GPU not read for this long counts as missing
 
+OTHER_LIMIT = "another tool set its power limit to"
 FORBIDDING = frozenset({"PermissionDenied", "WrongDevice", "NotSupported"})
 
 Say = Callable[[str, str], None]  # subject, what happened
@@ -58,12 +59,17 @@ class GpuWorker:
         self._wrote_clock_s = -CLOCK_WRITE_S
         self._retry_s = 0.0
         self._told = ""
+        self._found_limit_w: float | None = None  # requested when first read
 
     def want(self, cap: GpuCap | None, order: tuple[int, int]) -> None:
         """Keep the GPU at `cap` from the next step on; None: leave it as it is."""
         if cap != self._wish:
             self.news.set()
         self._wish, self._order = cap, order
+
+    def forget_limit(self) -> None:
+        """The settings found were given back: the limit in force now is whosever it was."""
+        self._found_limit_w = None
 
     async def step(self) -> None:
         """Read, then write if something is to be changed, then read back."""
@@ -74,6 +80,7 @@ class GpuWorker:
             return
         now_s = self._clock.now_s()
         self._notice_foreign(now_s)
+        self._notice_other_limit()
         if self._set == self._wish:
             self.status.applied = self._order
         elif now_s >= self._retry_s and self._may_write(now_s):
@@ -154,6 +161,23 @@ class GpuWorker:
             self._tell("another tool keeps changing its settings; left to it")
         else:
             self._tell(f"another tool changed its settings; set again ({self._fights} of {FIGHTS_MAX})")
+
+    def _notice_other_limit(self) -> None:
+        """Someone set a limit that we let stand: a lower one than ours, or any where we ask for none. Said only."""
+        reading = self.status.reading
+        requested_w = None if reading is None else reading.value.requested_limit_w
+        if requested_w is None:
+            return
+        if self._found_limit_w is None:
+            self._found_limit_w = requested_w
+        ours_w = None if self._set is None else self._set.power_limit_w
+        expected_w = self._found_limit_w if ours_w is None else ours_w
+        gap_w = requested_w - expected_w
+        is_theirs = gap_w < -LIMIT_TOLERANCE_W or (gap_w > LIMIT_TOLERANCE_W and ours_w is None)
+        if is_theirs and (self._set is None or self._set == self._wish):
+            self._tell(f"{OTHER_LIMIT} {requested_w:g} W, in place of {expected_w:g} W; left as it is")
+        elif self._told.startswith(OTHER_LIMIT):
+            self._tell("")
 
     def _tell(self, what: str) -> None:
         """One line per change of state."""

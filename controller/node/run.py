@@ -15,7 +15,9 @@ from controller.node.restore import Outcome, fall_back, give_back
 from controller.ports import AgentLink, Clock, DriverError, GpuNode
 from controller.sdnotify import Notifier
 from controller.settings import NodeSettings
+from controller.types import GpuId
 from drivers.nvml import NvmlLibrary
+from drivers.nvml_events import gpu_events
 
 LOCK_WAIT_S = 10.0  # a guard or a restore that is still at work
 LOCK_POLL_S = 0.1
@@ -39,7 +41,7 @@ async def run_node(
     cannot be used.
     """
     state_dir = Path(settings.state_dir)
-    library = NvmlLibrary(settings, clock=clock)
+    doors = _Doors(NvmlLibrary(settings, clock=clock), say)
     guard = None if notifier.is_supervised else Guard(state_dir)
 
     is_ready = False
@@ -59,7 +61,7 @@ async def run_node(
     with await _locked(state_dir, clock):
         agent = NodeAgent(
             settings,
-            open_gpus=open_gpus or library.open,
+            open_gpus=open_gpus or doors.open,
             link=link,
             clock=clock,
             originals=OriginalsFile(state_dir),
@@ -67,12 +69,40 @@ async def run_node(
             say=say,
             before_first_write=guard.start if guard else lambda: None,
             on_cycle=cycle,
+            more_gpus=None if open_gpus else doors.open_more,
+            events=None if open_gpus else gpu_events,
         )
         try:
             await agent.run()
         finally:
             if guard is not None:
                 (guard.dismiss if agent.is_given_back else guard.abandon)()
+
+
+class _Doors:
+    """Opens GPUs and says of each that does not open why, once."""
+
+    def __init__(self, library: NvmlLibrary, say: Say) -> None:
+        self._library = library
+        self._say = say
+        self._told: dict[str, str] = {}
+
+    async def open(self) -> Sequence[GpuNode]:
+        gpus = await self._library.open()
+        self._tell_failures()
+        return gpus
+
+    async def open_more(self, known: frozenset[GpuId]) -> Sequence[GpuNode]:
+        gpus = await self._library.open_more(known)
+        self._tell_failures()
+        return gpus
+
+    def _tell_failures(self) -> None:
+        failures = {error.device: str(error) for error in self._library.failed}
+        for device, what in failures.items():
+            if self._told.get(device) != what:
+                self._say(device, f"cannot be opened: {what}; looked for again")
+        self._told = failures
 
 
 async def _locked(state_dir: Path, clock: Clock) -> NodeLock:

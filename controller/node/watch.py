@@ -1,0 +1,54 @@
+"""What a node's GPUs tell by themselves, and GPUs that appear while the agent runs.
+
+Both only ever inform: a word to the log and a nudge to that GPU's worker, which reads it and finds out what is true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from controller.clock import NS_PER_S
+from controller.ports import Clock, DriverError, GpuNode
+from controller.types import GpuEvent, GpuId
+
+LOOK_S = 30.0  # between two looks for GPUs that were not there
+RETRY_S = 30.0  # before listening again where listening failed
+REPEAT_S = 60.0  # the same word of the same GPU is not repeated sooner: Xid errors come in storms
+
+Events = Callable[[Sequence[GpuId]], AsyncIterator[GpuEvent]]
+MoreGpus = Callable[[frozenset[GpuId]], Awaitable[Sequence[GpuNode]]]
+
+
+class EventLog:
+    """Tells each event once, with how often it came while nobody was told."""
+
+    def __init__(self, clock: Clock, say: Callable[[str, str], None]) -> None:
+        self._clock = clock
+        self._say = say
+        self._told_s: dict[tuple[str, str], float] = {}
+        self._held_back: dict[tuple[str, str], int] = {}
+
+    def tell(self, event: GpuEvent) -> None:
+        key = (event.gpu_id or "nvml", event.text)
+        now_s = self._clock.now_s()
+        if now_s - self._told_s.get(key, -REPEAT_S) < REPEAT_S:
+            self._held_back[key] = self._held_back.get(key, 0) + 1
+            return
+        self._told_s[key] = now_s
+        more = self._held_back.pop(key, 0)
+        self._say(key[0], f"{event.text} (and {more} more since)" if more else event.text)
+
+
+async def hear_events(
+    events: Events, gpu_ids: Sequence[GpuId], *, log: EventLog, nudge: Callable[[GpuId], None], clock: Clock
+) -> None:
+    """Listen for as long as the node runs; where listening is not possible, try again now and then, quietly."""
+    while True:
+        try:
+            async for event in events(gpu_ids):
+                log.tell(event)
+                if event.gpu_id is not None:
+                    nudge(event.gpu_id)
+        except DriverError:
+            pass  # no events on these GPUs, or the driver went away: readings tell the same, a little later
+        await clock.sleep_until_ns(clock.now_ns() + round(RETRY_S * NS_PER_S))
