@@ -3,9 +3,10 @@ SHELL := /bin/bash
 PY ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TOOLS := .venv-tools
 HOURS ?= 20
 
-.PHONY: setup demo test check lint units configs faults swarm wire process mutation fuzz test-gpu benchmarks lock clean help
+.PHONY: setup demo test check lint units configs faults swarm wire process mutation fuzz test-gpu tools benchmarks lock clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
@@ -64,6 +65,14 @@ fuzz: setup ## parsers of everything that comes from outside, many more examples
 
 test-gpu: setup ## read-only lane on a real NVIDIA GPU; writes out/gpu/seen.json
 	$(BIN)/python -m pytest -m gpu tests/gpu
+
+tools: setup $(TOOLS)/.stamp ## unmodified gpustat, nvitop and zeus on simulated GPUs
+	RAMPART_TOOLS=$(TOOLS)/bin $(BIN)/python -m pytest -m slow tests/test_common_tools.py
+
+$(TOOLS)/.stamp: Makefile
+	$(PY) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check gpustat==1.1.1 nvitop==1.7.2 zeus==0.16.0
+	@touch $@
 
 lock: setup ## renew requirements.lock from pyproject.toml
 	$(BIN)/python -m pip install --quiet pip-tools

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -253,6 +254,28 @@ def test_power_smoothing_is_set_in_watts_and_read_in_milliwatts(tmp_path: Path) 
 
 
 # ----------------------------------------------------------------------------------------------- state, build, CLI
+
+
+# Called by gpustat 1.1.1, nvitop 1.7.2 and zeus 0.16.0 on simulated V100, H100 and B200 (`make tools` runs them).
+CALLED_BY_TOOLS = """
+Architecture C2cModeInfoV ComputeMode ComputeRunningProcesses_v3 ConfComputeMemSizeInfo Count_v2 DecoderUtilization
+DisplayActive DriverModel_v2 EncoderUtilization EnforcedPowerLimit FanSpeed FieldValues GraphicsRunningProcesses_v3
+HandleByIndex_v2 Index MemoryInfo_v2 MigMode Name PciInfo_v3 PerformanceState PersistenceMode
+PowerManagementDefaultLimit PowerManagementLimit PowerManagementLimitConstraints PowerUsage ProcessUtilization
+SupportedGraphicsClocks SupportedMemoryClocks Temperature TemperatureV TotalEccErrors TotalEnergyConsumption UUID
+UtilizationRates
+"""
+CALLED_BESIDE = (
+    "nvmlInitWithFlags nvmlShutdown nvmlSystemGetCudaDriverVersion nvmlSystemGetDriverVersion"
+    " nvmlDeviceIsMigDeviceHandle nvmlDeviceResetGpuLockedClocks nvmlDeviceSetGpuLockedClocks"
+    " nvmlDeviceSetPowerManagementLimit"
+)
+
+
+def test_every_function_that_common_tools_call_is_there() -> None:
+    library = ctypes.CDLL(str(build.library_dir() / build.LIBRARY_NAME))
+    names = [f"nvmlDeviceGet{name}" for name in CALLED_BY_TOOLS.split()] + CALLED_BESIDE.split()
+    assert len(names) == 43 and [name for name in names if not hasattr(library, name)] == []
 
 
 def test_the_library_refuses_a_state_it_does_not_understand(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ ABSENT(nvmlDeviceGetAutoBoostedClocksEnabled, unsigned int *is_on, unsigned int 
 ABSENT(nvmlDeviceGetDriverModel, unsigned int *current, unsigned int *pending)
 ABSENT(nvmlDeviceGetDriverModel_v2, unsigned int *current, unsigned int *pending)
 ABSENT(nvmlDeviceGetC2cModeInfoV, void *info)
+ABSENT(nvmlDeviceGetConfComputeMemSizeInfo, void *info)
 ABSENT(nvmlDeviceGetNvLinkState, unsigned int link, unsigned int *is_active)
 ABSENT(nvmlDeviceGetGpuInstanceId, unsigned int *id)
 ABSENT(nvmlDeviceGetComputeInstanceId, unsigned int *id)
