@@ -116,9 +116,20 @@ class DeviceWorker:
         if self._is_closed:
             raise DeviceGone(self.device, f"{name}: worker closed")
         self._refuse_if_overrun(name)
-        async with deadline(self.device, deadline_s, f"{name}: no answer"), self._turn:
+        left_s = deadline_s
+        if self._turn.locked():
+            loop = asyncio.get_running_loop()
+            left_s += loop.time()
+            async with deadline(self.device, deadline_s, f"{name}: no answer"):
+                await self._turn.acquire()
+            left_s -= loop.time()
+        else:
+            await self._turn.acquire()  # at once: nobody holds it
+        try:
             self._refuse_if_overrun(name)
-            return await self._run(fn, name)
+            return await self._run(fn, name, left_s=left_s, deadline_s=deadline_s)
+        finally:
+            self._turn.release()
 
     def close(self) -> None:
         """Let the thread end once its call returns; never waits for it."""
@@ -132,19 +143,27 @@ class DeviceWorker:
             age_s = job.loop.time() - job.started_s
             raise DeviceBusy(self.device, f"{name}: {job.name} has not returned for {age_s:.1f} s")
 
-    async def _run(self, fn: Callable[[], T], name: str) -> T:
-        job = _Job(fn, name, asyncio.get_running_loop())
+    async def _run(self, fn: Callable[[], T], name: str, *, left_s: float, deadline_s: float) -> T:
+        loop = asyncio.get_running_loop()
+        job = _Job(fn, name, loop)
         self._running = job
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name=f"worker {self.device}", daemon=True)
             self._thread.start()
         self._jobs.put(job)
+        timer = loop.call_later(max(0.0, left_s), self._expire, job, f"{name}: no answer within {deadline_s:g} s")
         try:
             result: T = await job.future
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, DeviceTimeout):
             self.late_count += self._running is job  # by the deadline or by our caller: the call itself goes on
             raise
+        finally:
+            timer.cancel()
         return result
+
+    def _expire(self, job: _Job, what: str) -> None:
+        if not job.future.done():
+            job.future.set_exception(DeviceTimeout(self.device, what))
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:

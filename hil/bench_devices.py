@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import struct
 import subprocess
 import sys
@@ -98,6 +99,8 @@ async def _measure(profile: DeviceProfile, ports: Sequence[int], *, hz: float, s
             name=f"meter-{number}", host="127.0.0.1", port=port, unit_id=1, profile=profile.id, timeout_s=TIMEOUT_S
         )
         devices.append(open_meter(settings, profile=profile, clock=clock))
+    for device in devices:  # connected and discovered beforehand, as the bare clients are
+        await device.read()
     ours = await _drive([device.read for device in devices], hz=hz, seconds=seconds)
     for device in devices:
         await device.close()
@@ -137,7 +140,7 @@ async def _drive(reads: Sequence[Read], *, hz: float, seconds: float) -> Rate:
             await read()
             if before_s >= from_s:
                 latencies.append(loop.time() - before_s)
-            due_s = max(due_s + period_s, loop.time() - period_s)
+            due_s += period_s * max(1, math.ceil((loop.time() - due_s) / period_s))  # late: skip, and keep the phase
 
     tasks = [asyncio.create_task(one(read, period_s * i / len(reads))) for i, read in enumerate(reads)]
     await asyncio.sleep(from_s - loop.time())

@@ -17,6 +17,7 @@ from drivers.nvml_calls import GpuCalls
 from drivers.nvml_events import gpu_events
 from drivers.nvml_survey import survey
 from drivers.nvml_workload import WorkloadProfiles
+from hil import bench_gpus
 from hil.plant.gpu_models import MODELS
 from tests.modbus_kit import until
 from tests.nvml_kit import FakeNode, fake_node, node_settings
@@ -224,3 +225,10 @@ def test_the_doctor_names_what_a_blackwell_gpu_has(tmp_path: Path) -> None:
         assert found.can["use workload power profiles"] == "2 of 2 GPUs have them"
         assert found.can["hear of GPU errors (Xid) at once"] == "yes, 2 of 2 GPUs"
         json.dumps(facts)
+
+
+def test_the_cost_of_reading_is_measured_beside_the_bare_calls() -> None:
+    cost = bench_gpus.run(gpus=2, hz=20.0, seconds=1.0)
+    assert cost.gpus == 2 and cost.achieved_hz > 5.0
+    assert cost.cpu_frac > cost.bare_cpu_frac > 0.0 and cost.bare_read_ms > 0.8, "three calls of 0.3 ms each"
+    assert {"gpus", "gpu_cpu_frac", "gpu_bare_cpu_frac"} <= cost.as_dict().keys()

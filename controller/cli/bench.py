@@ -6,6 +6,8 @@ import typer
 
 app = typer.Typer()
 
+GPU_HZ = 10.0
+
 
 @app.callback()
 def _bench() -> None:
@@ -17,17 +19,20 @@ def devices(
     meters: int = typer.Option(100, min=1, max=1000, help="Meters, each on a connection of its own."),
     hz: float = typer.Option(10.0, min=0.1, max=1000.0, help="Reads per second of each."),
     seconds: float = typer.Option(10.0, min=1.0, max=600.0, help="Time measured for ours and for the bare library."),
+    gpus: int = typer.Option(8, min=0, max=64, help="Simulated GPUs read at 10 Hz afterwards; 0: none."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
-    """Read many Modbus meters through our driver, then through the bare library, and compare."""
+    """Read many Modbus meters, then a node's GPUs, through our drivers and through the bare libraries, and compare."""
     import json
 
     from controller.cli.device import load_profile
+    from hil import bench_gpus
     from hil.bench_devices import run
 
     result = run(load_profile("sunspec-meter"), meters=meters, hz=hz, seconds=seconds)
+    cost = bench_gpus.run(gpus=gpus, hz=GPU_HZ, seconds=seconds) if gpus else None
     if as_json:
-        typer.echo(json.dumps(result.as_dict()))
+        typer.echo(json.dumps(result.as_dict() | (cost.as_dict() if cost else {})))
         return
     typer.echo(f"{meters} meters at {hz:g} Hz over loopback, {seconds:g} s each")
     for name, rate in (("rampart driver", result.ours), ("bare pymodbus", result.bare)):
@@ -35,6 +40,13 @@ def devices(
             f"  {name:<15} p50 {rate.p50_ms:6.2f} ms   p99 {rate.p99_ms:6.2f} ms   max {rate.max_ms:6.2f} ms   "
             f"{100 * rate.cpu_frac:5.1f} % of a core   {rate.achieved_hz:.2f} Hz reached"
         )
+    if cost is not None:
+        typer.echo(f"{cost.gpus} GPUs at {cost.hz:g} Hz, {seconds:g} s each")
+        for name, ms, share in (
+            ("rampart driver", cost.read_ms, cost.cpu_frac),
+            ("bare pynvml", cost.bare_read_ms, cost.bare_cpu_frac),
+        ):
+            typer.echo(f"  {name:<15} mean read {ms:6.2f} ms   {100 * share:5.2f} % of a core")
 
 
 @app.command()
