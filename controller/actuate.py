@@ -1,7 +1,8 @@
 """Actuate: put a checked command on the wires and say what was acknowledged.
 
-The battery goes first because it acts in milliseconds; caps follow. A device that fails is an unacknowledged part of
-the command, never an exception. Nothing here decides what to write.
+The battery's write is started first because it acts in milliseconds; caps leave while it is under way, or a slow
+battery would hold them back. A device that fails is an unacknowledged part of the command, never an exception. Nothing
+here decides what to write.
 """
 
 from __future__ import annotations
@@ -42,20 +43,29 @@ class Actuate:
 
     async def apply(self, command: SiteCommand) -> Acks:
         """Write `command`; returns within the deadline whatever the devices do."""
-        battery = await self._write_battery(command.battery) if command.battery and self._battery else False
+        wanted = command.battery if self._battery is not None else None
+        is_free = self._write is None
+        if wanted is not None and is_free:
+            self._start(wanted)
+            await asyncio.sleep(0)  # its first request is on the wire; who takes it at once needs no timer
         nodes_sent = await self._send_nodes(command) if command.nodes else False
+        battery = await self._write_battery(wanted, is_started=is_free) if wanted is not None else False
         return Acks(battery=battery, nodes_sent=nodes_sent)
 
-    async def _write_battery(self, command: BatteryCommand) -> bool:
+    def _start(self, command: BatteryCommand) -> None:
         assert self._battery is not None
-        if self._write is not None and not await self._settle():
-            return False  # the last write is still under way: never two at once
         self._write = asyncio.ensure_future(self._battery.write(command))
+
+    async def _write_battery(self, command: BatteryCommand, *, is_started: bool) -> bool:
+        if not is_started:
+            if not await self._settle():
+                return False  # the last write is still under way: never two at once
+            self._start(command)
+            await asyncio.sleep(0)
         return await self._settle()
 
     async def _settle(self) -> bool:
         assert self._write is not None
-        await asyncio.sleep(0)  # who takes it at once needs no timer
         if not self._write.done():
             await asyncio.wait((self._write,), timeout=self._deadline_s)
         if not self._write.done():

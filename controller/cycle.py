@@ -125,6 +125,8 @@ class Cycle:
         decision = self._core.decide(image, is_leader=self._lease.is_held)
         checked = self._core.check(image, decision)
         acks = await self._actuate.apply(checked.command)
+        if math.isfinite(self._core.early_s):
+            self._sense.ask_meter()  # after the writes, which may share its wire
         acted_ns = self._clock.now_ns()
         self._core.acknowledge(image, checked, battery=acks.battery)
         planned = self._core.plan_if_due(image, decision)

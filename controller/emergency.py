@@ -8,6 +8,7 @@ target without first going below it. Pure; powers in watts, arrays per class (K,
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,14 +19,18 @@ from controller.fleet import Fleet
 from controller.types import BoolArray, FloatArray
 
 # From the cycle that sends a cap to the driver's call on the node: command, broker, agent (`rampart bench latency`).
-COMMAND_S = 0.008
+COMMAND_S = 0.005
 # From the call to the first fall, and the time constant of the fall: V100 power-limit step record (280 to 200 W).
 CAP_DEAD_S = 0.025
 CAP_LAG_S = 0.018
 CALL_S = 0.010  # assumed: of one clock lock; the driver takes the calls of a node one after the other
 SETTLED_LAGS = 4.0  # 2 % of the step is left
 BRIDGE_PERIOD_S = 0.010  # between two set-points while the caps take hold
-REACH_S = 0.020  # a set-point aims at where the battery is to be this much later: a late cycle must not overshoot
+PAST_CYCLES = 64  # of them remembered: more than a response has
+REACH_S = 0.030  # a set-point aims at where the battery is to be this much later: a late cycle must not overshoot
+LATE_S_MAX = 0.012  # the fall may be seen to run this much behind the path, or ahead of it
+MISS_GAIN = 0.8  # share of what path and meter differ by that one sample corrects
+MISS_FRAC_MAX = 0.4  # of the expected fall: more is no error of the path but another event, and the tracker's business
 HOLD_S = 2.0  # telemetry needs so long to show what the caps did; until then the planner would plan on the past
 CLOCK_WRITE_S = 1.0  # clocks change at most once a second; inside it a power limit does the work
 LIMIT_STEADY_FRAC = 0.985  # share of a power limit that steady draw settles at (98.5 to 99.6 % measured)
@@ -230,6 +235,14 @@ class CapPath:
     def settled_s(self) -> float:
         return self.begin_s + self.spread_s + SETTLED_LAGS * CAP_LAG_S
 
+    def late_s(self, t_s: float, load_w: float) -> float:
+        """By how much the fall runs behind this path where the load is `load_w` at `t_s`, within LATE_S_MAX."""
+        early_s, late_s = t_s - LATE_S_MAX, t_s + LATE_S_MAX
+        for _ in range(10):  # the path only falls; a thousandth of the interval is left
+            middle_s = 0.5 * (early_s + late_s)
+            early_s, late_s = (middle_s, late_s) if self.load_w(middle_s) >= load_w else (early_s, middle_s)
+        return t_s - early_s
+
 
 def expected_path(now_s: float, *, from_w: float, to_w: float, gpus_per_node: int) -> CapPath:
     """What caps sent now will do; caps never raise the load."""
@@ -238,7 +251,11 @@ def expected_path(now_s: float, *, from_w: float, to_w: float, gpus_per_node: in
 
 
 class Bridge:
-    """Leads a first-order battery along `path` less the target, from where it stands now."""
+    """Leads a first-order battery along `path` less the target, from where it stands now.
+
+    Once the first caps bite, each sample of the meter says how late the fall is, and after that by how much the load is
+    off the path; both within bounds, because a loop this quick must not be led far astray by a sample or a late cycle.
+    """
 
     def __init__(self, path: CapPath, *, now_s: float, power_w: float, lag_s: float, ramp_w_per_s: float) -> None:
         self.path = path
@@ -246,6 +263,23 @@ class Bridge:
         self._ramp_w_per_s = ramp_w_per_s
         self._t_s = now_s
         self._power_w = self._set_w = power_w
+        self._past: deque[tuple[float, float]] = deque([(now_s, power_w)], maxlen=PAST_CYCLES)
+        self._late_s = self._miss_w = 0.0
+        self._seen_s = path.begin_s + 0.5 * CAP_LAG_S  # before it the meter shows the battery's lag more than the caps
+
+    def saw(self, t_s: float, pcc_w: float) -> None:
+        """A sample of the meter: the load it shows, with the battery where it was at that instant."""
+        if t_s <= self._seen_s:
+            return
+        self._seen_s = t_s
+        path = self.path
+        times, powers = zip(*self._past, strict=True)
+        load_w = pcc_w + float(np.interp(t_s, times, powers))
+        if t_s < path.begin_s + path.spread_s + CAP_LAG_S:  # later, what is off is the end and not the time
+            self._late_s += MISS_GAIN * (path.late_s(t_s, load_w) - self._late_s)
+        bound_w = MISS_FRAC_MAX * (path.from_w - path.to_w)
+        miss_w = min(max(load_w - path.load_w(t_s - self._late_s), -bound_w), bound_w)
+        self._miss_w += MISS_GAIN * (miss_w - self._miss_w)
 
     def is_over(self, sample_s: float) -> bool:
         """The meter shows the load as the caps left it: from here on it is better followed than expected."""
@@ -254,7 +288,8 @@ class Bridge:
     def answers_w(self, now_s: float, *, target_w: float, charge_w_max: float, discharge_w_max: float) -> float:
         """The set-point at `now_s`: the battery's own lag undone, within what it can do."""
         power_w = self.power_w(now_s)
-        wanted_w = self.path.load_w(now_s + REACH_S) - target_w
+        self._past.append((now_s, power_w))
+        wanted_w = self.path.load_w(now_s + REACH_S - self._late_s) + self._miss_w - target_w
         kept = math.exp(-REACH_S / self._lag_s)
         lead_w = (wanted_w - power_w * kept) / (1.0 - kept)
         self._set_w = min(max(lead_w, -charge_w_max), discharge_w_max)

@@ -101,6 +101,8 @@ class Responder:
         if is_late or self._bridge.is_over(estimate.t_s) or sample is None:
             self._bridge = None
             return None
+        if estimate.is_fresh and estimate.pcc_w is not None:
+            self._bridge.saw(estimate.t_s, estimate.pcc_w)
         self.early_s = now_s + BRIDGE_PERIOD_S
         return self._bridge.answers_w(
             now_s,

@@ -51,6 +51,8 @@ class Source(Generic[T]):
         self._is_lost: bool | None = None  # not known before the first answer or failure
 
     def start(self) -> asyncio.Task[Reading[T]]:
+        """Begin a read unless one is under way; what an earlier one brought is kept."""
+        self._take()
         if self._task is None:
             self._task = asyncio.ensure_future(self._call())
         return self._task
@@ -60,6 +62,15 @@ class Source(Generic[T]):
 
     def collect(self, now_s: float) -> Reading[T]:
         """The newest reading, its quality as its age at `now_s` deserves."""
+        self._take()
+        age_s = self._last.age_s(now_s)
+        if age_s <= self._fresh_s:
+            return self._last
+        quality = Quality.STALE if age_s <= STALE_PERIODS * self._fresh_s else Quality.MISSING
+        return Reading(self._last.value, self._last.t_mono_s, max(quality, self._last.quality), self._last.source)
+
+    def _take(self) -> None:
+        """What the read in flight brought, if it is done."""
         if self._task is not None and self._task.done():
             task, self._task = self._task, None
             try:
@@ -67,11 +78,6 @@ class Source(Generic[T]):
                 self._say(lost=self._last.quality is Quality.MISSING, why="no value")
             except DriverError as error:
                 self._say(lost=True, why=str(error))
-        age_s = self._last.age_s(now_s)
-        if age_s <= self._fresh_s:
-            return self._last
-        quality = Quality.STALE if age_s <= STALE_PERIODS * self._fresh_s else Quality.MISSING
-        return Reading(self._last.value, self._last.t_mono_s, max(quality, self._last.quality), self._last.source)
 
     def _say(self, *, lost: bool, why: str) -> None:
         if lost != self._is_lost:
@@ -126,7 +132,7 @@ class Sense:
     async def image(self, tick: int, *, overrun_count: int, is_early: bool = False) -> SiteImage:
         """Everything known now; returns within the shared deadline whatever the devices do.
 
-        An early image asks no device: it is what was known already, with the grid's news.
+        An early image waits for no device: it is what was known already, with the grid's news.
         """
         if not is_early:
             await self._read_all(tick)
@@ -145,6 +151,11 @@ class Sense:
             overrun_count=overrun_count,
             jobs=self._changed_jobs(now_s),
         )
+
+    def ask_meter(self) -> None:
+        """Begin a read of the meter that the next early image may find done."""
+        if self._meter is not None:
+            self._meter.start()
 
     def _changed_jobs(self, now_s: float) -> tuple[Job, ...] | None:
         """The list of jobs when it is another than in the image before: images are recorded, lists are long."""

@@ -93,3 +93,17 @@ async def test_faults_become_missing_acknowledgements() -> None:
     battery.fault = None
     assert (await actuate.apply(command(3))).battery
     assert told == [("battery write", "battery: locked to local"), ("battery write", "")]
+
+
+async def test_caps_leave_while_the_battery_is_still_being_written() -> None:
+    """A battery that takes its time, or hangs, does not hold the caps back: they may have a GPU to stop."""
+    battery, link, told = ScriptedBattery(), Link(), []
+    actuate = Actuate(battery=battery, node_link=link, deadline_s=5.0, on_change=lambda s, w: told.append((s, w)))
+    battery.gate.clear()
+    applying = asyncio.ensure_future(actuate.apply(command(1)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert [c.seq for c in link.sent] == [1] and not applying.done() and battery.in_flight_max == 1
+    battery.gate.set()
+    acks = await applying
+    assert acks.battery and acks.nodes_sent and battery.written == [1.0]

@@ -18,6 +18,7 @@ from controller.emergency import (
     COMMAND_S,
     Armed,
     Bridge,
+    CapPath,
     CapTable,
     Steepness,
     caps_of,
@@ -185,23 +186,41 @@ def test_one_gpu_falls_first_order_and_more_take_turns() -> None:
     assert eight.load_w(at_s) == pytest.approx(float(np.mean(each)), abs=1e-3)
 
 
-def settle(*, period_s: float, lag_s: float = 0.06, is_led: bool) -> tuple[float, float]:
-    """Worst sum below and above the target from 0.1 s on, as shares of the step, with set-points every `period_s`."""
+def settle(
+    *,
+    period_s: float = 0.01,
+    lag_s: float = 0.06,
+    is_led: bool = True,
+    is_fed: bool = False,
+    late_s: float = 0.0,
+    end_w: float = 0.0,
+    from_s: float = 0.1,
+    until_s: float = 0.6,
+) -> tuple[float, float]:
+    """Worst sum below and above the target from `from_s` on, as shares of the step, with set-points every `period_s`.
+
+    The real fall comes `late_s` after the expected one and ends `end_w` above it; a meter shows it 12 ms late.
+    """
     path = expected_path(0.0, from_w=10.0, to_w=7.0, gpus_per_node=8)
+    real = CapPath(path.begin_s + late_s, path.spread_s, 10.0, 7.0 + end_w)
     bridge = Bridge(path, now_s=0.0, power_w=0.0, lag_s=lag_s, ramp_w_per_s=math.inf)
     power_w = set_w = 0.0
     due_s, low, high = 0.0, math.inf, -math.inf
-    for k in range(600):
+    sums_w: list[float] = []
+    for k in range(round(until_s * 1e3)):
         t_s = k * 1e-3
         if t_s >= due_s:
             due_s += period_s
+            if is_fed and k >= 12:
+                bridge.saw(t_s - 0.012, sums_w[k - 12])
             if is_led:
                 set_w = bridge.answers_w(t_s, target_w=7.0, charge_w_max=20.0, discharge_w_max=20.0)
             else:
                 set_w = path.load_w(t_s - 0.03) - 7.0  # what a meter shows, late
         power_w += (set_w - power_w) * (1.0 - math.exp(-1e-3 / lag_s))
-        if t_s >= 0.1:
-            off = (path.load_w(t_s) - power_w - 7.0) / 3.0
+        sums_w.append(real.load_w(t_s) - power_w)
+        if t_s >= from_s:
+            off = (sums_w[-1] - 7.0) / 3.0
             low, high = min(low, off), max(high, off)
     return low, high
 
@@ -210,6 +229,36 @@ def test_the_led_battery_keeps_the_sum_on_target_where_following_undershoots() -
     led, followed = settle(period_s=0.01, is_led=True), settle(period_s=0.05, is_led=False)
     assert led[0] > -0.05 and led[1] < 0.05
     assert followed[0] < -0.2
+
+
+@pytest.mark.parametrize("late_s", [-0.01, 0.01])
+def test_the_meter_tells_a_late_fall_from_an_early_one(late_s: float) -> None:
+    """Caps that bite 10 ms off their time: with the meter half of the error, or less, is left after 0.1 s."""
+    blind, fed = settle(late_s=late_s), settle(late_s=late_s, is_fed=True)
+    assert max(-blind[0], blind[1]) > 0.07
+    assert max(-fed[0], fed[1]) < 0.55 * max(-blind[0], blind[1])
+
+
+@pytest.mark.parametrize("end_w", [-0.6, 0.6])
+def test_a_fall_that_ends_elsewhere_is_made_good_by_what_the_meter_shows(end_w: float) -> None:
+    """Caps worth a fifth of the step more or less than expected: blind, that stays; with the meter it goes."""
+    blind = settle(end_w=end_w, from_s=0.16, until_s=0.18)
+    fed = settle(end_w=end_w, is_fed=True, from_s=0.16, until_s=0.18)
+    assert max(-blind[0], blind[1]) > 0.18
+    assert max(-fed[0], fed[1]) < 0.08
+
+
+def test_no_sample_leads_the_battery_far_astray() -> None:
+    """A meter that shows ten times the load moves the set-point by no more than the bounds on lateness and miss."""
+    path = expected_path(0.0, from_w=10.0, to_w=7.0, gpus_per_node=8)
+    mad, blind = (Bridge(path, now_s=0.0, power_w=0.0, lag_s=1e3, ramp_w_per_s=math.inf) for _ in range(2))
+    for k in range(8, 16):
+        mad.saw(0.01 * k, 100.0)
+        mad_w, blind_w = (
+            b.answers_w(0.01 * k, target_w=7.0, charge_w_max=1e9, discharge_w_max=1e9) for b in (mad, blind)
+        )
+    reach = 1.0 - math.exp(-0.03 / 1e3)
+    assert (mad_w - blind_w) * reach < 0.4 * 3.0 + 0.012 * 3.0 / CAP_LAG_S
 
 
 @pytest.mark.parametrize("period_s", [0.005, 0.01, 0.02])

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controller.node.gpu_worker import FIGHTS_MAX, PEACE_S
-from controller.types import AgentState, GpuEvent, NodeReport, Quality
+from controller.clock import MonotonicClock
+from controller.node.gpu_worker import FIGHTS_MAX, PEACE_S, GpuWorker
+from controller.types import AgentState, GpuCap, GpuEvent, GpuTelemetry, NodeReport, Quality, Reading
 from hil import vtime
 from tests.node_kit import FALLBACK_MHZ, Bench, FakeGpu
 
@@ -521,3 +522,37 @@ def test_a_limit_that_is_not_ours_is_said_and_our_own_restore_is_not(tmp_path: P
         assert [what for _, what in bench.said if "power limit" in what] == []
 
     play(tmp_path, story)
+
+
+async def test_news_for_a_healthy_gpu_is_written_before_anything_is_read() -> None:
+    """An emergency does not wait for telemetry; a GPU that could not be read last time is read first."""
+    clock = MonotonicClock()
+    gpu = FakeGpu("GPU-a", clock)
+    calls: list[str] = []
+    read, write = gpu.read, gpu.write
+
+    async def noted_read() -> Reading[GpuTelemetry]:
+        calls.append("read")
+        return await read()
+
+    async def noted_write(cap: GpuCap) -> None:
+        calls.append("write")
+        await write(cap)
+
+    gpu.read, gpu.write = noted_read, noted_write  # type: ignore[method-assign]
+    worker = GpuWorker(gpu, clock=clock, say=lambda *_: None)
+    worker.want(GpuCap(gpu.spec.gpu_id, 1500, None), (1, 1))
+    await worker.step()
+    assert calls == ["read", "write", "read"], "never read yet"
+    worker._wrote_clock_s -= 1.0
+    worker.want(GpuCap(gpu.spec.gpu_id, 1200, None), (1, 2))
+    await worker.step()
+    assert calls[3:] == ["write", "read"] and worker.status.applied == (1, 2)
+    gpu.is_lost = True
+    await worker.step()
+    gpu.is_lost = False
+    worker._wrote_clock_s -= 1.0
+    worker.want(GpuCap(gpu.spec.gpu_id, 1000, None), (1, 3))
+    del calls[:]
+    await worker.step()
+    assert calls == ["read", "write", "read"]

@@ -110,3 +110,24 @@ async def test_a_failing_meter_ages_and_is_told_once() -> None:
     await sense.image(9, overrun_count=0)
     assert [subject for subject, _ in told] == ["pcc", "pcc", "pcc"]  # first value, lost, recovered
     assert told[1][1] == "pcc: no answer" and told[2][1] == ""
+
+
+async def test_a_read_begun_beside_serves_the_next_early_image_which_waits_for_nothing() -> None:
+    """While a response is under way the meter is asked after each cycle; the early image takes what has come by then."""
+    clock, told = StepClock(), []
+    meter = ScriptedMeter(clock)
+    sense = make(clock, meter, told)
+    await sense.image(0, overrun_count=0)
+    meter.gate.clear()
+    clock.t_s += 0.01
+    sense.ask_meter()
+    await asyncio.sleep(0)
+    image = await sense.image(0, overrun_count=0, is_early=True)
+    assert image.pcc is not None and image.pcc.t_mono_s == 100.0
+    meter.gate.set()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    sense.ask_meter()  # keeps what came, and asks again
+    image = await sense.image(0, overrun_count=0, is_early=True)
+    assert image.pcc is not None and image.pcc.t_mono_s == clock.t_s and meter.in_flight_max == 1
+    sense.close()

@@ -72,7 +72,11 @@ class GpuWorker:
         self._found_limit_w = None
 
     async def step(self) -> None:
-        """Read, then write if something is to be changed, then read back."""
+        """Read, then write if something is to be changed, then read back; news for a healthy GPU is written at once."""
+        now_s = self._clock.now_s()
+        if self._wish is not None and self._is_healthy() and self._is_due(now_s):
+            await self._apply(self._wish, self._order, now_s)
+            return
         if not await self._read():
             return
         if self._wish is None:
@@ -83,8 +87,16 @@ class GpuWorker:
         self._notice_other_limit()
         if self._set == self._wish:
             self.status.applied = self._order
-        elif now_s >= self._retry_s and self._may_write(now_s):
+        elif self._is_due(now_s):
             await self._apply(self._wish, self._order, now_s)
+
+    def _is_healthy(self) -> bool:
+        """It answered when last read, and what was last written to it took."""
+        reading = self.status.reading
+        return reading is not None and reading.quality is not Quality.MISSING and self._failures == 0
+
+    def _is_due(self, now_s: float) -> bool:
+        return self._set != self._wish and now_s >= self._retry_s and self._may_write(now_s)
 
     async def _read(self) -> bool:
         try:

@@ -15,7 +15,7 @@ EXPORT nvmlReturn_t nvmlDeviceSetPowerManagementLimit(nvmlDevice_t device, unsig
         STORE(gpu->limit_write_ns[0], now_mono_ns());
     }
     ADD(gpu->limit_write_count[0], 1);
-    return leave(gpu, F_nvmlDeviceSetPowerManagementLimit);
+    return leave();
 }
 
 EXPORT nvmlReturn_t nvmlDeviceSetPowerManagementLimit_v2(nvmlDevice_t device, power_value_t *value) {
@@ -71,39 +71,39 @@ EXPORT nvmlReturn_t nvmlDeviceSetGpuLockedClocks(nvmlDevice_t device, unsigned i
     nvmlReturn_t resolved = resolve_lock(gpu, low_mhz, high_mhz, &packed);
     if (resolved != NVML_SUCCESS) return resolved;
     write_clock_lock(gpu, packed);
-    return leave(gpu, F_nvmlDeviceSetGpuLockedClocks);
+    return leave();
 }
 
 EXPORT nvmlReturn_t nvmlDeviceResetGpuLockedClocks(nvmlDevice_t device) {
     ENTER_SETTER(nvmlDeviceResetGpuLockedClocks);
     write_clock_lock(gpu, 0);
-    return leave(gpu, F_nvmlDeviceResetGpuLockedClocks);
+    return leave();
 }
 
 EXPORT nvmlReturn_t nvmlDeviceSetMemoryLockedClocks(nvmlDevice_t device, unsigned int low_mhz, unsigned int high_mhz) {
     ENTER_SETTER(nvmlDeviceSetMemoryLockedClocks);
     if (low_mhz > high_mhz) return NVML_ERROR_INVALID_ARGUMENT;
     STORE(gpu->locked_memory_clocks[0], (u64)low_mhz << 32 | high_mhz);
-    return leave(gpu, F_nvmlDeviceSetMemoryLockedClocks);
+    return leave();
 }
 
 EXPORT nvmlReturn_t nvmlDeviceResetMemoryLockedClocks(nvmlDevice_t device) {
     ENTER_SETTER(nvmlDeviceResetMemoryLockedClocks);
     STORE(gpu->locked_memory_clocks[0], 0);
-    return leave(gpu, F_nvmlDeviceResetMemoryLockedClocks);
+    return leave();
 }
 
 EXPORT nvmlReturn_t nvmlDeviceSetApplicationsClocks(nvmlDevice_t device, unsigned int memory_mhz, unsigned int mhz) {
     ENTER_SETTER(nvmlDeviceSetApplicationsClocks);
     if (memory_mhz != gpu->memory_clock_mhz[0] || resolve_clock(gpu, mhz) != mhz) return NVML_ERROR_INVALID_ARGUMENT;
     STORE(gpu->application_clock_mhz[0], mhz);
-    return leave(gpu, F_nvmlDeviceSetApplicationsClocks);
+    return leave();
 }
 
 EXPORT nvmlReturn_t nvmlDeviceResetApplicationsClocks(nvmlDevice_t device) {
     ENTER_SETTER(nvmlDeviceResetApplicationsClocks);
     STORE(gpu->application_clock_mhz[0], 0);
-    return leave(gpu, F_nvmlDeviceResetApplicationsClocks);
+    return leave();
 }
 
 /* ------------------------------------------------------------------------------------------------------------ modes */
@@ -112,14 +112,14 @@ EXPORT nvmlReturn_t nvmlDeviceSetPersistenceMode(nvmlDevice_t device, unsigned i
     ENTER_SETTER(nvmlDeviceSetPersistenceMode);
     if (mode > 1) return NVML_ERROR_INVALID_ARGUMENT;
     STORE(gpu->persistence_mode[0], mode);
-    return leave(gpu, F_nvmlDeviceSetPersistenceMode);
+    return leave();
 }
 
 EXPORT nvmlReturn_t nvmlDeviceSetComputeMode(nvmlDevice_t device, unsigned int mode) {
     ENTER_SETTER(nvmlDeviceSetComputeMode);
     if (mode > 3) return NVML_ERROR_INVALID_ARGUMENT;
     STORE(gpu->compute_mode[0], mode);
-    return leave(gpu, F_nvmlDeviceSetComputeMode);
+    return leave();
 }
 
 /* ------------------------------------------------------------------------------------------------- power smoothing */
@@ -170,7 +170,7 @@ EXPORT nvmlReturn_t nvmlDevicePowerSmoothingSetState(nvmlDevice_t device, smooth
     ENTER_SETTER(nvmlDeviceSetPowerSmoothing);
     if (!gpu->has_power_smoothing[0]) return NVML_ERROR_NOT_SUPPORTED;
     STORE(gpu->smoothing_is_enabled[0], state->state);
-    return leave(gpu, F_nvmlDeviceSetPowerSmoothing);
+    return leave();
 }
 
 EXPORT nvmlReturn_t nvmlDevicePowerSmoothingActivatePresetProfile(nvmlDevice_t device, smoothing_profile_t *profile) {
@@ -180,7 +180,7 @@ EXPORT nvmlReturn_t nvmlDevicePowerSmoothingActivatePresetProfile(nvmlDevice_t d
     ENTER_SETTER(nvmlDeviceSetPowerSmoothing);
     if (!gpu->has_power_smoothing[0]) return NVML_ERROR_NOT_SUPPORTED;
     STORE(gpu->smoothing_profile[0], profile->profile_id);
-    return leave(gpu, F_nvmlDeviceSetPowerSmoothing);
+    return leave();
 }
 
 EXPORT nvmlReturn_t nvmlDevicePowerSmoothingUpdatePresetProfileParam(nvmlDevice_t device, smoothing_profile_t *profile) {
@@ -193,5 +193,5 @@ EXPORT nvmlReturn_t nvmlDevicePowerSmoothingUpdatePresetProfileParam(nvmlDevice_
     if (!gpu->has_power_smoothing[0]) return NVML_ERROR_NOT_SUPPORTED;
     __atomic_store(&gpu->smoothing_params[profile->profile_id * SMOOTHING_PARAMS + profile->param_id], &profile->value,
                    __ATOMIC_RELEASE);
-    return leave(gpu, F_nvmlDeviceSetPowerSmoothing);
+    return leave();
 }

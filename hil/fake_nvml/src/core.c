@@ -103,13 +103,27 @@ static int is_attached(void) { return __atomic_load_n(&references, __ATOMIC_ACQU
 
 /* -------------------------------------------------------------------------------------------------------- faults */
 
-static void wait_latency(gpu_t *gpu, enum function f) {
-    u64 latency = LOAD(gpu->latency_ns[f]);
+static u64 driver_free_ns;         /* when the calls that were let in before have all returned */
+static __thread u64 call_ends_ns; /* of the call this thread is in */
+
+static void sleep_until(u64 when_ns) {
+    u64 now = now_mono_ns();
+    if (when_ns > now) sleep_ns(when_ns - now);
+}
+
+/* The driver takes one call after the other: wait until those before are through. A setter takes effect after this. */
+static void take_turn(gpu_t *gpu, enum function f) {
+    u64 latency = LOAD(gpu->latency_ns[f]), start = now_mono_ns();
+    call_ends_ns = 0;
     if (latency == 0) return;
-    int serialised = LOAD(header->is_serialised[0]) != 0;
-    if (serialised) pthread_mutex_lock(&driver_lock);
-    sleep_ns(latency);
-    if (serialised) pthread_mutex_unlock(&driver_lock);
+    if (LOAD(header->is_serialised[0]) != 0) {
+        pthread_mutex_lock(&driver_lock);
+        if (start < driver_free_ns) start = driver_free_ns;
+        driver_free_ns = start + latency;
+        pthread_mutex_unlock(&driver_lock);
+    }
+    call_ends_ns = start + latency;
+    sleep_until(start);
 }
 
 static void wait_hang(gpu_t *gpu, enum function f) {
@@ -155,7 +169,9 @@ static nvmlReturn_t begin(nvmlDevice_t device, enum function f, gpu_t **gpu) {
 
 nvmlReturn_t enter(nvmlDevice_t device, enum function f, gpu_t **gpu) {
     nvmlReturn_t result = begin(device, f, gpu);
-    if (result == NVML_SUCCESS) wait_latency(*gpu, f);
+    if (result != NVML_SUCCESS) return result;
+    take_turn(*gpu, f);
+    sleep_until(call_ends_ns);
     return result;
 }
 
@@ -163,11 +179,12 @@ nvmlReturn_t enter_setter(nvmlDevice_t device, enum function f, gpu_t **gpu) {
     nvmlReturn_t result = begin(device, f, gpu);
     if (result != NVML_SUCCESS) return result;
     if (!LOAD(header->is_privileged[0]) || LOAD((*gpu)->denies_setters[0])) return NVML_ERROR_NO_PERMISSION;
+    take_turn(*gpu, f);
     return NVML_SUCCESS;
 }
 
-nvmlReturn_t leave(gpu_t *gpu, enum function f) {
-    wait_latency(gpu, f);
+nvmlReturn_t leave(void) {
+    sleep_until(call_ends_ns);
     return NVML_SUCCESS;
 }
 

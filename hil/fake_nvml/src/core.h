@@ -24,7 +24,7 @@ nvmlReturn_t slot_of(nvmlDevice_t device, u64 *slot);
 nvmlReturn_t enter(nvmlDevice_t device, enum function f, gpu_t **gpu);
 /* A setter starts here (permission too) and ends in `leave`: it takes effect first and returns after its latency. */
 nvmlReturn_t enter_setter(nvmlDevice_t device, enum function f, gpu_t **gpu);
-nvmlReturn_t leave(gpu_t *gpu, enum function f);
+nvmlReturn_t leave(void);
 
 /* Copies text with its terminator, or says that the caller's buffer is too small. */
 nvmlReturn_t copy_text(char *out, unsigned int size, const char *text);

@@ -100,7 +100,7 @@ EXPORT nvmlReturn_t nvmlDeviceSetMigMode(nvmlDevice_t device, unsigned int mode,
     if (!gpu->has_mig[0]) return NVML_ERROR_NOT_SUPPORTED;
     STORE(gpu->mig_mode[0], mode);
     *activation = NVML_SUCCESS;
-    return leave(gpu, F_nvmlDeviceSetMigMode);
+    return leave();
 }
 
 GETTER(nvmlDeviceGetMaxMigDeviceCount, nvmlDeviceGetMigMode, unsigned int, gpu->has_mig[0] ? 7 : 0)

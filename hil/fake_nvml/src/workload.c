@@ -71,7 +71,7 @@ static nvmlReturn_t update(nvmlDevice_t device, const mask255_t *change, unsigne
         else mask.mask[i] = change->mask[i];
     }
     store_mask(gpu, &mask);
-    return leave(gpu, F_nvmlDeviceSetWorkloadPowerProfiles);
+    return leave();
 }
 
 EXPORT nvmlReturn_t nvmlDeviceWorkloadPowerProfileUpdateProfiles_v1(nvmlDevice_t device, workload_update_t *change) {
