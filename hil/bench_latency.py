@@ -1,8 +1,9 @@
 """How long an emergency takes on real wires: from its publication to clock lock, set-point and power inside the target.
 
 The site controller and the node agent are processes of their own, run from files written here; broker, Modbus servers
-and plant live in this process. A trial publishes a signed, ramp-exempt ceiling, watches for more than a second, and
-withdraws it. Every time is of one machine's monotonic clock; the start is the hand-over of the signed message to MQTT.
+and plant live in this process. A trial publishes a signed, ramp-exempt ceiling, watches until power has stayed inside
+for a second, and withdraws it. Every time is of one machine's monotonic clock; the start is the hand-over of the signed
+message to MQTT.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ TARGET_FRAC = 0.78  # of the power before
 BELOW_FRAC, ABOVE_FRAC = 0.05, 0.01  # settled: within 5 % of the step below, 1 % of the target above
 MEAN_S, STAYS_S = 0.1, 1.0
 WATCH_S = 1.0 + STAYS_S + 0.2
+LOOK_S = 0.1  # how often a trial looks whether it has seen enough
+SAY_EVERY = 10  # trials between two lines of progress
 START_S_MAX, FREE_S_MAX = 60.0, 30.0
 STEADY_S, STEADY_FRAC = 0.3, 0.003
 WARM_UP = 3  # the first response of a controller rests on its prior of the GPUs' curve
@@ -88,10 +91,14 @@ class Result:
             "nvml": spread([t.nvml_ms for t in first]),
             "setpoint": spread([t.setpoint_ms for t in first]),
             "settled": spread([t.settled_ms for t in first]),
+            **{f"settled_{w.value}_only": spread([t.settled_ms for t in self.trials[w]]) for w in self._alone()},
             "ways": {way.value: _way(trials, self.warm_up[way]) for way, trials in self.trials.items()},
             "load_average": list(self.cpu_load),
             "goals": {"nvml": [15.0, 50.0], "setpoint": [15.0, 50.0], "settled_p50": 120.0},
         }
+
+    def _alone(self) -> list[Way]:
+        return [w for w in self.trials if w is not Way.COMBINED]
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
@@ -164,10 +171,13 @@ async def _run_way(way: Way, *, trials: int, seed: int, say: Callable[[str], Non
     with tempfile.TemporaryDirectory(prefix="rampart-latency-") as name:
         async with _bench(way, Path(name), seed=seed) as bench:
             found = []
+            began_s = time.monotonic()
             for number in range(WARM_UP + trials):
                 found.append(await bench.trial())
-                if number % 25 == WARM_UP:
-                    say(f"  {number - WARM_UP} of {trials}")
+                done = number + 1 - WARM_UP
+                if done > 0 and (done % SAY_EVERY == 0 or done == trials):
+                    left_s = (time.monotonic() - began_s) / (number + 1) * (trials - done)
+                    say(f"  {way.value}: {done} of {trials}, {left_s:.0f} s to go")
             return found
 
 
@@ -192,11 +202,8 @@ class LatencyBench:
         self._plant.lock_ns.clear()
         start_ns = time.monotonic_ns()
         self._session.publish(ramp_limit_topic("grid"), payload, qos=1, keep=Keep.ALL)
-        await asyncio.sleep(WATCH_S)
-        self._plant.advance()
-        t_s, power_w = self._plant.truth(start_ns / 1e9 - 0.01)
+        settled, power_w = await self._watch(start_ns / 1e9, before_w=before_w, target_w=target_w)
         self._session.publish(ramp_limit_topic("grid"), self._encode(None), qos=1, keep=Keep.ALL)
-        settled = settled_s(t_s, power_w, start_s=start_ns / 1e9, before_w=before_w, target_w=target_w)
         means = np.convolve(power_w, np.ones(round(MEAN_S / STEP_S)), "valid") * STEP_S / MEAN_S
         return Trial(
             nvml_ms=_first_ms(self._plant.lock_ns, start_ns),
@@ -204,6 +211,17 @@ class LatencyBench:
             settled_ms=None if settled is None else settled * 1e3,
             undershoot_frac=max(0.0, (target_w - float(means.min())) / (before_w - target_w)),
         )
+
+    async def _watch(self, start_s: float, *, before_w: float, target_w: float) -> tuple[float | None, FloatArray]:
+        """When power settled, and power meanwhile; ends as soon as that is certain, or after WATCH_S without."""
+        await asyncio.sleep(STAYS_S)
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self._plant.advance()
+            t_s, power_w = self._plant.truth(start_s - 0.01)
+            settled = settled_s(t_s, power_w, start_s=start_s, before_w=before_w, target_w=target_w)
+            if settled is not None or time.monotonic() - start_s >= WATCH_S:
+                return settled, power_w
 
     async def _steady(self) -> None:
         """Caps are off, the battery rests, and power has not moved for a while."""

@@ -113,7 +113,7 @@ async def test_a_failing_meter_ages_and_is_told_once() -> None:
 
 
 async def test_a_read_begun_beside_serves_the_next_early_image_which_waits_for_nothing() -> None:
-    """While a response is under way the meter is asked after each cycle; the early image takes what has come by then."""
+    """While a response is under way the meter is asked after each cycle; the early image takes what has come."""
     clock, told = StepClock(), []
     meter = ScriptedMeter(clock)
     sense = make(clock, meter, told)

@@ -172,8 +172,7 @@ def latency(
             raise BadInput(f"--way: {name!r}: allowed: {', '.join(known)}")
 
     def say(line: str) -> None:
-        if not as_json:
-            typer.echo(line, err=True)
+        typer.echo(line, err=True)
 
     ways = [Way(name) for name in way] or list(Way)
     try:
