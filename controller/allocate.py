@@ -85,7 +85,7 @@ def clocks_of_caps(fleet: Fleet, curves: Curves, *, cap_w: FloatArray, peak_w: F
     the service floor: what that cannot reach, the envelope and the next plan must find elsewhere.
     """
     table = fleet.table
-    idle_w = fleet.by_class(table.idle_w)
+    idle_w = fleet.class_idle_w
     spare_w = np.maximum(peak_w - idle_w, 1.0)
     share = np.clip((cap_w - idle_w) / spare_w, 0.0, np.inf)
     is_free = share >= 1.0

@@ -111,7 +111,7 @@ class Armed:
         floor = curves.power_share(np.minimum(known.floor_mhz / known.cap_max[0], 1.0)) ** steepness
         least = curves.power_share(known.cap_min[0] / known.cap_max[0]) ** steepness
         table = CapTable.build(
-            idle_w=fleet.by_class(known.idle_w),
+            idle_w=fleet.class_idle_w,
             demand_w=demand_w,
             floor_share=_class_mean(fleet, floor),
             least_share=_class_mean(fleet, least),
@@ -122,12 +122,12 @@ class Armed:
     @property
     def fixed_w(self) -> float:
         """What the GPUs draw at any clock."""
-        return float(np.minimum(self.fleet.by_class(self.fleet.table.idle_w), self.demand_w).sum())
+        return float(np.minimum(self.fleet.class_idle_w, self.demand_w).sum())
 
     @property
     def dynamic_w(self) -> float:
         """What they draw above that when nothing caps them."""
-        return float(np.maximum(self.demand_w - self.fleet.by_class(self.fleet.table.idle_w), 0.0).sum())
+        return float(np.maximum(self.demand_w - self.fleet.class_idle_w, 0.0).sum())
 
     def clocks_mhz(self, gpu_w: float) -> FloatArray:
         """Clock of each GPU (n,) at which all of them draw at most `gpu_w` in the mean; inf is free."""
@@ -138,17 +138,16 @@ class Armed:
 
     def power_w(self, clocks_mhz: FloatArray) -> float:
         """Mean draw of all GPUs under these clocks."""
-        known = self.fleet.table
         share = self._share(clocks_mhz)
-        idle_w = self.fleet.by_class(known.idle_w)
+        idle_w = self.fleet.class_idle_w
         dynamic_w = np.maximum(self.demand_w - idle_w, 0.0)
         return float((np.minimum(idle_w, self.demand_w) + dynamic_w * _class_mean(self.fleet, share)).sum())
 
     def limits_w(self, clocks_mhz: FloatArray) -> FloatArray:
         """Power limit of each GPU (n,) that holds it where the clock would, for GPUs whose clock may not change now."""
         known = self.fleet.table
-        count = self.fleet.by_class(np.ones(self.fleet.count))
-        each_w = np.maximum(self.demand_w - self.fleet.by_class(known.idle_w), 0.0) / np.maximum(count, 1.0)
+        count = self.fleet.class_count
+        each_w = np.maximum(self.demand_w - self.fleet.class_idle_w, 0.0) / np.maximum(count, 1.0)
         share = self._share(clocks_mhz)
         draw_w = known.idle_w + each_w[self.fleet.class_index] * share
         limit_w = np.clip(np.ceil(draw_w / LIMIT_STEADY_FRAC), known.cap_min[1], known.cap_max[1])
@@ -307,5 +306,5 @@ class Bridge:
 
 def _class_mean(fleet: Fleet, share: FloatArray) -> FloatArray:
     """Mean of a per-GPU share over each class, (K,); 1 for a class without GPUs."""
-    total = fleet.by_class(np.ones(fleet.count))
+    total = fleet.class_count
     return np.where(total > 0.0, fleet.by_class(share) / np.maximum(total, 1e-9), 1.0)

@@ -7,7 +7,7 @@ margin: a GPU without a reading counts at what its cap lets it draw, a node that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -41,6 +41,12 @@ class Fleet:
     models: tuple[str, ...]
     job_index: IntArray  # GPUs of one job, or of one node without a job, share one clock
     job_names: tuple[str, ...]
+    class_idle_w: FloatArray = field(init=False)  # (K,): summed once, a fleet of 100,000 is summed every second
+    class_count: FloatArray = field(init=False)  # (K,): GPUs that the class's GPUs stand for
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_idle_w", self.by_class(self.table.idle_w))
+        object.__setattr__(self, "class_count", self.by_class(np.ones(self.count)))
 
     @property
     def count(self) -> int:

@@ -247,7 +247,7 @@ class Planning:
     def _job_classes(self, known: Known, curves: Curves) -> tuple[JobClass, ...]:
         table = known.fleet.table
         floor_share = curves.power_share(np.minimum(table.floor_mhz / table.cap_max[0], 1.0))
-        idle_w = known.fleet.by_class(table.idle_w)
+        idle_w = known.fleet.class_idle_w
         floor_w = idle_w + np.maximum(self._demand.class_w - idle_w, 0.0) * _mean_share(known.fleet, floor_share)
         peak_w = known.fleet.by_class(table.peak_w)
         left = {window_s: ledger.loss_left_j(float(OFFSET_S[-1])) for window_s, ledger in self._ledgers.items()}
@@ -275,7 +275,7 @@ class Planning:
 
 def _mean_share(fleet: Fleet, share: FloatArray) -> FloatArray:
     """Mean of a per-GPU share over each class, (K,); 1 for a class without GPUs."""
-    total = fleet.by_class(np.ones(fleet.count))
+    total = fleet.class_count
     return np.where(total > 0.0, fleet.by_class(share) / np.maximum(total, 1e-9), 1.0)
 
 

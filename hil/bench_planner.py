@@ -136,7 +136,7 @@ class _Bench:
         return spent
 
     def _input(self, now_s: float, class_w: FloatArray, up_w: float, down_w: float) -> PlanInput:
-        idle_w = self._fleet.by_class(self._fleet.table.idle_w)
+        idle_w = self._fleet.class_idle_w
         slope = self._reserve.fall_w_per_s
         # Deficits come and go, so that the solver meets idle and binding rows.
         energy_j = self._battery.energy_j_max * (0.5 + 0.49 * np.sin(now_s / 17.0))

@@ -115,12 +115,32 @@ class Oracle:
         self._cost[at["cut"]] = case.weight[:, None] * case.step_s
         self._matrix_a = self._equal.matrix(self._width)
         self._matrix_g = self._below.matrix(self._width)
+        self._solver: piqp.SparseSolver | None = (
+            None  # set up once: finding the order of elimination costs as much again
+        )
 
     def solve(self, final_j: float) -> OracleAnswer | None:
         """The best path that ends with at least `final_j`; None when there is none."""
         lower = self._lower.copy()
         last = int(self._at["energy"][-1])
         lower[last] = max(lower[last], final_j / W_PER_UNIT - 1e-9)
+        solver = self._solver
+        if solver is None:
+            solver = self._solver = self._set_up(lower)
+        else:
+            solver.update(x_l=lower)
+        if solver.solve() != piqp.PIQP_SOLVED:
+            return None
+        x = np.asarray(solver.result.x)
+        return OracleAnswer(
+            lost_j=float(self._cost @ x) * W_PER_UNIT,
+            dual_j_per_j=float(solver.result.z_bl[last]),
+            gap_j=float(solver.result.info.duality_gap) * W_PER_UNIT,
+            target_w=x[self._at["target"]] * W_PER_UNIT,
+            energy_j=x[self._at["energy"]] * W_PER_UNIT,
+        )
+
+    def _set_up(self, lower: FloatArray) -> piqp.SparseSolver:
         solver = piqp.SparseSolver()
         solver.settings.verbose = False
         solver.settings.max_iter = 250
@@ -138,16 +158,7 @@ class Oracle:
             x_l=lower,
             x_u=self._upper,
         )
-        if solver.solve() != piqp.PIQP_SOLVED:
-            return None
-        x = np.asarray(solver.result.x)
-        return OracleAnswer(
-            lost_j=float(self._cost @ x) * W_PER_UNIT,
-            dual_j_per_j=float(solver.result.z_bl[last]),
-            gap_j=float(solver.result.info.duality_gap) * W_PER_UNIT,
-            target_w=x[self._at["target"]] * W_PER_UNIT,
-            energy_j=x[self._at["energy"]] * W_PER_UNIT,
-        )
+        return solver
 
     # --------------------------------------------------------------------------------------------------- building
 

@@ -107,6 +107,7 @@ def planner_for(policy: str, world: World) -> Planner | None:
         rise_w_per_s=world.reserve.rise_w_per_s,
         is_rise_enforced=world.is_rise_enforced,
         peak_w=sum(job.power_w for job in world.trace.jobs) + world.trace.base_w,
+        has_ballast=world.floor_w > 0.0,
     )
     return mpc_planner(shape, is_lean=False)
 

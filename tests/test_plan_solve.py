@@ -57,7 +57,7 @@ def test_piqp_and_clarabel_agree(rise: bool, energy: float) -> None:
     """Same model, other solver, other method of getting there: the same optimal cost."""
     planner = mpc(rise=rise, price_every=0)
     theirs, ours = clarabel_cost(planner, plan_kit.given(energy=energy, rise=rise, weight=(2.0, 1.0)))
-    assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-3)
+    assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
 def test_the_map_is_the_problem() -> None:

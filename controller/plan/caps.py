@@ -43,9 +43,14 @@ def cap_need(
     battery = given.reserve.battery
     start_j = np.concatenate([[given.energy_j], energy_path_j[:-1]])
     give_w = np.maximum(0.0, start_j - battery.energy_j_min) * battery.eta / STEP_S[: given.steps]
-    cover_w = np.minimum(give_w, [given.cover_w(energy_j) for energy_j in start_j.tolist()])
+    if given.is_rise_enforced:
+        cover_w = np.minimum(give_w, [given.cover_w(energy_j) for energy_j in start_j.tolist()])
+    else:  # the battery's power, for as long as there is energy
+        cover_w = np.minimum(give_w, battery.discharge_w_max)
     capped_w = np.minimum(peak_w, caps)
     excess_w = capped_w.sum(axis=0) - (target_w + cover_w - given.other_w)
+    if float(excess_w.max()) <= 0.0:
+        return
     floor_w = np.array([job_class.cap_w_min for job_class in given.classes])
     planned_w = depth_of_cut(given, cut_w, peak_w) - (peak_w - capped_w)  # what the plan would cut beyond `caps`
     for step in np.flatnonzero(excess_w > 0.0).tolist():

@@ -33,6 +33,8 @@ SPREAD_COST = 2e-4  # quadratic, on curtailment: shares a cut among equals
 RISE_COST = 1e-6  # keeps the unused cover variable finite
 DISCOUNT_PER_S = 5e-4  # curtailment later is a little cheaper than now: it may turn out not to be needed
 SOLVER = "PIQP"
+# Steps (14 s) with finely spaced chords; what lies beyond is planned again many times before it comes.
+NEAR_STEPS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +43,16 @@ class ModelShape:
 
     classes: int
     eta: float
-    fall_slopes_s: tuple[float, ...]  # `reserve.chord_slopes_s`
-    rise_slopes_s: tuple[float, ...]  # empty: the rise is not enforced
+    fall_slopes_s: tuple[float, ...]  # `reserve.chord_slopes_s`, imposed up to NEAR_STEPS
+    late_slopes_s: tuple[float, ...]  # the same at twice the spacing, imposed after it
+    rise_slopes_s: tuple[float, ...]  # empty: the rise is not enforced, and the battery covers what it can give
+    has_ballast: bool  # a load bank may be switched on
     energy_s: float  # unit of energy over unit of power: about a tenth of the battery, so that both are near 10
     ready_cost: float  # per squared unit of power and second: a target too low for a job's return
     steps: int = STEPS
 
     def __post_init__(self) -> None:
-        assert 1 <= self.classes <= 16 and 0.0 < self.eta <= 1.0 and 1 <= self.steps <= STEPS
+        assert 1 <= self.classes <= 16 and 0.0 < self.eta <= 1.0 and NEAR_STEPS < self.steps <= STEPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +78,12 @@ class AffineMap:
 
     def split(self, stacked: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
         """c, b, h_u, x_l, x_u as views of one stacked vector."""
-        ends = np.cumsum(self.sizes)
-        c, b, h, lower, upper = np.split(stacked, ends[:-1])
-        return c, b, h, lower, upper
+        count_c, count_b, count_h, count_x, _ = self.sizes
+        b_at, h_at = count_c, count_c + count_b
+        lower_at = h_at + count_h
+        upper_at = lower_at + count_x
+        c, b, h = stacked[:b_at], stacked[b_at:h_at], stacked[h_at:lower_at]
+        return c, b, h, stacked[lower_at:upper_at], stacked[upper_at:]
 
     def apply(self, theta: FloatArray) -> FloatArray:
         """The stacked data for `theta`."""
@@ -99,15 +106,18 @@ def build_problem(shape: ModelShape) -> Any:
 
     load, peak, trough = given("load", steps), given("peak", steps), given("trough", steps)
     fall, rise, energy_now = given("fall", steps), given("rise", steps), given("energy_now")
-    chord, left, surplus_max = given("chord", len(shape.fall_slopes_s)), given("left", steps), given("surplus_max")
+    left, surplus_max = given("left", steps), given("surplus_max")
     tier_left, weight = given("tier_left", count), given("weight", count)
     final_value, wear = given("final_value"), given("wear")
 
     cut, charge, discharge = unsigned("cut", count, steps), unsigned("charge", steps), unsigned("discharge", steps)
     energy, target = cp.Variable(steps, name="energy"), cp.Variable(steps, name="target")
-    cover, spill, deficit = unsigned("cover", steps), unsigned("spill", steps), unsigned("deficit", steps)
+    spill, deficit = unsigned("spill", steps), unsigned("deficit", steps)
     overrun, over_tier = unsigned("overrun", steps), unsigned("over_tier", count)
-    missing, ballast = unsigned("missing", steps), unsigned("ballast", steps)
+    missing = unsigned("missing", steps)
+    # Variables that nothing could move are left out: every column costs time in each of the solver's iterations.
+    cover = unsigned("cover", steps) if shape.rise_slopes_s else 0.0
+    ballast = unsigned("ballast", steps) if shape.has_ballast else 0.0
 
     # The worth of stored energy counts at the instant the present state ends, which may be any; so does readiness.
     survives = np.exp(-np.concatenate([[0.0], np.cumsum(dt)]) / RETURN_S)
@@ -120,12 +130,10 @@ def build_problem(shape: ModelShape) -> Any:
         cut <= given("cut_max", count, steps),
         charge <= given("charge_max", steps),
         discharge <= given("discharge_max", steps),
-        cover <= given("cover_max", steps),
         energy >= given("energy_low", steps),
         energy <= given("energy_high", steps),
         target >= given("low", steps),
         target <= given("high", steps),
-        ballast <= given("ballast_max", steps),
         target - charge + discharge + total_cut + deficit - spill - ballast == load,
         energy[0] - dt[0] * flow[0] == energy_now,
         energy[1:] - energy[:-1] - cp.multiply(dt[1:], flow[1:]) == 0,
@@ -137,12 +145,18 @@ def build_problem(shape: ModelShape) -> Any:
         target - overrun <= left + surplus_max,
         cut @ (dt / dt.sum()) - over_tier <= tier_left,
     ]
-    for i, slope in enumerate(shape.fall_slopes_s):
-        if slope == 0.0:  # no taper: the first chord is energy_high again
-            continue
-        steep = slope / shape.energy_s
-        rows.append(energy + steep * (target - overrun) <= chord[i] + steep * left)
+    near, late = slice(0, NEAR_STEPS), slice(NEAR_STEPS, steps)
+    for name, slopes, where in (("chord", shape.fall_slopes_s, near), ("late_chord", shape.late_slopes_s, late)):
+        offset = given(name, len(slopes))
+        for i, slope in enumerate(slopes):
+            if slope == 0.0:  # no taper: the first chord is energy_high again
+                continue
+            steep = slope / shape.energy_s
+            rows.append(energy[where] + steep * (target[where] - overrun[where]) <= offset[i] + steep * left[where])
+    if shape.has_ballast:
+        rows.append(ballast <= given("ballast_max", steps))
     if shape.rise_slopes_s:
+        rows.append(cover <= given("cover_max", steps))
         rise_chord = given("rise_chord", len(shape.rise_slopes_s))
         rows.extend(
             slope / shape.energy_s * cover - energy <= rise_chord[i] for i, slope in enumerate(shape.rise_slopes_s)
@@ -158,8 +172,11 @@ def build_problem(shape: ModelShape) -> Any:
         + TIER_COST * float(dt.sum()) * cp.sum(over_tier)
     )
     cost += shape.ready_cost * cp.sum_squares(missing)
-    cost += BALLAST_COST * (dt @ ballast)
-    cost += RISE_COST * (dt @ cover) - TARGET_COST * (dt @ target)
+    cost -= TARGET_COST * (dt @ target)
+    if shape.has_ballast:
+        cost += BALLAST_COST * (dt @ ballast)
+    if shape.rise_slopes_s:
+        cost += RISE_COST * (dt @ cover)
     return cp.Problem(cp.Minimize(cost), rows)
 
 

@@ -16,12 +16,12 @@ import piqp
 from scipy import sparse
 
 from controller.plan.caps import cap_need, cap_spare, caps_of_cut, class_peaks_path_w
-from controller.plan.model import RETURN_S, WEAR_COST, AffineMap, ModelShape
+from controller.plan.model import NEAR_STEPS, RETURN_S, WEAR_COST, AffineMap, ModelShape
 from controller.plan.path import hold, onto_slopes, reachable, shifted
 from controller.plan.plan import OFFSET_S, STEP_S, Plan, PlanInput, PlanStatus, Price, PriceKind
 from controller.plan.rule import RulePlanner, Sharing
 from controller.reserve import BatteryBounds, chord_slopes_s
-from controller.types import FloatArray
+from controller.types import BoolArray, FloatArray
 
 CHORDS = 12
 RISE_CHORDS = 12
@@ -43,6 +43,22 @@ VALUE_BAND = 0.05  # of the largest target, on either side of it: the estimate i
 TYPICAL_S = 600.0  # memory of load and largest target: several checkpoints long
 TYPICAL_FRAC = 0.6  # of the classes' peak: what is assumed before anything was seen
 SLACK_TINY = 1e-5
+# Parameters at 1, all others at 0: a program with room everywhere, to warm the solver up on.
+HARMLESS = frozenset(
+    {
+        "charge_max",
+        "discharge_max",
+        "cover_max",
+        "cut_max",
+        "energy_high",
+        "energy_now",
+        "high",
+        "weight",
+        "fall",
+        "rise",
+    }
+    | {"chord", "late_chord", "surplus_max", "tier_left", "left", "trough"}
+)
 LEAN_FRAC = 1e-3  # of a unit of power: nearer to a chord than this is on it
 
 
@@ -64,6 +80,7 @@ def planner_shape(
     rise_w_per_s: float,
     is_rise_enforced: bool,
     peak_w: float,
+    has_ballast: bool = False,
 ) -> PlannerShape:
     """The shape for a site: chords spread over what its battery can ride down under the slopes in force now."""
     scale_w = 10.0 ** round(math.log10(max(peak_w, 1.0) / 10.0))
@@ -74,7 +91,9 @@ def planner_shape(
             classes=classes,
             eta=battery.eta,
             fall_slopes_s=chord_slopes_s(battery, count=CHORDS, spacing_s=spacing_s),
+            late_slopes_s=chord_slopes_s(battery, count=CHORDS // 2, spacing_s=2.0 * spacing_s),
             rise_slopes_s=tuple((i + 0.5) * rise_spacing_s for i in range(RISE_CHORDS)) if is_rise_enforced else (),
+            has_ballast=has_ballast,
             energy_s=max(1.0, (battery.energy_j_max - battery.energy_j_min) / (10.0 * scale_w)),
             ready_cost=min(1.0, TOP_SHARE / (2.0 * max(rise_w_per_s / scale_w, 1e-6) * RETURN_S)),
         ),
@@ -102,9 +121,10 @@ class MpcPlanner:
         self.counts: Counter[PlanStatus] = Counter()
         self.last_reason = ""  # why the last plan was not solved; empty when it was
         self._affine = affine
-        self._g_rows = sparse.csr_matrix(affine.g)
-        self._a_rows = sparse.csr_matrix(affine.a)
+        self._rows = sparse.csr_matrix(sparse.vstack([affine.a, affine.g]))
         self._back = sparse.csr_matrix(affine.matrix.T)
+        self._near = _Chords.of(shape.model.fall_slopes_s)
+        self._late = _Chords.of(shape.model.late_slopes_s)
         self._theta = np.zeros(affine.theta_size)
         self._stacked: FloatArray = affine.constant
         self._reach = (np.empty(0),) * 4  # bounds and allowances of the input at hand
@@ -150,11 +170,9 @@ class MpcPlanner:
         """Set up the solver on harmless data and solve once: the first solve costs 30 times a later one."""
         affine = self._affine
         theta = self._theta
-        for name in ("charge_max", "discharge_max", "cover_max", "cut_max", "energy_high", "high", "weight", "fall"):
+        for name in HARMLESS & affine.theta_slices.keys():
             theta[affine.theta_slices[name]] = 1.0
-        for name in ("rise", "chord", "surplus_max", "tier_left", "left", "trough", "energy_now"):
-            theta[affine.theta_slices[name]] = 1.0
-        c, b, h, lower, upper = affine.split(np.clip(affine.apply(theta), -FAR, FAR))
+        c, b, h, lower, upper = affine.split(affine.apply(theta))
         solver = piqp.SparseSolver()
         solver.settings.verbose = False
         solver.settings.compute_timings = True
@@ -177,8 +195,9 @@ class MpcPlanner:
         battery, put = given.reserve.battery, self._put
         scale_j, span_s = scale * model.energy_s, float(OFFSET_S[model.steps - 1])
         load = given.load_w() / scale
-        chords = given.reserve.chords(count=len(model.fall_slopes_s) - 1, spacing_s=self.shape.spacing_s)
-        if not np.allclose(chords.slope_s, model.fall_slopes_s, rtol=1e-6):
+        near = given.reserve.chords(count=CHORDS, spacing_s=self.shape.spacing_s)
+        late = given.reserve.chords(count=CHORDS // 2, spacing_s=2.0 * self.shape.spacing_s)
+        if not _are_alike(near.slope_s, model.fall_slopes_s):
             self.last_reason = "battery"
             return None
         low, high, fall, rise = self._reach = reachable(given)
@@ -190,7 +209,6 @@ class MpcPlanner:
         weights = np.array([job_class.weight for job_class in given.classes])
         cheapest = float(weights.min())
         put("load", load)
-        put("peak", load + given.ripple_up_w / scale)
         put("trough", load + (charge_w - given.ripple_down_w) / scale)
         put("ready", (given.load_return_w - discharge_w) / scale)
         put("low", low / scale)
@@ -200,28 +218,31 @@ class MpcPlanner:
         put("cut_max", np.maximum(BOX_MIN, (given.demand_w - floor_w[:, None]) / scale).ravel())
         put("charge_max", charge_w / scale)
         put("discharge_max", discharge_w / scale)
-        put("cover_max", discharge_w / scale)
         put("energy_now", given.energy_j / scale_j)
         put("energy_low", min(battery.energy_j_min, given.energy_j) / scale_j)
         put("energy_high", max(battery.energy_j_max, given.energy_j) / scale_j)
-        put("chord", np.array(chords.offset_j) / scale_j)
-        put("ballast_max", given.ballast_w_max / scale)
-        put("surplus_max", (chords.x_w_max - given.contingency_ripple_w) / scale)
+        put("chord", np.array(near.offset_j) / scale_j)
+        put("late_chord", np.array(late.offset_j) / scale_j)
+        put("surplus_max", (near.x_w_max - given.contingency_ripple_w) / scale)
         put("left", (given.load_left_w - spent_w) / scale)
         put("tier_left", np.array([job_class.loss_left_j for job_class in given.classes]) / (scale * span_s))
         put("weight", weights / cheapest)
         put("final_value", self._stored_worth(given) * battery.eta)
         put("wear", WEAR_COST)
+        if model.has_ballast:
+            put("ballast_max", given.ballast_w_max / scale)
         if model.rise_slopes_s:
             rise_chords = given.reserve.rise_chords(count=RISE_CHORDS, spacing_s=self.shape.rise_spacing_s)
             put("rise_chord", np.array(rise_chords.offset_j) / scale_j)
             put("cover_max", min(discharge_w, rise_chords.x_w_max) / scale)
-        if not bool(np.isfinite(self._theta).all()):
+            put("peak", load + given.ripple_up_w / scale)
+        else:
+            put("peak", load + (given.ripple_up_w - discharge_w) / scale)
+        np.clip(self._theta, -FAR, FAR, out=self._theta)
+        if bool(np.isnan(self._theta).any()):
             self.last_reason = "input not finite"
             return None
-        stacked = self._affine.apply(self._theta)
-        np.clip(stacked, -FAR * 10.0, FAR * 10.0, out=stacked)
-        self._stacked = stacked
+        stacked = self._stacked = self._affine.apply(self._theta)
         return stacked
 
     def _stored_worth(self, given: PlanInput) -> float:
@@ -242,8 +263,7 @@ class MpcPlanner:
         return VALUE_AMPLE + (VALUE_SHORT - VALUE_AMPLE) * min(1.0, max(0.0, shortness))
 
     def _put(self, name: str, value: FloatArray | float) -> None:
-        place = self._affine.theta_slices[name]
-        self._theta[place] = np.clip(value, -FAR, FAR)
+        self._theta[self._affine.theta_slices[name]] = value
 
     # ------------------------------------------------------------------------------------------------ one solve
 
@@ -261,9 +281,11 @@ class MpcPlanner:
         if not bool(np.isfinite(x).all()):
             self.last_reason = "solution not finite"
             return None, solve_ms
+        sides = self._rows @ x
+        count = len(b)
         worst = max(
-            float(np.abs(self._a_rows @ x - b).max()),
-            float((self._g_rows @ x - h).max()),
+            float(np.abs(sides[:count] - b).max()),
+            float((sides[count:] - h).max()),
             float((lower - x).max()),
             float((x - upper).max()),
         )
@@ -283,12 +305,13 @@ class MpcPlanner:
         wish_w = self._off_chords(given, x[index["target"]] * scale, energy_path_j)
         target_w = onto_slopes(wish_w, low, high, fall, rise)
         cut_w = x[index["cut"]] * scale
-        cover_w = x[index["cover"]] * scale
         peak_w = class_peaks_path_w(given)
         cap_path = caps_of_cut(given, cut_w, peak_w)
         chosen = cap_path[:, 0].copy()
         cap_need(given, cap_path, peak_w, cut_w=cut_w, target_w=target_w, energy_path_j=energy_path_j)
         if given.is_rise_enforced:
+            battery = given.reserve.battery
+            cover_w = x[index["cover"]] * scale if "cover" in index else battery.discharge_limit_w(given.energy_j)
             cap_spare(given, cap_path, peak_w, gpu_w_max=target_w + cover_w - given.other_w)
         return Plan(
             t_s=given.t_s,
@@ -303,24 +326,29 @@ class MpcPlanner:
             policy="mpc",
             status=PlanStatus.SOLVED,
             solve_ms=solve_ms,
-            ballast_w=float(x[index["ballast"]][0]) * scale,
+            ballast_w=float(x[index["ballast"]][0]) * scale if "ballast" in index else 0.0,
         )
 
     def _off_chords(self, given: PlanInput, target_w: FloatArray, energy_path_j: FloatArray) -> FloatArray:
         """Where the target leans on a chord it may go up to the set's own boundary: what the chord gave away."""
-        slopes = np.array(self.shape.model.fall_slopes_s)
-        chord_j = self._theta[self._affine.theta_slices["chord"]] * self.shape.scale_w * self.shape.model.energy_s
-        steep = slopes > 0.0
-        if not bool(steep.any()):
-            return target_w
-        surplus_w = ((chord_j[steep, None] - energy_path_j) / slopes[steep, None]).min(axis=0)
+        surplus_w = np.empty_like(target_w)
+        surplus_w[:NEAR_STEPS] = self._near.surplus_w(self._chord_j("chord"), energy_path_j[:NEAR_STEPS])
+        surplus_w[NEAR_STEPS:] = self._late.surplus_w(self._chord_j("late_chord"), energy_path_j[NEAR_STEPS:])
         leans = target_w - given.load_left_w > surplus_w - LEAN_FRAC * self.shape.scale_w
+        if not bool(leans.any()):
+            return target_w
         raised = target_w.copy()
         for step in np.flatnonzero(leans).tolist():
             exact_w = given.reserve.surplus_safe_w(float(energy_path_j[step]), spent_w=given.spent_w)
             safe_w = float(given.load_left_w[step]) + exact_w - given.contingency_ripple_w
             raised[step] = max(float(target_w[step]), safe_w)
         return raised
+
+    def _chord_j(self, name: str) -> FloatArray:
+        offset_j: FloatArray = self._theta[self._affine.theta_slices[name]] * (
+            self.shape.scale_w * self.shape.model.energy_s
+        )
+        return offset_j
 
     # ------------------------------------------------------------------------------------------------ the ladder
 
@@ -345,7 +373,6 @@ class MpcPlanner:
         self._put("final_value", 0.0)
         self._put("ready", -FAR)  # readiness is no work lost
         work_alone = self._affine.apply(self._theta)
-        np.clip(work_alone, -FAR * 10.0, FAR * 10.0, out=work_alone)
         self._theta = kept
         reason = self.last_reason
         x, _ = self._solve(work_alone)
@@ -358,6 +385,28 @@ class MpcPlanner:
         index = self._affine.x_index
         slack = max(float(x[index[name]].max()) for name in ("spill", "deficit", "overrun", "over_tier"))
         return _prices(given, gradient, self._affine.theta_slices, is_bound=slack > SLACK_TINY)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chords:
+    """Chords that have a slope: which of the given ones, and the slopes as a column."""
+
+    steep: BoolArray
+    slope_s: FloatArray
+
+    @classmethod
+    def of(cls, slopes_s: tuple[float, ...]) -> _Chords:
+        slopes = np.array(slopes_s)
+        return cls(slopes > 0.0, slopes[slopes > 0.0][:, None])
+
+    def surplus_w(self, offset_j: FloatArray, energy_j: FloatArray) -> FloatArray:
+        """The surplus that these chords leave at each energy."""
+        surplus_w: FloatArray = ((offset_j[self.steep, None] - energy_j) / self.slope_s).min(axis=0)
+        return surplus_w
+
+
+def _are_alike(found_s: tuple[float, ...], built_s: tuple[float, ...]) -> bool:
+    return found_s == built_s or bool(np.allclose(found_s, built_s, rtol=1e-6))
 
 
 def _prices(given: PlanInput, gradient: FloatArray, slices: dict[str, slice], *, is_bound: bool) -> tuple[Price, ...]:
