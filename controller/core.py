@@ -243,6 +243,8 @@ class SiteCore:
         self._overruns = image.overrun_count
         if self._envelope_state.is_distrusted:
             flags.add(Flag.ENVELOPE_BUSY)
+        if self.planning.is_model_wrong:
+            flags.add(Flag.MODEL_MISMATCH)
         flags |= self._health.step(image, self.planning.plan)
         return frozenset(flags | self._node_flags(image) | self._battery_flags(image))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from controller.fleet import REST, Fleet, FleetReadings
 from controller.forecast import Line
 from controller.gpu_model import GpuCurve
 from controller.identify import Identified, Identifier
+from controller.mismatch import ModelWatch
 from controller.plan.plan import OFFSET_S, STEPS, JobClass, Plan, PlanInput, Planner
 from controller.plan.rule import RulePlanner, Sharing
 from controller.plan.tier import TierLedger
@@ -41,6 +42,7 @@ from controller.view import ceiling_w
 
 NO_LIMIT_W_PER_S = 1e12  # stands for "no row bounds this" on the wire, which carries finite numbers only
 OTHER_MEMORY_S = 60.0  # GPU telemetry lags by a second, so that other load seems to jump whenever GPUs do
+WINDUP_MAX = 1.5  # of what the cards can draw at all: what demand inferred through a wrong curve may come to
 RETURN_MEMORY_S = 1800.0  # a job that crashed is back within minutes to half an hour, or not soon
 REST_SETTINGS = JobClassSettings(class_id=REST, priority=50, tolerated_loss_frac=0.1, window_s=3600.0, weight=1.0)
 
@@ -70,6 +72,7 @@ class Planning:
         self._planner = planner
         self._without_solver = RulePlanner(sharing=Sharing.ORDERED)  # while the envelope doubts the planner
         self._identifier = Identifier(curves)
+        self._model = ModelWatch()
         self._classes = (*site.classes, REST_SETTINGS)
         self._window = DemandWindow(peak_w=site.registered_peak_w)
         tiers = np.array([c.tolerated_loss_frac for c in self._classes])
@@ -149,7 +152,8 @@ class Planning:
         clocks_mhz = clocks_of_caps(known.fleet, curves, cap_w=plan.cap_w, peak_w=peaks_w)
         if self._has_mixed_jobs:
             clocks_mhz = one_clock_per_job(known.fleet, clocks_mhz)
-        self.caps = np.vstack(fit_worst_case(known.fleet, curves, clock_mhz=clocks_mhz, hard_w=known.gpu_w_max))
+        hard_w = known.gpu_w_max - self.model_margin_w
+        self.caps = np.vstack(fit_worst_case(known.fleet, curves, clock_mhz=clocks_mhz, hard_w=hard_w))
         self._account(known.now_s, given, plan)
         self.armed = Armed.arm(
             known.fleet,
@@ -166,6 +170,17 @@ class Planning:
     def read(self, now_s: float, fleet: Fleet, readings: FleetReadings, *, line: Line | None) -> None:
         """Learn from the nodes' readings; at most every tick."""
         self._identifier.saw(now_s, fleet, readings, line=line)
+        self._model.saw(now_s, fleet, readings, self._curves_of(fleet)[0])
+
+    @property
+    def is_model_wrong(self) -> bool:
+        """GPUs draw what no job could at their clocks, by the model."""
+        return self._model.is_wrong
+
+    @property
+    def model_margin_w(self) -> float:
+        """What the model of GPU power is known to be short of: caps under a ceiling leave it free."""
+        return self._model.margin_w
 
     @property
     def tiers(self) -> tuple[TierState, ...]:
@@ -191,7 +206,12 @@ class Planning:
         readings = known.readings
         held_w = held_back_w(known.fleet, curves, power_w=readings.power_w, clock_cap_mhz=readings.acks.caps[0])
         class_w = known.fleet.by_class(readings.power_w)
-        return split_demand(self._window.stretch(), class_w=class_w, held_back_w=held_w, other_w=known.estimate.other_w)
+        found = split_demand(
+            self._window.stretch(), class_w=class_w, held_back_w=held_w, other_w=known.estimate.other_w
+        )
+        # Caps without effect look as if they held back ever more, and plans answer with lower ones: up to a bound.
+        most_w = WINDUP_MAX * known.fleet.by_class(known.fleet.table.peak_w)
+        return replace(found, class_w=np.minimum(found.class_w, most_w))
 
     def _peaks_w(self, given: PlanInput) -> FloatArray:
         """What each class would draw uncapped at the top of the ripple, (K,)."""

@@ -19,6 +19,8 @@ from hil.matrix import row
 from hil.matrix_lab import MW, Lab, lab_scenario
 from tests.faults_kit import flagged, play, step_w
 
+GPU_PEAK_W = 700.0
+
 
 def altered(**changes: Any) -> Any:
     """A meter hook that replaces fields of the sample."""
@@ -331,12 +333,30 @@ def test_solver_crash_ends_the_process_and_the_next_one_takes_over(state: str) -
 
 @row("P5")
 def test_model_mismatch(state: str) -> None:
-    """GPUs take their caps and draw what they like: margin up and a flag."""
+    """GPUs report more than any job could draw at their clocks: flagged, margin up, and no correction without end.
+
+    A model that no cap tests is neither right nor wrong, so a ceiling is there where the state has none.
+    """
+
+    def above_the_model(reading: Reading[Any]) -> Reading[Any]:
+        report = reading.value
+        return replace(reading, value=replace(report, power_w=np.full_like(report.power_w, 0.95 * GPU_PEAK_W)))
 
     async def react(lab: Lab, since_s: float) -> None:
-        await flagged(lab, Flag.MODEL_MISMATCH, since_s=since_s, within_s=20.0)
+        await flagged(lab, Flag.MODEL_MISMATCH, since_s=since_s, within_s=30.0)
+        assert lab.last.mode >= Mode.DEGRADED and lab.daemon is not None
+        assert lab.daemon.core.planning.model_margin_w > 0.0
+        await lab.run(10.0)
+        assert float(lab.daemon.core.planning.demand.class_w.sum()) <= 1.5 * lab.site.gpu_peak_w + 1.0, "wound up"
 
-    play(state, begin=lambda lab: lab.fault("node:*", "wrong"), react=react)
+    ceiling_megawatt = {"ramp": 46.0}.get(state, 60.0)
+    target = {"t_s": 1.0, "kind": "load_target", "megawatt": ceiling_megawatt, "by_s": 30.0}
+    play(
+        state,
+        begin=lambda lab: setattr(lab.hooks, "report", above_the_model),
+        react=react,
+        signals=[] if state == "limit" else [target],
+    )
 
 
 # ------------------------------------------------------------------------------------------------ clocks

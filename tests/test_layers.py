@@ -35,6 +35,7 @@ CORE_MID = {
         "estimate_lag",
         "forecast",
         "identify",
+        "mismatch",
         "demand",
         "droop",
         "limits",
