@@ -20,7 +20,7 @@ from controller.plan.plan import Planner
 from controller.plan.rule import RuleMaxPlanner, RulePlanner
 from controller.plan.solve import planner_shape
 from controller.planner_start import mpc_planner
-from controller.ports import Battery, Clock, GridSource, JobSource, Lease, NodeLink, PowerMeter, Recorder, Ups
+from controller.ports import Battery, Clock, GridSource, JobSource, Lease, NodeLink, PowerMeter, Recorder, Ups, WallSync
 from controller.reserve import NO_BATTERY, battery_bounds, crash_slope_w_per_s, reserve_rows
 from controller.sense import Sense
 from controller.settings import Policy, Settings, SiteSettings, Stance
@@ -42,6 +42,7 @@ class Factories:
     ups: Mapping[str, Ups] = field(default_factory=dict)
     grid: GridSource | None = None
     jobs: JobSource | None = None
+    sync: WallSync | None = None  # None: nothing hangs on the wall clock, or the site answers for it
     feed_watchdog: Callable[[], None] = lambda: None
     background: tuple[Runner, ...] = ()
     wake: asyncio.Event = field(default_factory=asyncio.Event)  # set: the next cycle comes at once
@@ -142,5 +143,6 @@ def _sense(site: SiteSettings, factories: Factories, on_change: Callable[[str, s
         node_link=factories.node_link,
         grid=factories.grid,
         jobs=factories.jobs,
+        sync=factories.sync,
         on_change=on_change,
     )

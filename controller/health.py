@@ -68,6 +68,8 @@ class Health:
         stepped = abs(apart_s - self._wall_less_mono_s) > WALL_STEP_S
         self._wall_less_mono_s, self._last_s = apart_s, image.t_mono_s
         found = {Flag.CLOCK_STEPPED} if stepped else set()
+        if not image.is_clock_synced:
+            found.add(Flag.CLOCK_UNSYNCED)
         if gap_s > self._site.ttl_periods * self._site.planner_period_s:
             found.add(Flag.RESUMED)
         return found

@@ -22,7 +22,7 @@ from controller.config.load import data_path, read_yaml
 from controller.errors import BadInput
 from controller.lease import FileLease
 from controller.live_jobs import open_jobs
-from controller.ports import Battery, Clock, JobSource, NodeLink, PowerMeter, Ups
+from controller.ports import Battery, Clock, JobSource, NodeLink, PowerMeter, Ups, WallSync
 from controller.settings import (
     GridSettings,
     IssuerSettings,
@@ -35,6 +35,7 @@ from controller.signal_memory import SignalMemory
 from controller.signals import AcceptanceRules, bounds_of
 from controller.types import Acceptance, SignalOutcome
 from drivers.battery import open_battery
+from drivers.clock_sync import KernelSync
 from drivers.dsx import DsxGridSource
 from drivers.meter import open_meter
 from drivers.modbus import ModbusPool
@@ -46,6 +47,7 @@ from drivers.recorder import FileRecorder
 from drivers.signal_store import SignalStore
 from drivers.ups import open_ups
 
+SKEW_S_MIN = 1.0  # a skew of zero asks for what no kernel promises
 RECORDINGS_KEPT = 20  # the oldest go; a day of one 20 Hz controller is about 1 GB
 
 log = structlog.get_logger("rampart")
@@ -85,8 +87,9 @@ async def live_factories(
             link = MqttNodeLink(session)
         jobs = open_jobs(settings, clock=clock, session=session, link=link)
         background.extend(jobs.runners)
+        sync = _open_sync(settings, clock)
         grid, runners = _open_grid(
-            settings, site, clock=clock, session=session, state_dir=state_dir, wake=wake, jobs=jobs.board
+            settings, site, clock=clock, session=session, state_dir=state_dir, wake=wake, jobs=jobs.board, sync=sync
         )
         background.extend(runners)
         recorder = _open_recorder(settings, clock, state_dir)
@@ -101,6 +104,7 @@ async def live_factories(
                 lease=lease,
                 grid=grid,
                 jobs=jobs.board if settings.jobs is not None else None,
+                sync=sync,
                 feed_watchdog=feed_watchdog,
                 background=tuple(background),
                 wake=wake,
@@ -137,6 +141,13 @@ def _profile(device: ModbusSettings) -> DeviceProfile:
     return parse_profile(read_yaml(path), origin=str(path))
 
 
+def _open_sync(settings: Settings, clock: Clock) -> WallSync | None:
+    """Only grid signals hang on the wall clock; where they do, the kernel is asked unless the site answers for it."""
+    if settings.grid is None or settings.grid.is_clock_assumed:
+        return None
+    return KernelSync(clock, error_s_max=max(settings.grid.clock_skew_s, SKEW_S_MIN))
+
+
 def _open_grid(
     settings: Settings,
     site: SiteSettings,
@@ -146,6 +157,7 @@ def _open_grid(
     state_dir: Path,
     wake: asyncio.Event,
     jobs: JobSource,
+    sync: WallSync | None,
 ) -> tuple[DsxGridSource | None, Sequence[Runner]]:
     """The way to the grid and what runs beside it: other bridges, and the file of accepted signals."""
     if settings.grid is None or session is None:
@@ -171,6 +183,7 @@ def _open_grid(
         rng=_fresh_rng(),
         audit_path=state_dir / "grid-audit.jsonl",
         on_outcome=on_outcome,
+        sync=sync,
     )
     runners: list[Runner] = [grid.run, store.run]
     if settings.openadr is not None:

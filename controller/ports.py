@@ -58,6 +58,12 @@ class Clock(Protocol):
         """Return at or after monotonic `t_ns`."""
 
 
+class WallSync(Protocol):
+    @property
+    def is_synced(self) -> bool:
+        """Whether a source of time disciplines the wall clock now; never blocks."""
+
+
 class PowerMeter(Protocol):
     async def read(self) -> Reading[MeterSample]:
         """The newest sample, stamped with the instant it was true at (arrival less the declared delay)."""
@@ -121,8 +127,8 @@ class SignalRules(Protocol):
     ) -> tuple[SignalOutcome, ...]:
         """One outcome per request of a verified message."""
 
-    def step(self, *, now_s: float, utc_s: float, is_link_up: bool) -> None:
-        """Let time pass: expiry, silence, a stepped wall clock."""
+    def step(self, *, now_s: float, utc_s: float, is_link_up: bool, is_clock_synced: bool = True) -> None:
+        """Let time pass: expiry, silence, a wall clock that stepped or lost its source."""
 
     def active(self, now_s: float) -> tuple[GridSignal, ...]:
         """What is in force now or scheduled, at the point of common coupling; sorted by start."""

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
-from controller.ports import Battery, Clock, DriverError, GridSource, JobSource, NodeLink, PowerMeter, Ups
+from controller.ports import Battery, Clock, DriverError, GridSource, JobSource, NodeLink, PowerMeter, Ups, WallSync
 from controller.types import (
     BatterySample,
     BatteryState,
@@ -105,8 +105,10 @@ class Sense:
         grid: GridSource | None,
         on_change: Callable[[str, str], None],
         jobs: JobSource | None = None,
+        sync: WallSync | None = None,
     ) -> None:
         self._clock = clock
+        self._sync = sync
         self._jobs = jobs
         self._told_jobs: tuple[Job, ...] = ()
         self._deadline_s = 0.5 * period_s
@@ -150,6 +152,7 @@ class Sense:
             is_grid_link_up=self._grid.is_link_up if self._grid else True,
             overrun_count=overrun_count,
             jobs=self._changed_jobs(now_s),
+            is_clock_synced=self._sync.is_synced if self._sync else True,
         )
 
     def ask_meter(self) -> None:

@@ -197,6 +197,7 @@ class GridSettings:
     clock_skew_s: float
     status_period_s: float
     feed_share_frac: tuple[float, ...] = ()  # of the registered peak, in the order of `feeds`; empty: equal shares
+    is_clock_assumed: bool = False  # the site answers for the wall clock; False: the kernel is asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,8 @@ class AcceptanceRules:
         self._is_silent = False
         self._utc_offset_s: float | None = None
         self._clock_suspect_since_s: float | None = None
+        self._unsynced_since_s: float | None = None
+        self._is_clock_lost = False  # unsynchronised for longer than the grace
         self._view = _InForce(self._schedule, raise_dwell_s=bounds.raise_dwell_s)
 
     @property
@@ -134,12 +136,13 @@ class AcceptanceRules:
 
     @property
     def is_clock_suspect(self) -> bool:
-        """The wall clock stepped: nothing is loosened on its word."""
-        return self._clock_suspect_since_s is not None
+        """The wall clock stepped, or had no source of time for longer than the grace: its word loosens nothing."""
+        return self._clock_suspect_since_s is not None or self._is_clock_lost
 
-    def step(self, *, now_s: float, utc_s: float, is_link_up: bool) -> None:
-        """Let time pass: a stepped wall clock, silence and its grace, requests that ended."""
+    def step(self, *, now_s: float, utc_s: float, is_link_up: bool, is_clock_synced: bool = True) -> None:
+        """Let time pass: a wall clock in doubt, silence and its grace, requests that ended."""
         self._watch_clock(now_s, utc_s)
+        self._watch_sync(now_s, is_clock_synced=is_clock_synced)
         if is_link_up:
             self._link_lost_s, self._is_silent = None, False
         elif self._link_lost_s is None:
@@ -168,8 +171,7 @@ class AcceptanceRules:
         if whole is not None:
             return tuple(_refused(offer, i, t, *whole) for i, t in enumerate(offer.targets))
         self._remember(offer)
-        age_s = utc_s - offer.iat_utc_s if offer.iat_utc_s is not None else math.inf
-        is_fresh = offer.jti is not None and -self._skew_s <= age_s <= self._skew_s + TRANSIT_S_MAX
+        is_fresh = offer.jti is not None and self._is_timely(offer, utc_s)
         touched: set[Slot] = set()
         outcomes = tuple(
             self._consider(_Request(offer, i, target, now_s, utc_s, present_w, is_fresh), touched)
@@ -217,6 +219,24 @@ class AcceptanceRules:
         elif self._clock_suspect_since_s is not None and now_s - self._clock_suspect_since_s >= RESYNC_S:
             self._clock_suspect_since_s = None
 
+    def _watch_sync(self, now_s: float, *, is_clock_synced: bool) -> None:
+        """A wall clock without a source of time goes on evenly for a while; for the grace it is only not asked."""
+        if is_clock_synced:
+            self._unsynced_since_s, self._is_clock_lost = None, False
+        elif self._unsynced_since_s is None:
+            self._unsynced_since_s = now_s
+        if self._unsynced_since_s is not None and now_s - self._unsynced_since_s > self._bounds.grace_s:
+            self._is_clock_lost = True
+
+    def _is_timely(self, offer: SignalOffer, utc_s: float) -> bool:
+        """Signed lately, by our clock; without one to trust, after all that its issuer was heard to say of this."""
+        if offer.iat_utc_s is None:
+            return False
+        if self._unsynced_since_s is None:
+            return -self._skew_s <= utc_s - offer.iat_utc_s <= self._skew_s + TRANSIT_S_MAX
+        heard = [iat for (kind, name, _), iat in self._last_iat.items() if (kind, name) == (offer.kind, offer.issuer)]
+        return bool(heard) and offer.iat_utc_s > max(heard)
+
     def _refusal_of_message(self, offer: SignalOffer, utc_s: float) -> Refusal | None:
         issuer = self._issuers.get(offer.issuer)
         if issuer is None or not _may(issuer, offer.kind):
@@ -224,7 +244,7 @@ class AcceptanceRules:
         if _identity(offer) in self._seen:
             return RefusalReason.DUPLICATE, "already seen"
         ahead_s = offer.iat_utc_s - utc_s if offer.iat_utc_s is not None else 0.0
-        if ahead_s > self._skew_s and not self.is_clock_suspect:
+        if ahead_s > self._skew_s and not self.is_clock_suspect and self._unsynced_since_s is None:
             return RefusalReason.FROM_FUTURE, f"signed {ahead_s:.1f} s ahead of our clock"
         return None
 
@@ -298,7 +318,9 @@ class AcceptanceRules:
         if request.offer.iat_utc_s is None or request.offer.jti is None:
             return RefusalReason.UNTIMED_RAISE, "without signed iat and jti a message may only tighten"
         if self.is_clock_suspect:
-            return RefusalReason.CLOCK, "our clock stepped; nothing is loosened until it is trusted again"
+            return RefusalReason.CLOCK, "our clock is in doubt; nothing is loosened until it is trusted again"
+        if self._unsynced_since_s is not None:
+            return RefusalReason.CLOCK, "our clock has no source and nothing newer was heard before: only tightens"
         return RefusalReason.STALE_RAISE, f"signed more than {self._skew_s + TRANSIT_S_MAX:.0f} s ago: only tightens"
 
     def _refusal_of_range(self, layers: Sequence[Layer]) -> Refusal | None:

@@ -212,7 +212,7 @@ def _arming(trace: TickTrace) -> ArmingFacts:
         are_originals_saved=is_armed,
         is_read_back_proven=is_armed and all(bool(node.is_controllable.all()) for node in nodes),
         is_meter_fresh=image.pcc is None or image.pcc.is_good,
-        is_clock_synchronised=Flag.CLOCK_STEPPED not in trace.decision.mode.flags,
+        is_clock_synchronised=not trace.decision.mode.flags & {Flag.CLOCK_STEPPED, Flag.CLOCK_UNSYNCED},
         has_verified_signal=bool(image.signals),
         is_fallback_contract_active=True,  # a site file without one uses its contract
         is_leader=Flag.LEADERSHIP_LOST not in trace.decision.mode.flags,

@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 
 from controller.errors import BadInput
-from controller.ports import Clock, JobSource, SignalRules
+from controller.ports import Clock, JobSource, SignalRules, WallSync
 from controller.settings import GridSettings, JobClassSettings
 from controller.types import (
     GridSignal,
@@ -84,7 +84,9 @@ class DsxGridSource:
         rng: np.random.Generator,
         audit_path: Path,
         on_outcome: Callable[[SignalOutcome], None] | None = None,
+        sync: WallSync | None = None,
     ) -> None:
+        self._sync = sync
         self.refused_count: dict[RefusalReason, int] = {}
         self._session = session
         self._settings = settings
@@ -137,7 +139,12 @@ class DsxGridSource:
         return self._rules.is_silent
 
     def active(self, now_s: float) -> tuple[GridSignal, ...]:
-        self._rules.step(now_s=now_s, utc_s=self._clock.wall_utc_s(), is_link_up=self.is_link_up)
+        self._rules.step(
+            now_s=now_s,
+            utc_s=self._clock.wall_utc_s(),
+            is_link_up=self.is_link_up,
+            is_clock_synced=self._sync.is_synced if self._sync is not None else True,
+        )
         return self._rules.active(now_s)
 
     async def report(self, image: SiteImage, command: SiteCommand, margins: Sequence[Margin]) -> None:

@@ -194,6 +194,13 @@ class LabLease:
 
 
 @dataclass(slots=True)
+class LabSync:
+    """The kernel's word on the wall clock, given by a story."""
+
+    is_synced: bool = True
+
+
+@dataclass(slots=True)
 class Lab:
     """The site of one cell. Make it with `in_lab`."""
 
@@ -202,6 +209,7 @@ class Lab:
     plan: FaultPlan = field(default_factory=FaultPlan)
     hooks: Hooks = field(default_factory=Hooks)
     lease: LabLease = field(default_factory=LabLease)
+    sync: LabSync = field(default_factory=LabSync)
     recorder: Recorder = field(default_factory=NoRecorder)
     make_grid: Callable[[], GridSource] | None = None
     ticks: list[Tick] = field(default_factory=list)
@@ -245,6 +253,7 @@ class Lab:
             lease=self.lease,
             recorder=self.recorder,
             grid=self.grid,
+            sync=self.sync,
             feed_watchdog=lambda: self.kicks.append(self.clock.now_s()),
         )
         self.daemon = build(self.scenario.settings, ports)

@@ -73,6 +73,7 @@ class Grid:
             clock=self.lab.clock,
             rng=np.random.default_rng(3),
             audit_path=self.folder / "audit.jsonl",
+            sync=self.lab.sync,
         )
         return self.source  # type: ignore[no-any-return]
 
@@ -302,3 +303,37 @@ def test_flood(state: str, tmp_path: Path) -> None:
         assert desk.target_w() == 56 * MW and len(lab.ticks) - before_count >= 48
 
     play(state, tmp_path, react)
+
+
+@row("C2")
+def test_ntp_lost(state: str, tmp_path: Path) -> None:
+    """Alarm, and control goes on. Within the grace an issuer's order counts, then nothing is loosened; lower always."""
+
+    async def react(lab: Lab, desk: Grid, since_s: float) -> None:
+        lab.sync.is_synced = False
+        await flagged(lab, Flag.CLOCK_UNSYNCED, since_s=since_s, within_s=2.0)
+        count, level = len(lab.ticks), LEVEL.get(state, 66.0)
+        await lab.run(1.0)
+        older = desk.encode(target(level + 1.0), ago_s=-30.0)
+        desk.say(level + 2.0, ago_s=-40.0)  # by our clock from the future; newer than all that was heard before
+        raised_w = desk.target_w()
+        assert raised_w == ((level + 2.0) * MW), "the first word, or in order"
+        desk.arrive(older)
+        assert desk.target_w() == raised_w and desk.refused(RefusalReason.OUT_OF_ORDER) == 1
+        await lab.run(lab.site.grace_s + 1.0)
+        desk.say(90.0, ago_s=-60.0)
+        assert desk.target_w() == raised_w and desk.refused(RefusalReason.CLOCK) == 1
+        desk.say(level - 1.0, ago_s=-61.0)
+        assert desk.target_w() == (level - 1.0) * MW
+        assert len(lab.ticks) - count >= 9.5 * (lab.now_s - since_s - 3.0), "control paused"
+        assert lab.last.mode is Mode.DEGRADED and any("not synchronised" in r.words for r in reasons(lab))
+        lab.sync.is_synced = True
+        await lab.run(12.0)
+        desk.say(level, ago_s=-80.0)
+        assert desk.refused(RefusalReason.FROM_FUTURE) == 1, "the clock is asked again"
+
+    play(state, tmp_path, react)
+
+
+def reasons(lab: Lab) -> Sequence[Any]:
+    return lab.traces[-1].decision.mode.reasons

@@ -381,14 +381,6 @@ def test_wall_clock_steps(state: str, step_s: float) -> None:
     play(state, begin=begin, react=react)
 
 
-@row("C2")
-def test_ntp_lost(state: str) -> None:
-    async def react(lab: Lab, since_s: float) -> None:
-        await flagged(lab, Flag.CLOCK_UNSYNCED, since_s=since_s, within_s=5.0)
-
-    play(state, begin=lambda lab: None, react=react)
-
-
 @row("C3")
 def test_event_loop_stalls(state: str) -> None:
     """2.5 s without the loop: cycles are skipped, not made up for; DEGRADED; the stalled cycle feeds no watchdog."""

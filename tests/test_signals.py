@@ -59,6 +59,7 @@ class Story:
         self.now_s = 1000.0
         self.utc_step_s = 0.0
         self.is_link_up = True
+        self.is_clock_synced = True
         self.present_w: float | None = None
         self._count = 0
         self.wait(0.0)
@@ -69,7 +70,9 @@ class Story:
 
     def wait(self, seconds: float) -> None:
         self.now_s += seconds
-        self.rules.step(now_s=self.now_s, utc_s=self.utc_s, is_link_up=self.is_link_up)
+        self.rules.step(
+            now_s=self.now_s, utc_s=self.utc_s, is_link_up=self.is_link_up, is_clock_synced=self.is_clock_synced
+        )
         self.rules.active(self.now_s)
 
     def say(

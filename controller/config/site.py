@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -186,6 +186,7 @@ class GridDoc(Document):
     issuers: tuple[IssuerDoc, ...] = ()
     signing_key_file: str | None = None
     clock_skew_s: Annotated[float, Field(ge=0, le=300)] = 5.0
+    clock_sync: Literal["kernel", "assumed"] = "kernel"
     status_period_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
 
     @model_validator(mode="after")
@@ -510,6 +511,7 @@ def _grid(doc: GridDoc, base: Path) -> GridSettings:
         issuers=issuers,
         signing_key_file=_beside(base, doc.signing_key_file),
         clock_skew_s=doc.clock_skew_s,
+        is_clock_assumed=doc.clock_sync == "assumed",
         status_period_s=doc.status_period_s,
         feed_share_frac=doc.feed_shares,
     )
