@@ -15,6 +15,9 @@ from controller.follow import LEAD_SHARE
 from controller.settings import BatterySettings, SiteSettings
 from controller.types import FloatArray, Following
 
+# A drop is over in 100 s at its slowest and parts most from the target by then; a battery that takes longer to make up
+# for it only comes back later.
+SPAN_S_MAX = 120.0
 STEP_S = 0.001  # of the simulated follower; a fortieth of the fastest lag worth telling apart
 FREQUENCIES_HZ = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -87,6 +90,7 @@ def crash_dip(follower: Follower, *, drop_w: float, slew_w_per_s: float, mean_s:
     The drop starts just after a tick, the worst phase. Powers in watts, `slew_w_per_s` inf for a step.
     """
     span_s = 10.0 * follower.t_eff_s + drop_w / min(slew_w_per_s, follower.slope_w_per_s) + mean_s + 1.0
+    span_s = min(span_s, SPAN_S_MAX)
     below_w = _deviation(follower, drop_w=drop_w, slew_w_per_s=slew_w_per_s, count=round(span_s / STEP_S))
     mean_w = _trailing_mean(below_w, mean_s)
     beyond = np.flatnonzero(below_w > 0.05 * drop_w)

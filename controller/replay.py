@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from controller.codec import Json, decode, encode
 from controller.core import Checked, Decision, SiteCore
 from controller.errors import BadInput
+from controller.files import open_regular
 from controller.settings import Settings, SiteSettings
 from controller.types import SiteCommand, SiteImage
 
@@ -110,7 +111,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """Each line as an object. A last line cut short (kill -9 of the writer) ends the recording."""
     number, held = 0, ""
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
+        with open_regular(path) as packed, gzip.open(packed, "rt", encoding="utf-8") as file:
             while line := file.readline(LINE_BYTES_MAX):
                 number += 1
                 if not line.endswith("\n"):

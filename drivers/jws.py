@@ -21,6 +21,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, KeyParameters, RSAKey
 
 from controller.errors import BadInput
+from controller.files import read_file
 from controller.settings import IssuerSettings
 from controller.types import RefusalReason
 
@@ -186,9 +187,7 @@ def new_uuid(rng: np.random.Generator) -> str:
 def read_key(path: Path) -> tuple[Key, str]:
     """A key and its id from a JWK or PEM file. A PEM file carries no id: its name without the ending is the id."""
     try:
-        if path.stat().st_size > KEY_FILE_BYTES_MAX:
-            raise BadInput(f"{path}: larger than {KEY_FILE_BYTES_MAX} bytes; not a key")
-        text = path.read_text(encoding="ascii")
+        text = read_file(path, bytes_max=KEY_FILE_BYTES_MAX).decode("ascii")
     except UnicodeDecodeError:
         raise BadInput(f"{path}: not a JWK or PEM text") from None
     except OSError as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.errors import BadInput
+from controller.files import read_file
 from controller.ports import Clock, DriverError
 from controller.settings import KubernetesSettings
 from controller.types import GpuId, Job, JobPart, Quality, Reading
@@ -97,9 +98,7 @@ def _read(settings: KubernetesSettings, *, utc_s: float) -> tuple[tuple[Job, ...
         path = Path(settings.file)
         try:
             status = path.stat()
-            if status.st_size > FILE_BYTES_MAX:
-                raise BadReply("kubernetes", f"{path}: more than {FILE_BYTES_MAX} bytes")
-            raw = path.read_bytes()
+            raw = read_file(path, bytes_max=FILE_BYTES_MAX)
         except OSError as error:
             raise DriverUnavailable("kubernetes", f"{path}: {error.strerror or error}") from None
         return jobs_of(pods_of(raw), settings), max(0.0, utc_s - status.st_mtime)
@@ -143,8 +142,7 @@ def _fetch(settings: KubernetesSettings) -> Iterable[Mapping[str, Any]]:
 
 def _token(path: str) -> str:
     try:
-        with Path(path).open(encoding="ascii") as file:
-            return file.read(TOKEN_BYTES_MAX).strip()
+        return read_file(Path(path), bytes_max=TOKEN_BYTES_MAX).decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise PermissionDenied("kubernetes", f"token: {path}: {error}") from None
 

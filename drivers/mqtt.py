@@ -24,10 +24,12 @@ import numpy as np
 import structlog
 
 from controller.errors import BadInput
+from controller.files import read_file
 from controller.ports import Clock
 from controller.settings import MqttSettings
 
 PAYLOAD_BYTES_MAX = 65_536  # larger packets are dropped and counted; no message of ours is near it
+PASSWORD_BYTES_MAX = 65_535  # what MQTT can carry
 CONNECT_S_MAX = 5.0  # for the broker's answer to CONNECT and to SUBSCRIBE
 CLOSE_S_MAX = 0.5
 BACKOFF_S_FIRST = 0.1
@@ -345,9 +347,12 @@ def read_password(settings: MqttSettings) -> str | None:
     if settings.password_file is None:
         return None
     try:
-        return Path(settings.password_file).read_text(encoding="utf-8").strip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"mqtt.password_file: {settings.password_file}: {error}") from None
+        raw = read_file(Path(settings.password_file), bytes_max=PASSWORD_BYTES_MAX)
+        return raw.decode("utf-8").strip("\r\n")
+    except UnicodeDecodeError:
+        raise BadInput(f"mqtt.password_file: {settings.password_file}: not UTF-8 text") from None
+    except OSError as error:
+        raise BadInput(f"mqtt.password_file: {settings.password_file}: {error.strerror or error}") from None
 
 
 def _first_reason(group: BaseExceptionGroup[BaseException]) -> str:

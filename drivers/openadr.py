@@ -25,11 +25,13 @@ from typing import Annotated, Any
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from controller.files import read_file
 from controller.ports import Clock, SignalRules
 from controller.settings import OpenAdrSettings
 from controller.types import EnergyPrice, OfferedTarget, SignalKind, SignalOffer, SignalOutcome
 
 BODY_BYTES_MAX = 1_048_576
+SECRET_BYTES_MAX = 65_536
 EVENTS_MAX = 50  # of one page; the specification's largest
 INTERVALS_MAX = 64  # what the acceptance rules keep of one issuer and feed
 HTTP_S_MAX = 10.0
@@ -268,7 +270,7 @@ class VtnClient:
 
 def _secret(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
+        return read_file(Path(path), bytes_max=SECRET_BYTES_MAX).decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise VtnRefused(f"{path}: {error}") from None
 

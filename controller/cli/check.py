@@ -35,7 +35,7 @@ def check(
     from controller.config.site import load_settings
 
     settings = load_settings(config)
-    _profiles_exist(settings)
+    _check_profiles(settings, config)
     if settings.site is None:
         if as_json:
             typer.echo(json.dumps({"role": settings.role.value, "valid": True}))
@@ -68,12 +68,18 @@ def _with_ramp(site: SiteSettings, text: str) -> SiteSettings:
     return with_ramp(site, max_w=max_w, window_s=window_s, mean_s=mean_s)
 
 
-def _profiles_exist(settings: Settings) -> None:
-    from controller.config.load import data_path
+def _check_profiles(settings: Settings, config: Path) -> None:
+    """What `rampart run` would refuse at its start is refused here."""
+    from controller.cli.device import load_profile
+    from controller.errors import BadInput
 
-    for device in (settings.meter, settings.battery, *settings.ups):
+    ups = {f"ups.{k}": device for k, device in enumerate(settings.ups)}
+    for key, device in {"pcc_meter": settings.meter, "battery": settings.battery, **ups}.items():
         if device is not None:
-            data_path("devices", device.profile)
+            try:
+                load_profile(device.profile)
+            except BadInput as bad:
+                raise BadInput(f"{config}: {key}.profile: {bad}") from None
 
 
 def _print(findings: CheckFindings, config: Path) -> None:

@@ -46,16 +46,21 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except BadInput as bad:
-        typer.echo(f"rampart: {bad}", err=True)
+        typer.echo(f"rampart: {_one_line(bad)}", err=True)
         sys.exit(2)
     except CheckFailed as failed:
-        typer.echo(f"rampart: {failed}", err=True)
+        typer.echo(f"rampart: {_one_line(failed)}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:  # noqa: BLE001 - an error of ours, not of the person: all of it on standard error, and its own status
         traceback.print_exc()
         sys.exit(3)
+
+
+def _one_line(error: Exception) -> str:
+    """A message as one line, whatever a file name or a value in it holds."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
 
 
 if __name__ == "__main__":

@@ -6,13 +6,15 @@ wheel and in an editable checkout alike.
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from controller.errors import BadInput
+from controller.files import read_file
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -43,6 +45,8 @@ def data_path(kind: str, name_or_file: str) -> Path:
     shipped = folder / f"{name_or_file}.yaml"
     if shipped.is_file():
         return shipped
+    if given.exists():
+        raise BadInput(f"{name_or_file}: not a regular file")
     known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
     raise BadInput(f"{name_or_file}: no such file, nor one of the shipped {kind}: {known}")
 
@@ -50,15 +54,13 @@ def data_path(kind: str, name_or_file: str) -> Path:
 def read_yaml(path: Path) -> object:
     """The parsed YAML of `path`; BadInput when it cannot be read, is too large or is not YAML."""
     try:
-        if path.stat().st_size > FILE_BYTES_MAX:
-            raise BadInput(f"{path}: larger than {FILE_BYTES_MAX} bytes; not a configuration")
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, bytes_max=FILE_BYTES_MAX).decode("utf-8")
     except UnicodeDecodeError:
         raise BadInput(f"{path}: not UTF-8 text") from None
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror or error}") from None
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _UniqueKeys)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -67,10 +69,28 @@ def read_yaml(path: Path) -> object:
         raise BadInput(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key given twice is an error: the last one would silently win over what stands above it."""
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return node
+
+
+def _kind(raw: object) -> str:
+    names = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return "nothing" if raw is None else names.get(type(raw), type(raw).__name__)
+
+
 def parse_document(raw: object, model: type[M], *, origin: str) -> M:
     """`raw` as `model`; BadInput names `origin`, the key, the value and what is allowed."""
     if not isinstance(raw, dict):
-        raise BadInput(f"{origin}: expected keys and values, found {type(raw).__name__}")
+        raise BadInput(f"{origin}: expected keys and values, found {_kind(raw)}")
     try:
         return model.model_validate(raw)
     except ValidationError as error:
@@ -95,10 +115,17 @@ def explain(error: ValidationError) -> str:
         elif not fault["loc"]:
             parts.append(message)
         else:
-            shown = repr(fault["input"])
+            shown = _short().repr(fault["input"])
             parts.append(f"{key}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {message}")
     more = error.error_count() - 5
     return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
+
+
+def _short() -> reprlib.Repr:
+    """Shows the first of a value only: YAML aliases can nest into more than fits any memory."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxdict, short.maxlist, short.maxstring, short.maxother = 2, 3, 3, 60, 60
+    return short
 
 
 def _printable(text: str) -> str:

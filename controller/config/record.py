@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from controller.errors import BadInput
+from controller.files import open_regular
 from controller.types import FloatArray
 
 BLOCK_BYTES = 1 << 24
@@ -209,7 +210,7 @@ def _names(header_line: str, delimiter: str, path: Path) -> list[str]:
 
 def _head(path: Path) -> tuple[bytes, int]:
     try:
-        with path.open("rb") as source:
+        with open_regular(path) as source:
             return source.read(HEAD_BYTES), path.stat().st_size
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror or error}") from None

@@ -42,10 +42,12 @@ W_PER_MEGAWATT = 1e6
 W_PER_KILOWATT = 1e3
 J_PER_MEGAWATT_HOUR = 3.6e9
 CLASSES_MAX = 7  # the planner takes eight; the last is whatever no class names
+SLEW_PER_S_MIN = 0.01  # a drop slower than this is no contingency: 100 s to lose a load
 TIERS = (0.0, 0.1, 0.25, 0.5)  # tolerated throughput loss, as flexibility programmes grade jobs
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+LARGEST = 1e6  # megawatts, seconds or their like: far beyond any site, and far from where sums overflow
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
+NonNegative = Annotated[float, Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -149,7 +151,7 @@ class ContingencyDoc(Document):
     """An event to survive; each condition is enforced (may cost compute) or reported."""
 
     kind: ContingencyKind
-    slew_per_s: Positive = 1.9
+    slew_per_s: Annotated[float, Field(ge=SLEW_PER_S_MIN, le=LARGEST)] = 1.9
     transient: Stance = Stance.REPORT
     power: Stance = Stance.ENFORCE
     energy: Stance = Stance.ENFORCE
@@ -355,7 +357,10 @@ def _site(doc: SiteDoc, base: Path, origin: str) -> SiteSettings:
     contract = _contract(doc.contract, doc.limits, peak_w=peak_w, base=base, origin=origin)
     fallback = contract
     if doc.fallback_contract:
-        fallback = _contract(doc.fallback_contract, (), peak_w=peak_w, base=base, origin=origin)
+        try:
+            fallback = _contract(doc.fallback_contract, (), peak_w=peak_w, base=base, origin=origin)
+        except BadInput as bad:
+            raise BadInput(f"fallback_contract: {bad}") from None
     battery = _battery(doc.battery) if doc.battery else None
     return SiteSettings(
         name=doc.name,

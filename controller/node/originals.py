@@ -6,6 +6,7 @@ configuration is gone by then. A damaged file is put aside and reported; nobody 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -17,12 +18,14 @@ from pathlib import Path
 from types import TracebackType
 
 from controller.codec import decode, encode
+from controller.files import read_file
 from controller.settings import NodeSettings
 from controller.types import GpuId, GpuOriginals, GpuSpec, NodeId
 
 FILE_NAME = "originals.json"
 LOCK_NAME = "node.lock"
 FORMAT = "rampart-originals/1"
+FILE_BYTES_MAX = 16 << 20  # a node of 16 GPUs takes kilobytes
 
 
 class OriginalsCorrupt(Exception):
@@ -87,10 +90,14 @@ class OriginalsFile:
     def load(self) -> Saved | None:
         """What was saved; None where nothing is. OriginalsCorrupt after putting a damaged file aside."""
         try:
-            text = self.path.read_text(encoding="utf-8")
+            text = read_file(self.path, bytes_max=FILE_BYTES_MAX).decode("utf-8")
         except FileNotFoundError:
             return None
         except UnicodeDecodeError:
+            text = ""
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
             text = ""
         try:
             document = json.loads(text)
