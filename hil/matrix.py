@@ -2,13 +2,13 @@
 
 `python -m hil.matrix` runs the tests of the rows in two processes and writes `out/faults/matrix.json`, `matrix.md` and
 `junit.xml`. A row without a test in each state fails the run. It is also the pytest plugin that notes what became of
-each cell; a test that is expected to fail counts as failed here.
+each cell. Rows and states may be chosen, for work on one of them; such a run writes no table.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -22,7 +22,6 @@ STATES = ("cold", "steady", "limit", "ramp")
 COUNTS = {"S": 10, "G": 10, "M": 9, "Q": 11, "P": 5, "C": 4, "X": 7, "B": 2}
 ROWS = tuple(f"{letter}{number}" for letter, count in COUNTS.items() for number in range(1, count + 1))
 WORKERS = 2
-RESULT_ENV = "RAMPART_MATRIX_RESULT"
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -53,21 +52,33 @@ _cells: dict[str, tuple[str, str]] = {}
 _passed: dict[str, bool] = {}
 
 
-def pytest_collection_modifyitems(items: list[Any]) -> None:
+def pytest_addoption(parser: Any) -> None:
+    parser.addoption("--matrix-result", help="file that takes what became of each cell")
+    parser.addoption("--matrix-cells", help="ROW:STATE,... to run; all without it")
+
+
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    """Note which test is which cell; run the chosen cells, and of all tests only cells where some are chosen."""
     for item in items:
         name = getattr(getattr(item, "function", None), "fault_row", None)
         if name is not None:
             _cells[item.nodeid] = (name, item.callspec.params["state"])
+    chosen = config.getoption("--matrix-cells")
+    if chosen:
+        wanted = {tuple(cell.split(":")) for cell in chosen.split(",")}
+        config.hook.pytest_deselected(items=[item for item in items if _cells.get(item.nodeid) not in wanted])
+        items[:] = [item for item in items if _cells.get(item.nodeid) in wanted]
+        for node in [node for node, cell in _cells.items() if cell not in wanted]:
+            del _cells[node]
 
 
 def pytest_runtest_logreport(report: Any) -> None:
     if report.nodeid in _cells and (report.when == "call" or report.outcome != "passed"):
-        is_good = report.outcome == "passed" and not hasattr(report, "wasxfail")
-        _passed[report.nodeid] = _passed.get(report.nodeid, True) and is_good
+        _passed[report.nodeid] = _passed.get(report.nodeid, True) and report.outcome == "passed"
 
 
-def pytest_sessionfinish() -> None:
-    path = os.environ.get(RESULT_ENV)
+def pytest_sessionfinish(session: Any) -> None:
+    path = session.config.getoption("--matrix-result")
     if path:
         found = [(*_cells[node], _passed.get(node, False)) for node in _cells]
         Path(path).write_text(json.dumps(found), encoding="utf-8")
@@ -78,24 +89,13 @@ def pytest_sessionfinish() -> None:
 
 def run(out: Path, tests: Sequence[Path]) -> int:
     """Run the tests of all rows; exit status 0 only when all 232 cells passed."""
-    out.mkdir(parents=True, exist_ok=True)
-    lanes = [list(tests)[k::WORKERS] for k in range(WORKERS)]
-    children = [_start(out, k, lane) for k, lane in enumerate(lanes) if lane]
-    for child in children:
-        child.wait()
-    cells: dict[tuple[str, str], bool] = {}
-    for k in range(len(children)):
-        part = out / f"part-{k}.json"
-        for name, state, is_good in json.loads(part.read_text(encoding="utf-8")) if part.is_file() else []:
-            cells[name, state] = cells.get((name, state), True) and is_good
-        part.unlink(missing_ok=True)
+    cells = _play(out, tests, chosen=None)
     missing = [f"{name} {state}" for name in ROWS for state in STATES if (name, state) not in cells]
     table = [
         {"row": name, "state": state, "pass": cells.get((name, state), False)} for name in ROWS for state in STATES
     ]
     (out / "matrix.json").write_text(json.dumps(table, indent=0) + "\n", encoding="utf-8")
     (out / "matrix.md").write_text(markdown(table), encoding="utf-8")
-    _join_junit(out, len(children))
     good = sum(bool(cell["pass"]) for cell in table)
     print(f"{good} of {len(table)} cells pass; table in {out / 'matrix.md'}")
     if missing:
@@ -104,6 +104,15 @@ def run(out: Path, tests: Sequence[Path]) -> int:
         if not cell["pass"]:
             print(f"failed: {cell['row']} {cell['state']}")
     return 0 if good == len(table) else 1
+
+
+def run_some(out: Path, tests: Sequence[Path], cells: Sequence[tuple[str, str]]) -> int:
+    """Run `cells` alone and say what became of each; exit status 0 when all of them passed."""
+    found = _play(out, tests, chosen=cells)
+    for name, state in cells:
+        word = "without a test" if (name, state) not in found else "pass" if found[name, state] else "FAIL"
+        print(f"{name} {state}: {word}")
+    return 0 if all(found.get(cell, False) for cell in cells) else 1
 
 
 def markdown(table: Sequence[dict[str, object]]) -> str:
@@ -116,10 +125,32 @@ def markdown(table: Sequence[dict[str, object]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _start(out: Path, number: int, tests: Sequence[Path]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "pytest", "-p", "hil.matrix", "--durations=0", "--durations-min=5"]
-    command += [f"--junitxml={out / f'junit-{number}.xml'}", *map(str, tests)]
-    return subprocess.Popen(command, env={**os.environ, RESULT_ENV: str(out / f"part-{number}.json")})
+def _play(out: Path, tests: Sequence[Path], *, chosen: Sequence[tuple[str, str]] | None) -> dict[tuple[str, str], bool]:
+    """What became of each cell, from `WORKERS` processes; a cell of several tests passes when all of them do."""
+    out.mkdir(parents=True, exist_ok=True)
+    lanes = [list(tests)[k::WORKERS] for k in range(WORKERS)]
+    parts = [out / f"part-{k}.json" for k in range(WORKERS)]
+    children = [_start(out, k, lane, chosen) for k, lane in enumerate(lanes) if lane]
+    for child in children:
+        child.wait()
+    cells: dict[tuple[str, str], bool] = {}
+    for part in parts:
+        for name, state, is_good in json.loads(part.read_text(encoding="utf-8")) if part.is_file() else []:
+            cells[name, state] = cells.get((name, state), True) and is_good
+        part.unlink(missing_ok=True)
+    _join_junit(out, len(children))
+    return cells
+
+
+def _start(
+    out: Path, number: int, tests: Sequence[Path], chosen: Sequence[tuple[str, str]] | None
+) -> subprocess.Popen[bytes]:
+    # What is expected to fail counts as failed here, and what passes as passed.
+    command = [sys.executable, "-m", "pytest", "-p", "hil.matrix", "--runxfail", "--durations-min=5"]
+    command += [f"--junitxml={out / f'junit-{number}.xml'}", f"--matrix-result={out / f'part-{number}.json'}"]
+    if chosen is not None:
+        command.append("--matrix-cells=" + ",".join(f"{name}:{state}" for name, state in chosen))
+    return subprocess.Popen([*command, *map(str, tests)])
 
 
 def _join_junit(out: Path, count: int) -> None:
@@ -133,8 +164,21 @@ def _join_junit(out: Path, count: int) -> None:
 
 
 def main() -> int:
-    tests = sorted(Path("tests").glob("test_faults_*.py"))
-    return run(Path("out") / "faults", tests)
+    parser = argparse.ArgumentParser(
+        prog="python -m hil.matrix", description="Run the fault matrix and write its table."
+    )
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="rows of the catalogue, such as S1, or M for all of M")
+    parser.add_argument("--state", action="append", choices=STATES, help="only this state; may be given again")
+    given = parser.parse_args()
+    for word in given.rows:
+        if word not in ROWS and word not in COUNTS:
+            known = ", ".join(f"{letter}1 to {letter}{count}" for letter, count in COUNTS.items())
+            parser.error(f"{word}: no row of the catalogue; rows are {known}")
+    tests, out = sorted(Path("tests").glob("test_faults_*.py")), Path("out") / "faults"
+    if not given.rows and not given.state:
+        return run(out, tests)
+    rows = [name for name in ROWS if not given.rows or name in given.rows or name[0] in given.rows]
+    return run_some(out / "some", tests, [(name, state) for name in rows for state in given.state or STATES])
 
 
 if __name__ == "__main__":

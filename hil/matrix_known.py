@@ -19,22 +19,17 @@ def _cells(reason: str, rows: Iterable[str], states: Iterable[str]) -> dict[tupl
 
 
 EVERY = ("cold", "steady", "limit", "ramp")
-AT_LIMIT = (
-    *(f"S{k}" for k in (1, 2, 3, 4, 10)),
-    *(f"G{k}" for k in (1, 2, 3, 4, 7, 8, 10)),
-    *(f"Q{k}" for k in range(1, 12)),
-    *("M1", "M2", "P1", "P2", "P3", "C1", "C3", "C4", "X2", "X5", "X7", "X1", "X3"),
-)
 
 KNOWN: dict[tuple[str, str], str] = {
-    **_cells(CEILING, AT_LIMIT, ("limit",)),
-    **_cells(BRIDGE, ("S1", "S2", "S4"), ("steady", "ramp")),
-    **_cells(BRIDGE, ("M1", "M2"), ("ramp",)),
-    **_cells(LOCKED, ("S5", "S6"), EVERY),
+    **_cells(CEILING, ("Q9", "X7"), ("limit",)),
+    **_cells(BRIDGE, ("S1",), ("steady", "limit")),
+    **_cells(BRIDGE, ("S2", "S4", "M1", "M2"), ("limit", "ramp")),
+    **_cells(LOCKED, ("S5",), ("cold", "limit", "ramp")),
+    **_cells(LOCKED, ("S6",), EVERY),
     **_cells(SLOW, ("S9",), ("limit", "ramp")),
     **_cells(STALLED, ("C3",), ("ramp",)),
-    **_cells(STALLED, ("C4",), ("cold", "steady", "ramp")),
+    **_cells(STALLED, ("C4",), ("steady", "limit", "ramp")),
     **_cells(SCALE, ("M7",), EVERY),
-    **_cells(BUSY, ("B1",), ("steady", "limit", "ramp")),
+    **_cells(BUSY, ("B1",), ("steady", "ramp")),
     **_cells(TWICE, ("X3",), ("ramp",)),
 }
