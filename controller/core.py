@@ -15,7 +15,9 @@ import numpy as np
 
 from controller import envelope
 from controller.estimate import Estimate, LoadEstimator, LoadSource
+from controller.estimate_checks import MeterFlag
 from controller.fleet import Fleet, FleetBook, FleetReader, FleetReadings
+from controller.glide import FallbackGlide
 from controller.gpu_model import GpuCurve
 from controller.health import Health
 from controller.jobs import Placement
@@ -116,6 +118,7 @@ class SiteCore:
         self._envelope_state = EnvelopeState()
         self._planned_s = -math.inf
         self._has_new_caps = False
+        self._glide = FallbackGlide()
         self._stagger = Stagger(period_s=site.planner_period_s)
         self._overruns = 0
         self._first_s: float | None = None
@@ -358,11 +361,15 @@ class SiteCore:
             two_ticks_s=2.0 * self.site.tracker_period_s,
         )
 
-    @staticmethod
-    def _is_known(image: SiteImage, estimate: Estimate) -> bool:
-        """The site's power has been seen: by its meter, or on a site without one by its nodes."""
+    def _is_known(self, image: SiteImage, estimate: Estimate) -> bool:
+        """The site's power has been seen: by its meter, held against the nodes, or on a site without one by its nodes.
+
+        Nothing is written on the word of a meter alone that reads kilowatts for watts.
+        """
         if image.pcc is not None:
-            return estimate.source is LoadSource.METER
+            waited_s = image.t_mono_s - self._first_s if self._first_s is not None else 0.0
+            is_checked = bool(image.nodes) or waited_s >= ARRIVAL_S
+            return estimate.source is LoadSource.METER and MeterFlag.METER_SPIKE not in estimate.flags and is_checked
         return estimate.source is LoadSource.NODES
 
     def _track(
@@ -372,7 +379,7 @@ class SiteCore:
         if tracker is None:
             return None
         if estimate.is_fresh:
-            self._rings.add(estimate.t_s, estimate.pcc_w if estimate.pcc_w is not None else estimate.load_w)
+            self._rings.add(estimate.t_s, estimate.grid_w)
         plan, target_w, target_s, slope = self.planning.plan, tracker.g_ref_w, now_s, 0.0
         if plan is not None:
             target_s, first_s = plan.t_s, float(plan.offset_s[0])
@@ -431,7 +438,7 @@ class SiteCore:
         is_ready = self.planning.caps.shape == (2, fleet.count) and fleet.count > 0
         if not is_ready or self.tracker is None:
             return ()
-        caps, is_due, mode = self._asked(fleet, state), None, state.mode
+        caps, is_due, mode = self._asked(image, fleet, state), None, state.mode
         if mode not in (Mode.RELEASE, Mode.FALLBACK):
             assert self._read is not None
             acked = self._read[1].acks.caps
@@ -451,7 +458,6 @@ class SiteCore:
             ttl_s=ttl_s,
             slope_w_per_s=min(interval.slope_down_w_per_s, interval.slope_up_w_per_s),
             is_release=mode is Mode.RELEASE,
-            is_fallback=mode is Mode.FALLBACK,
             is_due=is_due,
         )
 
@@ -465,13 +471,21 @@ class SiteCore:
         """What the envelope would refuse is not asked for: refusals count, and would keep it in doubt for ever."""
         return state.may_raise and Flag.CLOCK_STEPPED not in state.flags and not self._envelope_state.is_distrusted
 
-    def _asked(self, fleet: Fleet, state: ModeState) -> FloatArray:
-        """The plan's caps; where nothing may rise, none above what was last written."""
+    def _asked(self, image: SiteImage, fleet: Fleet, state: ModeState) -> FloatArray:
+        """The plan's caps; where nothing may rise, none above what was last written; in FALLBACK, the way there."""
         caps, last = self.planning.caps, self._envelope_state
+        if state.mode is not Mode.FALLBACK:
+            self._glide.stop()
         if self._may_raise(state) or last.gpu_ids is not fleet.table.gpu_ids or last.caps.shape != caps.shape:
             return caps
-        if state.mode is Mode.FALLBACK:
-            return last.caps  # the fallback caps, or what stands where that is lower already
+        if state.mode is Mode.FALLBACK and self.tracker is not None:
+            return self._glide.caps(
+                image.t_mono_s,
+                fleet.table,
+                last=last.caps,
+                fallback_mhz=np.repeat([r.value.fallback_clock_mhz for r in image.nodes], _gpu_counts(image)),
+                slope_w_per_s=self.tracker.interval.slope_down_w_per_s,
+            )
         lowest: FloatArray = np.minimum(caps, last.caps)
         return lowest
 
@@ -558,3 +572,7 @@ class SiteCore:
             violations_max=VIOLATIONS_MAX,
             state=self._envelope_state,
         )
+
+
+def _gpu_counts(image: SiteImage) -> list[int]:
+    return [len(reading.value.gpu_ids) for reading in image.nodes]

@@ -16,6 +16,7 @@ from enum import StrEnum, unique
 
 import numpy as np
 
+from controller.estimate_bridge import NodeBridge
 from controller.estimate_checks import MeterCheck, MeterFlag, MeterView
 from controller.estimate_lag import LagEstimate
 from controller.settings import SiteSettings
@@ -26,9 +27,7 @@ NODES_PERIOD_S_PER_NODE = 1e-4
 HISTORY_S = 3.0  # of battery power; meters older than this are replaced, not corrected
 DELAY_MEMORY_S = 10.0
 SUB_METER_MARGIN_FRAC = 0.03  # what two meters of one site may differ by before one is wrong (FAULTS S8)
-NODE_MARGIN_FRAC = 0.10  # GPU telemetry reads up to 5.5 % low, cooling and losses are not in it at all
 GROWTH_FRAC_PER_S = 0.3  # of the registered peak: the margin of a held value grows by this (measured starts: 0.2/s)
-OTHER_MEMORY_S = 20.0  # node reports lag behind the meter: in a ramp the lag looks like other load
 HELD_TICKS = 2  # a held value serves this many ticks before another source must
 
 
@@ -58,14 +57,16 @@ class NodePower:
 class Estimate:
     """The load at `t_s` and all that decides how far to trust it. Powers in W; `margin_w` is one-sided, upwards.
 
-    `is_fresh` says that `load_w` is new since the last tick. `delay_s` is the usual age of a sample when it is used,
-    `lag_s` the battery's first-order lag as measured (or declared, until its commands have moved enough).
+    `grid_w` is what the meter shows at `t_s`, or would show. `is_fresh` says that `load_w` is new since the last tick.
+    `delay_s` is the age of a sample when it is used (the usual one of the meter's), `lag_s` the battery's first-order
+    lag as measured (or declared, until its commands have moved enough).
     """
 
     t_s: float
     load_w: float
     margin_w: float
     pcc_w: float | None
+    grid_w: float
     battery_w: float
     gpu_w: float
     gpu_w_max: float
@@ -129,7 +130,9 @@ class LoadEstimator:
         self._load_w = site.other_load_w + site.gpu_idle_w
         self._load_s = -math.inf
         self._good_s = -math.inf
-        self._other_w = self._slow_other_w = site.other_load_w
+        self._other_w = site.other_load_w
+        self._last_power_w = math.nan
+        self._bridge = NodeBridge(scale_w=site.registered_peak_w, other_w=site.other_load_w)
         self._last_s = -math.inf
 
     def commanded(self, t_s: float, *, reference_w: float, following: Following) -> None:
@@ -158,7 +161,10 @@ class LoadEstimator:
         flags = set(self._meter.check(pcc, view)) if pcc is not None else set()
         is_used = pcc is not None and self._meter.is_usable
         self._last_s = now_s
-        if is_used:
+        if is_used and MeterFlag.METER_SLOW in flags and self._nodes.gpu_count:
+            assert pcc is not None  # one source, corrected by the meter when it speaks, and no turns between the two
+            self._bridge.metered(pcc.t_mono_s, self._meter.power_w + self._battery_at(pcc.t_mono_s), is_repeated=False)
+        elif is_used:
             assert pcc is not None
             return self._from_meter(now_s, pcc, view, frozenset(flags))
         return self._without_meter(now_s, view, battery_w, frozenset(flags), had_meter=pcc is not None)
@@ -177,11 +183,11 @@ class LoadEstimator:
             self._learn_delay(now_s - t_s, elapsed_s=t_s - self._load_s)
             self._load_w = power_w + self._battery_at(t_s)
             self._load_s = t_s
+            self._bridge.metered(t_s, self._load_w, is_repeated=power_w == self._last_power_w)
+            self._last_power_w = power_w
         self._good_s = now_s
         if self._nodes.gpu_count:
             self._other_w = min(max(self._load_w - self._nodes.gpu_w, 0.0), self._site.other_load_w_max)
-            gain = 1.0 - math.exp(-self._site.tracker_period_s / OTHER_MEMORY_S)
-            self._slow_other_w += gain * (self._other_w - self._slow_other_w)
         margin_w = 0.0
         if MeterFlag.METER_DRIFT in flags or MeterFlag.METERS_DISAGREE in flags:
             margin_w = SUB_METER_MARGIN_FRAC * abs(power_w)
@@ -194,6 +200,7 @@ class LoadEstimator:
     ) -> Estimate:
         """Sub-meters, else node reports (both add to the load directly), else the last value and a growing margin."""
         held_s = now_s - self._good_s
+        self._bridge.lost()
         if view.others_w is not None:
             self._load_w, self._load_s = view.others_w + battery_w, now_s
             margin_w = SUB_METER_MARGIN_FRAC * abs(view.others_w)
@@ -202,14 +209,18 @@ class LoadEstimator:
             )
         brief = had_meter and held_s <= (HELD_TICKS - 0.5) * self._site.tracker_period_s
         if self._nodes.gpu_count and not brief:
-            other_w = max(self._slow_other_w, self._nodes.other_w)
-            load_w = self._nodes.gpu_w + other_w
-            self._load_w, self._load_s = load_w, max(self._load_s, self._nodes.t_s)
-            margin_w = NODE_MARGIN_FRAC * load_w + self._nodes.gpu_w_max - self._nodes.gpu_w
-            return self._made(now_s, margin_w=margin_w, pcc_w=None, source=LoadSource.NODES, is_fresh=True, flags=flags)
+            known_s, load_w = self._bridge.load()
+            is_fresh = known_s > self._load_s or not math.isfinite(self._load_s)
+            self._load_w, self._load_s = load_w, max(self._load_s, known_s)
+            margin_w = self._bridge.margin_w(now_s, load_w) + self._nodes.gpu_w_max - self._nodes.gpu_w
+            return self._made(
+                now_s, margin_w=margin_w, pcc_w=None, source=LoadSource.NODES, is_fresh=is_fresh, flags=flags
+            )
         growth_w = GROWTH_FRAC_PER_S * self._site.registered_peak_w * max(held_s, 0.0)
         ceiling_w = self._site.gpu_peak_w + self._site.other_load_w_max
         margin_w = max(0.0, min(growth_w, ceiling_w - self._load_w))
+        if self._nodes.gpu_count:  # a margin that is gone a tick later would still have moved every cap
+            margin_w = min(margin_w, self._bridge.margin_w(now_s, self._load_w))
         return self._made(now_s, margin_w=margin_w, pcc_w=None, source=LoadSource.HELD, is_fresh=False, flags=flags)
 
     def _made(
@@ -230,11 +241,13 @@ class LoadEstimator:
         lag_s = self._lag.lag_s
         period_s = self._site.tracker_period_s
         is_device = self._site.following is Following.DEVICE
+        delay_s = self._delay_s if source is not LoadSource.NODES else max(now_s - self._load_s, 0.0)
         return Estimate(
             t_s=self._load_s,
             load_w=self._load_w,
             margin_w=margin_w,
             pcc_w=pcc_w,
+            grid_w=pcc_w if pcc_w is not None else self._load_w - self._battery_at(self._load_s),
             battery_w=self._battery[-1][1] if self._battery else 0.0,
             gpu_w=gpu_w,
             gpu_w_max=max(gpu_w, nodes.gpu_w_max),
@@ -242,9 +255,9 @@ class LoadEstimator:
             quality=quality,
             source=source,
             is_fresh=is_fresh,
-            delay_s=self._delay_s,
+            delay_s=delay_s,
             lag_s=lag_s,
-            t_eff_s=lag_s if is_device else self._delay_s + period_s + lag_s,
+            t_eff_s=lag_s if is_device else delay_s + period_s + lag_s,
             flags=flags,
         )
 
@@ -286,6 +299,8 @@ class LoadEstimator:
         if key != self._nodes_key:
             self._nodes_key, self._nodes_held = key, tuple(nodes)  # held, so that no other report gets its id
             self._nodes = sum_nodes(nodes, gpu_peak_w=self._site.gpu_peak_w)
+            if self._nodes.gpu_count:
+                self._bridge.reported(now_s, gpu_w=self._nodes.gpu_w, other_w=self._nodes.other_w)
 
     def _sub_power(self, now_s: float, meters: Mapping[str, Reading[MeterSample]]) -> float | None:
         """Sum of the sub-meters when every one of them can be trusted."""

@@ -37,6 +37,9 @@ STUCK_SAMPLES = 5  # bit-identical new samples; a live meter's last digit moves 
 STUCK_S_DEVICE = 3.0  # a device that follows well may hold the meter still: then the nodes must contradict, longer
 STUCK_FRAC = 0.005  # of the registered peak: what the battery must have moved meanwhile, under our own loop
 STUCK_FRAC_DEVICE = 0.03
+# A meter that was never seen to repeat itself for long is stuck when it does, and something moved a little meanwhile.
+LIVELY_SAMPLES = 100
+LIVELY_FRAC = 0.001
 RISE_FRAC = 0.5  # of the registered peak: no load rises so far between two samples; ignored once
 LOAD_GAIN = 1.1  # of all GPUs and other load at their peak: beyond it the sample cannot be true
 NEGATIVE_FRAC = 0.02  # of the registered peak: load below minus this is a wrong sign
@@ -83,7 +86,9 @@ class MeterCheck:
         self._t_s = -math.inf
         self._counter_wh: float | None = None
         self._ignored = 0
-        self._same_count = 0
+        self._is_good = True
+        self._same_count = self._same_count_max = self._sample_count = 0
+        self._is_held_stuck = False  # the value that is repeated now was called stuck
         self._same_since_s = 0.0
         self._same_battery_w = 0.0
         self._same_gpu_w: float | None = None
@@ -106,7 +111,9 @@ class MeterCheck:
             return frozenset({MeterFlag.METER_STALE})
         if reading.t_mono_s > self._t_s:
             self._found = frozenset(self._judge(reading, view))
-        self.is_usable = not (self._found & UNUSABLE) and math.isfinite(self._t_s)
+        is_ignored = MeterFlag.METER_SPIKE in self._found  # then the sample before it stands, if that one was good
+        self._is_good = self._is_good if is_ignored else not self._found & UNUSABLE
+        self.is_usable = self._is_good and math.isfinite(self._t_s)
         return self._found
 
     def _judge(self, reading: Reading[MeterSample], view: MeterView) -> set[MeterFlag]:
@@ -173,21 +180,35 @@ class MeterCheck:
 
     def _is_stuck(self, power_w: float, t_s: float, view: MeterView) -> bool:
         """Bit-identical while the battery, or battery and GPUs together, say that power must have moved."""
+        self._sample_count += 1
         if power_w != self.power_w or not math.isfinite(self._t_s):
+            if not self._is_held_stuck:
+                self._same_count_max = max(self._same_count_max, self._same_count)
+            self._is_held_stuck = False
             self._same_count, self._same_since_s = 1, t_s
             self._same_battery_w, self._same_gpu_w = view.battery_w, view.gpu_w
             return False
         self._same_count += 1
+        if self._same_gpu_w is None:
+            self._same_gpu_w = view.gpu_w
         if self._same_count < STUCK_SAMPLES:
             return False
         battery_moved_w = view.battery_w - self._same_battery_w
         gpu_moved_w = view.gpu_w - self._same_gpu_w if view.gpu_w is not None and self._same_gpu_w is not None else 0.0
         peak_w = self._site.registered_peak_w
         is_long = t_s - self._same_since_s >= STUCK_S_DEVICE
-        if is_long and abs(gpu_moved_w - battery_moved_w) > STUCK_FRAC_DEVICE * peak_w:
-            return True
         is_ours = self._site.battery is not None and self._site.following is Following.SOFTWARE
-        return is_ours and abs(battery_moved_w) > STUCK_FRAC * peak_w
+        is_still_odd = self._sample_count > LIVELY_SAMPLES and self._same_count > 2 * self._same_count_max
+        has_never_moved = self._same_count == self._sample_count
+        moved_w = max(abs(battery_moved_w), abs(gpu_moved_w - battery_moved_w))
+        found = (
+            (is_long and abs(gpu_moved_w - battery_moved_w) > STUCK_FRAC_DEVICE * peak_w)
+            or (is_ours and abs(battery_moved_w) > STUCK_FRAC * peak_w)
+            or (is_ours and is_still_odd and moved_w > LIVELY_FRAC * peak_w)
+            or (is_ours and has_never_moved and moved_w > STUCK_FRAC * peak_w)
+        )
+        self._is_held_stuck |= found
+        return found
 
     def _against_others(self, power_w: float, view: MeterView, elapsed_s: float) -> set[MeterFlag]:
         """Quick and slow mean of the difference to the sub-meters, as a share."""

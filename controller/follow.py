@@ -84,6 +84,11 @@ class SoftwareFollower:
         self._slow_gain = 1.0 - math.exp(-2.0 * math.pi * SLOW_SHARE / settings.t_eff_s * settings.tick_s)
 
     @property
+    def ripple_w(self) -> float:
+        """How far the load usually is from its level of a second."""
+        return self._ripple_w
+
+    @property
     def scores_w(self) -> dict[Way, float]:
         """What each way that can run would have left on the meter lately, as a root mean square."""
         return {way: math.sqrt(shadow.score) for way, shadow in self._bench.ways.items()}

@@ -309,7 +309,6 @@ def node_commands(
     ttl_s: float,
     slope_w_per_s: float,
     is_release: bool,
-    is_fallback: bool,
     is_due: BoolArray | None = None,
 ) -> tuple[NodeCommand, ...]:
     """One command per node, or per node with a GPU that `is_due` (n,).
@@ -324,7 +323,7 @@ def node_commands(
         span = table.spans[report.node_id]
         own_slope = slope / report.stands_for
         if is_due is None or is_due[span].any():
-            node_caps = _caps(report, caps[:, span], is_fallback=is_fallback)
+            node_caps = _caps(report, caps[:, span])
             found.append(
                 NodeCommand(
                     node_id=NodeId(report.node_id),
@@ -342,10 +341,7 @@ def node_commands(
     return tuple(found)
 
 
-def _caps(report: NodeReport, caps: FloatArray, *, is_fallback: bool) -> tuple[GpuCap, ...]:
-    if is_fallback:
-        clocks = np.minimum(caps[0], report.fallback_clock_mhz)
-        return tuple(GpuCap(gpu_id, int(clock), None) for gpu_id, clock in zip(report.gpu_ids, clocks, strict=True))
+def _caps(report: NodeReport, caps: FloatArray) -> tuple[GpuCap, ...]:
     return tuple(
         GpuCap(gpu_id, None if math.isinf(clock) else int(clock), None if math.isinf(limit_w) else limit_w)
         for gpu_id, clock, limit_w in zip(report.gpu_ids, *caps.tolist(), strict=True)

@@ -108,7 +108,7 @@ class Tracker:
         self._metered_s = -math.inf
         self._shrunk_s = -math.inf
         self._parted_s = math.inf
-        self._is_saturated = False
+        self._is_saturated = self._is_blind = False
         self._is_riding_down = False
         self._was_shrunk_riding = False
 
@@ -358,7 +358,7 @@ class Tracker:
         return BatteryAim(Following.SOFTWARE, reference_w, ramp)
 
     def _set_point(self, given: TrackerInput, g_ref_w: float) -> float:
-        """Load worth following less the target. Nodes alone are too slow to follow: their mean is.
+        """Load worth following less the target; how much of it is worth following depends on how old it is.
 
         What the load does while the emergency path leads the battery is no ripple: following starts anew after it.
         """
@@ -373,8 +373,9 @@ class Tracker:
         if abs(times.t_eff_s - self._times.t_eff_s) > 0.05 * self._times.t_eff_s:
             self._times = times
             self._follower.retune(times)
-        is_fresh = estimate.is_fresh and estimate.source in (LoadSource.METER, LoadSource.SUB_METERS)
-        follow_w = self._follower.step(given.now_s, sample_s=estimate.t_s, load_w=estimate.load_w, is_fresh=is_fresh)
+        follow_w = self._follower.step(
+            given.now_s, sample_s=estimate.t_s, load_w=estimate.load_w, is_fresh=estimate.is_fresh
+        )
         return follow_w - g_ref_w
 
     def _new_follower(self) -> SoftwareFollower:
@@ -398,6 +399,7 @@ class Tracker:
         """r of each row: what following leaves on the row's own averaging time, on the side that the row judges."""
         found: dict[LimitId, float] = {}
         is_new = self._is_new
+        unseen_w = self._follower.ripple_w if self._is_blind else 0.0  # nobody measures what following leaves of it
         for limit in self._limits:
             track = self._residual.track(limit.mean_s)
             if isinstance(limit, CeilingLimit):
@@ -407,14 +409,17 @@ class Tracker:
             elif isinstance(limit, OscillationLimit | BandLimit):
                 found[limit.id] = _kept_w(max(track.high_w, -track.low_w), limit.max_w, is_new=is_new)
             elif isinstance(limit, RampLimit | SwingLimit):
-                found[limit.id] = _kept_w(track.spread_w, limit.max_w, is_new=is_new)
+                found[limit.id] = _kept_w(max(track.spread_w, unseen_w), limit.max_w, is_new=is_new)
             elif isinstance(limit, RateLimit):
-                found[limit.id] = _kept_w(track.spread_w, limit.above_w, is_new=is_new)
+                found[limit.id] = _kept_w(max(track.spread_w, unseen_w), limit.above_w, is_new=is_new)
         return found
 
     def _shrink(self, given: TrackerInput) -> None:
         """Once a second, and at once when a contingency begins or ends, take residual and dip into the allowances."""
         is_due = given.now_s - self._shrunk_s >= SHRINK_PERIOD_S
+        is_measured = given.estimate.source in (LoadSource.METER, LoadSource.SUB_METERS)
+        was_blind, self._is_blind = self._is_blind, self._site.following is Following.SOFTWARE and not is_measured
+        is_due |= self._is_blind and not was_blind
         if not is_due and self._is_riding_down == self._was_shrunk_riding:
             return
         self._shrunk_s, self._was_shrunk_riding = given.now_s, self._is_riding_down

@@ -1,0 +1,134 @@
+"""From the meter to node reports and back without a bump: how late the reports are, and what they leave out.
+
+While the meter is good, every sum of node reports is held against the metered load of some time before; the delay that
+fits best and the mean difference at that delay are learnt. Without the meter the load is the reports' sum plus that
+difference, true one delay ago; until the reports have passed the last metered instant, the last metered load stands.
+What the two differ by at that instant fades. Pure; powers in watts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import numpy as np
+
+DELAYS_S = np.arange(0.1, 3.01, 0.1)  # reports of 1 s means at 5 Hz are 0.6 s late; slow links and large sites more
+DELAY_S_DECLARED = 0.6  # until the load has moved enough to tell
+MOVED_FRAC = 0.001  # of the registered peak: a misfit, as a root mean square, that tells one delay from another
+OFFSET_MEMORY_S = 20.0  # of what reports leave out: other load, cooling, losses
+GAP_S_MAX = 0.5  # metered samples further apart than this say nothing of the load between them
+SAME_S_MAX = 4.0  # a meter that repeats itself may be stuck; what it says then is not yet learnt from
+FADE_S = 5.0
+MARGIN_FRAC = 0.10  # of the load: GPU telemetry reads up to 5.5 % low, and what it leaves out changes
+MARGIN_FRAC_PER_S = 0.001  # how fast the difference learnt loses its worth
+MISFIT_GAIN = 3.0
+
+
+class NodeBridge:
+    """One per site: `metered` with every good sample of load, `reported` with every new sum, `load` without a meter."""
+
+    def __init__(self, *, scale_w: float, other_w: float) -> None:
+        """`scale_w`: the registered peak. `other_w`: what is drawn beside GPUs, as declared."""
+        self._scale_w = scale_w
+        self._declared_w = other_w
+        self._times_s: deque[float] = deque()
+        self._loads_w: deque[float] = deque()
+        self._repeated: list[tuple[float, float]] = []
+        self._means_w = np.zeros(DELAYS_S.shape)
+        self._misfits = np.zeros(DELAYS_S.shape)
+        self._learnt_s = 0.0  # time learnt from, for the weight of the next
+        self._reported_s = -math.inf
+        self._learning_s = -math.inf
+        self._sum_w = 0.0
+        self._metered_s, self._metered_w = -math.inf, other_w
+        self._apart_w: float | None = None
+        self.delay_s = DELAY_S_DECLARED
+
+    @property
+    def left_out_w(self) -> float:
+        """What the reports leave out, at the delay that fits best."""
+        return float(np.interp(self.delay_s, DELAYS_S, self._means_w))
+
+    @property
+    def is_taught(self) -> bool:
+        return self._learnt_s > 0.0
+
+    def metered(self, t_s: float, load_w: float, *, is_repeated: bool) -> None:
+        """Load true at `t_s`, from the meter; a value that it repeats waits until it cannot be a stuck meter's."""
+        if is_repeated:
+            self._repeated.append((t_s, load_w))
+            while self._repeated[0][0] < t_s - SAME_S_MAX:
+                self._take(*self._repeated.pop(0))
+            return
+        for sample in self._repeated:
+            self._take(*sample)
+        self._repeated.clear()
+        self._take(t_s, load_w)
+
+    def lost(self) -> None:
+        """The meter may not be used: what it repeated lately was no measurement."""
+        self._repeated.clear()
+
+    def _take(self, t_s: float, load_w: float) -> None:
+        if t_s <= self._metered_s:
+            return
+        self._metered_s, self._metered_w, self._apart_w = t_s, load_w, None
+        self._times_s.append(t_s)
+        self._loads_w.append(load_w)
+        keep_s = float(DELAYS_S[-1]) + GAP_S_MAX
+        while len(self._times_s) > 2 and self._times_s[1] < t_s - keep_s:
+            self._times_s.popleft()
+            self._loads_w.popleft()
+
+    def reported(self, now_s: float, *, gpu_w: float, other_w: float) -> None:
+        """New sums of what nodes report of their GPUs and of themselves beside these, read at `now_s`."""
+        sum_w = gpu_w + other_w
+        elapsed_s, self._reported_s, self._sum_w = now_s - self._reported_s, now_s, sum_w
+        if not self.is_taught:
+            self._means_w[:] = max(self._declared_w - other_w, 0.0)
+        times = np.array(self._times_s)
+        is_whole = times.size > 2 and now_s - times[-1] <= GAP_S_MAX and times[0] <= now_s - DELAYS_S[-1]
+        if not is_whole or float(np.diff(times).max()) > GAP_S_MAX:
+            return
+        seen_w = np.interp(now_s - DELAYS_S, times, np.array(self._loads_w)) - sum_w
+        self._learnt_s += min(elapsed_s, 1.0)
+        gain = max(1.0 - math.exp(-min(elapsed_s, 1.0) / OFFSET_MEMORY_S), min(elapsed_s, 1.0) / self._learnt_s)
+        miss_w = seen_w - self._means_w
+        self._means_w += gain * miss_w
+        if gain < 0.5:  # the first sum says what is left out, not how well
+            self._misfits += gain * (miss_w * miss_w - self._misfits)
+        self._find_delay()
+
+    def load(self) -> tuple[float, float]:
+        """The newest instant at which the load is known, and the load there."""
+        true_s = self._reported_s - self.delay_s
+        if true_s <= self._metered_s:
+            return self._metered_s, self._metered_w
+        reported_w = self._sum_w + self.left_out_w
+        if self._apart_w is None:
+            self._apart_w = self._metered_w - reported_w if self.is_taught else 0.0
+        return true_s, reported_w + self._apart_w * math.exp(-(true_s - self._metered_s) / FADE_S)
+
+    def margin_w(self, now_s: float, load_w: float) -> float:
+        """How far the load may be above `load`: more with every second since the meter was last held against it."""
+        whole_w = MARGIN_FRAC * load_w
+        if not self.is_taught:
+            return whole_w
+        misfit_w = MISFIT_GAIN * math.sqrt(float(np.interp(self.delay_s, DELAYS_S, self._misfits)))
+        moved_w = MARGIN_FRAC * abs(load_w - self._metered_w)
+        aged_w = MARGIN_FRAC_PER_S * (now_s - self._metered_s) * load_w
+        return min(whole_w, misfit_w + moved_w + aged_w)
+
+    def _find_delay(self) -> None:
+        """The least misfit, refined by a parabola, where the load moved enough to tell one delay from another."""
+        misfits = self._misfits
+        if float(misfits.max()) < (MOVED_FRAC * self._scale_w) ** 2:
+            return
+        best = int(misfits.argmin())
+        shift = 0.0
+        if 0 < best < len(misfits) - 1:
+            left, middle, right = misfits[best - 1], misfits[best], misfits[best + 1]
+            bend = left - 2.0 * middle + right
+            shift = 0.5 * (left - right) / bend if bend > 0.0 else 0.0
+        self.delay_s = float(DELAYS_S[best] + max(-0.5, min(0.5, shift)) * (DELAYS_S[1] - DELAYS_S[0]))
