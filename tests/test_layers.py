@@ -31,6 +31,7 @@ CORE_MID = {
     f"controller.{name}"
     for name in (
         "estimate",
+        "estimate_bridge",
         "estimate_checks",
         "estimate_lag",
         "forecast",
@@ -56,6 +57,7 @@ CORE_HIGH = {
         "view",
         "planning",
         "stagger",
+        "glide",
         "tier_watch",
     )
 }
