@@ -382,6 +382,7 @@ def _write_files(
         "mqtt": mqtt,
         "grid": {
             "agent_id": "latency",
+            "clock_sync": "assumed",  # the sender of the bench reads our own clock
             "issuers": [
                 {"name": "grid", "key_files": [str(public)], "may_set_ramp": True, "may_exempt_ramp": True},
             ],

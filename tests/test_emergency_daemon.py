@@ -59,6 +59,7 @@ async def daemon(folder: Path, port: int, public: str) -> AsyncIterator[Running]
         "mqtt": {"port": port, "keepalive_s": 1},
         "grid": {
             "agent_id": "fuzz",
+            "clock_sync": "assumed",  # the sender reads our own clock
             "issuers": [{"name": "acme", "key_files": [public], "may_set_ramp": True, "may_exempt_ramp": True}],
         },
         "state_dir": str(folder / "state"),
