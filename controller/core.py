@@ -246,6 +246,8 @@ class SiteCore:
         self._overruns = image.overrun_count
         if self._envelope_state.is_distrusted:
             flags.add(Flag.ENVELOPE_BUSY)
+        if image.changed_devices:
+            flags.add(Flag.DEVICE_CHANGED)
         if self.planning.is_model_wrong:
             flags.add(Flag.MODEL_MISMATCH)
         flags |= self._health.step(image, self.planning.plan)

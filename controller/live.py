@@ -37,6 +37,7 @@ from controller.types import Acceptance, SignalOutcome
 from drivers.battery import open_battery
 from drivers.clock_sync import KernelSync
 from drivers.dsx import DsxGridSource
+from drivers.identity import IdentityBook
 from drivers.meter import open_meter
 from drivers.modbus import ModbusPool
 from drivers.mqtt import MqttSession
@@ -78,7 +79,8 @@ async def live_factories(
     lease = FileLease(state_dir)
     pool = ModbusPool()
     try:
-        devices = _open_devices(settings, site, clock=clock, pool=pool)
+        book = IdentityBook(state_dir / "devices.json")
+        devices = _open_devices(settings, site, clock=clock, pool=pool, book=book)
         background: list[Runner] = [session.run] if session is not None else []
         wake = asyncio.Event()
         link = node_link
@@ -116,12 +118,21 @@ async def live_factories(
         lease.close()
 
 
-def _open_devices(settings: Settings, site: SiteSettings, *, clock: Clock, pool: ModbusPool) -> Devices:
+def _open_devices(
+    settings: Settings, site: SiteSettings, *, clock: Clock, pool: ModbusPool, book: IdentityBook
+) -> Devices:
     meter: PowerMeter | None = None
     battery: Battery | None = None
     delay_s = site.meter.delay_s if site.meter else 0.0
     if settings.meter is not None:
-        meter = open_meter(settings.meter, profile=_profile(settings.meter), clock=clock, delay_s=delay_s, pool=pool)
+        meter = open_meter(
+            settings.meter,
+            profile=_profile(settings.meter),
+            clock=clock,
+            delay_s=delay_s,
+            pool=pool,
+            identity=book.of(settings.meter.name),
+        )
     if settings.battery is not None:
         assert site.battery is not None
         battery = open_battery(
@@ -131,6 +142,7 @@ def _open_devices(settings: Settings, site: SiteSettings, *, clock: Clock, pool:
             charge_w_max=site.battery.charge_w_max,
             discharge_w_max=site.battery.discharge_w_max,
             pool=pool,
+            identity=book.of(settings.battery.name),
         )
     ups: dict[str, Ups] = {u.name: open_ups(u, profile=_profile(u), clock=clock, pool=pool) for u in settings.ups}
     return Devices(meter, battery, ups)

@@ -37,6 +37,8 @@ from controller.types import (
 class DriverError(Exception):
     """An expected fault of a device or wire. Kinds are subclasses in `drivers.errors`; `device` names the culprit."""
 
+    is_changed = False  # True: what answers is no longer what was armed, and stays locked out
+
     def __init__(self, device: str, message: str) -> None:
         super().__init__(f"{device}: {message}")
         self.device = device

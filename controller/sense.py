@@ -48,6 +48,7 @@ class Source(Generic[T]):
         self._on_change = on_change
         self._last = Reading(value=stand_in, t_mono_s=float("-inf"), quality=Quality.MISSING, source=name)
         self._task: asyncio.Task[Reading[T]] | None = None
+        self.is_changed = False  # as its last failure said
         self._is_lost: bool | None = None  # not known before the first answer or failure
 
     def start(self) -> asyncio.Task[Reading[T]]:
@@ -75,8 +76,10 @@ class Source(Generic[T]):
             task, self._task = self._task, None
             try:
                 self._last = task.result()
+                self.is_changed = False
                 self._say(lost=self._last.quality is Quality.MISSING, why="no value")
             except DriverError as error:
+                self.is_changed = error.is_changed
                 self._say(lost=True, why=str(error))
 
     def _say(self, *, lost: bool, why: str) -> None:
@@ -140,18 +143,21 @@ class Sense:
             await self._read_all(tick)
         now_s = self._clock.now_s()
         reports = self._node_link.reports()
+        pcc = self._meter.collect(now_s) if self._meter else None
+        battery = self._battery.collect(now_s) if self._battery else None
         return SiteImage(
             t_mono_s=now_s,
             wall_utc_s=self._clock.wall_utc_s(),
             tick=tick,
-            pcc=self._meter.collect(now_s) if self._meter else None,
-            battery=self._battery.collect(now_s) if self._battery else None,
+            pcc=pcc,
+            battery=battery,
             ups={source.name: source.collect(now_s) for source in self._ups},
             nodes=tuple(_aged(reports[node_id], now_s) for node_id in sorted(reports)),
             signals=self._grid.active(now_s) if self._grid else (),
             is_grid_link_up=self._grid.is_link_up if self._grid else True,
             overrun_count=overrun_count,
             jobs=self._changed_jobs(now_s),
+            changed_devices=tuple(s.name for s in (self._meter, self._battery) if s is not None and s.is_changed),
             is_clock_synced=self._sync.is_synced if self._sync else True,
         )
 

@@ -657,6 +657,7 @@ class SiteImage:
     overrun_count: int = 0
     meters: Mapping[str, Reading[MeterSample]] = field(default_factory=dict)  # sub-meters, by name
     jobs: tuple[Job, ...] | None = None  # merged from all sources, first wins; None: as in the image before
+    changed_devices: tuple[str, ...] = ()  # locked out: they are no longer what was armed
     is_clock_synced: bool = True  # False: nothing disciplines the wall clock; True where nothing hangs on it
 
 

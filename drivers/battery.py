@@ -15,6 +15,7 @@ from controller.types import BatteryCommand, BatterySample, BatteryState, Follow
 from drivers.command_writer import CommandWriter
 from drivers.device_map import DeviceMap
 from drivers.errors import NotSupported, Refused
+from drivers.identity import Identity
 from drivers.meter import open_map
 from drivers.modbus import ModbusPool
 from drivers.profile import DeviceProfile, Dispatch, Kind
@@ -132,9 +133,10 @@ def open_battery(
     discharge_w_max: float,
     delay_s: float | None = None,
     pool: ModbusPool | None = None,
+    identity: Identity | None = None,
 ) -> ModbusBattery:
     """A battery that connects with its first read or write; `delay_s` None takes the profile's latency."""
-    map_ = open_map(modbus, profile=profile, clock=clock, pool=pool)
+    map_ = open_map(modbus, profile=profile, clock=clock, pool=pool, identity=identity)
     return ModbusBattery(
         map_,
         clock=clock,

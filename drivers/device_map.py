@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from controller.ports import Clock
 from drivers.errors import NotSupported, WrongDevice
+from drivers.identity import Identity, IdentityBook
 from drivers.modbus import ModbusDevice
 from drivers.profile import REQUIRED, ROLES, Control, DeviceProfile, Place, Point, WordOrder
 from drivers.registers import SUNSPEC_ABSENT, Codec, Field, Term
@@ -66,8 +67,15 @@ class DeviceMap:
     """Reads a device by role. `values` holds the newest of each point, `power_t_s` when power arrived."""
 
     def __init__(
-        self, profile: DeviceProfile, device: ModbusDevice, clock: Clock, *, is_reading_all: bool = False
+        self,
+        profile: DeviceProfile,
+        device: ModbusDevice,
+        clock: Clock,
+        *,
+        is_reading_all: bool = False,
+        identity: Identity | None = None,
     ) -> None:
+        self.identity = identity if identity is not None else IdentityBook().of(device.name)
         self.profile = profile
         self.device = device
         self.values: dict[str, float | None] = dict.fromkeys(profile.points)
@@ -104,10 +112,14 @@ class DeviceMap:
     async def prepare(self) -> None:
         """Locate everything, once per connection."""
         epoch = self.device.connection.connect_count
+        self.identity.require()
         if self.epoch == epoch and epoch > 0:
             return
+        self._is_proven = False
         if self.profile.sunspec is not None:
             self.models = await discover(self.device, self.profile.sunspec.bases)
+            if self.profile.controls:  # what is only read is located anew, and must be plausible again
+                self.identity.see_models(self.profile.id, self.models)
             self._require_models()
         elif epoch == 0:  # nothing was ever read on this connection: learn whether there is one
             block = self.profile.blocks[0]

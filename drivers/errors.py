@@ -54,5 +54,11 @@ class WrongDevice(DriverError):
     """What answers is not what the configuration names (map marker, model, driver version, identity): never armed."""
 
 
+class DeviceChanged(WrongDevice):
+    """No longer what was armed first (map of models, scale factor of a control): locked out until a person acts."""
+
+    is_changed = True
+
+
 class DeviceFault(DriverError):
     """The device reports a fault of its own that we can neither name better nor clear."""

@@ -8,6 +8,7 @@ from controller.ports import Clock
 from controller.settings import ModbusSettings
 from controller.types import MeterSample, Quality, Reading
 from drivers.device_map import DeviceMap
+from drivers.identity import Identity
 from drivers.modbus import ModbusConnection, ModbusDevice, ModbusPool
 from drivers.modbus_endpoint import parse_endpoint
 from drivers.profile import DeviceProfile, Kind
@@ -59,9 +60,10 @@ def open_meter(
     delay_s: float | None = None,
     nominal_voltage_v: float | None = None,
     pool: ModbusPool | None = None,
+    identity: Identity | None = None,
 ) -> ModbusMeter:
     """A meter that connects with its first read. `delay_s` None takes the profile's latency; line to neutral volts."""
-    map_ = open_map(modbus, profile=profile, clock=clock, pool=pool)
+    map_ = open_map(modbus, profile=profile, clock=clock, pool=pool, identity=identity)
     delay = profile.latency_s if delay_s is None else delay_s
     return ModbusMeter(map_, clock=clock, delay_s=delay, nominal_voltage_v=nominal_voltage_v)
 
@@ -73,6 +75,7 @@ def open_map(
     clock: Clock,
     pool: ModbusPool | None = None,
     is_reading_all: bool = False,
+    identity: Identity | None = None,
 ) -> DeviceMap:
     """The device's registers by role, over the pool's connection to its endpoint or one of its own."""
     endpoint = parse_endpoint(modbus.host, modbus.port)
@@ -87,4 +90,4 @@ def open_map(
         registers_per_read_max=profile.registers_per_read_max,
         write_function=profile.write_function,
     )
-    return DeviceMap(profile, device, clock, is_reading_all=is_reading_all)
+    return DeviceMap(profile, device, clock, is_reading_all=is_reading_all, identity=identity)

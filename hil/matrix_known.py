@@ -9,7 +9,6 @@ BRIDGE = "node reports lag the meter by a second: changing over to them moves th
 LOCKED = "kilowatts for watts or a flipped sign: the way to the node reports and FALLBACK breaks the 15 s and 60 s rows"
 SLOW = "a 15 s old sample and the node reports take turns, and each change-over moves the battery"
 STALLED = "while the loop stands the battery holds an old set-point through the ramp; nothing bounds that"
-SCALE = "the scale factor is read once per connection and never compared with the last one"
 BUSY = "the envelope's doubt after the battery left outlasts the time to NORMAL"
 TWICE = "killed twice within seconds in a ramp the battery is not at zero 30 s later"
 
@@ -29,7 +28,6 @@ KNOWN: dict[tuple[str, str], str] = {
     **_cells(SLOW, ("S9",), ("limit", "ramp")),
     **_cells(STALLED, ("C3",), ("ramp",)),
     **_cells(STALLED, ("C4",), ("steady", "limit", "ramp")),
-    **_cells(SCALE, ("M7",), EVERY),
     **_cells(BUSY, ("B1",), ("steady", "ramp")),
     **_cells(TWICE, ("X3",), ("ramp",)),
 }

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from drivers.battery import ModbusBattery
 from drivers.errors import (
     BadReply,
     DeviceBusy,
+    DeviceChanged,
     DeviceFault,
     DeviceGone,
     DeviceTimeout,
@@ -27,13 +29,15 @@ from drivers.errors import (
     NotSupported,
     WrongDevice,
 )
+from drivers.identity import IdentityBook
 from drivers.modbus import ModbusDevice
+from drivers.sunspec import layout
 from hil.matrix import row
 from hil.matrix_lab import Lab
 from hil.modbus_server import ExceptionCode, ModbusServer
 from tests.faults_kit import flagged
 from tests.faults_kit import play as play_site
-from tests.modbus_kit import TIMEOUT_S, ScriptedServer, Table, device, reply, u16
+from tests.modbus_kit import TIMEOUT_S, ScriptedServer, Table, device, reply, u16, until
 from tests.test_sunspec_battery import Rig, opened
 
 pytestmark = pytest.mark.wire
@@ -194,32 +198,95 @@ async def test_exception_codes(state: str, code: ExceptionCode) -> None:
         assert await dut.read_registers(3, 0, 1) == u16(42)
 
 
+class Rescaled(Rig):
+    """The same battery after a firmware update: its set-point counts in kilowatts."""
+
+    def read_registers(self, function: int, address: int, count: int) -> bytes:
+        data = super().read_registers(function, address, count)
+        at = self.at("704.WSet_SF")
+        if address <= at < address + count:
+            k = 2 * (at - address)
+            return data[:k] + (3).to_bytes(2, "big", signed=True) + data[k + 2 :]
+        return data
+
+
+class Moved(Rig):
+    """The same battery after a firmware update: another model stands where one was."""
+
+    def read_registers(self, function: int, address: int, count: int) -> bytes:
+        data = super().read_registers(function, address, count)
+        at = self.at("715.ControllerHb") - layout(715)["ControllerHb"].offset
+        if address <= at < address + count:
+            k = 2 * (at - address)
+            return data[:k] + (716).to_bytes(2, "big") + data[k + 2 :]
+        return data
+
+
 @row("M7")
-async def test_scale_factor_changed(state: str) -> None:
-    """The set-point's scale factor changes across a reconnect: refused before anything is written."""
-
-    class Rescaled(Rig):
-        def read_registers(self, function: int, address: int, count: int) -> bytes:
-            data = super().read_registers(function, address, count)
-            at = self.at("704.WSet_SF")
-            if address <= at < address + count:
-                k = 2 * (at - address)
-                return data[:k] + (3).to_bytes(2, "big", signed=True) + data[k + 2 :]
-            return data
-
+@pytest.mark.parametrize("update", [Rescaled, Moved])
+async def test_firmware_update(state: str, update: type[Rig], tmp_path: Path) -> None:
+    """What the battery is was kept: over a reconnect, and in the cold over a restart. Nothing is written to another."""
+    file = tmp_path / "devices.json"
     rig = Rig()
     async with ModbusServer({1: rig}) as server:
-        battery = opened(server)
-        command = await armed(state, battery)
-        changed = Rescaled()
+        before = opened(server, identity=IdentityBook(file).of("battery"))
+        command = await armed("steady" if state == "cold" else state, before)
+        connection = before._map.device.connection
+        if state == "cold":
+            await before.close()
+        changed = update()
+        server.drop_clients()  # firmware comes with a restart
+        await until(lambda: not connection.is_connected)
         server.units[1] = changed
+        battery = opened(server, identity=IdentityBook(file).of("battery")) if state == "cold" else before
+        await refused(lambda: battery.write(command))
+        await refused(battery.read)
+        assert not changed.plant.orders and not changed.frames
+        server.units[1] = rig
         server.drop_clients()
-        with pytest.raises((WrongDevice, NotSupported, NotApplied)):
-            for _ in range(3):
-                with contextlib.suppress(DeviceGone, DeviceTimeout):
-                    await battery.write(command)
-        assert not changed.plant.orders
+        await refused(lambda: battery.write(command))  # a person looks first
         await battery.close()
+        file.unlink()
+        server.units[1] = changed
+        accepted = opened(server, identity=IdentityBook(file).of("battery"))
+        if update is Rescaled:  # a map without a model that the profile needs is another product's, whoever looked
+            await accepted.read()
+        await accepted.close()
+    await asyncio.to_thread(site_loses_battery, state)
+
+
+async def refused(attempt: Callable[[], Awaitable[object]]) -> None:
+    """DeviceChanged, once the wire is there to tell."""
+    async with asyncio.timeout(5.0):
+        while True:
+            try:
+                await attempt()
+            except DeviceChanged:
+                return
+            except (DeviceGone, DeviceTimeout):
+                await asyncio.sleep(0.02)
+            else:
+                pytest.fail("taken for the battery that was armed")
+
+
+def site_loses_battery(state: str) -> None:
+    """The site is told, plans without the battery, and waits for a person."""
+
+    def fail(reading: Reading[Any]) -> Reading[Any]:
+        raise DeviceChanged("battery", "scale factor at 40093 is not as when it was armed first")
+
+    async def react(lab: Lab, since_s: float) -> None:
+        await flagged(lab, Flag.DEVICE_CHANGED, since_s=since_s, within_s=1.5)
+        await lab.run(4.0)
+        assert lab.saw(Flag.BATTERY_LOST, since_s=since_s) and lab.last.mode >= Mode.DEGRADED
+        lab.heal()
+        await lab.run(15.0)
+        assert Flag.DEVICE_CHANGED in lab.last.flags, "until an operator acts"
+
+    def forced(lab: Lab) -> None:
+        lab.hooks.battery = fail
+
+    play_site(state, begin=forced, react=react, recovers=False, reference=forced)
 
 
 @row("M8")

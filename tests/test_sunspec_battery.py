@@ -13,6 +13,7 @@ import pytest
 from controller.types import BatteryCommand, BatteryState, Following, Quality
 from drivers.battery import ModbusBattery, open_battery
 from drivers.errors import InvalidValue, NotApplied, NotSupported, Refused, WrongDevice
+from drivers.identity import Identity
 from hil.modbus_battery import SunSpecBatteryDevice
 from hil.modbus_battery_map import BatteryNameplate, FollowState
 from hil.modbus_server import ExceptionCode, ModbusServer, RegisterFault
@@ -248,13 +249,16 @@ async def server(rig: Rig) -> AsyncIterator[ModbusServer]:
         yield server
 
 
-def opened(server: ModbusServer, name: str = "sunspec-battery-follow") -> ModbusBattery:
+def opened(
+    server: ModbusServer, name: str = "sunspec-battery-follow", *, identity: Identity | None = None
+) -> ModbusBattery:
     return open_battery(
         settings(server.port, timeout_s=1.0),
         profile=profile(name),
         clock=CLOCK,
         charge_w_max=70e6,
         discharge_w_max=70e6,
+        identity=identity,
     )
 
 
