@@ -87,12 +87,9 @@ class AdmissibleInterval:
         self._waives_bands = False
         self._ceilings: list[tuple[CeilingLimit, float]] = []
         self._floors: list[tuple[FloorLimit, float]] = []
-        self._band_slope = math.inf
-        self._fall = self._rise = self._contingency_fall = self._contingency_rise = math.inf
         # The path's envelopes at the present slopes: max over s of P(s) - R (t - s), and its mirror.
         self._peak_w = self._trough_w = start_w
         self._contingency_peak_w = self._contingency_trough_w = start_w
-        self.is_overspent = False
         self.set_limits(limits, start_s)
 
     # ------------------------------------------------------------------------------------------------- the path
@@ -142,10 +139,8 @@ class AdmissibleInterval:
         if not is_waived:
             unknown_s = now_s - self._known_since_s
             for row in self._windows:
-                if row.top_w - row.down_w > low_w:
-                    low_w = row.top_w - row.down_w
-                if row.bottom_w + row.up_w < high_w:
-                    high_w = row.bottom_w + row.up_w
+                low_w = max(low_w, row.top_w - row.down_w)
+                high_w = min(high_w, row.bottom_w + row.up_w)
                 if unknown_s < row.window_s:  # the unknown past is the present mean: no burst on top of it
                     low_w = max(low_w, now_w - row.down_w / row.window_s * elapsed_s)
                     high_w = min(high_w, now_w + row.up_w / row.window_s * elapsed_s)
@@ -284,7 +279,9 @@ class AdmissibleInterval:
     def _due(self, limit_id: LimitId, from_s: float, excess_w: float, slope: float) -> DueStatus:
         now_s = self._path.now_s
         due_s = max(from_s, now_s)
-        met_at_s = now_s + (excess_w / slope if slope > 0.0 else math.inf) if excess_w > 0.0 else now_s
+        if excess_w <= 0.0:
+            return DueStatus(limit_id, from_s, due_s, is_bounded=False)
+        met_at_s = now_s + (excess_w / slope if slope > 0.0 else math.inf)
         is_bounded = met_at_s > due_s + self._tick_s
         return DueStatus(limit_id, from_s, met_at_s if is_bounded else due_s, is_bounded)
 

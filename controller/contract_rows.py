@@ -35,9 +35,6 @@ class Path:
         self.powers_w.append(power_w)
         self.now_s, self.now_w = t_s, power_w
 
-    def end(self) -> int:
-        return self.base + len(self.times_s)
-
     def trim(self, keep_s: float) -> None:
         """Let points go that are older than `keep_s`, in bulk."""
         times_s = self.times_s
@@ -47,8 +44,7 @@ class Path:
             self.base += TRIM_POINTS
 
     def restart(self) -> None:
-        """Forget all but the last point."""
-        self.base = self.end() - 1
+        """Forget all but the last point; rows that looked at the path before must be made anew."""
         self.times_s = [self.now_s]
         self.powers_w = [self.now_w]
 
@@ -116,10 +112,7 @@ class WindowRow:
         self._left = left + base
         if left > 0 and times_s[left] > cutoff_s:
             edge_w = _between(path, left, cutoff_s)
-            if edge_w > self.top_w:
-                self.top_w = edge_w
-            elif edge_w < self.bottom_w:
-                self.bottom_w = edge_w
+            self.top_w, self.bottom_w = max(self.top_w, edge_w), min(self.bottom_w, edge_w)
 
 
 class RateRow:

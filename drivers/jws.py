@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ RS256 = "RS256"
 RSA_BITS_MIN = 2048  # RFC 7518 section 3.3
 KEY_FILE_BYTES_MAX = 65_536
 KEY_FILE_ENDINGS = (".jwk", ".json", ".pem")
+KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HEADER_TEXT_MAX = 128  # of `kid`, `jti` and `cty`
 
 Key = ECKey | RSAKey
@@ -237,6 +239,8 @@ def algorithm_of(key: Key, path: Path) -> str:
 
 def write_key_pair(folder: Path, name: str, *, algorithm: str = ES256) -> tuple[Path, Path]:
     """A new key pair as `name.jwk` (private, mode 0600) and `name.pub.jwk`; never overwrites."""
+    if not KEY_NAME.fullmatch(name):
+        raise BadInput(f"{name!r}: no name for a key pair; letters, digits, . _ - are allowed, at most 64")
     private_path, public_path = folder / f"{name}.jwk", folder / f"{name}.pub.jwk"
     for path in (private_path, public_path):
         if path.exists():

@@ -24,7 +24,7 @@ import numpy as np
 import structlog
 
 from controller.errors import BadInput
-from controller.files import read_file
+from controller.files import open_regular, read_file
 from controller.ports import Clock
 from controller.settings import MqttSettings
 
@@ -195,7 +195,7 @@ class MqttSession:
             await client.__aenter__()
             await self._subscribe(client)
             await self._serve(client)
-        except* (aiomqtt.MqttError, _SessionLost, OSError) as lost:
+        except* (aiomqtt.MqttError, _SessionLost, OSError, UnicodeError) as lost:  # the last: a host that is no name
             reason = _first_reason(lost)
         finally:
             self._has_session = False
@@ -331,14 +331,16 @@ def tls_context(settings: MqttSettings) -> ssl.SSLContext | None:
         return None
     if (settings.cert_file is None) != (settings.key_file is None):
         raise BadInput("mqtt: cert_file and key_file belong together; give both or none")
+    files = [f for f in (settings.ca_file, settings.cert_file, settings.key_file) if f is not None]
     try:
+        for file in files:
+            open_regular(Path(file)).close()
         context = ssl.create_default_context(cafile=settings.ca_file)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if settings.cert_file is not None:
             context.load_cert_chain(settings.cert_file, settings.key_file)
     except (OSError, ssl.SSLError) as error:
-        files = ", ".join(f for f in (settings.ca_file, settings.cert_file, settings.key_file) if f)
-        raise BadInput(f"mqtt: cannot use the TLS files {files}: {error}") from None
+        raise BadInput(f"mqtt: cannot use the TLS files {', '.join(files)}: {error}") from None
     return context
 
 

@@ -1,247 +1,301 @@
 """Mutates envelope, modes, signals and contract one small change at a time and asks their tests to notice.
 
-`python -m hil.mutation` writes `out/mutation.json`: {"mutants", "killed", "survivors", ...}. Changes are made to the
-syntax tree: comparisons and their boundaries, constants, `and`/`or`, `not`, arithmetic, `min`/`max`, conditions held
-true or false, statements removed. The order is shuffled by a fixed seed and shared evenly among the modules; where the
-time limit cuts the run short, that order makes what was tried a fair sample, and `population` says of how many.
+`python -m hil.mutation` writes `out/mutation.json`: {"mutants", "killed", "survivors", ...}. One pytest session
+collects the tests and learns which of them run which lines. Then two lanes try every mutant, each in a forked child:
+only the tests that reach the changed statement run, the latest killers first, until one fails. A change inside a
+function is put in by its code object; one that acts at import (constants, tables, defaults) by importing anew.
+
+A survivor is either a gap in the tests or a change that means nothing. The second kind stands in
+`tests/mutation_justified.yaml` with its reason, one by one; an entry that names no survivor of this run fails it.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import copy
 import importlib.abc
 import importlib.util
-import itertools
 import json
+import math
 import os
 import random
+import resource
+import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FrameType, FunctionType, ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from _pytest.runner import runtestprotocol
+from hypothesis import Phase, settings
+
+from hil.mutants import Mutant, applied, mutants_of
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = {
-    "controller.envelope": ("tests/test_envelope.py",),
-    "controller.envelope_node": ("tests/test_envelope_node.py",),
-    "controller.modes": ("tests/test_modes.py",),
-    "controller.signals": ("tests/test_signals.py",),
-    "controller.signal_schedule": ("tests/test_signals.py",),
-    "controller.contract": ("tests/test_contract.py",),
-    "controller.contract_rows": ("tests/test_contract.py",),
-}
-WORKERS = 2
-MUTANT_S_MAX = 40.0  # a mutant that hangs its tests is noticed; ten times what the slowest need
+MODULES = tuple(
+    f"controller.{name}"
+    for name in ("envelope", "envelope_node", "modes", "signals", "signal_schedule", "contract", "contract_rows")
+)
+TESTS = tuple(
+    f"tests/test_{name}.py"
+    for name in ("envelope", "envelope_node", "modes", "signals", "signal_memory", "contract", "contract_rows")
+)
+JUSTIFIED = Path("tests/mutation_justified.yaml")
+LANES = 2
+KILLED_FRAC_MIN = 0.95
 EXAMPLES = 25  # of each property: seconds for each mutant, not minutes
-
-SWAPS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
-    ast.Lt: (ast.LtE, ast.Gt),
-    ast.LtE: (ast.Lt, ast.Gt),
-    ast.Gt: (ast.GtE, ast.Lt),
-    ast.GtE: (ast.Gt, ast.Lt),
-    ast.Eq: (ast.NotEq,),
-    ast.NotEq: (ast.Eq,),
-    ast.Is: (ast.IsNot,),
-    ast.IsNot: (ast.Is,),
-    ast.In: (ast.NotIn,),
-    ast.NotIn: (ast.In,),
-    ast.And: (ast.Or,),
-    ast.Or: (ast.And,),
-    ast.Add: (ast.Sub,),
-    ast.Sub: (ast.Add,),
-    ast.Mult: (ast.Div,),
-    ast.Div: (ast.Mult,),
-}
-CALLS = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "any": "all", "all": "any"}
+# A mutant that hangs or devours is noticed by what it uses, not by how long a busy machine takes.
+CPU_TIMES_MAX, CPU_S_MIN = 5.0, 2.0  # of one test, beside what it takes on the module as it is, under the tracer
+IMPORT_CPU_S_MAX = 20.0
+MEMORY_BYTES_MAX = 2 << 30
+WALL_S_MAX = 300
+QUIET = ("-q", "-p", "no:cacheprovider", "--tb=no", "-o", "addopts=")
 
 
 @dataclass(frozen=True, slots=True)
-class Mutant:
-    """One change: the module, the place among its places, which of the changes possible there, and in words."""
+class Tried:
+    """What became of one mutant. `by` is the test that noticed, or what it ran out of; empty for a survivor."""
 
-    module: str
-    line: int
-    what: str
-    place: int
-    choice: int
+    mutant: Mutant
+    by: str
 
-
-def mutants_of(module: str, source: str) -> Iterator[Mutant]:
-    """Every change to `source`."""
-    for place, (node, changes) in enumerate(_places(ast.parse(source))):
-        for choice, change in enumerate(changes):
-            yield Mutant(module, getattr(node, "lineno", 0), change.what, place, choice)
+    @property
+    def is_alive(self) -> bool:
+        return not self.by
 
 
-def applied(mutant: Mutant, source: str) -> ast.Module:
-    """`source` with that one change."""
-    tree = ast.parse(source)
-    node, changes = next(itertools.islice(_places(tree), mutant.place, None))
-    changes[mutant.choice](node)
-    return _unnot(ast.fix_missing_locations(tree))
+def source_of(module: str) -> str:
+    return _path(module).read_text(encoding="utf-8")
 
 
-def _places(tree: ast.Module) -> Iterator[tuple[ast.AST, list[_Change]]]:
-    """Nodes that can be changed, in order, each with its changes; docs, types, messages and asserts are left alone."""
-    stack: list[ast.AST] = [tree]
-    while stack:
-        node = stack.pop(0)
-        if isinstance(node, ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom):
-            continue
-        changes = _changes(node)
-        if changes:
-            yield node, changes
-        for name, value in ast.iter_fields(node):
-            if name in ("annotation", "returns", "decorator_list", "type_params"):
-                continue
-            children = value if isinstance(value, list) else [value]
-            stack.extend(child for child in children if isinstance(child, ast.AST))
+def _path(module: str) -> Path:
+    return ROOT / Path(*module.split(".")).with_suffix(".py")
 
 
-class _Change:
-    """Changes a node in place and says what it did."""
-
-    def __init__(self, field: str, index: int | None, new: object, what: str) -> None:
-        self._field, self._index, self._new, self.what = field, index, new, what
-
-    def __call__(self, node: ast.AST) -> None:
-        if self._index is None:
-            setattr(node, self._field, self._new)
-        else:
-            getattr(node, self._field)[self._index] = self._new
+# ------------------------------------------------------------------------------------ which tests run which lines
 
 
-def _changes(node: ast.AST) -> list[_Change]:
-    found: list[_Change] = []
-    if isinstance(node, ast.Compare):
-        for k, op in enumerate(node.ops):
-            for new in SWAPS.get(type(op), ()):
-                found.append(_Change("ops", k, new(), f"{type(op).__name__} to {new.__name__}"))
-    elif isinstance(node, ast.BoolOp | ast.BinOp):
-        for new in SWAPS.get(type(node.op), ()):
-            found.append(_Change("op", None, new(), f"{type(node.op).__name__} to {new.__name__}"))
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
-        found.append(_Change("op", None, ast.UAdd() if isinstance(node.op, ast.USub) else _Truth(), "sign or not gone"))
-    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        found += _of_constant(node.value)
-    elif isinstance(node, ast.Call):
-        name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
-        if name in CALLS:
-            new_func = copy.deepcopy(node.func)
-            setattr(new_func, "id" if isinstance(node.func, ast.Name) else "attr", CALLS[name])
-            found.append(_Change("func", None, new_func, f"{name} to {CALLS[name]}"))
-    elif isinstance(node, ast.If | ast.IfExp | ast.While):
-        for value in (True, False):
-            if not (isinstance(node, ast.While) and value):
-                found.append(_Change("test", None, ast.Constant(value), f"condition always {value}"))
-    if isinstance(node, ast.FunctionDef | ast.If | ast.For | ast.With | ast.While):
-        for field in ("body", "orelse"):
-            for k, statement in enumerate(getattr(node, field, [])):
-                if _is_removable(statement):
-                    found.append(_Change(field, k, ast.copy_location(ast.Pass(), statement), "statement removed"))
-    return found
+@dataclass(slots=True)
+class Reach:
+    """For each test: the lines of each module that it runs, and the processor time it takes."""
+
+    lines: dict[str, dict[str, set[int]]] = field(default_factory=dict)
+    cpu_s: dict[str, float] = field(default_factory=dict)
+
+    def tests(self, mutant: Mutant) -> list[str]:
+        """The tests that run the mutated statement, the quickest first; all of them for what acts at import."""
+        touched = set(range(mutant.line, mutant.end_line + 1))
+        found = [
+            test
+            for test, lines in self.lines.items()
+            if not mutant.function or touched & lines.get(mutant.module, set())
+        ]
+        return sorted(found, key=lambda test: self.cpu_s[test])
 
 
-class _Truth(ast.Not):
-    """Stands for `not` taken away: see `_unnot`."""
+class _Tracer:
+    """Notes the lines of our modules that run while it is set."""
+
+    def __init__(self) -> None:
+        self._modules = {str(_path(module)): module for module in MODULES}
+        self.lines: dict[str, set[int]] = {}
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
+        module = self._modules.get(frame.f_code.co_filename)
+        if module is None:
+            return None
+        lines = self.lines.setdefault(module, set())
+
+        def local(frame: FrameType, event: str, arg: object) -> Any:
+            lines.add(frame.f_lineno)
+            return local
+
+        return local
 
 
-def _unnot(tree: ast.Module) -> ast.Module:
-    class Remove(ast.NodeTransformer):
-        def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
-            self.generic_visit(node)
-            return node.operand if isinstance(node.op, _Truth) else node
-
-    changed: ast.Module = Remove().visit(tree)
-    return ast.fix_missing_locations(changed)
+def _passes(item: pytest.Item) -> bool:
+    return all(not report.failed for report in runtestprotocol(item, log=False, nextitem=None))
 
 
-def _of_constant(value: int | float | bool) -> list[_Change]:
-    if isinstance(value, bool):
-        return [_Change("value", None, not value, f"{value} to {not value}")]
-    new = 1 if value == 0 else value * 2
-    return [_Change("value", None, type(value)(new), f"{value} to {new}")]
+def _learn(items: Sequence[pytest.Item]) -> Reach:
+    """Run every test once on the modules as they are."""
+    reach = Reach()
+    for item in items:
+        tracer, began_s = _Tracer(), time.process_time()
+        sys.settrace(tracer)
+        try:
+            is_good = _passes(item)
+        finally:
+            sys.settrace(None)
+        if not is_good:
+            sys.exit(f"{item.nodeid} fails on the modules as they are")
+        reach.lines[item.nodeid] = tracer.lines
+        reach.cpu_s[item.nodeid] = time.process_time() - began_s
+    return reach
 
 
-def _is_removable(statement: ast.stmt) -> bool:
-    if isinstance(statement, ast.Expr):
-        return isinstance(statement.value, ast.Call)
-    return isinstance(statement, ast.AugAssign | ast.Continue | ast.Delete | ast.Raise) or (
-        isinstance(statement, ast.Assign)
-        and all(isinstance(t, ast.Attribute | ast.Subscript) for t in statement.targets)
-    )
+def _with_few_examples(items: Sequence[pytest.Item]) -> None:
+    """Properties: few examples, always the same ones, and no time spent on making a failing one small."""
+    for item in items:
+        test: Any = getattr(item, "obj", None)
+        test = getattr(test, "__func__", test)
+        old = getattr(test, "_hypothesis_internal_use_settings", None)
+        if old is not None:
+            test._hypothesis_internal_use_settings = settings(
+                old,
+                max_examples=min(EXAMPLES, old.max_examples),
+                phases=(Phase.explicit, Phase.generate),
+                derandomize=True,
+                database=None,
+                deadline=None,
+            )
 
 
-# ------------------------------------------------------------------------------------------------ trying one
+# ------------------------------------------------------------------------------------------------------- trying one
+
+
+def _swap_code(mutant: Mutant) -> None:
+    """The changed function's code in place of the one in force."""
+    tree = applied(mutant, source_of(mutant.module))
+    code = compile(tree, str(_path(mutant.module)), "exec")
+    place: Any = sys.modules[mutant.module]
+    for name in mutant.function.split("."):
+        place = vars(place)[name]
+        code = next(c for c in code.co_consts if isinstance(c, CodeType) and c.co_name == name)
+    function = place.fget if isinstance(place, property) else getattr(place, "__func__", place)
+    assert isinstance(function, FunctionType)
+    function.__code__ = code
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Gives the changed module where the real one is asked for."""
 
-    def __init__(self, mutant: Mutant, path: Path) -> None:
-        self._mutant, self._path = mutant, path
+    def __init__(self, mutant: Mutant) -> None:
+        self._mutant = mutant
 
     def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
         if name != self._mutant.module:
             return None
-        return importlib.util.spec_from_loader(name, self, origin=str(self._path))
+        return importlib.util.spec_from_loader(name, self, origin=str(_path(name)))
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__file__ = str(self._path)
-        tree = applied(self._mutant, self._path.read_text(encoding="utf-8"))
-        exec(compile(tree, str(self._path), "exec"), module.__dict__)
+        path = str(_path(self._mutant.module))
+        module.__file__ = path
+        exec(compile(applied(self._mutant, source_of(self._mutant.module)), path, "exec"), module.__dict__)
 
 
-def survives(mutant: Mutant | None, module: str) -> bool:
-    """Whether the module's tests pass on `mutant` (None: on the module as it is), in a child of this process."""
+class _InOrder:
+    """A pytest plugin that runs the named tests in their order and stops at the first failure."""
+
+    def __init__(self, tests: Mapping[str, float]) -> None:
+        self._tests = tests
+        self.by = "import"
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self.by = _first_failing(session.items, self._tests)
+        return True
+
+
+def _first_failing(items: Sequence[pytest.Item], tests: Mapping[str, float]) -> str:
+    """The first of `tests` that fails; each may use so many times the processor seconds it should take."""
+    known = {item.nodeid: item for item in items}
+    _with_few_examples(items)
+    for test, cpu_s in tests.items():
+        _let_use(CPU_S_MIN + CPU_TIMES_MAX * cpu_s)
+        if not _passes(known[test]):
+            return test
+    return ""
+
+
+def _let_use(cpu_s: float) -> None:
+    """From here on; the system ends a process that uses more."""
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + cpu_s), resource.RLIM_INFINITY))
+
+
+def _anew(mutant: Mutant, tests: Mapping[str, float]) -> str:
+    """Import and collect everything again with the mutant in place: for what acts while a module is imported."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("controller", "drivers", "tests")]:
+        del sys.modules[name]
+    sys.meta_path.insert(0, _Finder(mutant))
+    plugin = _InOrder(tests)
+    files = sorted({test.partition("::")[0] for test in tests})
+    pytest.main([*QUIET, *files], plugins=[plugin])
+    return plugin.by
+
+
+def try_one(mutant: Mutant, items: Sequence[pytest.Item], tests: Mapping[str, float]) -> Tried:
+    """What becomes of `mutant`, in a child of this process."""
+    if not tests:
+        return Tried(mutant, "")
+    read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        _run_tests(mutant, module)
-    deadline_s = time.monotonic() + MUTANT_S_MAX * (1 if mutant else 4)
-    while time.monotonic() < deadline_s:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status) == 0
-        time.sleep(0.02)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return False
+        _live(mutant, items, tests, write)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if os.waitstatus_to_exitcode(status) == 0 and said == "alive":
+        return Tried(mutant, "")
+    return Tried(mutant, said or "out of time or memory")
 
 
-def _run_tests(mutant: Mutant | None, module: str) -> None:
+def _live(mutant: Mutant, items: Sequence[pytest.Item], tests: Mapping[str, float], out: int) -> None:
     """In the child: never returns."""
-    code = 1
     try:
+        _let_use(IMPORT_CPU_S_MAX)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES_MAX, used + MEMORY_BYTES_MAX))
+        signal.alarm(WALL_S_MAX)
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
-        if mutant is not None:
-            sys.meta_path.insert(0, _Finder(mutant, ROOT / Path(*module.split(".")).with_suffix(".py")))
-        import pytest
-        from hypothesis import settings
-
-        settings.register_profile("mutation", max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
-        settings.load_profile("mutation")
-        found = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=no", *TESTS[module]])
-        code = int(found)
+        if mutant.function and not _acts_at_import(mutant):
+            _swap_code(mutant)
+            by = _first_failing(items, tests)
+        else:
+            by = _anew(mutant, tests)
+        os.write(out, (by or "alive").encode())
     finally:
-        os._exit(code)
+        os._exit(0)
+
+
+def _acts_at_import(mutant: Mutant) -> bool:
+    """Whether the function has already run when its module is imported: its code comes too late then."""
+    return any(mutant.line <= line <= mutant.end_line for line in _RUN_AT_IMPORT.get(mutant.module, ()))
+
+
+_RUN_AT_IMPORT: dict[str, set[int]] = {}
+
+
+def _watch_imports() -> None:
+    """Import the modules, noting the lines inside functions that run meanwhile."""
+    tracer = _Tracer()
+    sys.settrace(lambda frame, event, arg: None if frame.f_code.co_name == "<module>" else tracer(frame, event, arg))
+    try:
+        for module in MODULES:
+            importlib.import_module(module)
+    finally:
+        sys.settrace(None)
+    _RUN_AT_IMPORT.update(tracer.lines)
 
 
 # ------------------------------------------------------------------------------------------------ all
 
 
-def plan() -> list[Mutant]:
-    """Every mutant of every module, shuffled within its module by a fixed seed and dealt out module by module."""
+def plan(modules: Sequence[str] = MODULES) -> list[Mutant]:
+    """Every mutant, shuffled within its module by a fixed seed and dealt out module by module.
+
+    Where a time limit cuts the run short, that order makes what was tried a fair sample.
+    """
     hands: list[list[Mutant]] = []
-    for module in TESTS:
-        path = ROOT / Path(*module.split(".")).with_suffix(".py")
-        hand = list(mutants_of(module, path.read_text(encoding="utf-8")))
+    for module in modules:
+        hand = list(mutants_of(module, source_of(module)))
         random.Random(module).shuffle(hand)
         hands.append(hand)
     longest = max(len(hand) for hand in hands)
@@ -249,76 +303,143 @@ def plan() -> list[Mutant]:
     return [m for _, m in sorted(spread, key=lambda pair: pair[0])]
 
 
-def lane(mutants: Sequence[Mutant], *, until_s: float, out: int) -> None:
-    """Try each of `mutants` until the time is over; one JSON line each to the pipe `out`."""
-    import hypothesis  # noqa: F401 - loaded before the forks, so that each starts at once
-    import numpy  # noqa: F401
-    import pytest  # noqa: F401
+class _Lanes:
+    """A pytest plugin: in place of running the tests once, run them on the mutants."""
 
-    with os.fdopen(out, "w") as pipe:
-        for mutant in mutants:
-            if time.monotonic() > until_s:
-                return
-            is_alive = survives(mutant, mutant.module)
-            where = f"{mutant.module}:{mutant.line}: {mutant.what}"
-            pipe.write(json.dumps([mutant.module, where, is_alive]) + "\n")
-            pipe.flush()
+    def __init__(self, mutants: Sequence[Mutant], *, until_s: float) -> None:
+        self._mutants, self._until_s = mutants, until_s
+        self.tried: list[Tried] = []
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        _with_few_examples(session.items)
+        reach = _learn(session.items)
+        capture = session.config.pluginmanager.getplugin("capturemanager")
+        capture.suspend_global_capture(in_=True)
+        pipes = []
+        for k in range(LANES):
+            read, write = os.pipe()
+            if os.fork() == 0:
+                os.close(read)
+                self._lane(self._mutants[k::LANES], session.items, reach, write)
+                os._exit(0)
+            os.close(write)
+            pipes.append(read)
+        for k, read in enumerate(pipes):
+            with os.fdopen(read) as pipe:
+                lane = zip(self._mutants[k::LANES], pipe, strict=False)
+                self.tried += [Tried(mutant, json.loads(line)) for mutant, line in lane]
+        return True
+
+    def _lane(self, mutants: Sequence[Mutant], items: Sequence[pytest.Item], reach: Reach, out: int) -> None:
+        """Try each of `mutants` until the time is over; one line each to the pipe `out`."""
+        killers: dict[str, list[str]] = {}
+        with os.fdopen(out, "w") as pipe:
+            for mutant in mutants:
+                if time.monotonic() > self._until_s:
+                    return
+                lately = killers.setdefault(f"{mutant.module} {mutant.function}", [])
+                tests = reach.tests(mutant)
+                tests.sort(key=lambda test: lately.index(test) if test in lately else len(lately))
+                found = try_one(mutant, items, {test: reach.cpu_s[test] for test in tests})
+                if found.by in reach.cpu_s:
+                    killers[f"{mutant.module} {mutant.function}"] = [found.by, *(t for t in lately if t != found.by)]
+                pipe.write(json.dumps(found.by) + "\n")
+                pipe.flush()
+
+
+# ------------------------------------------------------------------------------------------------ the report
+
+
+def justified(path: Path = ROOT / JUSTIFIED) -> dict[tuple[str, str, str, str, int], str]:
+    """What the committed file says of changes that mean nothing, by (module, function, before, after, nth)."""
+    found: dict[tuple[str, str, str, str, int], str] = {}
+    for entry in yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else []:
+        key = (entry["module"], entry["function"], entry["before"], entry["after"], entry.get("nth", 1))
+        if key in found or not entry["reason"].strip():
+            sys.exit(f"{path.name}: an entry twice, or without its reason: {key}")
+        found[key] = " ".join(entry["reason"].split())
+    return found
+
+
+def _key(mutant: Mutant) -> tuple[str, str, str, str, int]:
+    return (mutant.module, mutant.function, mutant.before, mutant.after, mutant.nth)
+
+
+def judged(
+    tried: Sequence[Tried], *, population: Sequence[Mutant], reasons: dict[tuple[str, str, str, str, int], str]
+) -> dict[str, Any]:
+    """The report of a run: what survived, with its reason where one is committed, and which reasons are stale."""
+    alive = sorted((t.mutant for t in tried if t.is_alive), key=lambda m: (m.module, m.line, m.after))
+    fate = {_key(t.mutant): t for t in tried}
+    exist = {_key(m) for m in population}
+    stale = [
+        f"{key[0]} {key[1]}: `{key[2]}` -> `{key[3]}`"
+        + (": noticed by " + fate[key].by if key in fate else ": no such change any more")
+        for key in reasons
+        if key not in exist or (key in fate and not fate[key].is_alive)
+    ]
+    return {
+        "mutants": len(tried),
+        "killed": sum(not t.is_alive for t in tried),
+        "survivors": [m.name for m in alive],
+        "justified": {m.name: reasons[_key(m)] for m in alive if _key(m) in reasons},
+        "unjustified": [m.name for m in alive if _key(m) not in reasons],
+        "stale_justifications": stale,
+        "population": len(population),
+        "out_of_time_or_memory": sum(t.by == "out of time or memory" for t in tried),
+        "by_module": {
+            module: {
+                "mutants": sum(t.mutant.module == module for t in tried),
+                "killed": sum(t.mutant.module == module and not t.is_alive for t in tried),
+            }
+            for module in MODULES
+        },
+    }
+
+
+def is_good(report: dict[str, Any]) -> bool:
+    """At least 95 % killed, every survivor justified, and every justification needed."""
+    share = report["killed"] / max(report["mutants"], 1)
+    return bool(share >= KILLED_FRAC_MIN and not report["unjustified"] and not report["stale_justifications"])
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    for name, reason in report["justified"].items():
+        yield f"survives, means nothing: {name}\n    {reason}"
+    for name in report["unjustified"]:
+        yield f"SURVIVES: {name}"
+    for entry in report["stale_justifications"]:
+        yield f"{JUSTIFIED}: stale: {entry}"
+    share = report["killed"] / max(report["mutants"], 1)
+    counts = f"{len(report['justified'])} survivors justified, {len(report['unjustified'])} not"
+    yield f"{report['killed']} of {report['mutants']} mutants killed ({share:.1%}); {counts}"
+    yield f"{report['population']} exist; {report['seconds']:.0f} s"
+    for name, found in report["by_module"].items():
+        yield f"  {name}: {found['killed']} of {found['mutants']}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Do the tests notice small changes?")
-    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--minutes", type=float, default=9.5)
+    parser.add_argument("--module", action="append", help="only this one, as controller.envelope; may be repeated")
+    parser.add_argument("--names", help="only mutants whose name holds this text")
     given = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     began_s = time.monotonic()
-    sick = [module for module in TESTS if not survives(None, module)]
-    if sick:
-        print(f"the tests of {', '.join(sick)} fail on the modules as they are", file=sys.stderr)
-        return 1
-    mutants = plan()
-    until_s = began_s + 60.0 * given.minutes
-    pipes = []
-    for k in range(WORKERS):
-        read, write = os.pipe()
-        if os.fork() == 0:
-            os.close(read)
-            lane(mutants[k::WORKERS], until_s=until_s, out=write)
-            os._exit(0)
-        os.close(write)
-        pipes.append(read)
-    lines: list[list[object]] = []
-    for read in pipes:
-        with os.fdopen(read) as pipe:
-            lines += [json.loads(line) for line in pipe]
-    return _tell(lines, population=len(mutants), seconds=time.monotonic() - began_s)
-
-
-def _tell(lines: Sequence[Sequence[object]], *, population: int, seconds: float) -> int:
-    survivors = sorted(str(where) for _, where, is_alive in lines if is_alive)
-    killed = len(lines) - len(survivors)
-    by_module = {
-        module: {
-            "mutants": sum(name == module for name, _, _ in lines),
-            "killed": sum(name == module and not is_alive for name, _, is_alive in lines),
-        }
-        for module in TESTS
-    }
-    report = {
-        "mutants": len(lines),
-        "killed": killed,
-        "survivors": survivors,
-        "population": population,
-        "by_module": by_module,
-        "seconds": round(seconds, 1),
-    }
+    _watch_imports()
+    population = [m for m in plan(given.module or MODULES) if not given.names or given.names in m.name]
+    lanes = _Lanes(population, until_s=began_s + 60.0 * given.minutes)
+    code = pytest.main([*QUIET, *TESTS], plugins=[lanes])
+    if not lanes.tried:
+        return int(code) or 1
+    reasons = {k: v for k, v in justified().items() if not given.names and k[0] in (given.module or MODULES)}
+    report = judged(lanes.tried, population=population, reasons=reasons)
+    report["seconds"] = round(time.monotonic() - began_s, 1)
     Path("out").mkdir(exist_ok=True)
     Path("out/mutation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    share = killed / max(len(lines), 1)
-    print(f"{killed} of {len(lines)} mutants killed ({share:.1%}); {population} exist; {seconds:.0f} s")
-    for name, found in by_module.items():
-        print(f"  {name}: {found['killed']} of {found['mutants']}")
-    return 0 if share >= 0.95 else 1
+    print("\n".join(_lines(report)))
+    return 0 if is_good(report) else 1
 
 
 if __name__ == "__main__":

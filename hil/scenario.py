@@ -14,12 +14,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from controller.config.load import Document, data_path, parse_document, read_yaml
-from controller.config.site import parse_site
+from controller.config.site import LARGEST, parse_site
 from controller.errors import BadInput
 from controller.settings import Settings
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
+NonNegative = Annotated[float, Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 

@@ -631,3 +631,273 @@ def test_projection_knows_the_slope_of_bands() -> None:
     reach_w = 10.0 * 1e6 / band_seconds(0.1, 5.0)
     assert interval.band_slope_w_per_s == pytest.approx(reach_w / 10.0, rel=1e-4)
     assert (low[0], high[0]) == (pytest.approx(50e6 - reach_w, rel=1e-4), pytest.approx(50e6 + reach_w, rel=1e-4))
+
+
+# ------------------------------------------------------------------------------------------------ small print
+
+
+def known(rows: list[Limit], *, start_w: float = 50e6, tick_s: float = 0.1) -> AdmissibleInterval:
+    """An interval whose past is known to be flat for as long as any row looks back."""
+    interval = AdmissibleInterval(rows, start_s=-1000.0, start_w=start_w, tick_s=tick_s)
+    interval.push(0.0, start_w)
+    return interval
+
+
+def floor_row(min_w: float, from_s: float, until_s: float = math.inf) -> FloorLimit:
+    return FloorLimit(LimitId("floor"), min_w, from_s, HERE, until_s=until_s)
+
+
+@pytest.mark.parametrize("residual", [0.0, {}])
+@pytest.mark.parametrize("row", [swing(100.0, 15.0), rate(10.0, 100.0), ramp(100.0, 15.0)])
+def test_a_site_of_a_few_watts_gets_every_watt_of_its_rows(row: Limit, residual: float | dict[LimitId, float]) -> None:
+    """Nothing but rounding is taken off where nothing was measured: 100 W are 100 W, at once and as a slope."""
+    interval = known([row, ceiling(950.0, -1.0), floor_row(1.0, -1.0)], start_w=1000.0)
+    interval.set_shrink(5.0, {})
+    interval.set_shrink(residual, {})
+    assert (interval.now_w - interval.bounds(0.1).low_w) == pytest.approx(100.0, abs=0.01)
+    assert interval.slope_down_w_per_s == pytest.approx(
+        100.0 / (15.1 if not isinstance(row, RateLimit) else 10.1), 1e-4
+    )
+    assert interval.slope_up_w_per_s == interval.slope_down_w_per_s == interval.contingency_slope_w_per_s
+    assert interval.due_status()[0].met_at_s == pytest.approx(50.0 / interval.slope_down_w_per_s, rel=1e-4)
+    assert interval.spent_down_w()[row.id] == pytest.approx(0.0, abs=0.01)
+    assert interval.spent_up_w()[row.id] == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_new_interval_takes_nothing_off() -> None:
+    """Before any residual is measured the whole allowance counts."""
+    interval = AdmissibleInterval([swing(100.0, 10.0)], start_s=-1000.0, start_w=1000.0, tick_s=0.1)
+    interval.push(0.0, 1000.0)
+    assert interval.bounds(0.1).low_w == pytest.approx(900.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("row", "seconds"),
+    [
+        (BandLimit(LimitId("f"), 100.0, (0.1, 5.0), HERE), band_seconds(0.1, 5.0)),
+        (SwingLimit(LimitId("f"), 100.0, 5.0, 0.0, HERE, (0.1, 55.0)), swing_seconds(0.1, 55.0, 5.0)),
+        (OscillationLimit(LimitId("f"), 100.0, (0.1, 20.0), 20.0, HERE), line_seconds(0.1, 20.0, 20.0)),
+    ],
+)
+def test_filtered_rows_bound_the_slope_and_keep_half(row: Limit, seconds: float) -> None:
+    """Each kind by its own constant, both ways, now and ahead; a residual takes at most half of it."""
+    interval = known([row], start_w=1000.0)
+    slope = 100.0 / seconds
+    assert interval.band_slope_w_per_s == pytest.approx(slope, rel=1e-4)
+    found = interval.bounds(0.1)
+    assert (found.low_w, found.high_w) == (
+        pytest.approx(1000.0 - 0.1 * slope, abs=1e-3),
+        pytest.approx(1000.0 + 0.1 * slope, abs=1e-3),
+    )
+    interval.push(50.0, 1000.0)
+    low, high = interval.project([50.5])
+    assert (low[0], high[0]) == (pytest.approx(1000.0 - 0.5 * slope, 1e-6), pytest.approx(1000.0 + 0.5 * slope, 1e-6))
+    interval.set_shrink(20.0, {})
+    assert interval.band_slope_w_per_s == pytest.approx(0.8 * slope, rel=1e-4) and not interval.is_overspent
+    interval.set_shrink(70.0, {})
+    assert interval.band_slope_w_per_s == pytest.approx(0.5 * slope, rel=1e-4) and interval.is_overspent
+
+
+def test_a_tenth_of_an_overspent_row_is_kept() -> None:
+    """However large the residual, a tenth of a plain row stays; below that nothing is said to be overspent."""
+    interval = known([swing(100.0, 10.0)], start_w=1000.0)
+    assert not interval.is_overspent
+    interval.set_shrink(89.0, {})
+    assert interval.bounds(0.1).low_w == pytest.approx(989.0, abs=0.01) and not interval.is_overspent
+    interval.set_shrink(95.0, {})
+    assert interval.bounds(0.1).low_w == pytest.approx(990.0, abs=0.01) and interval.is_overspent
+    assert KEPT_FRAC == 0.1
+    interval.set_shrink(0.0, {})
+    assert not interval.is_overspent
+
+
+def test_a_row_that_allows_nothing_holds_and_promises_nothing() -> None:
+    """No change allowed: the path holds, a lower ceiling is never met, and nothing of the row was overspent."""
+    interval = known([swing(0.0, 10.0), ceiling(40.0, -1.0), floor_row(60.0, -1.0)], start_w=50.0)
+    found = interval.bounds(0.1)
+    assert (found.low_w, found.high_w) == (50.0, 50.0) and not interval.is_overspent
+    assert [(d.met_at_s, d.is_bounded) for d in interval.due_status()] == [(math.inf, True), (math.inf, True)]
+
+
+def test_a_dip_alone_takes_its_share_of_falls() -> None:
+    """The contingency dip changes while the residual stays: falls shrink, rises and the contingency slope do not."""
+    interval = known([swing(5e6, 15.0)])
+    interval.set_shrink(1e6, {})
+    interval.set_shrink(1e6, {LimitId("swing"): 2e6})
+    found = interval.bounds(0.1)
+    assert (found.low_w, found.high_w) == (pytest.approx(48e6, rel=1e-6), pytest.approx(54e6, rel=1e-6))
+    assert interval.contingency_slope_w_per_s == pytest.approx(4e6 / 15.1, rel=1e-4)
+    assert interval.contingency_rise_w_per_s == interval.slope_up_w_per_s == pytest.approx(4e6 / 15.1, rel=1e-4)
+
+
+def test_ceilings_and_floors_keep_the_residual_away() -> None:
+    """Ripple of 1 MW stays under a ceiling of 52 and above a floor of 48 only if the path keeps 1 MW off both."""
+    interval = known([ceiling(52e6, -1.0), floor_row(48e6, -1.0)])
+    interval.set_shrink(1e6, {})
+    found = interval.bounds(0.1)
+    assert (found.low_w, found.high_w) == (49e6, 51e6)
+
+
+def test_a_ceiling_is_a_line_that_falls_until_it_is_due_and_level_after() -> None:
+    """Half a second before its time the room is half a second of fall; at its time and long after there is none."""
+    interval = known([swing(5e6, 15.0), ceiling(50e6, 100.0, 200.0)], start_w=50e6)
+    fall = interval.slope_down_w_per_s
+    interval.push(99.0, 50e6)
+    assert interval.bounds(99.5).high_w == pytest.approx(50e6 + 0.5 * fall, rel=1e-9)
+    assert interval.bounds(100.0).high_w == 50e6
+    interval.push(150.0, 50e6)
+    assert interval.bounds(150.1).high_w == 50e6
+    assert interval.bounds(200.0).high_w == pytest.approx(55e6, rel=1e-5)
+    free = known([ceiling(50e6, 100.0)])
+    assert free.bounds(99.9).high_w == math.inf and free.bounds(100.0).high_w == 50e6
+
+
+def test_a_floor_is_a_line_that_rises_until_it_is_due_and_level_after() -> None:
+    """The mirror image: from above it binds nothing early, and it ends with its time."""
+    interval = known([swing(5e6, 15.0), floor_row(60e6, 60.0, 200.0)], start_w=70e6)
+    assert interval.bounds(0.1).low_w == pytest.approx(65e6, rel=1e-5)
+    interval = known([swing(5e6, 15.0), floor_row(50e6, 60.0, 200.0)])
+    rise = interval.slope_up_w_per_s
+    interval.push(59.0, 50e6)
+    assert interval.bounds(59.5).low_w == pytest.approx(50e6 - 0.5 * rise, rel=1e-9)
+    interval.push(150.0, 50e6)
+    assert interval.bounds(150.1).low_w == 50e6
+    assert interval.bounds(200.0).low_w == pytest.approx(45e6, rel=1e-5)
+
+
+def test_what_is_due_is_said_until_it_is_over() -> None:
+    """A limit met in time says its own time; at its end, and after it, nothing is left to say."""
+    interval = known([swing(5e6, 15.0), ceiling(60e6, 30.0, 40.0), floor_row(40e6, 30.0, 40.0)])
+    assert [(d.met_at_s, d.is_bounded) for d in interval.due_status()] == [(30.0, False), (30.0, False)]
+    interval.push(35.0, 50e6)
+    assert [(d.due_s, d.met_at_s, d.is_bounded) for d in interval.due_status()] == [(30.0, 35.0, False)] * 2
+    interval.push(40.0, 50e6)
+    assert interval.due_status() == ()
+    interval.push(41.0, 50e6)
+    assert interval.due_status() == ()
+
+
+def test_a_fall_that_takes_the_time_there_is_promises_the_time_asked() -> None:
+    """8 MW to go with 60 s left is early: the answer is the time that was asked for, not an earlier one."""
+    interval = known([swing(5e6, 15.0), ceiling(42e6, 60.0)])
+    (status,) = interval.due_status()
+    assert (status.met_at_s, status.is_bounded) == (60.0, False)
+
+
+def test_less_than_a_watt_to_go_at_less_than_a_watt_a_second() -> None:
+    """Small numbers are numbers: half a watt at a tenth of a watt per second takes five seconds."""
+    interval = known([ramp(10.0, 100.0), ceiling(999.5, -1.0)], start_w=1000.0)
+    (status,) = interval.due_status()
+    assert status.is_bounded and status.met_at_s == pytest.approx(0.5 / (10.0 / 100.1), rel=1e-3)
+
+
+def test_a_window_is_known_from_its_last_second_on() -> None:
+    """15 s after the start the unknown past has left a 15 s window, and 60 s after it a rate row of 60 s."""
+    for row in (swing(5e6, 15.0), rate(1e6, 5e6, 15.0)):
+        interval = AdmissibleInterval([row], start_s=0.0, start_w=50e6, tick_s=0.5)
+        interval.push(14.5, 50e6)
+        assert interval.bounds(15.0).low_w > 49e6
+        interval.push(15.0, 50e6)
+        assert interval.bounds(15.5).low_w == pytest.approx(45e6, rel=1e-5)
+
+
+def test_a_waiver_ends_once_and_on_time() -> None:
+    """What happens up to its last instant is forgiven, the last move included; what follows is not."""
+    interval = known([swing(5e6, 15.0)])
+    interval.waive_ramps(1.0, with_bands=False)
+    interval.push(0.5, 50e6)
+    assert interval.bounds(0.6).low_w == interval.project([0.6])[0][0] == -math.inf
+    interval.push(1.0, 20e6)
+    assert interval.bounds(1.1).low_w == pytest.approx(15e6, rel=1e-5)
+    assert interval.bounds(1.1).high_w == pytest.approx(25e6, rel=1e-5) == interval.project([1.1])[1][0]
+    interval.push(1.1, 24e6)
+    assert interval.bounds(1.2).high_w == pytest.approx(25e6, rel=1e-5)
+    interval.set_limits(interval.limits, 1.1)
+    assert interval.bounds(1.2).low_w == pytest.approx(19e6, rel=1e-5), "and the same rows again change nothing"
+
+
+def test_a_waiver_leaves_no_spent_window_behind() -> None:
+    """30 MW fell under the waiver: no line of slope remembers it, on a contract of rate rows as on any other."""
+    for row in (rate(0.5e6, 6e6), swing(5e6, 15.0)):
+        interval = known([row, ceiling(19e6, -1.0)])
+        interval.waive_ramps(1.0, with_bands=True)
+        interval.push(0.9, 20e6)
+        interval.push(1.0, 20e6)
+        assert interval.contingency_excess_w == 0.0 == interval.contingency_excess_up_w
+        (status,) = interval.due_status()
+        assert status.met_at_s == pytest.approx(1.0 + 1e6 / interval.slope_down_w_per_s, rel=1e-6)
+
+
+def test_bands_are_waived_only_when_said_so_this_time() -> None:
+    """A waiver with bands lifts their slope; a later one without does not inherit that."""
+    band = BandLimit(LimitId("band"), 10e6, (0.1, 5.0), HERE)
+    interval = known([swing(5e6, 15.0), band])
+    interval.waive_ramps(1.0, with_bands=True)
+    assert interval.bounds(0.1).low_w == -math.inf and interval.bounds(0.1).high_w == math.inf
+    interval.waive_ramps(1.0, with_bands=False)
+    assert interval.bounds(0.1).low_w == pytest.approx(50e6 - 0.1 * 10e6 / band_seconds(0.1, 5.0), rel=1e-4)
+
+
+def test_time_does_not_run_back_with_an_old_reading() -> None:
+    """A meter reading older than the path's end moves the power, not the time."""
+    interval = known([swing(5e6, 15.0)])
+    interval.push(2.0, 51e6)
+    interval.reanchor(1.5, 49e6)
+    assert (interval.now_s, interval.now_w) == (2.0, 49e6)
+
+
+def test_a_jump_at_one_instant_is_remembered_without_any_row() -> None:
+    """No row, no slope: a jump of 12 MW in no time still stands above the present until time passes."""
+    interval = AdmissibleInterval([], start_s=0.0, start_w=50e6, tick_s=0.1)
+    interval.reanchor(0.0, 38e6)
+    assert interval.contingency_excess_w == 12e6 and interval.contingency_excess_up_w == 0.0
+    interval.reanchor(0.0, 60e6)
+    assert interval.contingency_excess_up_w == 22e6
+
+
+def test_what_rose_is_spent_upwards_and_comes_back_with_time() -> None:
+    """A dip of 4 MW one second ago has used 4 MW of the rise; each second gives R_c of it back."""
+    interval = known([swing(5e6, 15.0)])
+    interval.push(1.0, 46e6)
+    interval.push(2.0, 50e6)
+    rise = interval.contingency_rise_w_per_s
+    assert interval.contingency_excess_up_w == pytest.approx(4e6 - rise, rel=1e-6)
+    interval.push(6.0, 50e6)
+    assert interval.contingency_excess_up_w == pytest.approx(4e6 - 5.0 * rise, rel=1e-6)
+    interval = known([rate(0.5e6, 6e6)])
+    interval.push(1.0, 52e6)
+    assert interval.spent_up_w()[LimitId("rate")] == pytest.approx(2e6, rel=1e-4)
+    assert interval.spent_down_w()[LimitId("rate")] == pytest.approx(0.0, abs=10.0)
+
+
+def test_the_promise_of_a_floor_is_drawn_anew_when_slopes_change() -> None:
+    """A dip 10 s ago counts at the slope that a larger residual leaves now."""
+    interval = known([swing(5e6, 15.0), floor_row(60e6, -1.0)])
+    interval.push(10.0, 47e6)
+    interval.push(20.0, 51e6)
+    interval.set_shrink(2e6, {})
+    rise = interval.slope_up_w_per_s
+    assert rise == pytest.approx(3e6 / 15.1, rel=1e-4)
+    assert interval.due_status()[0].met_at_s == pytest.approx(20.0 + (62e6 - 47e6 - 10.0 * rise) / rise, rel=1e-6)
+
+
+def test_rows_taken_out_of_force_bind_no_more() -> None:
+    """A rate row goes with the contract that had it, and one that stays keeps what it has seen."""
+    interval = known([rate(0.5e6, 6e6), swing(9e6, 15.0)])
+    interval.push(1.0, 48e6)
+    interval.set_limits([swing(9e6, 15.0)], 1.0)
+    assert interval.bounds(1.1).low_w == pytest.approx(41e6, rel=1e-5)
+    interval.set_limits([], 1.0)
+    assert interval.bounds(1.1) == Interval(-math.inf, math.inf)
+
+
+def test_the_path_is_kept_as_long_as_any_row_looks_back() -> None:
+    """Ten minutes by default, and longer where a row does: the shortest of several rows decides nothing."""
+    plain = AdmissibleInterval([], start_s=0.0, start_w=50e6, tick_s=0.1)
+    rows: list[Limit] = [swing(5e6, 2.0), ramp(9e6, 900.0)]
+    long = AdmissibleInterval(rows, start_s=0.0, start_w=50e6, tick_s=0.1, remember_s=1.0)
+    for k in range(1, 11_001):
+        plain.push(0.1 * k, 50e6)
+        long.push(0.1 * k, 50e6)
+    assert 0.0 < plain._path.times_s[0] <= 500.0
+    assert long._path.times_s[0] <= 200.0

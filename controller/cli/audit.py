@@ -39,12 +39,17 @@ def audit(
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
     html: Path | None = typer.Option(None, metavar="FILE", help="Write a report that opens in any browser, offline."),
 ) -> None:
-    """Judge a power record against grid contracts. Exit 0: no row broken; 1: broken; 2: bad input."""
+    """Judge a power record against grid contracts. Exit 0: no row broken; 1: broken; 2: bad input.
+
+    Example: rampart audit meter.csv --contract ieso-ramp --html report.html
+    """
     from controller.config.record import open_record
     from controller.errors import BadInput
 
     if gap_s is not None and not gap_s > 0.0:
         raise BadInput(f"--gap-s {gap_s:g}: must be above zero")
+    if html is not None and html.suffix.lower() not in (".html", ".htm"):
+        raise BadInput(f"--html {html}: a name that ends in .html is allowed, so that no other file is overwritten")
     record = open_record(csv, column=column, unit=unit, scale=scale)
     rules, assumed_peak = _contract(contract, registered_peak_megawatt, record)
     verdicts = _judge(record, rules, gap_s=gap_s, with_spectrum=html is not None)

@@ -22,7 +22,10 @@ def devices(
     gpus: int = typer.Option(8, min=0, max=64, help="Simulated GPUs read at 10 Hz afterwards; 0: none."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
-    """Read many Modbus meters, then a node's GPUs, through our drivers and through the bare libraries, and compare."""
+    """Read many Modbus meters, then a node's GPUs, through our drivers and through the bare libraries, and compare.
+
+    Example: rampart bench devices --meters 100 --hz 10
+    """
     import json
 
     from controller.cli.device import load_profile
@@ -55,7 +58,10 @@ def audit(
     seed: int = typer.Option(1, help="Of the record's noise."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
-    """Judge a record at 1 kHz: two rows, every profile at once, and the plain way of writing the two rows."""
+    """Judge a record at 1 kHz: two rows, every profile at once, and the plain way of writing the two rows.
+
+    Example: rampart bench audit --samples 1000000
+    """
     import json
 
     from hil.bench_audit import run
@@ -80,7 +86,10 @@ def planner(
     cycles: int = typer.Option(300, min=50, max=200_000, help="Decisions per fleet size."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
-    """Time one decision, telemetry to clocks, beside the same model in CVXPY and the bare solver call."""
+    """Time one decision, telemetry to clocks, beside the same model in CVXPY and the bare solver call.
+
+    Example: rampart bench planner --cycles 300
+    """
     import json
     from dataclasses import asdict
 
@@ -110,7 +119,10 @@ def regret(
     workers: int = typer.Option(0, min=0, max=64, help="Processes; 0: two, or as many as there are cores."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
-    """Compare every policy with perfect foresight at equal final energy; exit 1 if the comparison itself is broken."""
+    """Compare every policy with perfect foresight at equal final energy; exit 1 if the comparison itself is broken.
+
+    Example: rampart bench regret --seeds 3
+    """
     from controller.cli.bench_regret import report
 
     report(seeds=seeds, cases=tuple(case), workers=workers or None, as_json=as_json)
@@ -130,6 +142,8 @@ def plant(
     """Every recorded power trace on a 90 MW site: work lost and verdicts; exit 1 when a promise was not kept.
 
     Results are kept under out/benchmarks: an interrupted bench goes on where it stopped.
+
+    Example: rampart bench plant --quick
     """
     from hil.plant_command import bench_plant
 
@@ -155,7 +169,10 @@ def latency(
     seed: int = typer.Option(1, help="Of the plant and of when in the loops' phases a trial begins."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
-    """Publish emergencies on real wires: time to clock lock, to set-point, and to power inside the target."""
+    """Publish emergencies on real wires: time to clock lock, to set-point, and to power inside the target.
+
+    Example: rampart bench latency --trials 20 --way combined
+    """
     import json
     import logging
 

@@ -38,7 +38,10 @@ def conformance(
     cert_file: str | None = CERT,
     tls_key_file: str | None = KEY,
 ) -> None:
-    """Test an implementation of the grid interface. Exit 0: no rule broken; 1: broken, or nothing to judge."""
+    """Test an implementation of the grid interface. Exit 0: no rule broken; 1: broken, or nothing to judge.
+
+    Example: rampart conformance --broker mqtt://127.0.0.1:1883 --role agent --key acme.jwk --agent-key site.pub.jwk
+    """
     import numpy as np
 
     from controller.clock import MonotonicClock

@@ -43,6 +43,8 @@ def probe(
     """Say what answers and which profile fits; with --against, whether sign and scale agree with another meter.
 
     Exit status 0: a profile fits (and agrees), 1: none does, 2: bad input.
+
+    Example: rampart device probe 192.0.2.7:502 --against 192.0.2.8
     """
     from drivers.probe import compare, probe_device
 
@@ -76,7 +78,10 @@ def read(
     timeout: float = TIMEOUT,
     as_json: bool = JSON,
 ) -> None:
-    """Read every point of a profile once. Exit status 0: read, 1: the device does not answer or does not fit."""
+    """Read every point of a profile once. Exit status 0: read, 1: the device does not answer or does not fit.
+
+    Example: rampart device read 192.0.2.7 --profile sunspec-meter
+    """
     from controller.ports import DriverError
     from drivers.probe import read_device
 

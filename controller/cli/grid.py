@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ send_app = typer.Typer(no_args_is_help=True)
 app.add_typer(send_app, name="send", help="Publish a signed message as an issuer and print the agent's answer.")
 
 YEAR_S = 31_536_000.0
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 BROKER = typer.Option("mqtt://127.0.0.1:1883", "--broker", help="mqtt://HOST:PORT, or mqtts:// for TLS.")
 USERNAME = typer.Option(None, "--username", help="Broker user.")
@@ -44,13 +46,14 @@ def keygen(
     name: str = typer.Option("issuer", "--name", help="Name of the key pair; part of its key id."),
     algorithm: str = typer.Option("ES256", "--alg", help="ES256 or RS256."),
 ) -> None:
-    """Write a new key pair: NAME.jwk (private, mode 0600) and NAME.pub.jwk (for the receiver's configuration)."""
+    """Write a new key pair: NAME.jwk (private, mode 0600) and NAME.pub.jwk (for the receiver's configuration).
+
+    Example: rampart grid keygen keys --name acme
+    """
     from drivers.jws import ES256, RS256, read_key, write_key_pair
 
     if algorithm not in (ES256, RS256):
         raise BadInput(f"--alg: {algorithm!r}: {ES256} or {RS256} is allowed")
-    if not name or "/" in name:
-        raise BadInput(f"--name: {name!r}: a file name without a slash is allowed")
     private, public = write_key_pair(folder, name, algorithm=algorithm)
     typer.echo(f"private {private}\npublic  {public}\nkey id  {read_key(public)[1]}")
 
@@ -75,18 +78,27 @@ def loadtarget(
     cert_file: str | None = CERT,
     tls_key_file: str | None = KEY,
 ) -> None:
-    """Publish a DSX Flex load target."""
+    """Publish a DSX Flex load target.
+
+    Example: rampart grid send loadtarget --megawatt 60 --for-s 600 --issuer acme --key acme.jwk --agent site
+    """
+    from pydantic import ValidationError
+
     from controller.clock import MonotonicClock
     from drivers.dsx_payloads import Interval, LoadTarget, PowerUnit, SetLoadTargetData, Strategy
+    from drivers.dsx_wire import first_fault
 
     if (megawatt is None) != revert:
         raise BadInput("send loadtarget: give --megawatt X or --revert, one of them")
-    target = LoadTarget(
-        interval=Interval(**_interval(MonotonicClock().wall_utc_s(), start_in_s, for_s)),
-        feed_tags=tuple(feed),
-        load_constraint=None if megawatt is None else PowerUnit(value=megawatt, unit="megawatt"),
-        strategy=Strategy(best_effort=best_effort),
-    )
+    try:
+        target = LoadTarget(
+            interval=Interval(**_interval(MonotonicClock().wall_utc_s(), start_in_s, for_s)),
+            feed_tags=tuple(feed),
+            load_constraint=None if megawatt is None else PowerUnit(value=megawatt, unit="megawatt"),
+            strategy=Strategy(best_effort=best_effort),
+        )
+    except ValidationError as error:
+        raise BadInput(f"send loadtarget: {first_fault(error)}") from None
     mqtt = broker_settings(broker, username, password_file, ca_file, cert_file, tls_key_file)
     _send(SetLoadTargetData(targets=(target,)), mqtt, issuer, key, agent, agent_key, wait_s)
 
@@ -115,7 +127,10 @@ def ramplimit(
     cert_file: str | None = CERT,
     tls_key_file: str | None = KEY,
 ) -> None:
-    """Publish grid limits (our extension): a ramp row, a ceiling, or any rows from a file."""
+    """Publish grid limits (our extension): a ramp row, a ceiling, or any rows from a file.
+
+    Example: rampart grid send ramplimit --max-megawatt 5 --window-s 15 --issuer acme --key acme.jwk
+    """
     from pydantic import ValidationError
 
     from controller.clock import MonotonicClock
@@ -156,8 +171,12 @@ def watch(
     cert_file: str | None = CERT,
     tls_key_file: str | None = KEY,
 ) -> None:
-    """Print an agent's status, breaches and answers as they come."""
+    """Print an agent's status, breaches and answers as they come.
+
+    Example: rampart grid watch --agent site --agent-key site.pub.jwk
+    """
     log_to_stderr()
+    _check_names({"--agent": agent})
     mqtt = broker_settings(broker, username, password_file, ca_file, cert_file, tls_key_file)
     asyncio.run(_watch(mqtt, agent, _agent_keys(agent, agent_key), seconds))
 
@@ -184,13 +203,14 @@ def broker_settings(
 
     from controller.settings import MqttSettings
 
-    parts = urlsplit(url if "//" in url else f"mqtt://{url}")
+    allowed = f"--broker: {url!r}: mqtt://HOST:PORT or mqtts://HOST:PORT is allowed"
     try:
+        parts = urlsplit(url if "//" in url else f"mqtt://{url}")
         port = parts.port
     except ValueError:
-        port = 0
+        raise BadInput(allowed) from None
     if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or port == 0 or parts.path not in ("", "/"):
-        raise BadInput(f"--broker: {url!r}: mqtt://HOST:PORT or mqtts://HOST:PORT is allowed")
+        raise BadInput(allowed)
     if parts.password is not None:
         raise BadInput("--broker: a password in the URL is not allowed; use --password-file")
     if parts.scheme == "mqtts" and ca_file is None:
@@ -198,6 +218,13 @@ def broker_settings(
     default_port = 8883 if parts.scheme == "mqtts" else 1883
     name = username or parts.username
     return MqttSettings(parts.hostname, port or default_port, 2, name, password_file, ca_file, cert_file, key_file)
+
+
+def _check_names(names: dict[str, str | None]) -> None:
+    """Names become parts of topics, where a slash or a wildcard would name another one."""
+    for option, name in names.items():
+        if name is not None and not NAME.fullmatch(name):
+            raise BadInput(f"{option}: {name[:80]!r}: letters, digits, . _ - are allowed, at most 64")
 
 
 def _interval(utc_s: float, start_in_s: float | None, for_s: float | None) -> dict[str, str]:
@@ -233,6 +260,7 @@ def _send(
     data: Payload, mqtt: MqttSettings, issuer: str, key: Path, agent: str | None, agent_key: Path | None, wait_s: float
 ) -> None:
     log_to_stderr()
+    _check_names({"--issuer": issuer, "--agent": agent})
     keys = _agent_keys(agent, agent_key) if agent is not None else None
     answer = asyncio.run(_send_and_wait(data, mqtt, issuer, key, agent, keys, wait_s))
     if answer is None:
@@ -331,7 +359,8 @@ async def _watch(mqtt: MqttSettings, agent: str, keys: KeyStore | None, seconds:
         async with asyncio.timeout(seconds):
             await session.run()
     except TimeoutError:
-        return
+        if session.counts.sessions == 0:
+            raise CheckFailed(f"{mqtt.host}:{mqtt.port}: no broker session: {session.down_reason}") from None
 
 
 def open_event(payload: bytes, keys: KeyStore | None) -> tuple[CloudEvent, Payload]:

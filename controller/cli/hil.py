@@ -29,7 +29,10 @@ def run(
     seed: int = typer.Option(None, "--seed", metavar="N", help="Seed of everything random."),
     out: str = typer.Option(None, "--out", metavar="DIR", help="Where results go; out/hil/SCENARIO if not given."),
 ) -> None:
-    """Run a scenario against the daemon and judge it on plant truth; exit 1 when a limit was broken."""
+    """Run a scenario against the daemon and judge it on plant truth; exit 1 when a limit was broken.
+
+    Example: rampart hil run campus-90mw --duration 120 --out out/hil/first
+    """
     from pathlib import Path
 
     from hil.command import run_and_report

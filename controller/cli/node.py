@@ -31,6 +31,8 @@ def doctor(
     """What Rampart could and could not do on this node: driver, permission, modes, limits, other writers.
 
     Exit status: 0 everything it needs is there, 1 something stands in the way, 2 no usable NVML or a bad file.
+
+    Example: rampart node doctor -c /etc/rampart/node.yaml
     """
     from controller.errors import BadInput
     from controller.ports import DriverError

@@ -32,6 +32,8 @@ def restore(
     """Give this node's GPUs their settings back. Does nothing, and says so, where nothing was changed.
 
     Exit status: 0 done or nothing to do, 1 a GPU could not be restored, 2 an agent is running or NVML is unusable.
+
+    Example: rampart restore -c /etc/rampart/node.yaml
     """
     import asyncio
 
@@ -50,6 +52,8 @@ def restore(
         spare = how_to(settings.node)
         state_dir = state_dir or Path(settings.node.state_dir)
     folder = state_dir or Path(default_dir("STATE_DIRECTORY", "XDG_STATE_HOME", ".local/state"))
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder}: not a folder; --state-dir: the folder where the agent keeps its state is allowed")
     if not folder.is_dir():
         typer.echo(f"nothing to do: {folder} does not exist, so no GPU was changed from here")
         return

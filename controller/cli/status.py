@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from controller.errors import BadInput
+from controller.errors import BadInput, CheckFailed
 
 app = typer.Typer()
 
@@ -36,8 +36,7 @@ def status(
     except PermissionError:
         raise BadInput(f"{path}: permission denied; the group of the service may read it") from None
     except (OSError, TimeoutError, ValueError):
-        typer.echo(f"rampart: {path}: no controller answers here", err=True)
-        raise typer.Exit(1) from None
+        raise CheckFailed(f"{path}: no controller answers here") from None
     if as_json:
         typer.echo(json.dumps(document, indent=2))
     else:

@@ -24,7 +24,10 @@ def install(
     root: Path = typer.Option(Path("/"), "--root", help="Install below this folder, e.g. an image being built."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Print what would be written; write nothing."),
 ) -> None:
-    """Write units, the service user and its folders; say what was done and what is left to do."""
+    """Write units, the service user and its folders; say what was done and what is left to do.
+
+    Example: rampart systemd install --dry-run
+    """
     from controller.errors import BadInput
 
     bin_dir = Path(sys.prefix) / "bin"

@@ -6,7 +6,6 @@ wheel and in an editable checkout alike.
 
 from __future__ import annotations
 
-import reprlib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from controller.files import read_file
 
 M = TypeVar("M", bound=BaseModel)
 
+VALUES_MAX = 200_000  # of one document, aliases written out: more than fit a file without them
 FILE_BYTES_MAX = 1_048_576  # no document of ours is near it; a larger one is not a document
 
 
@@ -60,7 +60,7 @@ def read_yaml(path: Path) -> object:
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror or error}") from None
     try:
-        return yaml.load(text, _UniqueKeys)
+        return yaml.load(text, _PlainYaml)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -69,8 +69,14 @@ def read_yaml(path: Path) -> object:
         raise BadInput(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key given twice is an error: the last one would silently win over what stands above it."""
+class _PlainYaml(yaml.SafeLoader):
+    """YAML as people write it: no key twice (the last would silently win), and no aliases that nest without end."""
+
+    def compose_document(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().compose_document()
+        if node is not None and _unfolded(node, {}) > VALUES_MAX:
+            raise yaml.MarkedYAMLError(problem=f"more than {VALUES_MAX} values", problem_mark=node.start_mark)
+        return node
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -80,6 +86,16 @@ class _UniqueKeys(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
             seen.add(str(key.value))
         return node
+
+
+def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values there are with every alias written out."""
+    if id(node) not in known:
+        known[id(node)] = VALUES_MAX + 1  # what it counts as inside itself
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        children = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in pairs for part in pair]
+        known[id(node)] = 1 + sum(_unfolded(child, known) for child in children)
+    return known[id(node)]
 
 
 def _kind(raw: object) -> str:
@@ -115,17 +131,10 @@ def explain(error: ValidationError) -> str:
         elif not fault["loc"]:
             parts.append(message)
         else:
-            shown = _short().repr(fault["input"])
+            shown = repr(fault["input"])
             parts.append(f"{key}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {message}")
     more = error.error_count() - 5
     return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
-
-
-def _short() -> reprlib.Repr:
-    """Shows the first of a value only: YAML aliases can nest into more than fits any memory."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxdict, short.maxlist, short.maxstring, short.maxother = 2, 3, 3, 60, 60
-    return short
 
 
 def _printable(text: str) -> str:

@@ -136,7 +136,10 @@ class RecordFile:
     def _block(self, table: FloatArray, text: str, line_number: int, done: float) -> RecordBlock:
         t = self._rising(table[:, 0], text, line_number)
         count = len(self.factors)
-        power = table[:, 1 : 1 + count] @ np.array(self.factors)
+        with np.errstate(over="ignore", invalid="ignore"):
+            power = table[:, 1 : 1 + count] @ np.array(self.factors)
+        if not np.isfinite(power).all():
+            raise BadInput(f"{self.path}: powers too large for a number of this machine, or --scale or --unit is")
         extra = [table[:, k] for k in range(1 + count, table.shape[1])]
         voltage = extra.pop(0) if self._has_voltage else None
         frequency = extra.pop(0) if self._has_frequency else None
