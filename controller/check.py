@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from controller.predict import FREQUENCIES_HZ, Dip, Follower, crash_dip, follower_of, largest_drop_w
-from controller.settings import ContingencySettings, SiteSettings
+from controller.settings import BatterySettings, ContingencySettings, OwnSlope, SiteSettings
 from controller.types import (
     BandLimit,
     CeilingLimit,
@@ -70,10 +70,13 @@ class CheckFindings:
         return all(proof.is_proven for proof in self.proofs)
 
 
-def check_site(site: SiteSettings) -> CheckFindings:
-    """Explain the site's contract and prove what must hold without a controller."""
+def check_site(site: SiteSettings, *, own_slope: OwnSlope | None = None) -> CheckFindings:
+    """Explain the site's contract and prove what must hold without a controller.
+
+    `own_slope` is what the battery's registers can be told; without it a battery with a ramp of its own is believed.
+    """
     follower = follower_of(site)
-    death_step_w, death_words = _death_step(site)
+    death_step_w, death_words = _death_step(site, own_slope)
     leftover = tuple((f, follower.leftover(f)) for f in FREQUENCIES_HZ) if follower else ()
     return CheckFindings(
         contract=site.contract.name,
@@ -276,16 +279,47 @@ def _is_power_enforced(contingency: ContingencySettings) -> bool:
     return contingency.power.value == "enforce"
 
 
-def _death_step(site: SiteSettings) -> tuple[float, str]:
+def _death_step(site: SiteSettings, own_slope: OwnSlope | None) -> tuple[float, str]:
     """The largest step of grid power that the controller's death can cause by itself, and why."""
     battery = site.battery
     if battery is None:
         return 0.0, "death of the controller: nodes reach their fallback caps in slots, none steps with another"
+    if battery.has_own_ramp and battery.following is Following.DEVICE:
+        return 0.0, (
+            "death of the controller: the battery keeps its frozen target; nodes reach their fallback caps in slots"
+        )
     if battery.has_own_ramp:
-        how = "keeps its frozen target" if battery.following is Following.DEVICE else "ramps back by itself"
-        return 0.0, f"death of the controller: the battery {how}; nodes reach their fallback caps in slots"
+        return _death_ramp(site, battery, own_slope)
     step_w = max(battery.charge_w_max, battery.discharge_w_max)
     return step_w, f"death of the controller: the battery can only step back, by up to {megawatt(step_w)}"
+
+
+def _death_ramp(site: SiteSettings, battery: BatterySettings, own_slope: OwnSlope | None) -> tuple[float, str]:
+    """A battery that ramps back by itself: a step where it cannot be told a slope as flat as the contract's."""
+    rows = [r for r in site.contract.limits if isinstance(r, RampLimit | SwingLimit) and not _is_filtered(r)]
+    by_itself = "death of the controller: the battery ramps back by itself"
+    in_slots = "; nodes reach their fallback caps in slots"
+    if own_slope is None or not rows:
+        return 0.0, by_itself + in_slots
+    wanted = min(row.max_w / row.window_s for row in rows)
+    slope = own_slope.nearest(wanted)
+    power_w = max(battery.charge_w_max, battery.discharge_w_max)
+    moves = [(min(power_w, slope * row.window_s), row) for row in rows]
+    broken = [(moved_w, row) for moved_w, row in moves if moved_w > row.max_w * (1.0 + 1e-9)]
+    if not broken:
+        return 0.0, f"{by_itself} at {megawatt(slope)}/s{in_slots}"
+    step_w, row = max(broken, key=lambda move: move[0])
+    fits_w = min(r.max_w for _, r in broken)
+    return step_w, (
+        f"{by_itself}, but not slowly enough: {own_slope.where} goes no slower than {megawatt(slope)}/s, the contract"
+        f" allows {megawatt(wanted)}/s. Grid power can move by {megawatt(step_w)} within {row.window_s:g} s where"
+        f" {row.id} allows {megawatt(row.max_w)}; a limit is broken whenever the battery delivers or takes more than"
+        f" {megawatt(fits_w)} as the controller dies. A vendor's finer slope, or following by the device, avoids it"
+    )
+
+
+def _is_filtered(limit: RampLimit | SwingLimit) -> bool:
+    return isinstance(limit, SwingLimit) and limit.band_hz is not None
 
 
 def _notes(site: SiteSettings, follower: Follower | None) -> Sequence[str]:

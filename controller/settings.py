@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum, unique
 
@@ -81,6 +82,22 @@ class BatterySettings:
     deadband_w: float
     dwell_s: float
     taper_soc_frac: float  # charge limit falls to zero over this last share of soc
+
+
+@dataclass(frozen=True, slots=True)
+class OwnSlope:
+    """What slope the battery can be told for when commands stop: the least, the step between slopes (0: any), where."""
+
+    min_w_per_s: float
+    step_w_per_s: float
+    where: str
+
+    def nearest(self, wanted_w_per_s: float) -> float:
+        """The steepest slope it can be told that is no steeper than wanted; its least where all are steeper."""
+        told = wanted_w_per_s
+        if self.step_w_per_s > 0:
+            told = self.step_w_per_s * math.floor(wanted_w_per_s / self.step_w_per_s + 1e-9)
+        return max(told, self.min_w_per_s)
 
 
 @dataclass(frozen=True, slots=True)

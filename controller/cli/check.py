@@ -12,7 +12,8 @@ import typer
 
 if TYPE_CHECKING:
     from controller.check import CheckFindings
-    from controller.settings import Settings, SiteSettings
+    from controller.settings import OwnSlope, Settings, SiteSettings
+    from drivers.profile import DeviceProfile, Kind
 
 app = typer.Typer()
 
@@ -35,7 +36,7 @@ def check(
     from controller.config.site import load_settings
 
     settings = load_settings(config)
-    _check_profiles(settings, config)
+    own_slope = _own_slope(settings, config)
     if settings.site is None:
         if as_json:
             typer.echo(json.dumps({"role": settings.role.value, "valid": True}))
@@ -43,7 +44,7 @@ def check(
             typer.echo(f"{config}: valid (role {settings.role.value}: limits are the site controller's)")
         return
     site = settings.site if ramp is None else _with_ramp(settings.site, ramp)
-    findings = check_site(site)
+    findings = check_site(site, own_slope=own_slope)
     if as_json:
         typer.echo(json.dumps({**asdict(findings), "role": settings.role.value, "valid": True}))
     else:
@@ -68,18 +69,40 @@ def _with_ramp(site: SiteSettings, text: str) -> SiteSettings:
     return with_ramp(site, max_w=max_w, window_s=window_s, mean_s=mean_s)
 
 
-def _check_profiles(settings: Settings, config: Path) -> None:
-    """What `rampart run` would refuse at its start is refused here."""
+def _own_slope(settings: Settings, config: Path) -> OwnSlope | None:
+    """What the battery can be told by its profile; what `rampart run` would refuse at its start is refused here."""
+    from controller.errors import BadInput
+    from controller.types import Following
+    from drivers.profile import Kind
+    from drivers.profile_slope import own_slope
+
+    if settings.meter is not None:
+        _load(settings.meter.profile, Kind.METER, where=f"{config}: pcc_meter.profile")
+    for k, ups in enumerate(settings.ups):
+        _load(ups.profile, Kind.UPS, where=f"{config}: ups.{k}.profile")
+    battery = None if settings.site is None else settings.site.battery
+    if settings.battery is None or battery is None:
+        return None
+    profile = _load(settings.battery.profile, Kind.BATTERY, where=f"{config}: battery.profile")
+    dispatch = profile.device if battery.following is Following.DEVICE else profile.software
+    if dispatch is None:
+        raise BadInput(
+            f"{config}: battery.following: {battery.following}: profile {profile.id} cannot be driven that way"
+        )
+    return own_slope(profile, dispatch, rating_w=max(battery.charge_w_max, battery.discharge_w_max))
+
+
+def _load(name: str, kind: Kind, *, where: str) -> DeviceProfile:
     from controller.cli.device import load_profile
     from controller.errors import BadInput
 
-    ups = {f"ups.{k}": device for k, device in enumerate(settings.ups)}
-    for key, device in {"pcc_meter": settings.meter, "battery": settings.battery, **ups}.items():
-        if device is not None:
-            try:
-                load_profile(device.profile)
-            except BadInput as bad:
-                raise BadInput(f"{config}: {key}.profile: {bad}") from None
+    try:
+        profile = load_profile(name)
+    except BadInput as bad:
+        raise BadInput(f"{where}: {bad}") from None
+    if profile.kind is not kind:
+        raise BadInput(f"{where}: {name!r}: the profile of a {profile.kind}, expected a {kind}")
+    return profile
 
 
 def _print(findings: CheckFindings, config: Path) -> None:

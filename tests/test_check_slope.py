@@ -1,0 +1,99 @@
+"""`rampart check` against what a battery's registers can be told of a slope."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from controller.cli.main import app
+from controller.settings import OwnSlope
+from drivers.profile_slope import own_slope
+from tests.conftest import ROOT
+from tests.modbus_kit import profile
+
+
+def check(folder: Path, *, power_megawatt: float = 70.0, **battery: object) -> Result:
+    """The shipped site with another battery."""
+    site = yaml.safe_load((ROOT / "configs" / "site.example.yaml").read_text(encoding="utf-8"))
+    site["battery"] |= {"charge_megawatt": power_megawatt, "discharge_megawatt": power_megawatt} | battery
+    path = folder / "site.yaml"
+    path.write_text(yaml.safe_dump(site), encoding="utf-8")
+    return CliRunner().invoke(app, ["check", "-c", str(path), "--json"])
+
+
+def test_whole_percent_of_a_large_battery_is_steeper_than_the_contract(tmp_path: Path) -> None:
+    """704 WRmp: 1 % of 70 MW a second is 0.7 MW/s, the contract allows 20 MW in 60 s."""
+    found = json.loads(check(tmp_path, profile="sunspec-battery", following="software").stdout)
+    assert found["death_step_w"] == pytest.approx(0.7e6 * 60)
+    told = found["notes"][-1]
+    for words in (
+        "set_ramp (704.WRmp)",
+        "0.7 MW/s",
+        "0.333 MW/s",
+        "42 MW within 60 s",
+        "allows 20 MW",
+        "more than 5 MW",
+    ):
+        assert words in told, words
+
+
+@pytest.mark.parametrize(
+    ("battery", "says"),
+    [
+        ({"profile": "sunspec-battery", "following": "software", "power_megawatt": 33.0}, "at 0.33 MW/s"),
+        ({"profile": "sunspec-battery-follow", "following": "software"}, "at 0.333 MW/s"),  # a slope of the vendor's
+        ({"profile": "sunspec-battery-follow", "following": "device"}, "frozen target"),
+    ],
+)
+def test_a_battery_that_can_be_told_the_slope_makes_no_step(
+    tmp_path: Path, battery: dict[str, object], says: str
+) -> None:
+    found = json.loads(check(tmp_path, **battery).stdout)  # type: ignore[arg-type]
+    assert found["death_step_w"] == 0.0 and says in found["notes"][-1]
+
+
+def test_a_small_battery_may_return_as_it_likes(tmp_path: Path) -> None:
+    """4 MW cannot break a limit of 5 MW, however steep."""
+    found = json.loads(check(tmp_path, profile="sunspec-battery", following="software", power_megawatt=4.0).stdout)
+    assert found["death_step_w"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("battery", "says"),
+    [
+        (
+            {"profile": "sunspec-battery"},
+            "battery.following: device: profile sunspec-battery cannot be driven that way",
+        ),
+        ({"profile": "sunspec-meter"}, "battery.profile: 'sunspec-meter': the profile of a meter, expected a battery"),
+    ],
+)
+def test_a_profile_that_cannot_do_what_the_site_asks_is_bad_input(
+    tmp_path: Path,
+    battery: dict[str, object],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from controller.cli.main import main
+
+    check(tmp_path, **battery)  # type: ignore[arg-type]
+    monkeypatch.setattr("sys.argv", ["rampart", "check", "-c", str(tmp_path / "site.yaml")])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_slopes_are_rounded_towards_flat_and_never_below_the_least() -> None:
+    grid = OwnSlope(min_w_per_s=7e5, step_w_per_s=7e5, where="")
+    assert [grid.nearest(w) for w in (1e5, 7e5, 1.39e6, 1.4e6)] == [7e5, 7e5, 7e5, 1.4e6]
+    assert OwnSlope(0.0, 0.0, "").nearest(123.4) == 123.4
+
+
+def test_profiles_without_a_slope_say_nothing_of_it() -> None:
+    loaded = profile("openems-ess")
+    assert loaded.software is not None and own_slope(loaded, loaded.software, rating_w=1e6) is None
