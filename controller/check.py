@@ -299,22 +299,31 @@ def _death_ramp(site: SiteSettings, battery: BatterySettings, own_slope: OwnSlop
     rows = [r for r in site.contract.limits if isinstance(r, RampLimit | SwingLimit) and not _is_filtered(r)]
     by_itself = "death of the controller: the battery ramps back by itself"
     in_slots = "; nodes reach their fallback caps in slots"
-    if own_slope is None or not rows:
+    if own_slope is None:
+        return 0.0, f"{by_itself}, by the word of this file: its profile tells it no slope{in_slots}"
+    if not rows:
         return 0.0, by_itself + in_slots
     wanted = min(row.max_w / row.window_s for row in rows)
-    slope = own_slope.nearest(wanted)
+    flattest = own_slope.nearest(wanted)
+    slope = max(flattest, battery.ramp_w_per_s_max) if own_slope.is_shared else flattest
     power_w = max(battery.charge_w_max, battery.discharge_w_max)
     moves = [(min(power_w, slope * row.window_s), row) for row in rows]
     broken = [(moved_w, row) for moved_w, row in moves if moved_w > row.max_w * (1.0 + 1e-9)]
     if not broken:
         return 0.0, f"{by_itself} at {megawatt(slope)}/s{in_slots}"
-    step_w, row = max(broken, key=lambda move: move[0])
+    step_w, row = max(broken, key=lambda move: (move[0], -move[1].window_s))
     fits_w = min(r.max_w for _, r in broken)
+    why = ""
+    if own_slope.is_shared:
+        why += f" {own_slope.where} is also the slope of set-points, set to {megawatt(slope)}/s to follow with."
+    if flattest > wanted * (1.0 + 1e-9):
+        why += (
+            f" {own_slope.where} goes no slower than {megawatt(flattest)}/s, the contract allows {megawatt(wanted)}/s."
+        )
     return step_w, (
-        f"{by_itself}, but not slowly enough: {own_slope.where} goes no slower than {megawatt(slope)}/s, the contract"
-        f" allows {megawatt(wanted)}/s. Grid power can move by {megawatt(step_w)} within {row.window_s:g} s where"
-        f" {row.id} allows {megawatt(row.max_w)}; a limit is broken whenever the battery delivers or takes more than"
-        f" {megawatt(fits_w)} as the controller dies. A vendor's finer slope, or following by the device, avoids it"
+        f"{by_itself}, but not slowly enough.{why} Grid power can move by {megawatt(step_w)} within {row.window_s:g} s"
+        f" where {row.id} allows {megawatt(row.max_w)}; a limit is broken whenever the battery delivers or takes more"
+        f" than {megawatt(fits_w)} as the controller dies. A vendor's own slope or following by the device avoids it"
     )
 
 

@@ -86,11 +86,15 @@ class BatterySettings:
 
 @dataclass(frozen=True, slots=True)
 class OwnSlope:
-    """What slope the battery can be told for when commands stop: the least, the step between slopes (0: any), where."""
+    """What slope the battery can be told for when commands stop: the least, the step between slopes (0: any), where.
+
+    `is_shared`: it is also the slope by which set-points are followed, and is set for that.
+    """
 
     min_w_per_s: float
     step_w_per_s: float
     where: str
+    is_shared: bool
 
     def nearest(self, wanted_w_per_s: float) -> float:
         """The steepest slope it can be told that is no steeper than wanted; its least where all are steeper."""

@@ -85,7 +85,7 @@ class ModbusBattery:
         if reference_w is None:
             reference_w = self._last_command.reference_w if self._last_command else 0.0
         charge_w, discharge_w = values.get("charge_w_max"), values.get("discharge_w_max")
-        state = self._map.meaning("state")
+        state = "off" if self._map.meaning("is_permitted") == "no" else self._map.meaning("state")
         default_state = BatteryState.RUNNING if "state" not in self._map.profile.points else BatteryState.OFF
         return BatterySample(
             power_w=power_w,

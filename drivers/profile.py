@@ -70,6 +70,7 @@ ROLES: dict[Kind, frozenset[str]] = {
             "rating_w",
             "state",
             "is_remote",
+            "is_permitted",
             "setpoint_w",
             "setpoint_s_left",
             "target_w",
@@ -86,6 +87,7 @@ ROLES: dict[Kind, frozenset[str]] = {
 MEANINGS: dict[str, frozenset[str]] = {
     "state": frozenset({"off", "standby", "running", "fault"}),
     "is_remote": frozenset({"yes", "no"}),
+    "is_permitted": frozenset({"yes", "no"}),
     "is_following": frozenset({"yes", "no"}),
     "source": frozenset({"normal", "bypass", "battery", "none"}),
 }

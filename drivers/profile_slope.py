@@ -1,7 +1,7 @@
 """What slope a battery can be told by its profile, before anybody talks to it.
 
 The slope that matters is the one by which it returns to zero when commands stop: that of the profile's own expiry
-control where it has one, else that of its set-points.
+control where it has one, else that of its set-points, which following needs steep.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def own_slope(profile: DeviceProfile, dispatch: Dispatch, *, rating_w: float) ->
         if name is not None:
             control = profile.controls[name]
             least = max(control.min or 0.0, 0.0)
-            return OwnSlope(least * unit_w, _step(control) * unit_w, _where(name, control, profile))
+            is_shared = source is not Source.EXPIRY_RAMP_W_PER_S
+            return OwnSlope(least * unit_w, _step(control) * unit_w, _where(name, control, profile), is_shared)
     return None
 
 

@@ -69,6 +69,7 @@ class SunSpecBatteryDevice:
         base: int = 40000,
     ) -> None:
         self.reversion_count = 0
+        self.is_permitted = True  # 703: an operator elsewhere may take the permission to run
         self._battery = battery
         self._nameplate = nameplate
         self._heartbeat_timeout_s = heartbeat_timeout_s

@@ -107,6 +107,7 @@ def battery_models(device: SunSpecBatteryDevice, *, has_following: bool) -> list
         identity,
         _measurements(device),
         _capacity(device),
+        _enter_service(device),
         _controls(device),
         _storage(device),
         _heartbeat(device),
@@ -151,6 +152,24 @@ def _capacity(device: SunSpecBatteryDevice) -> ModelSpec:
             "WChaRteMax": lambda: battery.charge_w_limit,
             "WDisChaRteMax": lambda: battery.discharge_w_limit,
         },
+    )
+
+
+def _enter_service(device: SunSpecBatteryDevice) -> ModelSpec:
+    """Whether it may run at all, and within which voltages and frequencies it may begin (IEEE 1547-2018 defaults)."""
+    return ModelSpec(
+        model_id=703,
+        fixed={
+            "V_SF": -1,
+            "Hz_SF": -2,
+            "ESVHi": 105.0,
+            "ESVLo": 91.7,
+            "ESHzHi": 60.1,
+            "ESHzLo": 59.5,
+            "ESDlyTms": 300,
+            "ESRmpTms": 300,
+        },
+        live={"ES": lambda: device.is_permitted},
     )
 
 

@@ -25,26 +25,36 @@ def check(folder: Path, *, power_megawatt: float = 70.0, **battery: object) -> R
     return CliRunner().invoke(app, ["check", "-c", str(path), "--json"])
 
 
-def test_whole_percent_of_a_large_battery_is_steeper_than_the_contract(tmp_path: Path) -> None:
-    """704 WRmp: 1 % of 70 MW a second is 0.7 MW/s, the contract allows 20 MW in 60 s."""
-    found = json.loads(check(tmp_path, profile="sunspec-battery", following="software").stdout)
-    assert found["death_step_w"] == pytest.approx(0.7e6 * 60)
-    told = found["notes"][-1]
-    for words in (
-        "set_ramp (704.WRmp)",
-        "0.7 MW/s",
-        "0.333 MW/s",
-        "42 MW within 60 s",
-        "allows 20 MW",
-        "more than 5 MW",
-    ):
-        assert words in told, words
+@pytest.mark.parametrize(
+    ("ramp_megawatt_per_s", "step_w", "says"),
+    [
+        (3000.0, 70e6, ("set to 3e+03 MW/s to follow with", "70 MW within 15 s where ieso-ramp.swing-15s allows 5 MW")),
+        (0.2, 42e6, ("set to 0.7 MW/s to follow with", "42 MW within 60 s where ieso-ramp.ramp-60s allows 20 MW")),
+    ],
+)
+def test_whole_percent_of_a_large_battery_is_steeper_than_the_contract(
+    tmp_path: Path, ramp_megawatt_per_s: float, step_w: float, says: tuple[str, ...]
+) -> None:
+    """704 WRmp: 1 % of 70 MW a second is 0.7 MW/s, the contract allows 20 MW in 60 s; and set-points need it steep."""
+    battery = {"profile": "sunspec-battery", "following": "software", "ramp_megawatt_per_s": ramp_megawatt_per_s}
+    found = json.loads(check(tmp_path, **battery).stdout)  # type: ignore[arg-type]
+    assert found["death_step_w"] == pytest.approx(step_w)
+    for words in (*says, "set_ramp (704.WRmp)", "no slower than 0.7 MW/s", "allows 0.333 MW/s", "more than 5 MW"):
+        assert words in found["notes"][-1], words
 
 
 @pytest.mark.parametrize(
     ("battery", "says"),
     [
-        ({"profile": "sunspec-battery", "following": "software", "power_megawatt": 33.0}, "at 0.33 MW/s"),
+        (
+            {
+                "profile": "sunspec-battery",
+                "following": "software",
+                "power_megawatt": 33.0,
+                "ramp_megawatt_per_s": 0.33,
+            },
+            "at 0.33 MW/s",
+        ),
         ({"profile": "sunspec-battery-follow", "following": "software"}, "at 0.333 MW/s"),  # a slope of the vendor's
         ({"profile": "sunspec-battery-follow", "following": "device"}, "frozen target"),
     ],
@@ -89,11 +99,13 @@ def test_a_profile_that_cannot_do_what_the_site_asks_is_bad_input(
 
 
 def test_slopes_are_rounded_towards_flat_and_never_below_the_least() -> None:
-    grid = OwnSlope(min_w_per_s=7e5, step_w_per_s=7e5, where="")
+    grid = OwnSlope(min_w_per_s=7e5, step_w_per_s=7e5, where="", is_shared=True)
     assert [grid.nearest(w) for w in (1e5, 7e5, 1.39e6, 1.4e6)] == [7e5, 7e5, 7e5, 1.4e6]
-    assert OwnSlope(0.0, 0.0, "").nearest(123.4) == 123.4
+    assert OwnSlope(0.0, 0.0, "", is_shared=False).nearest(123.4) == 123.4
 
 
-def test_profiles_without_a_slope_say_nothing_of_it() -> None:
+def test_profiles_without_a_slope_say_so(tmp_path: Path) -> None:
+    found = json.loads(check(tmp_path, profile="openems-ess", following="software").stdout)
+    assert found["death_step_w"] == 0.0 and "by the word of this file" in found["notes"][-1]
     loaded = profile("openems-ess")
     assert loaded.software is not None and own_slope(loaded, loaded.software, rating_w=1e6) is None

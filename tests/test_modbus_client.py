@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import ipaddress
 import os
@@ -406,6 +407,88 @@ async def test_tls_reads_with_a_known_certificate_and_refuses_an_unknown_one(tmp
             await connection.close()
     with pytest.raises(BadInput, match="certificate"):
         ModbusConnection(parse_endpoint(f"tls://127.0.0.1?ca={tmp_path}/absent.pem", 802), timeout_s=1.0)
+
+
+async def test_tls_joins_an_answer_that_comes_in_two_records(tmp_path: Path) -> None:
+    """Each write of the server is a record of its own; the reply's header ends the first."""
+    cert_file, key_file = certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert_file, key_file)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while request := await reader.read(64):
+            whole = reply(request, b"\x03\x02\x00" + request[9:10])
+            for part in (whole[:7], whole[7:]):
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    connection = ModbusConnection(parse_endpoint(f"tls://127.0.0.1?ca={cert_file}", port), timeout_s=1.0)
+    dut = ModbusDevice(connection, name="dut", unit_id=1)
+    assert [await dut.read_registers(3, at, 1) for at in (5, 6)] == [u16(5), u16(6)]
+    assert connection.connect_count == 1
+    await connection.close()
+    server.close()
+
+
+async def test_tls_shows_its_own_certificate_where_the_device_asks_for_one(tmp_path: Path) -> None:
+    cert_file, key_file = certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(cert_file))
+    context.load_cert_chain(cert_file, key_file)
+    context.verify_mode = ssl.CERT_REQUIRED
+    async with ModbusServer({1: table()}, tls=context) as server:
+        ours = f"&cert={cert_file}&key={key_file}"
+        for more, is_welcome in ((ours, True), ("", False)):
+            url = f"tls://127.0.0.1?ca={cert_file}{more}"
+            connection = ModbusConnection(parse_endpoint(url, server.port), timeout_s=1.0)
+            dut = ModbusDevice(connection, name="dut", unit_id=1)
+            if is_welcome:
+                assert await dut.read_registers(3, 0, 4) == FOUR
+            else:
+                with pytest.raises(DriverError):
+                    await dut.read_registers(3, 0, 4)
+            await connection.close()
+
+
+def sockets() -> int:
+    """Open file descriptors of this process that are sockets."""
+    count = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            count += str(entry.readlink()).startswith("socket:")
+    return count
+
+
+@pytest.mark.parametrize("framing", [Framing.TCP, Framing.RTU_OVER_TCP])
+async def test_no_socket_is_left_behind_by_any_way_to_fail(framing: Framing) -> None:
+    """Silence, garbage, a reset, a cancelled request, an exception code, a device that is not there."""
+    ways: list[Sequence[bytes | float]] = [[], [b"\xff" * 40], [2 * TIMEOUT_S, b"late"]]
+    turn = iter(range(10_000))
+    before = sockets()
+    async with ScriptedServer(lambda request: ways[next(turn) % len(ways)]) as server:
+        endpoint = Endpoint("127.0.0.1", server.port, framing)
+        connection = ModbusConnection(endpoint, timeout_s=TIMEOUT_S / 3, backoff_s_min=0.01, backoff_s_max=0.02)
+        dut = ModbusDevice(connection, name="dut", unit_id=1)
+        for k in range(15):
+            request = asyncio.ensure_future(dut.read_registers(3, 0, 1))
+            if k % 5 == 4:
+                await asyncio.sleep(0.005)
+                request.cancel()
+            with pytest.raises((DriverError, asyncio.CancelledError)):
+                await request
+            assert sockets() - before <= 1 + 2 + server.open_count, "one of ours, and what the server has open"
+            await asyncio.sleep(0.02)
+        await connection.close()
+        await until(lambda: server.open_count == 0)
+    gone = ModbusConnection(endpoint, timeout_s=TIMEOUT_S / 3, backoff_s_min=0.01, backoff_s_max=0.02)
+    for _ in range(10):
+        with pytest.raises(DeviceGone):
+            await ModbusDevice(gone, name="dut", unit_id=1).read_registers(3, 0, 1)
+        await asyncio.sleep(0.01)
+    await gone.close()
+    await until(lambda: sockets() == before)
 
 
 def test_endpoints_are_read_from_a_host_or_a_url() -> None:

@@ -129,14 +129,15 @@ async def test_rtu_frames_carry_the_published_checksum() -> None:
             await asyncio.wait_for(talk(server, bytes.fromhex("01030000000ac5ce"), size=1), 0.1)
 
 
-def battery(plant: Plant, **options: float) -> SunSpecBatteryDevice:
+def battery(plant: Plant, **options: int) -> SunSpecBatteryDevice:
     nameplate = BatteryNameplate(discharge_w_max=70e6, charge_w_max=70e6, energy_wh=35e6)
     return SunSpecBatteryDevice(plant, nameplate, **options)
 
 
-async def test_the_unmodified_sunspec_client_scans_the_meter_and_the_battery() -> None:
+@pytest.mark.parametrize("base", [40000, 0, 50000])
+async def test_the_unmodified_sunspec_client_scans_the_meter_and_the_battery(base: int) -> None:
     plant = Plant(power_w=-7.25e6, soc_frac=0.4321)
-    device = battery(plant)
+    device = battery(plant, base=base)
     device.tick(10.0)
     device.tick(17.4)
 
@@ -155,12 +156,14 @@ async def test_the_unmodified_sunspec_client_scans_the_meter_and_the_battery() -
         return found
 
     meter_plant = Plant(power_w=90.5e6, frequency_hz=59.5)
-    async with ModbusServer({1: sunspec_meter(meter_plant, nominal_voltage_v=80_000.0), 2: device}) as server:
+    meter_registers = sunspec_meter(meter_plant, nominal_voltage_v=80_000.0, base=base)
+    async with ModbusServer({1: meter_registers, 2: device}) as server:
         meter = await asyncio.to_thread(scan, server.port, 1)
         found = await asyncio.to_thread(scan, server.port, 2)
     assert sorted(meter) == [1, 213]
     assert meter[213]["W"] == 90.5e6 and meter[213]["Hz"] == 59.5 and meter[213]["PhV"] == 80_000.0
-    assert sorted(found) == [1, 701, 702, 704, 713, 715, 802, 64901]
+    assert sorted(found) == [1, 701, 702, 703, 704, 713, 715, 802, 64901]
+    assert found[703]["ES"] == 1 and found[703]["ESHzHi"] == 60.1
     assert found[701]["W"] == -7.25e6 and found[802]["W"] == -7.25e6
     assert found[713]["SoC"] == 43.21 and found[802]["SoC"] == 43.21
     assert found[702]["WMaxRtg"] == 70e6 and found[702]["WDisChaRteMax"] == 60e6

@@ -78,6 +78,16 @@ BY_HAND: dict[str, tuple[Table, Any]] = {
         ),
         meter(-4.5e6, 49.97, 1e6, 2e6),
     ),
+    "janitza-umg801-group2": (
+        Table(
+            image(
+                (19200, 52),
+                (19268, 10),
+                values={19226: f32(1.25e6), 19250: f32(50.03), 19268: f32(3e6), 19276: f32(4.0), 19200: f32(230.0)},
+            )
+        ),
+        meter(1.25e6, 50.03, 3e6, 4.0),
+    ),
     "janitza-b23": (
         Table(image((0x4A38, 52), (0x4A7C, 10), values={0x4A52: f32(777.0), 0x4A6A: f32(50.0), 0x4A7C: f32(5.0)})),
         meter(777.0, 50.0, 5.0, 0.0),
@@ -177,6 +187,35 @@ async def test_a_profile_reads_the_registers_of_its_source(name: str) -> None:
     for field in expected.__slots__:
         want, got = getattr(expected, field), getattr(value, field)
         assert got == (want if want is None or isinstance(want, bool) else pytest.approx(want, rel=1e-6)), field
+
+
+@pytest.mark.wire
+@pytest.mark.parametrize(
+    ("name", "registers", "expected"),
+    [
+        (
+            "liebert-apm",
+            {30415 - 30001: u16(3), 30425 - 30001: u16(600), 30395 - 30001: u16(98), 30445 - 30001: u16(1)},
+            {"battery_status": 3.0, "output_frequency_hz": 60.0, "input_power_factor": 0.98, "inverter_on": 1.0},
+        ),
+        (
+            "raritan-xerus",
+            {16394: f32(7.5), 32776: f32(207.9, 1.5), 32786: f32(311.0)},
+            {"breaker1_a": 7.5, "outlet1_v": 207.9, "outlet1_a": 1.5, "outlet1_w": 311.0},
+        ),
+    ],
+)
+async def test_points_beside_the_roles_lie_where_the_source_says(
+    name: str, registers: dict[int, bytes], expected: dict[str, float]
+) -> None:
+    table = copy.deepcopy(BY_HAND[name][0])
+    for address, data in registers.items():
+        table.put(address, data)
+    async with serving(table) as server:
+        map_ = open_map(settings(server.port, timeout_s=1.0), profile=profile(name), clock=CLOCK, is_reading_all=True)
+        await map_.read()
+        await map_.device.connection.close()
+    assert {point: map_.values[point] for point in expected} == pytest.approx(expected)
 
 
 def generated(loaded: DeviceProfile) -> tuple[Table, dict[str, float]]:

@@ -277,6 +277,15 @@ async def test_state_is_read_as_the_plant_has_it(rig: Rig, server: ModbusServer)
 
 
 @pytest.mark.wire
+async def test_a_battery_that_may_not_run_is_off(rig: Rig, server: ModbusServer) -> None:
+    """703 ES: somebody else took the permission to run; nothing may be planned with it."""
+    battery = opened(server)
+    rig.device.is_permitted = False
+    assert (await battery.read()).value.state is BatteryState.OFF
+    await battery.close()
+
+
+@pytest.mark.wire
 async def test_arming_writes_slope_and_expiry_first_and_enable_last(rig: Rig, server: ModbusServer) -> None:
     battery = opened(server)
     await battery.write(replace(COMMAND, expiry_w_per_s=3e5))
