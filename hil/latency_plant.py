@@ -97,7 +97,7 @@ class LatencyPlant:
 
     def busy_with(self) -> str:
         """What keeps the site from its natural load; empty when caps hardly bind and the battery is near rest."""
-        natural_w = OTHER_W + STANDS_FOR * GPUS * self._link.bank.model.curve[1][-1]
+        natural_w = OTHER_W + STANDS_FOR * GPUS * self._link.bank.model.peak_w
         if self.load_w < REST_LOAD_FRAC * natural_w:  # a site without a battery keeps light caps of its own
             return f"load at {self.load_w:.0f} W"
         rests = abs(self.battery.power_w) < REST_FRAC * BATTERY_W

@@ -27,7 +27,7 @@ from controller.types import (
     Reading,
 )
 from hil.faults import Fault, FaultPlan
-from hil.plant.fleet import GpuKind
+from hil.plant.gpu_models import GpuModel
 from hil.plant.site import GROUP_0, NS_PER_S, OTHER, SitePlant
 from hil.scenario import ClassPlantDoc, NodePlantDoc
 from hil.world import World, node_ids
@@ -45,7 +45,7 @@ class SimNode:
         *,
         node_id: str,
         group: int,
-        kind: GpuKind,
+        kind: GpuModel,
         gpus_per_node: int,
         fallback_clock_mhz: int,
     ) -> None:
@@ -55,7 +55,7 @@ class SimNode:
         self.stands_for = plant.fleet.groups[group].count // gpus_per_node
         ids = tuple(GpuId(f"GPU-{node_id}-{k}") for k in range(gpus_per_node))
         self._specs = tuple(
-            GpuSpec(g, kind.name, kind.idle_w, kind.limit_w_min, kind.limit_w_max, kind.limit_w_max, kind.clocks_mhz)
+            GpuSpec(g, kind.key, kind.idle_w, kind.limit_w_min, kind.limit_w_max, kind.limit_w_max, kind.clocks_mhz())
             for g in ids
         )
         self._ids = ids
@@ -165,7 +165,7 @@ class SimNode:
                 self.clock_cap_mhz = math.nan
             return
         w_per_mhz = self._gpus * (self._kind.limit_w_max - self._kind.idle_w) / top
-        step_mhz = max(self._release_w_per_s * RELEASE_STEP_S / w_per_mhz, float(self._kind.clock_mhz_step))
+        step_mhz = max(self._release_w_per_s * RELEASE_STEP_S / w_per_mhz, self._kind.clock_step_mhz)
         self._lock(goal if abs(goal - here) <= step_mhz else here + math.copysign(step_mhz, goal - here))
 
     def _lock(self, clock_mhz: float) -> None:

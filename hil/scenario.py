@@ -99,7 +99,7 @@ class ClassPlantDoc(Document):
     """The GPUs of one job class, seen by the controller through `reporting_nodes` nodes called `<id>-<number>`."""
 
     id: Name
-    model: Literal["a100", "h100", "h200", "b200"] = "h100"
+    model: Literal["v100", "a100", "h100", "h200", "b200", "b300"] = "h100"
     gpus: Annotated[int, Field(ge=1, le=10_000_000)]
     gpus_per_node: Annotated[int, Field(ge=1, le=64)] = 8
     reporting_nodes: Annotated[int, Field(ge=1, le=10_000)] = 4

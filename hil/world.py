@@ -17,7 +17,8 @@ from controller.types import BatteryState
 from hil.plant import events as happen
 from hil.plant.battery import Battery, BatteryParams, Reversion
 from hil.plant.facility import Facility, FacilityParams
-from hil.plant.fleet import KINDS, Fleet, GpuKind, Group, Job
+from hil.plant.fleet import Fleet, Group, Job
+from hil.plant.gpu_models import GpuModel, model
 from hil.plant.grid import Grid, SwingParams
 from hil.plant.site import NS_PER_S, SitePlant
 from hil.plant.workload import (
@@ -138,7 +139,7 @@ def _read_traces(scenario: Scenario) -> dict[str, Trace]:
 
 
 def _job(doc: ClassPlantDoc, trace: Trace | None, *, rng: np.random.Generator, until_s: float) -> Job:
-    kind = KINDS[doc.model]
+    kind = model(doc.model)
     activity = Activity(share=1.0)
     workload = _workload(doc, doc.workload, trace, kind=kind, rng=rng, until_s=until_s)
     return Job(doc.id, kind, doc.gpus, workload, activity, Activity(share=1.0))
@@ -149,7 +150,7 @@ def _workload(
     work: TraceDoc | TrainingDoc | InferenceDoc,
     trace: Trace | None,
     *,
-    kind: GpuKind,
+    kind: GpuModel,
     rng: np.random.Generator,
     until_s: float,
 ) -> Workload:

@@ -47,12 +47,12 @@ def test_a_separate_program_needs_nothing_but_the_environment(tmp_path: Path) ->
         assert done.stdout.splitlines() == [
             "0.0-hil 2",
             f"NVIDIA H100 80GB HBM3 {gpus.uuids()[1]} 00000000:11:00.0",
-            "2619 119 1980 210",
+            "2619 110 1980 345",
             "[4321] []",
             f"450000 [0, 0] {80 << 30}",
         ]
         low, high = gpus.clock_lock_mhz()
-        assert high[1] == 1200.0 and low[1] == 210.0, "rounded down to a clock the GPU has"
+        assert high[1] == 1200.0 and low[1] == 345.0, "rounded down to a clock the GPU has"
         assert np.isnan(high[0])
         assert gpus.power_limit_w().tolist() == [700.0, 450.0]
         clock_count, limit_count = gpus.write_counts()
@@ -116,7 +116,7 @@ def test_symbolic_clock_limits(tmp_path: Path) -> None:
     with fake_node(tmp_path) as node:
         h, base = handle(), float(MODELS["h100"].base_clock_mhz)
         tdp, free = pynvml.NVML_CLOCK_LIMIT_ID_TDP, pynvml.NVML_CLOCK_LIMIT_ID_UNLIMITED
-        for pair, lock in (((free, tdp), (210.0, base)), ((tdp, free), (base, 1980.0)), ((tdp, tdp), (base, base))):
+        for pair, lock in (((free, tdp), (345.0, base)), ((tdp, free), (base, 1980.0)), ((tdp, tdp), (base, base))):
             pynvml.nvmlDeviceSetGpuLockedClocks(h, *pair)
             assert tuple(edge[0] for edge in node.gpus.clock_lock_mhz()) == lock
         for mixed in ((210, tdp), (tdp, 1980), (pynvml.NVML_CLOCK_LIMIT_ID_RANGE_START, tdp)):

@@ -11,7 +11,8 @@ from controller.types import BatteryState
 from hil.plant.battery import Battery, BatteryParams, Reversion
 from hil.plant.events import drop_load, revive
 from hil.plant.facility import Facility, FacilityParams
-from hil.plant.fleet import KINDS, Fleet, Group, Job
+from hil.plant.fleet import Fleet, Group, Job
+from hil.plant.gpu_models import model
 from hil.plant.grid import Grid, SwingParams
 from hil.plant.site import BATTERY, FREQUENCY, LOAD, PCC, SitePlant, TruthBlock
 from hil.plant.workload import (
@@ -54,7 +55,7 @@ def constant(power_w: float, *, non_gpu_frac: float = 0.25, bound: float = 1.0) 
 
 
 def job(workload: Workload, *, gpus: int = 102_400) -> Job:
-    return Job("training", KINDS["h100"], gpus, workload, Activity(share=1.0), Activity(share=1.0))
+    return Job("training", model("h100"), gpus, workload, Activity(share=1.0), Activity(share=1.0))
 
 
 def plant(one: Job, *, battery: Battery | None = None, groups: int = 2, grid: Grid | None = None) -> SitePlant:
@@ -156,7 +157,7 @@ def test_a_cap_takes_effect_after_its_dead_time_and_settles_as_measured() -> Non
 
 def test_curves_pass_through_published_points() -> None:
     """Work at a share of the power limit, and power at a share of the clock, as measured on real cards."""
-    h200, b200, a100 = KINDS["h200"], KINDS["b200"], KINDS["a100"]
+    h200, b200, a100 = model("h200"), model("b200"), model("a100")
     at_71 = h200.clock_for_share((0.71 * 700 - h200.idle_w) / (700 - h200.idle_w)) ** h200.work_exponent
     at_50 = h200.clock_for_share((0.50 * 700 - h200.idle_w) / (700 - h200.idle_w)) ** h200.work_exponent
     assert 0.77 <= at_71 <= 0.83

@@ -1,19 +1,19 @@
 """GPUs by the thousand as a few groups: clocks that move as real ones do, and what power and work follow from them.
 
 A group is the GPUs behind one reporting node and the nodes it stands for; they share caps. Groups of one synchronous
-job advance at the pace of the slowest, and the faster ones wait. The curves and delays are this plant's own, taken from
-measurements of real GPUs; the controller never sees them and has to find its own.
+job advance at the pace of the slowest, and the faster ones wait. Curves are those of `gpu_models`; the controller never
+sees them and has to find its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from controller.types import FloatArray
+from hil.plant.gpu_models import GpuModel
 from hil.plant.workload import Activity, Workload
 
 # Measured on a V100 whose power limit was moved: lower takes effect at once and is settled about 50 ms after the call
@@ -25,57 +25,12 @@ WAITING_POWER_FRAC = 0.35  # of a group's dynamic power while it waits at a barr
 ACTIVE_FRAC = 0.02  # a job whose dynamic power is below this share of its peak wants no GPU time
 
 
-@dataclass(frozen=True, slots=True)
-class GpuKind:
-    """One GPU model. Dynamic power falls with the clock fraction f as `linear` f + (1 - linear) f ** `exponent`.
-
-    Work that is bound by the clock goes as f ** `work_exponent`.
-    """
-
-    name: str
-    idle_w: float
-    limit_w_min: float
-    limit_w_max: float
-    clock_mhz_min: int
-    clock_mhz_max: int
-    clock_mhz_step: int
-    linear: float
-    exponent: float
-    work_exponent: float
-
-    def power_share(self, clock_frac: FloatArray) -> FloatArray:
-        """Dynamic power relative to full clocks."""
-        return self.linear * clock_frac + (1.0 - self.linear) * clock_frac**self.exponent
-
-    def clock_for_share(self, share: float) -> float:
-        """The clock fraction at which dynamic power is `share` of its full value."""
-        grid = np.linspace(self.clock_mhz_min / self.clock_mhz_max, 1.0, 256)
-        return float(np.interp(share, self.power_share(grid), grid))
-
-    @property
-    def clocks_mhz(self) -> tuple[int, ...]:
-        return tuple(range(self.clock_mhz_min, self.clock_mhz_max + 1, self.clock_mhz_step))
-
-
-# Idle and peak: measured cards. Curves: A100 compute at 1005-1410 MHz; B300 GEMM at 450-1100 W (used for b200); H200
-# and H100 fitted to MLPerf inference at 71 % (0.80 of the work) and 50 % (0.61-0.65) of the power limit.
-KINDS: Mapping[str, GpuKind] = {
-    k.name: k
-    for k in (
-        GpuKind("a100", 56.0, 100.0, 400.0, 210, 1410, 15, 0.0, 3.3, 0.98),
-        GpuKind("h100", 72.0, 200.0, 700.0, 345, 1980, 15, 0.6, 3.0, 0.98),
-        GpuKind("h200", 75.0, 200.0, 700.0, 345, 1980, 15, 0.6, 3.0, 0.98),
-        GpuKind("b200", 140.0, 200.0, 1000.0, 120, 1965, 15, 0.0, 1.3, 0.98),
-    )
-}
-
-
 @dataclass(slots=True)
 class Job:
     """One job class on its GPUs, and how far its work has come."""
 
     class_id: str
-    kind: GpuKind
+    kind: GpuModel
     gpus: int
     workload: Workload
     activity: Activity  # of its GPUs
@@ -249,7 +204,7 @@ class Fleet:
         return drive
 
     @staticmethod
-    def _pace(work: Workload, kind: GpuKind, clocks: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def _pace(work: Workload, kind: GpuModel, clocks: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Progress per second of the job and of each group alone; a barrier makes the slowest group's the job's."""
         bound = work.clock_bound_frac
         group_pace = 1.0 / (bound / clocks**kind.work_exponent + (1.0 - bound))
@@ -287,8 +242,3 @@ def _steps(n: int) -> FloatArray:
 
 def _activity(activity: Activity, t_s: FloatArray) -> FloatArray | float:
     return activity.share if activity.is_settled(float(t_s[0])) else activity.at(t_s)
-
-
-def scaled(kind: GpuKind, *, idle_w: float | None) -> GpuKind:
-    """`kind` with another idle power, for cards that idle unlike the one measured."""
-    return kind if idle_w is None else replace(kind, idle_w=idle_w)

@@ -15,7 +15,7 @@ import math
 import numpy as np
 
 from controller.types import FloatArray, IntArray
-from hil.plant.gpu_models import GpuModel, model
+from hil.plant.gpu_models import GpuModel, Points, model
 
 REASON_IDLE = 0x1
 REASON_POWER_CAP = 0x4
@@ -30,6 +30,7 @@ STEADY_FRAC = 0.985  # share of the limit that steady draw settles at (98.5-99.6
 UNDERSHOOT_FRAC = 0.055  # just after a cut, V100 record: 185 W under a limit of 200 W
 UNDERSHOOT_TAU_S = 0.090
 OVER_FRAC = 1.005  # the loop cuts above this share of the limit
+CURVE_POINTS = 64
 AMBIENT_C = 30.0
 RISE_C = 42.0  # at the model's highest limit
 THERMAL_TAU_S = 45.0
@@ -63,8 +64,8 @@ class GpuBank:
         self.memory_bound_frac = np.full(count, memory_bound_frac)
         self._rng = rng
         self._clock_jitter_frac = clock_jitter_frac
-        self._curve_mhz = np.array(self.model.curve[0])
-        self._curve_share = (np.array(self.model.curve[1]) - self.model.idle_w) / self._peak_span_w()
+        self._curve_mhz = _curve_clocks(self.model)
+        self._curve_share = self.model.power_share(self._curve_mhz / self.model.clock_mhz_max)
         self._gain = np.ones(count) if rng is None else np.clip(rng.normal(1.0, spread_frac, count), 0.8, 1.2)
         top = float(self.model.clock_mhz_max)
         self._top_mhz = top
@@ -227,4 +228,11 @@ class GpuBank:
         self.temperature_c += (aim_c - self.temperature_c) * -math.expm1(-dt_s / THERMAL_TAU_S)
 
     def _peak_span_w(self) -> float:
-        return self.model.curve[1][-1] - self.model.idle_w
+        return self.model.peak_w - self.model.idle_w
+
+
+def _curve_clocks(gpu: GpuModel) -> FloatArray:
+    """Clocks between which the curve is taken as straight: the measured ones, or many of a fitted one."""
+    if isinstance(gpu.curve, Points):
+        return np.array(gpu.curve.mhz)
+    return np.linspace(gpu.clock_mhz_min, gpu.clock_mhz_max, CURVE_POINTS)

@@ -1,8 +1,9 @@
 """The GPU models the plant can simulate: identity as NVML shows it, power-clock curves, actuation dynamics.
 
-Measured points are used where there are any; the rest is stated as an assumption beside the number. Activity 1 stays
-just inside the default limit (a GPU settles at 98.5 % of it), so an uncapped GPU loses no work to it. Nothing here is
-shared with the controller, which has its own idea of each model in `configs/gpus/`.
+Every part of the bench takes its GPUs from here: single GPUs behind the fake NVML (`hil.plant.gpu`) and fleets by the
+thousand (`hil.plant.fleet`). Measured points are used where there are any; the rest is stated as an assumption beside
+the number. Activity 1 stays just inside the default limit (a GPU settles at 98.5 % of it), so an uncapped GPU loses no
+work to it. Nothing here is shared with the controller, which has its own idea of each model in `configs/gpus/`.
 """
 
 from __future__ import annotations
@@ -14,15 +15,42 @@ from types import MappingProxyType
 import numpy as np
 
 from controller.errors import BadInput
+from controller.types import FloatArray
 
 GIB = 1 << 30
+GRID = 256  # points of the inverse of a curve; a clock step is at least 1/130 of the range
 
-Curve = tuple[tuple[float, ...], tuple[float, ...]]  # MHz, W
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Measured: power at activity 1 over SM clocks, ascending."""
+
+    mhz: tuple[float, ...]
+    watts: tuple[float, ...]
+
+    def share(self, mhz: FloatArray, *, idle_w: float, top_mhz: float) -> FloatArray:
+        shares = (np.array(self.watts) - idle_w) / (self.watts[-1] - idle_w)
+        found: FloatArray = np.interp(mhz, np.array(self.mhz), shares)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Fitted: dynamic power goes as `linear` f + (1 - linear) f ** `exponent` of the clock fraction f."""
+
+    linear: float
+    exponent: float
+    peak_w: float
+
+    def share(self, mhz: FloatArray, *, idle_w: float, top_mhz: float) -> FloatArray:
+        f = mhz / top_mhz
+        found: FloatArray = self.linear * f + (1.0 - self.linear) * f**self.exponent
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class GpuModel:
-    """One GPU model. `curve`: SM clocks (ascending) and the power at each at activity 1.
+    """One GPU model. `curve`: power at activity 1 over the SM clock.
 
     `work_exponent`: throughput of compute-bound work over relative clock. `hil.plant.gpu` describes the dynamics.
     """
@@ -43,7 +71,7 @@ class GpuModel:
     limit_w_min: float
     limit_w_max: float
     limit_w_default: float
-    curve: Curve
+    curve: Points | Shape
     work_exponent: float
     clock_switch_s: float  # from the call to the new clock
     limit_call_s: float  # how long the power-limit call takes to return; its effect is counted from its beginning
@@ -57,6 +85,21 @@ class GpuModel:
         count = int((self.clock_mhz_max - self.clock_mhz_min) / self.clock_step_mhz)
         return tuple(int(self.clock_mhz_max - k * self.clock_step_mhz) for k in range(count, -1, -1))
 
+    @property
+    def peak_w(self) -> float:
+        """Power at full clock and activity 1."""
+        return self.curve.watts[-1] if isinstance(self.curve, Points) else self.curve.peak_w
+
+    def power_share(self, clock_frac: FloatArray) -> FloatArray:
+        """Dynamic power (above idle) relative to full clock."""
+        top = float(self.clock_mhz_max)
+        return self.curve.share(clock_frac * top, idle_w=self.idle_w, top_mhz=top)
+
+    def clock_for_share(self, share: float) -> float:
+        """The clock fraction at which dynamic power is `share` of its full value."""
+        grid = np.linspace(self.clock_mhz_min / self.clock_mhz_max, 1.0, GRID)
+        return float(np.interp(share, self.power_share(grid), grid))
+
 
 def model(key: str) -> GpuModel:
     """The model named `key`, upper or lower case; BadInput that lists the known ones."""
@@ -64,19 +107,6 @@ def model(key: str) -> GpuModel:
     if found is None:
         raise BadInput(f"model: {key!r}: no such simulated GPU; known: {', '.join(sorted(MODELS))}")
     return found
-
-
-def _power_law(
-    *, idle_w: float, peak_w: float, low_mhz: float, top_mhz: float, exponent: float, knee_frac: float = 0.55
-) -> Curve:
-    """P = idle + (peak - idle) (f / top)^exponent above the knee, linear in f below it, as ten points.
-
-    Below the knee the core's voltage is at its floor, so power falls no faster than the clock; 0.55 is our assumption
-    where no measurement reaches that low.
-    """
-    x = np.concatenate([[low_mhz / top_mhz], np.linspace(knee_frac, 1.0, 9)])
-    share = np.where(x < knee_frac, knee_frac**exponent * x / knee_frac, x**exponent)
-    return tuple((x * top_mhz).tolist()), tuple((idle_w + (peak_w - idle_w) * share).tolist())
 
 
 # Measured on a V100-SXM2-32GB: matmul at 405, 945 and 1380 MHz (clock sweep), 1327 and 1530 MHz (power-limit step).
@@ -97,7 +127,7 @@ V100 = GpuModel(
     limit_w_min=150.0,
     limit_w_max=300.0,
     limit_w_default=300.0,
-    curve=(
+    curve=Points(
         (135.0, 405.0, 945.0, 1327.0, 1380.0, 1462.0, 1530.0),
         (48.0, 61.0, 117.0, 197.0, 213.0, 246.0, 277.0),
     ),
@@ -127,7 +157,7 @@ A100 = GpuModel(
     limit_w_min=150.0,
     limit_w_max=300.0,
     limit_w_default=300.0,
-    curve=(
+    curve=Points(
         (210.0, 705.0, 1005.0, 1110.0, 1200.0, 1305.0, 1410.0),
         (66.0, 92.0, 135.0, 152.0, 179.0, 225.0, 295.0),  # the first two are extrapolated towards idle
     ),
@@ -138,7 +168,7 @@ A100 = GpuModel(
     has_mean_power=False,
 )
 
-# Idle 70-75 W, 700 W; exponent 1.75 from H200 throughput under caps (71 % -> 0.79-0.81, 50 % -> 0.61-0.65).
+# Idle 70-75 W, 700 W; curve from H200 throughput under power limits (71 % -> 0.79-0.81, 50 % -> 0.61-0.65, MLPerf).
 H100 = GpuModel(
     key="h100",
     name="NVIDIA H100 80GB HBM3",
@@ -149,14 +179,14 @@ H100 = GpuModel(
     memory_bytes=80 * GIB,
     memory_clock_mhz=2619,
     base_clock_mhz=1590,
-    clock_mhz_min=210,
+    clock_mhz_min=345,
     clock_mhz_max=1980,
     clock_step_mhz=15.0,
     idle_w=72.0,
     limit_w_min=200.0,
     limit_w_max=700.0,
     limit_w_default=700.0,
-    curve=_power_law(idle_w=72.0, peak_w=688.0, low_mhz=210.0, top_mhz=1980.0, exponent=1.75),
+    curve=Shape(linear=0.6, exponent=3.0, peak_w=688.0),
     work_exponent=0.98,
     clock_switch_s=0.050,
     limit_call_s=0.020,
@@ -173,21 +203,21 @@ H200 = GpuModel(
     memory_bytes=141 * GIB,
     memory_clock_mhz=3201,
     base_clock_mhz=1590,
-    clock_mhz_min=210,
+    clock_mhz_min=345,
     clock_mhz_max=1980,
     clock_step_mhz=15.0,
-    idle_w=76.0,
+    idle_w=75.0,
     limit_w_min=200.0,
     limit_w_max=700.0,
     limit_w_default=700.0,
-    curve=_power_law(idle_w=76.0, peak_w=688.0, low_mhz=210.0, top_mhz=1980.0, exponent=1.75),
+    curve=Shape(linear=0.6, exponent=3.0, peak_w=688.0),
     work_exponent=0.98,
     clock_switch_s=0.050,
     limit_call_s=0.020,
     cut_delay_s=0.060,
 )
 
-# 8 x B200 server: 2.8-10.25 kW at the wall; the curve's exponent lies between H200 and B300 (assumption).
+# 8 x B200 server: 2.8-10.25 kW at the wall; the exponent is that of the B300's measured points.
 B200 = GpuModel(
     key="b200",
     name="NVIDIA B200",
@@ -201,11 +231,11 @@ B200 = GpuModel(
     clock_mhz_min=120,
     clock_mhz_max=1965,
     clock_step_mhz=7.5,
-    idle_w=145.0,
+    idle_w=140.0,
     limit_w_min=200.0,
     limit_w_max=1000.0,
     limit_w_default=1000.0,
-    curve=_power_law(idle_w=145.0, peak_w=984.0, low_mhz=120.0, top_mhz=1965.0, exponent=1.6),
+    curve=Shape(linear=0.0, exponent=1.3, peak_w=984.0),
     work_exponent=0.95,
     clock_switch_s=0.060,
     limit_call_s=0.020,
@@ -231,7 +261,7 @@ B300 = GpuModel(
     limit_w_min=200.0,
     limit_w_max=1100.0,
     limit_w_default=1100.0,
-    curve=(
+    curve=Points(
         (120.0, 600.0, 926.0, 1152.0, 1457.0, 1935.0, 2032.0),
         (215.0, 330.0, 450.0, 550.0, 700.0, 900.0, 1080.0),  # the first two are extrapolated towards idle
     ),
