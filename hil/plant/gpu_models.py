@@ -23,14 +23,14 @@ GRID = 256  # points of the inverse of a curve; a clock step is at least 1/130 o
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Measured: power at activity 1 over SM clocks, ascending."""
+    """Measured: power at activity 1 over SM clocks, ascending to the highest."""
 
     mhz: tuple[float, ...]
     watts: tuple[float, ...]
 
-    def share(self, mhz: FloatArray, *, idle_w: float, top_mhz: float) -> FloatArray:
+    def share(self, f: FloatArray, *, idle_w: float) -> FloatArray:
         shares = (np.array(self.watts) - idle_w) / (self.watts[-1] - idle_w)
-        found: FloatArray = np.interp(mhz, np.array(self.mhz), shares)
+        found: FloatArray = np.interp(f, np.array(self.mhz) / self.mhz[-1], shares)
         return found
 
 
@@ -42,8 +42,7 @@ class Shape:
     exponent: float
     peak_w: float
 
-    def share(self, mhz: FloatArray, *, idle_w: float, top_mhz: float) -> FloatArray:
-        f = mhz / top_mhz
+    def share(self, f: FloatArray, *, idle_w: float) -> FloatArray:
         found: FloatArray = self.linear * f + (1.0 - self.linear) * f**self.exponent
         return found
 
@@ -92,8 +91,7 @@ class GpuModel:
 
     def power_share(self, clock_frac: FloatArray) -> FloatArray:
         """Dynamic power (above idle) relative to full clock."""
-        top = float(self.clock_mhz_max)
-        return self.curve.share(clock_frac * top, idle_w=self.idle_w, top_mhz=top)
+        return self.curve.share(clock_frac, idle_w=self.idle_w)
 
     def clock_for_share(self, share: float) -> float:
         """The clock fraction at which dynamic power is `share` of its full value."""
