@@ -245,13 +245,17 @@ class NvmlGpu:
         driver's version may not be written to.
         """
         assert cap.gpu_id == self.spec.gpu_id
-        if self._refusal is not None:
-            raise WrongDevice(self.spec.gpu_id, self._refusal)
+        self.refuse_if_monitoring()
         await self._write_clock(None if cap.clock_mhz is None else (self.spec.clock_mhz_min, cap.clock_mhz))
         if cap.power_limit_w is not None:
             await self._write_limit(cap.power_limit_w)
         elif self._limit_found_w is not None:
             await self._write_limit(self._limit_found_w)
+
+    def refuse_if_monitoring(self) -> None:
+        """WrongDevice when this driver's version may not be written to."""
+        if self._refusal is not None:
+            raise WrongDevice(self.spec.gpu_id, self._refusal)
 
     async def hold_tdp_clock(self) -> None:
         """Let the clock fall freely and rise to the GPU's TDP clock only: no burst above what it can hold for long.
@@ -259,8 +263,7 @@ class NvmlGpu:
         The driver picks the clock, so nothing can be claimed of it in MHz: `clock_cap_mhz` stays None, and the next
         `write` replaces this lock. Raises WrongDevice when this driver's version may not be written to.
         """
-        if self._refusal is not None:
-            raise WrongDevice(self.spec.gpu_id, self._refusal)
+        self.refuse_if_monitoring()
         self._distrust_lock()
         await self.run(
             lambda: self.calls.lock_clocks_by_name(ClockLimit.UNLIMITED, ClockLimit.TDP), "lock clocks at TDP"

@@ -6,11 +6,12 @@ it. Blocking calls on the GPU's worker; NotSupported where there is no such circ
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pynvml
 
-from drivers.errors import NotApplied, NotSupported
+from drivers.errors import InvalidValue, NotApplied, NotSupported
 from drivers.nvml import NvmlGpu
 from drivers.nvml_calls import MILLI, GpuCalls, as_driver_error, typed
 
@@ -72,15 +73,19 @@ class PowerSmoothing:
     async def write(self, index: int, profile: SmoothingProfile) -> SmoothingState:
         """Store `profile` as preset `index`, activate it, switch smoothing on; the state read back.
 
-        Raises NotApplied when the read-back differs.
+        Raises InvalidValue before anything is written where the GPU cannot hold it, NotApplied when the read-back
+        differs.
         """
+        self._gpu.refuse_if_monitoring()
         return await self._gpu.run(lambda: self._write(index, profile), "set power smoothing")
 
     async def disable(self) -> None:
         """Switch smoothing off; presets stay as they are."""
+        self._gpu.refuse_if_monitoring()
         await self._gpu.run(lambda: self._switch(0), "disable power smoothing")
 
     def _write(self, index: int, profile: SmoothingProfile) -> SmoothingState:
+        self._check(index, profile, floor_frac_max=read_smoothing(self._gpu.calls).floor_frac_max)
         handle = self._gpu.calls.handle()
         wishes = (
             profile.floor_frac * PERCENT,
@@ -101,6 +106,16 @@ class PowerSmoothing:
         if not (state.is_enabled and state.active_profile == index and _is_close(state.profile, profile)):
             raise NotApplied(self._id, f"power smoothing preset {index}: reads back as {state}")
         return state
+
+    def _check(self, index: int, profile: SmoothingProfile, *, floor_frac_max: float) -> None:
+        if not 0 <= index < pynvml.NVML_POWER_SMOOTHING_MAX_NUM_PROFILES:
+            allowed = pynvml.NVML_POWER_SMOOTHING_MAX_NUM_PROFILES - 1
+            raise InvalidValue(self._id, f"power smoothing preset {index}: allowed 0 to {allowed}")
+        if not 0.0 <= profile.floor_frac <= floor_frac_max:
+            raise InvalidValue(self._id, f"power floor {profile.floor_frac:.0%}: allowed 0 % to {floor_frac_max:.0%}")
+        rates = (profile.up_w_per_s, profile.down_w_per_s, profile.hysteresis_s)
+        if not all(0.0 < rate < math.inf for rate in rates):
+            raise InvalidValue(self._id, f"slopes and hysteresis {rates}: finite and above 0")
 
     def _switch(self, state: int) -> None:
         change = pynvml.c_nvmlPowerSmoothingState_v1_t()

@@ -72,6 +72,7 @@ class WorkloadProfiles:
         read-back of what is asked for differs.
         """
         wanted = frozenset(names)
+        self._gpu.refuse_if_monitoring()
         return await self._gpu.run(lambda: self._request(wanted), "set workload profiles")
 
     def _profiles(self) -> tuple[WorkloadProfile, ...]:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pynvml
 import pytest
+from typer.testing import CliRunner, Result
 
+from controller.cli.main import app
+from controller.errors import BadInput
 from controller.types import GpuCap, GpuId
 from drivers import errors
 from drivers.nvml import NvmlGpu, NvmlLibrary
 from drivers.nvml_calls import GpuCalls
 from drivers.nvml_events import gpu_events
+from drivers.nvml_smoothing import PowerSmoothing, SmoothingProfile
 from drivers.nvml_survey import survey
 from drivers.nvml_workload import WorkloadProfiles
 from hil import bench_gpus
 from hil.plant.gpu_models import MODELS
+from tests.conftest import ROOT
 from tests.modbus_kit import until
 from tests.nvml_kit import FakeNode, fake_node, node_settings
 
@@ -232,3 +238,71 @@ def test_the_cost_of_reading_is_measured_beside_the_bare_calls() -> None:
     assert cost.gpus == 2 and cost.achieved_hz > 5.0
     assert cost.cpu_frac > cost.bare_cpu_frac > 0.0 and cost.bare_read_ms > 0.8, "three calls of 0.3 ms each"
     assert {"gpus", "gpu_cpu_frac", "gpu_bare_cpu_frac"} <= cost.as_dict().keys()
+
+
+# ----------------------------------------------------------------------------------------------------------- commands
+
+
+def node_command(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["node", *arguments])
+
+
+def test_a_person_sets_smoothing_and_workload_profiles_on_every_gpu(tmp_path: Path) -> None:
+    config = ("-c", str(ROOT / "configs" / "node.example.yaml"))
+    with fake_node(tmp_path, "b200") as node:
+        done = node_command("smoothing", *config, "--floor", "0.6", "--up", "2500", "--down", "400", "--json")
+        assert done.exit_code == 0, done.output
+        states = json.loads(done.stdout)
+        assert list(states) == sorted(node.gpus.uuids())
+        for state in states.values():
+            assert state["is_enabled"] and state["profile"]["down_w_per_s"] == 400.0
+        assert node.gpus.smoothing()[0].tolist() == [600.0, 600.0]
+        off = node_command("smoothing", *config, "--off", "--gpu", node.gpus.uuids()[0])
+        assert off.exit_code == 0 and "off, preset 4: floor 60%" in off.stdout and len(off.stdout.splitlines()) == 1
+        assert node.gpus.smoothing()[0].tolist() == [0.0, 600.0]
+        asked = node_command("workload", *config, "--ask", "max_q", "--ask", "max_p")
+        assert asked.exit_code == 0 and "asked for max_p, max_q; in force max_p;" in asked.stdout
+        cleared = node_command("workload", *config, "--clear")
+        assert "asked for none; in force none" in cleared.stdout
+
+
+def test_without_a_file_that_accepts_the_driver_nothing_is_written(tmp_path: Path) -> None:
+    """Showing needs no file; writing to a simulated driver does."""
+    with fake_node(tmp_path, "b200") as node:
+        assert node_command("smoothing").exit_code == 0
+        refused = node_command("smoothing", "--off")
+        assert refused.exit_code == 1 and "does not match driver_versions" in refused.stdout
+        assert node_command("workload", "--ask", "max_q").exit_code == 1
+        setters = ("nvmlDeviceSetPowerSmoothing", "nvmlDeviceSetWorkloadPowerProfiles")
+        assert [node.gpus.call_count(setter, 0) for setter in setters] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["smoothing", "--floor", "0.5"], "go together"),
+        (["smoothing", "--floor", "0.5", "--up", "1", "--down", "1", "--off"], "not with --off"),
+        (["workload", "--ask", "max_q", "--clear"], "exclude each other"),
+        (["workload", "--gpu", "GPU-0"], "--gpu: 'GPU-0': this node has GPU-"),
+        (["smoothing"], "no GPU of this node has power smoothing"),
+    ],
+)
+def test_what_a_person_cannot_have_is_bad_input(tmp_path: Path, arguments: list[str], says: str) -> None:
+    with fake_node(tmp_path, "b200" if arguments != ["smoothing"] else "h100"):
+        result = node_command(*arguments)
+    assert isinstance(result.exception, BadInput) and says in str(result.exception)
+
+
+async def test_smoothing_out_of_range_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with fake_node(tmp_path, "b200") as node:
+        circuit = PowerSmoothing((await opened(node))[0])
+        good = SmoothingProfile(0.5, 1000.0, 1000.0, 0.5)
+        for index, bad in (
+            (5, good),
+            (0, replace(good, floor_frac=0.91)),
+            (0, replace(good, down_w_per_s=0.0)),
+            (0, replace(good, up_w_per_s=float("inf"))),
+        ):
+            with pytest.raises(errors.InvalidValue):
+                await circuit.write(index, bad)
+        assert node.gpus.call_count("nvmlDeviceSetPowerSmoothing", 0) == 0

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+CONFIG = typer.Option(None, "-c", "--config", help="The node's file, for its driver_versions.")
+GPU = typer.Option([], "--gpu", metavar="UUID", help="Only this GPU; may be given again. Default: all.")
+JSON = typer.Option(False, "--json", help="Print JSON.")
 ANY_DRIVER = r"^(?!0\.)\d+\."  # as in a node's file that names no pattern: any real driver
 
 
@@ -24,9 +27,9 @@ def _node() -> None:
 
 @app.command()
 def doctor(
-    config: Path | None = typer.Option(None, "-c", "--config", help="The node's file, for its driver_versions."),
+    config: Path | None = CONFIG,
     try_write: bool = typer.Option(False, "--try-write", help="Write each present power limit back to itself."),
-    as_json: bool = typer.Option(False, "--json", help="Print the findings as JSON."),
+    as_json: bool = JSON,
 ) -> None:
     """What Rampart could and could not do on this node: driver, permission, modes, limits, other writers.
 
@@ -38,9 +41,8 @@ def doctor(
     from controller.ports import DriverError
     from drivers.nvml_survey import survey
 
-    pattern = ANY_DRIVER if config is None else _pattern(config)
     try:
-        found = survey(driver_versions=pattern, tries_write=try_write)
+        found = survey(driver_versions=_driver_versions(config), tries_write=try_write)
     except DriverError as error:
         if as_json:
             typer.echo(json.dumps({"error": str(error), "kind": type(error).__name__}))
@@ -50,6 +52,61 @@ def doctor(
     else:
         _print(found)
     raise typer.Exit(0 if found.is_good else 1)
+
+
+@app.command()
+def smoothing(
+    config: Path | None = CONFIG,
+    gpu: list[str] = GPU,
+    floor: float | None = typer.Option(None, "--floor", min=0.0, max=1.0, help="Share of its maximum held while busy."),
+    up: float | None = typer.Option(None, "--up", min=0.0, metavar="W/S", help="Steepest rise of power."),
+    down: float | None = typer.Option(None, "--down", min=0.0, metavar="W/S", help="Steepest fall of power."),
+    hysteresis: float = typer.Option(0.5, "--hysteresis", min=0.0, metavar="S", help="How long the floor lasts on."),
+    preset: int = typer.Option(4, "--preset", min=0, max=4, help="The preset to write and activate."),
+    off: bool = typer.Option(False, "--off", help="Switch it off; presets stay."),
+    as_json: bool = JSON,
+) -> None:
+    """Show the hardware power smoothing of Blackwell GPUs, or set it: --floor, --up and --down together, or --off.
+
+    Exit status: 0 done, 1 a GPU refused, 2 bad input or no GPU that has it. It stays set until it is changed or the
+    driver is loaded anew; Rampart's agent leaves it as it finds it.
+    """
+    from controller.cli.node_power import Wish, smoothing_of_gpus
+    from controller.errors import BadInput
+
+    given = [value is not None for value in (floor, up, down)]
+    if any(given) and (off or not all(given)):
+        raise BadInput("--floor, --up and --down go together, and not with --off")
+    wish = None
+    if floor is not None and up is not None and down is not None:
+        wish = Wish(preset=preset, floor_frac=floor, up_w_per_s=up, down_w_per_s=down, hysteresis_s=hysteresis)
+    raise typer.Exit(smoothing_of_gpus(_driver_versions(config), gpu, wish=wish, is_off=off, as_json=as_json))
+
+
+@app.command()
+def workload(
+    config: Path | None = CONFIG,
+    gpu: list[str] = GPU,
+    ask: list[str] = typer.Option([], "--ask", metavar="PROFILE", help="Ask for this profile; may be given again."),
+    clear: bool = typer.Option(False, "--clear", help="Ask for none."),
+    as_json: bool = JSON,
+) -> None:
+    """Show the workload power profiles of Blackwell GPUs, or ask for exactly those named.
+
+    Exit status: 0 done, 1 a GPU refused, 2 bad input or no GPU that has them. They stay until they are changed or the
+    driver is loaded anew; Rampart's agent leaves them as it finds them.
+    """
+    from controller.cli.node_power import workload_of_gpus
+    from controller.errors import BadInput
+
+    if ask and clear:
+        raise BadInput("--ask and --clear exclude each other")
+    wanted = frozenset(ask) if ask or clear else None
+    raise typer.Exit(workload_of_gpus(_driver_versions(config), gpu, wanted=wanted, as_json=as_json))
+
+
+def _driver_versions(config: Path | None) -> str:
+    return ANY_DRIVER if config is None else _pattern(config)
 
 
 def _pattern(config: Path) -> str:
