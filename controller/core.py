@@ -23,6 +23,7 @@ from controller.health import Health
 from controller.jobs import Placement
 from controller.limits import InForce, LimitBook
 from controller.modes import Flag, ModeMachine, ModeState
+from controller.outlook import outlook_of
 from controller.plan.plan import Plan, Planner
 from controller.planning import NO_LIMIT_W_PER_S, Known, Planning, node_commands
 from controller.respond import Responder
@@ -44,6 +45,7 @@ from controller.types import (
     Mode,
     NodeCommand,
     NodeReport,
+    Outlook,
     Quality,
     Reading,
     SiteCommand,
@@ -206,6 +208,22 @@ class SiteCore:
             self._stagger.planned(now_s, is_urgent=is_urgent or is_over)
             self.planning.decide(known)
         return True
+
+    def outlook(self, image: SiteImage, decision: Decision) -> Outlook | None:
+        """What the grid may be told of the next minutes; None before anything is known."""
+        if decision.track is None:
+            return None
+        sample = image.battery.value if image.battery is not None and self._is_battery_usable(image) else None
+        settings = self.site.battery
+        left = max(0.0, sample.soc_frac - settings.soc_frac_min) if sample is not None and settings is not None else 0.0
+        return outlook_of(
+            image.t_mono_s,
+            track=decision.track,
+            plan=self.planning.plan,
+            armed=self.planning.armed,
+            battery=sample,
+            battery_j=left * settings.energy_j if settings is not None else 0.0,
+        )
 
     # ------------------------------------------------------------------------------------------------ parts of decide
 

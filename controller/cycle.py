@@ -154,7 +154,9 @@ class Cycle:
         assert self._grid is not None
         try:
             async with asyncio.timeout(self._period_s):
-                await self._grid.report(image, checked.command, decision.margins)
+                await self._grid.report(
+                    image, checked.command, decision.margins, outlook=lambda: self._core.outlook(image, decision)
+                )
         except TimeoutError:
             return  # the link tells of its own loss; status is renewed with the next heartbeat
 

@@ -129,6 +129,17 @@ class Armed:
         """What they draw above that when nothing caps them."""
         return float(np.maximum(self.demand_w - self.fleet.class_idle_w, 0.0).sum())
 
+    @property
+    def sheddable_w(self) -> float:
+        """What the GPUs can give before any class goes below its service floor."""
+        level_w = self.table.level_w
+        return float(level_w[-1] - level_w[len(level_w) // 2])  # in the table's middle every class is at its floor
+
+    @property
+    def busy_gpu_w(self) -> float:
+        """Mean uncapped draw of one GPU; 0 without any."""
+        return float(self.demand_w.sum()) / max(float(self.fleet.table.stands_for.sum()), 1.0)
+
     def clocks_mhz(self, gpu_w: float) -> FloatArray:
         """Clock of each GPU (n,) at which all of them draw at most `gpu_w` in the mean; inf is free."""
         known = self.fleet.table

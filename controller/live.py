@@ -202,6 +202,7 @@ def _open_grid(
         bridge = OpenAdrBridge(
             settings.openadr, rules=rules, clock=clock, on_outcome=on_outcome, write_audit=grid.write_audit
         )
+        grid.prices = bridge
         runners.append(bridge.run)
     return grid, runners
 

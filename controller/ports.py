@@ -6,7 +6,7 @@ async, has a deadline of its own, raises only `DriverError` (or CancelledError),
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Protocol
 
 from controller.types import (
@@ -25,6 +25,7 @@ from controller.types import (
     MeterSample,
     NodeCommand,
     NodeReport,
+    Outlook,
     Reading,
     SignalOffer,
     SignalOutcome,
@@ -152,8 +153,15 @@ class GridSource(Protocol):
     @property
     def is_link_up(self) -> bool: ...
 
-    async def report(self, image: SiteImage, command: SiteCommand, margins: Sequence[Margin]) -> None:
-        """Publish status to the grid; drops rather than waits."""
+    async def report(
+        self,
+        image: SiteImage,
+        command: SiteCommand,
+        margins: Sequence[Margin],
+        *,
+        outlook: Callable[[], Outlook | None] = lambda: None,
+    ) -> None:
+        """Publish status to the grid; drops rather than waits. `outlook` is asked only when one is due."""
 
 
 class JobFeed(Protocol):

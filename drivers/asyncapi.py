@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from drivers.dsx_wire import (
+    FLEXIBILITY_STATUS,
     KINDS,
     LOAD_TARGET_SET,
     POWER_BREACH_ALERT,
@@ -24,6 +25,7 @@ from drivers.dsx_wire import (
     answer_topic,
     breach_topic,
     enforcement_topic,
+    flexibility_topic,
     load_target_topic,
     ramp_limit_topic,
     status_topic,
@@ -33,7 +35,8 @@ from drivers.node_link import CommandWire, ReportWire, command_topic, report_top
 
 VERSION = "1.0.0"
 DESCRIPTION = (
-    "Grid signals follow DSX Flex 1.7.0; ramplimit/set and signal/answer are Rampart's additions in the same envelope. "
+    "Grid signals follow DSX Flex 1.7.0; ramplimit/set, signal/answer and flexibility/status are Rampart's additions "
+    "in the same envelope. "
     "MQTT 3.1.1 only. The data of a grid event is a JWS compact string (ES256 or RS256, pinned to the key id); "
     "x-signed-payload is the JSON inside it. Publishers put iat and jti in the protected header; without them a "
     f"message may only tighten. Packets above {PAYLOAD_BYTES_MAX} bytes are dropped. Generated from the wire models; "
@@ -48,6 +51,13 @@ GRID = {
     "powerStateStatus": (status_topic("{agent}"), POWER_STATE_STATUS, "agent", 1, "The agent's state, feed by feed."),
     "powerBreachAlert": (breach_topic("{agent}"), POWER_BREACH_ALERT, "agent", 2, "A target is exceeded, or no more."),
     "signalAnswer": (answer_topic("{agent}"), SIGNAL_ANSWER, "agent", 1, "What became of one issuer's message."),
+    "flexibilityStatus": (
+        flexibility_topic("{agent}"),
+        FLEXIBILITY_STATUS,
+        "agent",
+        1,
+        "Where power is to go, what the site could give, and what its limits cost it.",
+    ),
     "powerBreachEnforcement": (
         enforcement_topic("{infra}"), POWER_BREACH_ENFORCEMENT, "infrastructure agent", 2, "What was done on a breach.",
     ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,11 +17,12 @@ import numpy as np
 import structlog
 
 from controller.errors import BadInput
-from controller.ports import Clock, JobSource, SignalRules, WallSync
+from controller.ports import Clock, JobSource, PriceSource, SignalRules, WallSync
 from controller.settings import GridSettings, JobClassSettings
 from controller.types import (
     GridSignal,
     Margin,
+    Outlook,
     RefusalReason,
     SignalOutcome,
     SiteCommand,
@@ -46,6 +47,7 @@ from drivers.dsx_wire import (
     RAMP_LIMIT_SET,
     CloudEvent,
     Sender,
+    Trace,
     answer_topic,
     decode_envelope,
     enforcement_topic,
@@ -63,6 +65,7 @@ POLL_S = 0.05
 KEY_REFRESH_S = 10.0
 REFUSALS_LOGGED_S = 10.0  # unverified refusals of one reason: one line per so long, with the count of the rest
 QOS_SIGNAL = 1
+TRACES_MAX = 512  # trace contexts of accepted signals that are carried on
 
 log = structlog.get_logger("grid")
 
@@ -101,7 +104,9 @@ class DsxGridSource:
         self._on_outcome = on_outcome
         self._audit = AuditLog(audit_path)
         self._present_w: float | None = None
-        self._just_set: set[str] = set()
+        self._just_set: dict[str, str] = {}  # feed -> correlation id of the target accepted last
+        self._traces: OrderedDict[str, Trace] = OrderedDict()  # by correlation id
+        self.prices: PriceSource | None = None  # what energy costs, where a bridge knows
         shares = settings.feed_share_frac or tuple(1.0 / len(settings.feeds) for _ in settings.feeds)
         self._reporter = GridReporter(
             settings,
@@ -147,7 +152,14 @@ class DsxGridSource:
         )
         return self._rules.active(now_s)
 
-    async def report(self, image: SiteImage, command: SiteCommand, margins: Sequence[Margin]) -> None:
+    async def report(
+        self,
+        image: SiteImage,
+        command: SiteCommand,
+        margins: Sequence[Margin],
+        *,
+        outlook: Callable[[], Outlook | None] = lambda: None,
+    ) -> None:
         """Follow load and targets, publish status and breaches where they change; queues only, never waits."""
         measured = site_power_w(image)
         self._present_w = measured
@@ -156,6 +168,8 @@ class DsxGridSource:
         targets = self._rules.feed_targets(image.t_mono_s)
         self._reporter.report(image, measured_w=measured, targets=targets, just_set=self._just_set)
         self._just_set.clear()
+        energy_prices = self.prices.prices(self._clock.wall_utc_s()) if self.prices is not None else ()
+        self._reporter.tell_outlook(image.t_mono_s, outlook, energy_prices)
 
     async def run(self) -> None:
         """Work off what came faster than it may be looked at, and keep the keys fresh; until cancelled."""
@@ -202,7 +216,10 @@ class DsxGridSource:
             )
 
     def _on_enforcement(self, message: Incoming) -> None:
-        """What an infrastructure agent did about a breach: recorded; caps follow from telemetry, not from its word."""
+        """What an infrastructure agent did about a breach: recorded, and what failed is not hinted again.
+
+        Caps follow from telemetry, not from its word.
+        """
         with _Refusals(self, message):
             event = self._envelope(message, POWER_BREACH_ENFORCEMENT)
             signed, data = verify_event(event, self._keys, PowerBreachEnforcementData)
@@ -213,11 +230,12 @@ class DsxGridSource:
                     "key_id": signed.key_id,
                     "message_id": event.id,
                     "breach_id": data.breach_id,
-                    "is_ours": data.breach_id in self._reporter.breach_ids,
+                    "is_ours": self._reporter.enforced(data),
                     "feed": data.feed_tag,
                     "action": data.action,
                     "code": data.code,
                     "results": len(data.results),
+                    "failed": [r.resource_id for r in data.results if r.code != "applied"],
                 }
             )
             log.info("breach enforcement", issuer=signed.issuer, action=data.action, code=data.code)
@@ -248,7 +266,11 @@ class DsxGridSource:
             if outcome.reason is not None:
                 self.refused_count[outcome.reason] = self.refused_count.get(outcome.reason, 0) + 1
             else:
-                self._just_set.update(outcome.feeds)
+                self._just_set |= dict.fromkeys(outcome.feeds, outcome.correlation_id)
+                self._traces[outcome.correlation_id] = event.trace
+                self._traces.move_to_end(outcome.correlation_id)
+        while len(self._traces) > TRACES_MAX:
+            self._traces.popitem(last=False)
         if self._sender is None or not outcomes:
             return
         data = SignalAnswerData(
@@ -256,7 +278,8 @@ class DsxGridSource:
             issuer=outcomes[0].issuer,
             answers=tuple(_answer(o, now_s, utc_s) for o in outcomes),
         )
-        self._publish(answer_topic(self._settings.agent_id), data, QOS_SIGNAL, event=event)
+        cause = event.correlationid or event.id
+        self._publish(answer_topic(self._settings.agent_id), data, QOS_SIGNAL, cause, trace=event.trace)
 
     def refuse(self, message: Incoming, refused: WireRefused) -> None:
         """Count a message that did not get as far as the rules; say so, but not more often than it is useful."""
@@ -291,14 +314,16 @@ class DsxGridSource:
         """One line of the audit log, stamped in UTC; other bridges write theirs here too."""
         self._audit.append({"utc": utc_text(self._clock.wall_utc_s()), **line})
 
-    def _publish(self, topic: str, data: Payload, qos: int, *, event: CloudEvent | None = None) -> None:
+    def _publish(
+        self, topic: str, data: Payload, qos: int, correlation_id: str | None, *, trace: Trace | None = None
+    ) -> None:
+        """Sign and queue; whatever a signal caused carries its correlation id and goes on with its trace."""
         if self._sender is None:
             return
+        if trace is None and correlation_id is not None:
+            trace = self._traces.get(correlation_id)
         _, payload = self._sender.encode(
-            data,
-            utc_s=self._clock.wall_utc_s(),
-            correlation_id=(event.correlationid or event.id) if event is not None else None,
-            traceparent=event.traceparent if event is not None else None,
+            data, utc_s=self._clock.wall_utc_s(), correlation_id=correlation_id, trace=trace
         )
         self._session.publish(topic, payload, qos=qos, keep=Keep.ALL)
 

@@ -366,6 +366,55 @@ class SignalAnswerData(Payload):
     answers: Annotated[tuple[RequestAnswer, ...], Field(strict=False)]
 
 
+class PathPoint(Payload):
+    """Where power is to be at an instant; what happens in between is on a straight line."""
+
+    time: UtcTime
+    power: PowerUnit
+
+
+class Storage(Payload):
+    """What the battery could do from now on."""
+
+    discharge: PowerUnit
+    charge: PowerUnit
+    energy_kilowatt_hour: NonNegative
+
+
+class MarginalPrice(Payload):
+    """Work that a little relaxation of a kind of limit would save, as of now.
+
+    Per megawatt of ceiling or reserve, per megawatt a minute of ramp. `at_least`: the limit cannot be met at any price,
+    so the true one is this or more.
+    """
+
+    limit: Literal["ramp_down", "ramp_up", "ceiling", "reserve"]
+    gpu_second_per_megawatt: NonNegative
+    at_least: bool = False
+
+
+class EnergyPriceState(Payload):
+    """What energy costs, as a VTN told; it steers nothing here yet."""
+
+    per_kilowatt_hour: float
+    currency: Annotated[str, Field(max_length=8)] = ""
+    interval: Interval
+
+
+class FlexibilityStatusData(Payload):
+    """Payload of `grid.flexibility.status.v1`: what the site intends, could give, and what its limits cost it."""
+
+    snapshot_time: UtcTime
+    forecast: Annotated[tuple[PathPoint, ...], Field(max_length=ITEMS_MAX, strict=False)]
+    admissible_low: PowerUnit
+    admissible_high: PowerUnit | None = None  # absent: no row in force bounds a rise
+    floor: PowerUnit
+    sheddable: PowerUnit
+    storage: Storage | None = None
+    marginal_prices: Annotated[tuple[MarginalPrice, ...], Field(max_length=ITEMS_MAX, strict=False)]
+    energy_prices: Annotated[tuple[EnergyPriceState, ...], Field(max_length=ITEMS_MAX, strict=False)]
+
+
 def utc_text(utc_s: float) -> str:
     """Seconds since 1970 as RFC 3339 in UTC, to the microsecond."""
     return datetime.fromtimestamp(min(utc_s, UTC_S_MAX), UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""What the flex agent tells the grid: a status per feed on every transition and as heartbeat, and the life of breaches.
+"""What the flex agent tells the grid: status per feed on every transition and as heartbeat, breaches, the next minutes.
 
 Builds the payloads and hands them to `publish`; never waits, and reads the wall clock only for the times it reports.
 """
@@ -13,31 +13,38 @@ import structlog
 
 from controller.ports import Clock, JobSource
 from controller.settings import GridSettings, JobClassSettings
-from controller.types import FeedTarget, Quality, SiteImage
+from controller.types import EnergyPrice, FeedTarget, Outlook, Quality, SiteImage
 from drivers.dsx_payloads import (
+    ITEMS_MAX,
     BreachDetails,
     BreachTarget,
+    EnergyPriceState,
     FeedEvent,
     FeedMetadata,
     FeedState,
     FeedTargetState,
+    FlexibilityStatusData,
     Interval,
+    PathPoint,
     Payload,
     PowerBreachAlertData,
+    PowerBreachEnforcementData,
     PowerStateStatusData,
+    Storage,
     Strategy,
     power,
     utc_text,
 )
 from drivers.dsx_status import Breach, BreachStatus, BreachWatch, FeedWatch, infrastructure_actions, shed_hints
-from drivers.dsx_wire import breach_topic, status_topic
+from drivers.dsx_wire import breach_topic, flexibility_topic, status_topic
 from drivers.jws import new_uuid
 
 QOS_STATUS, QOS_BREACH = 1, 2
+J_PER_KWH = 3.6e6
 
 log = structlog.get_logger("grid")
 
-Publish = Callable[[str, Payload, int], None]
+Publish = Callable[[str, Payload, int, str | None], None]  # topic, payload, QoS, correlation id of what caused it
 
 
 class GridReporter:
@@ -67,16 +74,31 @@ class GridReporter:
         self._write_audit = write_audit
         self._watches = {feed: FeedWatch() for feed in self._share}
         self._breaches = {feed: BreachWatch(lambda: new_uuid(rng)) for feed in self._share}
-        self._status_due_s = -math.inf
+        self._status_due_s = self._flexibility_due_s = -math.inf
+        self._cause: dict[str, str] = {}  # correlation id of the newest target of each feed
 
-    @property
-    def breach_ids(self) -> set[str]:
-        """Breaches that are not resolved."""
-        return {b.breach.breach_id for b in self._breaches.values() if b.breach is not None}
+    def enforced(self, data: PowerBreachEnforcementData) -> bool:
+        """Take what an infrastructure agent says it did; False when it speaks of no breach that is open here."""
+        watch = self._breaches.get(data.feed_tag)
+        if watch is None or watch.breach is None or watch.breach.breach_id != data.breach_id:
+            return False
+        refused = {r.resource_id for r in data.results if r.code != "applied"}
+        every = {r.resource_id for r in data.results}
+        is_applied = data.action == "applied"
+        watch.enforced(failed=refused if is_applied else set(), reverted=every - refused)
+        return True
 
-    def report(self, image: SiteImage, *, measured_w: float, targets: Sequence[FeedTarget], just_set: set[str]) -> None:
-        """`just_set`: feeds on which a target was accepted since the last call."""
+    def report(
+        self,
+        image: SiteImage,
+        *,
+        measured_w: float,
+        targets: Sequence[FeedTarget],
+        just_set: Mapping[str, str],
+    ) -> None:
+        """`just_set`: feeds on which a target was accepted since the last call, with its correlation id."""
         now_s = image.t_mono_s
+        self._cause |= just_set
         events: dict[str, list[FeedEvent]] = {}
         for feed, share in self._share.items():
             meter = image.meters.get(feed)
@@ -102,8 +124,19 @@ class GridReporter:
                 feed: self._feed_state(feed, now_s, targets, e[step] if step < len(e) else "periodic")
                 for feed, e in events.items()
             }
+            cause = next((self._cause.get(feed) for feed, e in events.items() if step < len(e)), None)
             data = PowerStateStatusData(snapshot_time=utc_text(self._clock.wall_utc_s()), feeds=feeds)
-            self._publish(status_topic(self._agent_id), data, QOS_STATUS)
+            self._publish(status_topic(self._agent_id), data, QOS_STATUS, cause)
+
+    def tell_outlook(
+        self, now_s: float, outlook: Callable[[], Outlook | None], energy_prices: Sequence[EnergyPrice]
+    ) -> None:
+        """The next minutes, once a status period."""
+        if now_s < self._flexibility_due_s or (found := outlook()) is None:
+            return
+        self._flexibility_due_s = now_s + self._period_s
+        data = flexibility(found, utc_s=self._clock.wall_utc_s(), floor_w=self._floor_w, energy_prices=energy_prices)
+        self._publish(flexibility_topic(self._agent_id), data, QOS_STATUS, None)
 
     def _feed_state(self, feed: str, now_s: float, targets: Sequence[FeedTarget], event: FeedEvent) -> FeedState:
         share, view = self._share[feed], self._watches[feed].view
@@ -148,6 +181,7 @@ class GridReporter:
                 excess_w=measured_w - target.applied_w,
                 jobs=self._jobs.assignment() if self._jobs is not None else {},
                 priorities=self._priorities,
+                failed=self._breaches[feed].failed,
             )
         data = PowerBreachAlertData(
             feed_tag=feed,
@@ -159,7 +193,7 @@ class GridReporter:
             infrastructure_actions=infrastructure_actions(breach),
             **hints,
         )
-        self._publish(breach_topic(self._agent_id), data, QOS_BREACH)
+        self._publish(breach_topic(self._agent_id), data, QOS_BREACH, target.correlation_id)
         self._write_audit(
             {
                 "event": "breach",
@@ -174,6 +208,43 @@ class GridReporter:
 
     def _utc(self, t_mono_s: float, now_s: float) -> str:
         return utc_text(self._clock.wall_utc_s() + t_mono_s - now_s)
+
+
+def flexibility(
+    outlook: Outlook, *, utc_s: float, floor_w: float, energy_prices: Sequence[EnergyPrice]
+) -> FlexibilityStatusData:
+    """An outlook as the grid hears it; joules become kWh, what a watt costs becomes what a megawatt does."""
+    fields: dict[str, object] = {}
+    if math.isfinite(outlook.high_w):
+        fields["admissible_high"] = power(outlook.high_w)
+    if outlook.battery_discharge_w > 0.0 or outlook.battery_charge_w > 0.0:
+        fields["storage"] = Storage(
+            discharge=power(outlook.battery_discharge_w),
+            charge=power(outlook.battery_charge_w),
+            energy_kilowatt_hour=outlook.battery_j / J_PER_KWH,
+        )
+    return FlexibilityStatusData.model_validate(
+        {
+            "snapshot_time": utc_text(utc_s),
+            "forecast": [PathPoint(time=utc_text(utc_s + s), power=power(w)) for s, w in outlook.path],
+            "admissible_low": power(outlook.low_w),
+            "floor": power(floor_w),
+            "sheddable": power(outlook.sheddable_w),
+            "marginal_prices": [
+                {"limit": p.limit, "gpu_second_per_megawatt": max(0.0, p.gpu_s_per_w) * 1e6, "at_least": p.is_bound}
+                for p in outlook.prices
+            ],
+            "energy_prices": [_energy_price(p) for p in energy_prices[:ITEMS_MAX]],
+            **fields,
+        }
+    )
+
+
+def _energy_price(price: EnergyPrice) -> EnergyPriceState:
+    times = {"start_time": utc_text(price.from_utc_s)}
+    if math.isfinite(price.until_utc_s):
+        times["end_time"] = utc_text(price.until_utc_s)
+    return EnergyPriceState(per_kilowatt_hour=price.per_kwh, currency=price.currency[:8], interval=Interval(**times))
 
 
 def site_power_w(image: SiteImage) -> float | None:

@@ -7,7 +7,7 @@ asked; a breach is drawing more than what was promised (the bounded target, afte
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum, unique
 
@@ -99,7 +99,14 @@ class BreachWatch:
         self._new_id = new_id
         self._above_since_s: float | None = None
         self._inside_since_s: float | None = None
+        self._has_new_failure = False
         self.breach: Breach | None = None
+        self.failed: set[str] = set()  # resources that could not be throttled, as enforcement outcomes said
+
+    def enforced(self, *, failed: set[str], reverted: set[str]) -> None:
+        """What became of our hints. One that failed is said again at once, with others in its place."""
+        self._has_new_failure |= bool(failed - self.failed)
+        self.failed = (self.failed | failed) - reverted
 
     def update(self, now_s: float, *, measured_w: float, targets: Sequence[FeedTarget]) -> Breach | None:
         """The breach if something is to be said about it now, else None."""
@@ -127,12 +134,14 @@ class BreachWatch:
             if target is not None and now_s - self._inside_since_s < BREACH_HOLD_S:
                 return None
             self.breach = None
+            self.failed, self._has_new_failure = set(), False
             return Breach(breach.breach_id, breach.detected_s, breach.target, breach.is_critical, BreachStatus.RESOLVED)
         is_critical = breach.is_critical or (target is not None and measured_w > target.applied_w * (1 + CRITICAL_FRAC))
         is_worse = is_critical and not breach.is_critical
         is_old = breach.status is BreachStatus.ACTIVE and now_s - breach.detected_s >= ESCALATE_S
-        if not (is_worse or is_old):
+        if not (is_worse or is_old or self._has_new_failure):
             return None
+        self._has_new_failure = False
         self.breach = Breach(
             breach.breach_id, breach.detected_s, target or breach.target, is_critical, BreachStatus.ESCALATED
         )
@@ -149,12 +158,17 @@ def infrastructure_actions(breach: Breach) -> tuple[InfrastructureAction, ...]:
 
 
 def shed_hints(
-    nodes: Sequence[NodeReport], *, excess_w: float, jobs: Mapping[GpuId, str], priorities: Mapping[str, int]
+    nodes: Sequence[NodeReport],
+    *,
+    excess_w: float,
+    jobs: Mapping[GpuId, str],
+    priorities: Mapping[str, int],
+    failed: Set[str] = frozenset(),
 ) -> tuple[ShedHint, ...]:
     """Which nodes to cap, to what, until the excess is covered.
 
     Nodes of the least important class first (the most important class on a node counts), within a class those that can
-    give most. A node is not capped below what its GPUs' power limits allow.
+    give most. A node is not capped below what its GPUs' power limits allow. `failed`: nodes that are not asked again.
     """
 
     def rank(node: NodeReport) -> tuple[int, float, str]:
@@ -163,7 +177,7 @@ def shed_hints(
 
     hints: list[ShedHint] = []
     left_w = excess_w
-    for node in sorted(nodes, key=rank):
+    for node in sorted((n for n in nodes if n.node_id not in failed), key=rank):
         give_w = min(left_w, _sheddable_w(node) * node.stands_for)
         if left_w <= 0 or len(hints) >= HINTS_MAX:
             break

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from controller.types import RefusalReason
 from drivers.dsx_payloads import (
+    FlexibilityStatusData,
     Payload,
     PowerBreachAlertData,
     PowerBreachEnforcementData,
@@ -36,6 +37,7 @@ POWER_BREACH_ALERT = "grid.powerbreach.alert.v1"
 POWER_BREACH_ENFORCEMENT = "grid.powerbreach.enforcement.v1"
 RAMP_LIMIT_SET = "grid.ramplimit.set.v1"
 SIGNAL_ANSWER = "grid.signal.answer.v1"
+FLEXIBILITY_STATUS = "grid.flexibility.status.v1"
 
 _SOURCE = r"^//grid/v1/(isv|dsx-flex-agent|infra)/[^/]+$"
 _TRACEPARENT = r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
@@ -63,6 +65,10 @@ class CloudEvent(BaseModel):
     @classmethod
     def _no_nulls(cls, raw: object) -> object:
         return without_nulls(raw, allowed=frozenset())
+
+    @property
+    def trace(self) -> Trace:
+        return Trace(self.traceparent, self.tracestate)
 
     @property
     def source_role(self) -> str:
@@ -94,6 +100,7 @@ KINDS: dict[str, MessageKind] = {
         MessageKind(POWER_BREACH_ENFORCEMENT, "powerbreach", PowerBreachEnforcementData),
         MessageKind(RAMP_LIMIT_SET, "ramplimit", SetRampLimitData),
         MessageKind(SIGNAL_ANSWER, "signal", SignalAnswerData),
+        MessageKind(FLEXIBILITY_STATUS, "flexibility", FlexibilityStatusData),
     )
 }
 
@@ -120,6 +127,10 @@ def breach_topic(agent: str) -> str:
 
 def answer_topic(agent: str) -> str:
     return f"grid/v1/dsx-flex-agent/{agent}/signal/answer"
+
+
+def flexibility_topic(agent: str) -> str:
+    return f"grid/v1/dsx-flex-agent/{agent}/flexibility/status"
 
 
 def decode_envelope(payload: bytes, *, expected_type: str) -> CloudEvent:
@@ -161,6 +172,14 @@ def first_fault(error: ValidationError) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Trace:
+    """The W3C trace context of an event that others are the answer to."""
+
+    parent: str
+    state: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Sender:
     """Our identity on the wire: the source we claim, and the key that proves it."""
 
@@ -170,9 +189,9 @@ class Sender:
     rng: np.random.Generator
 
     def encode(
-        self, data: Payload, *, utc_s: float, correlation_id: str | None = None, traceparent: str | None = None
+        self, data: Payload, *, utc_s: float, correlation_id: str | None = None, trace: Trace | None = None
     ) -> tuple[str, bytes]:
-        """The event's id and its bytes. A given `traceparent` is carried on with a new parent id."""
+        """The event's id and its bytes. A given trace is carried on with a new parent id."""
         kind = next(k for k in KINDS.values() if k.model is type(data))
         event_id = new_uuid(self.rng)
         body = payload_bytes(data)
@@ -184,9 +203,11 @@ class Sender:
             "time": utc_text(utc_s),
             "datacontenttype": "application/json",
             "subject": kind.subject,
-            "traceparent": next_traceparent(traceparent, self.rng),
+            "traceparent": next_traceparent(trace.parent if trace is not None else None, self.rng),
             "data": self.signer.sign(body, content_type=kind.event_type, utc_s=utc_s),
         }
+        if trace is not None and trace.state is not None:
+            fields["tracestate"] = trace.state
         if correlation_id is not None:
             fields["correlationid"] = correlation_id
         CloudEvent.model_validate(fields)  # what we would refuse we do not send

@@ -7,7 +7,7 @@ plant has come; every port moves it there before it looks. Nodes are in `hil.nod
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from controller.types import (
     GridSignal,
     Margin,
     MeterSample,
+    Outlook,
     Quality,
     Reading,
     SiteCommand,
@@ -186,7 +187,14 @@ class SimGrid:
     def is_link_up(self) -> bool:
         return not self._plan.faults or self._plan.on("grid", self._clock.now_s()) is None
 
-    async def report(self, image: SiteImage, command: SiteCommand, margins: Sequence[Margin]) -> None:
+    async def report(
+        self,
+        image: SiteImage,
+        command: SiteCommand,
+        margins: Sequence[Margin],
+        *,
+        outlook: Callable[[], Outlook | None] = lambda: None,
+    ) -> None:
         self.report_count += 1
 
 

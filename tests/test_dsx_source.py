@@ -37,6 +37,7 @@ from drivers.dsx_payloads import (
 from drivers.dsx_wire import (
     CloudEvent,
     Sender,
+    Trace,
     answer_topic,
     breach_topic,
     enforcement_topic,
@@ -44,7 +45,7 @@ from drivers.dsx_wire import (
     ramp_limit_topic,
     status_topic,
 )
-from drivers.jws import KeyStore
+from drivers.jws import KeyStore, new_uuid
 from drivers.mqtt import Incoming, Keep, MqttSession
 from hil.broker import EmbeddedBroker
 from tests.dsx_kit import MW, NOTHING, bounds, grid, image, issuer, sender
@@ -151,6 +152,23 @@ async def test_signed_target_is_followed_answered_and_audited(tmp_path: Path) ->
     (line,) = [x for x in b.audit() if x["event"] == "signal"]
     assert (line["acceptance"], line["applied_w"], line["message_id"]) == ("bounded", 60 * MW, event_id)
     assert b.heard[-1][0].correlationid == b.outcomes[0].correlation_id
+
+
+async def test_what_a_signal_causes_carries_its_correlation_and_goes_on_with_its_trace(tmp_path: Path) -> None:
+    """Answer and status of a target name its correlation id and belong to its trace, under parents of our own."""
+    async with bench(tmp_path) as b:
+        trace = Trace("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "vendor=1")
+        cause = new_uuid(b.acme.rng)
+        utc_s = MonotonicClock().wall_utc_s()
+        _, raw = b.acme.encode(load_target(60), utc_s=utc_s, correlation_id=cause, trace=trace)
+        b.send(load_target_topic("acme"), raw)
+        await until(lambda: b.outcomes)
+        await b.source.report(image(MonotonicClock().now_s(), 50 * MW), NOTHING, ())
+        await until(lambda: b.of(SignalAnswerData) and b.of(PowerStateStatusData))
+        for event, _ in b.heard:
+            assert event.correlationid == cause and event.tracestate == "vendor=1"
+            assert event.traceparent.split("-")[1] == trace.parent.split("-")[1] and event.traceparent != trace.parent
+        assert len({event.traceparent for event, _ in b.heard}) == len(b.heard)
 
 
 async def test_ramp_limit_rows_and_revert(tmp_path: Path) -> None:

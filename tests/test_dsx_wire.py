@@ -35,6 +35,7 @@ from drivers.dsx_wire import (
     RAMP_LIMIT_SET,
     CloudEvent,
     Sender,
+    Trace,
     decode_envelope,
     decode_payload,
     next_traceparent,
@@ -268,13 +269,13 @@ def event(
 def test_signed_event_round_trips(tmp_path: Path, schema: Schema) -> None:
     """Our envelope is one the published schema accepts, with unknown attributes too; trace and correlation are kept."""
     parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    raw, keys = event(tmp_path, EXAMPLES[LOAD_TARGET_SET], correlation_id=UUID, traceparent=parent)
+    raw, keys = event(tmp_path, EXAMPLES[LOAD_TARGET_SET], correlation_id=UUID, trace=Trace(parent, "a=1"))
     fields = json.loads(raw)
     assert schema.accepts({"$ref": "#/components/schemas/LoadTargetSetEvent"}, fields)
     with_more = json.dumps(fields | {"partitionkey": "x", "sequence": 7}).encode()
     got = decode_envelope(with_more, expected_type=LOAD_TARGET_SET)
     assert got.correlationid == UUID and got.traceparent.split("-")[1] == parent.split("-")[1]
-    assert got.traceparent != parent
+    assert got.traceparent != parent and got.tracestate == "a=1"
     signed, data = verify_event(got, keys, SetLoadTargetData)
     assert data == ours(LOAD_TARGET_SET, EXAMPLES[LOAD_TARGET_SET])
     assert signed.iat_utc_s == 1.8e9 and signed.jti is not None

@@ -59,6 +59,7 @@ CORE_HIGH = {
         "stagger",
         "glide",
         "tier_watch",
+        "outlook",
     )
 }
 CORE_TOP = {f"controller.{name}" for name in ("modes", "health", "signals", "signal_schedule", "signal_memory", "core")}
