@@ -123,8 +123,7 @@ def fit_worst_case(
     table = fleet.table
     free = np.full(fleet.count, np.inf)
     range_w = table.peak_w - table.idle_w
-    bound_w = table.idle_w + range_w * np.minimum(clock_mhz / table.cap_max[0], 1.0)
-    if float((bound_w * table.stands_for).sum()) <= hard_w:
+    if worst_case_w(fleet, np.vstack((clock_mhz, free))) <= hard_w:
         return clock_mhz, free
     spare_w = hard_w - float((table.idle_w * table.stands_for).sum())
     share = np.clip(spare_w / max(float((range_w * table.stands_for).sum()), 1.0), 0.0, 1.0)
@@ -133,6 +132,13 @@ def fit_worst_case(
     stepped = table.cap_min[0] + np.floor((clock - table.cap_min[0]) / CLOCK_STEP_MHZ) * CLOCK_STEP_MHZ
     bounded = np.clip(stepped, table.floor_mhz, table.cap_max[0])
     return np.minimum(clock_mhz, bounded), limit_w
+
+
+def worst_case_w(fleet: Fleet, caps: FloatArray) -> float:
+    """What all GPUs may draw together under `caps` (2, n), by the chord of their curves; inf is free."""
+    table = fleet.table
+    chord_w = table.idle_w + (table.peak_w - table.idle_w) * np.minimum(caps[0] / table.cap_max[0], 1.0)
+    return float((np.minimum(chord_w, np.minimum(caps[1], table.peak_w)) * table.stands_for).sum())
 
 
 def held_back_w(fleet: Fleet, curves: Curves, *, power_w: FloatArray, clock_cap_mhz: FloatArray) -> FloatArray:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from controller import envelope
+from controller.allocate import worst_case_w
 from controller.estimate import Estimate, LoadEstimator, LoadSource
 from controller.estimate_checks import MeterFlag
 from controller.fleet import Fleet, FleetBook, FleetReader, FleetReadings
-from controller.glide import FallbackGlide
+from controller.glide import STEEPNESS, FallbackGlide
 from controller.gpu_model import GpuCurve
 from controller.health import Health
 from controller.jobs import Placement
@@ -124,6 +125,7 @@ class SiteCore:
         self._stagger = Stagger(period_s=site.planner_period_s)
         self._overruns = 0
         self._first_s: float | None = None
+        self._resumed_s: float | None = None  # since when the target waits for a first sample after a pause
         self._unfollowed_since_s: float | None = None
         self._violation_count = 0
         self._exempt_until_s = -math.inf
@@ -160,6 +162,8 @@ class SiteCore:
         if estimate.is_fresh:
             self.planning.saw(estimate)
         flags = self._flags(image, estimate, is_leader=is_leader)
+        if Flag.RESUMED in flags:
+            self._resumed_s = now_s
         # The link counts as up only while our own ping comes back through the broker: that is its heartbeat.
         mode = self._modes.step(flags, now_s=now_s, has_new_signal=image.is_grid_link_up)
         in_force = self._take_limits(image, estimate)
@@ -309,6 +313,16 @@ class SiteCore:
         since_s = self._unfollowed_since_s
         return since_s is not None and now_s - since_s > NOT_FOLLOWING_S * self.site.planner_period_s
 
+    def _find_again(self, now_s: float, estimate: Estimate) -> bool:
+        """Every command expired while nothing ran: the target goes on from what the meter says; True once it has."""
+        assert self.tracker is not None and self._resumed_s is not None
+        if estimate.source is not LoadSource.METER and now_s - self._resumed_s < ARRIVAL_S:
+            return False
+        self._resumed_s = None
+        self.tracker.corrected(now_s, estimate.grid_w)
+        self._envelope_state = replace(self._envelope_state, target_w=None, reference_w=None)
+        return True
+
     def _take_limits(self, image: SiteImage, estimate: Estimate) -> InForce:
         found = self._limits.in_force(image)
         if self.tracker is None and self._is_known(image, estimate):
@@ -396,7 +410,7 @@ class SiteCore:
         self, image: SiteImage, estimate: Estimate, mode: ModeState, in_force: InForce, set_point_w: float | None
     ) -> TrackerOutput | None:
         tracker, now_s = self.tracker, image.t_mono_s
-        if tracker is None:
+        if tracker is None or (self._resumed_s is not None and not self._find_again(now_s, estimate)):
             return None
         if estimate.is_fresh:
             self._rings.add(estimate.t_s, estimate.grid_w)
@@ -541,7 +555,22 @@ class SiteCore:
         ahead_s = 2.0 * self.site.planner_period_s  # until that plan is made, and its caps in every job's slot
         fall_w = tracker.interval.slope_down_w_per_s * ahead_s
         import_w = max(ceiling, view.import_w_max - fall_w) if math.isfinite(fall_w) else ceiling
-        return import_w - view.margin_w - view.unmanaged_w_max + supply_w
+        hard_w = import_w - view.margin_w - view.unmanaged_w_max + supply_w
+        return max(hard_w, self._least_w(decision, tracker, image))
+
+    def _least_w(self, decision: Decision, tracker: Tracker, image: SiteImage) -> float:
+        """How low one plan may bring what all GPUs may draw at their worst: what is let go must be caught by someone.
+
+        A ceiling that a lost battery no longer helps to keep is come down to inside the rows, as any other.
+        """
+        written = self._envelope_state
+        if written.gpu_ids is not decision.fleet.table.gpu_ids:
+            return -math.inf
+        sample = image.battery.value if image.battery is not None and self._is_battery_usable(image) else None
+        catch_w = max(0.0, tracker.battery_now(sample).charge_w_max + (sample.power_w if sample is not None else 0.0))
+        low_w = float(tracker.interval.project([image.t_mono_s + self.site.planner_period_s])[0][0])
+        room_w = max(0.0, decision.estimate.grid_w - low_w) / STEEPNESS + catch_w
+        return worst_case_w(decision.fleet, written.caps) - room_w
 
     @staticmethod
     def _is_battery_usable(image: SiteImage) -> bool:

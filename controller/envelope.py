@@ -74,10 +74,8 @@ def _may_raise(v: t.EnvelopeView) -> bool:
     """Invariants 4, 6, 12 and 14: whether anything may rise on this site now."""
     is_trusted = v.mode <= t.Mode.DEGRADED and not v.state.is_distrusted
     may = is_trusted and v.is_leader and v.is_clock_sane and all(margin.value >= 0 for margin in v.margins)
-    if (pcc := v.image.pcc) is None:
-        return may
-    is_fresh = pcc.is_good and pcc.age_s(v.image.t_mono_s) <= v.meter_age_s_max
-    return may and is_fresh and pcc.value.power_w <= v.import_w_max * (1 + SLACK)
+    is_fresh = (pcc := v.image.pcc) is None or (pcc.is_good and pcc.age_s(v.image.t_mono_s) <= v.meter_age_s_max)
+    return may and is_fresh and (pcc is None or pcc.value.power_w <= v.import_w_max * (1 + SLACK))
 
 
 def _ttl_s(c: _Check, ttl_s: float, subject: str) -> float:
@@ -91,14 +89,17 @@ def _ttl_s(c: _Check, ttl_s: float, subject: str) -> float:
 
 def _window_bounds(v: t.EnvelopeView) -> tuple[float, float]:
     """Invariant 5: what the next grid power may be, from every entry of every window, by brute force."""
-    low, high = np.float64(-np.inf), np.float64(np.inf)
+    low, high = -np.inf, np.inf
     for row in v.windows:
         ring = row.ring
         n = max(1, min(len(ring.min_w), 1 + int((row.window_s - ring.head_s) / ring.step_s + SLACK)))
         room = np.maximum(row.room_w, row.room_w_per_s * (ring.head_s + ring.step_s * np.arange(n)))
         high = np.minimum(high, (ring.min_w[:n] + room).min()) if row.is_up else high
         low = np.maximum(low, (ring.max_w[:n] - room).max()) if row.is_down else low
-    return float(np.minimum(low, high)), float(np.maximum(low, high))  # broken already: between them is least harm
+    if low > high and v.image.pcc and v.image.pcc.is_good:  # broken already: what stands breaks no more
+        now_w = (v.image.pcc.value.power_w, v.state.target_w or v.image.pcc.value.power_w)
+        low, high = (min(now_w), high) if min(now_w) < high else (low, max(now_w)) if max(now_w) > low else (high, low)
+    return float(np.minimum(low, high)), float(np.maximum(low, high))  # between them is least harm
 
 
 def _battery(c: _Check, command: t.BatteryCommand) -> t.BatteryCommand | None:
@@ -173,9 +174,8 @@ def _nodes(c: _Check, nodes: tuple[t.NodeCommand, ...]) -> tuple[t.NodeCommand, 
         if not still_w[among].sum() <= hard_w + SLACK * abs(hard_w):
             narrowed = _held(c, narrowed, among & ~released, 7, f"raised before {name} saw lowers acknowledged")
         final = np.minimum(final, narrowed)
-    c.state = replace(
-        c.state, caps=final, clock_written_s=np.where(final[0] != last[0], now_s, c.state.clock_written_s)
-    )
+    written_s = np.where(final[0] != last[0], now_s, c.state.clock_written_s)
+    c.state = replace(c.state, caps=final, clock_written_s=written_s)
     return tuple(_rebuilt(c, node, final, (final != asked).any(axis=0)) for node in known)
 
 

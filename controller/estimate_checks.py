@@ -83,7 +83,8 @@ class MeterCheck:
         self._delay_s = site.meter.delay_s if site.meter else 0.0
         self._nameplate_w = site.meter.nameplate_w if site.meter else math.inf
         self._load_w_max = LOAD_GAIN * (site.gpu_peak_w + site.other_load_w_max)
-        self._t_s = -math.inf
+        self._t_s = self._checked_s = -math.inf
+        self._is_paused = False
         self._counter_wh: float | None = None
         self._ignored = 0
         self._is_good = True
@@ -102,6 +103,8 @@ class MeterCheck:
 
     def check(self, reading: Reading[MeterSample], view: MeterView) -> frozenset[MeterFlag]:
         """Take the newest reading; returns what is wrong with it."""
+        pause_s, self._checked_s = view.now_s - self._checked_s, view.now_s
+        self._is_paused = pause_s > SLOW_S  # nobody looked: how long the meter was silent is not known
         if reading.quality is Quality.MISSING or not math.isfinite(reading.value.power_w):
             self.is_usable = False
             return frozenset({MeterFlag.METER_MISSING})
@@ -136,7 +139,7 @@ class MeterCheck:
             found.add(MeterFlag.METER_STUCK)
         if math.isfinite(elapsed_s):
             found |= self._against_others(power_w, view, elapsed_s)
-            self._interval_s += 0.2 * (elapsed_s - self._interval_s)
+            self._interval_s += 0.0 if self._is_paused else 0.2 * (elapsed_s - self._interval_s)
             if self._interval_s > max(SLOW_GAIN * self._update_s, SLOW_S):
                 found.add(MeterFlag.METER_SLOW)
         self._t_s, self.power_w = reading.t_mono_s, power_w

@@ -63,11 +63,16 @@ class Ring:
         cutoff_s = t_s - self.mean_s
         while len(self._recent) > 2 and self._recent[1][0] <= cutoff_s:
             self._recent.popleft()
-        area, (last_s, last_w) = 0.0, self._recent[0]
-        for point_s, point_w in self._recent:
+        area, (last_s, last_w), (next_s, next_w) = 0.0, self._recent[0], self._recent[1]
+        if last_s < cutoff_s < next_s:  # the line begins at the window's edge, however long ago its first point was
+            last_w += (next_w - last_w) * (cutoff_s - last_s) / (next_s - last_s)
+            last_s = cutoff_s
+        first_s = last_s
+        for k in range(1, len(self._recent)):
+            point_s, point_w = self._recent[k]
             area += 0.5 * (last_w + point_w) * (point_s - last_s)
             last_s, last_w = point_s, point_w
-        span_s = last_s - self._recent[0][0]
+        span_s = last_s - first_s
         return area / span_s if span_s > 0.0 else power_w
 
 

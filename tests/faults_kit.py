@@ -91,6 +91,13 @@ def step_w(lab: Lab, *, from_s: float, to_s: float) -> float:
     return float(np.abs(means[per_s:] - means[:-per_s]).max())
 
 
+def mean_at(lab: Lab, t_s: float) -> float:
+    """The mean of true power over the second before `t_s`."""
+    per_s = round(1e9 / lab.world.plant.step_ns)
+    end = round(t_s * per_s)
+    return float(lab.pcc_w()[end - per_s : end].mean())
+
+
 def _for(seconds: float) -> React:
     async def wait(lab: Lab, since_s: float) -> None:
         await lab.run(seconds)

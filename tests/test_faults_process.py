@@ -16,19 +16,26 @@ from hil.matrix_lab import LIMIT_MEGAWATT, MW, SITE, Lab, LabLease
 from tests.faults_kit import flagged, play, step_w
 
 DEATH_STEP_W = 5 * MW  # per second; the nodes' slopes and the battery's own ramp keep within it
-CAPS_BOUNDED_S, BATTERY_AWAY_S, NORMAL_S = 6.5, 30.0, 20.0
+# The last command may have come at the instant of death: it lives 5 T, and the agent looks at it 5 times a second.
+CAPS_BOUNDED_S, BATTERY_AWAY_S, NORMAL_S = 5.25, 30.0, 20.0
 
 
 async def dies_and_returns(lab: Lab, since_s: float, state: str, span: list[tuple[float, float]]) -> None:
     await lab.kill()
     written = {node.node_id: node._seq for node in lab.link.nodes.values()}
+    battery = lab.world.plant.battery
+    assert battery is not None
+    held_w = battery.power_w
     await lab.run(CAPS_BOUNDED_S)
     states = {node.state for node in lab.link.nodes.values()}
     assert state == "cold" or states == {AgentState.FALLBACK}, states
-    await lab.run(BATTERY_AWAY_S - CAPS_BOUNDED_S)
+    # What the contract's slope cannot take away in 30 s takes as long as that slope asks.
+    slope_w_per_s = battery._reversion_w_per_s
+    away_s = max(BATTERY_AWAY_S, lab.site.ttl_periods * lab.site.planner_period_s + abs(held_w) / slope_w_per_s + 0.5)
+    assert slope_w_per_s > 0.25 * MW and (state == "ramp" or away_s == BATTERY_AWAY_S)
+    await lab.run(away_s - CAPS_BOUNDED_S)
     assert {node.node_id: node._seq for node in lab.link.nodes.values()} == written
-    battery = lab.world.plant.battery
-    assert battery is not None and abs(battery.power_w) < 0.5 * MW, battery.power_w
+    assert abs(battery.power_w) < 0.5 * MW, battery.power_w
     if state == "limit":
         assert lab.world.plant.now(0) <= LIMIT_MEGAWATT * MW * 1.02
     span.append((since_s, lab.now_s))

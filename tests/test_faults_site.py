@@ -17,7 +17,7 @@ from controller.types import Following, MeterSample, Mode, Quality, Reading
 from hil import vtime
 from hil.matrix import row
 from hil.matrix_lab import MW, Lab, lab_scenario
-from tests.faults_kit import flagged, play, step_w
+from tests.faults_kit import flagged, mean_at, play, step_w
 
 GPU_PEAK_W = 700.0
 
@@ -381,20 +381,43 @@ def test_wall_clock_steps(state: str, step_s: float) -> None:
     play(state, begin=begin, react=react)
 
 
+STALL_S = 2.5
+
+
 @row("C3")
 def test_event_loop_stalls(state: str) -> None:
-    """2.5 s without the loop: cycles are skipped, not made up for; DEGRADED; the stalled cycle feeds no watchdog."""
+    """2.5 s without the loop: cycles are skipped, not made up for; DEGRADED; the stalled cycle feeds no watchdog.
+
+    Where our loop closes on the battery its set-point stands as well, so what the load does meanwhile is on the meter
+    whoever controls; a row is forced where that alone, from a meter on its target, breaks it.
+    """
 
     async def react(lab: Lab, since_s: float) -> None:
         await lab.run(0.5)
         count, at_s = len(lab.ticks), lab.now_s
-        vtime.running_loop().stall_ns(2_500_000_000)
+        began_s.append(at_s)
+        vtime.running_loop().stall_ns(round(STALL_S * 1e9))
         await lab.run(1.0)
         assert len(lab.ticks) - count <= 13, "skipped cycles were run in a burst"
         assert lab.saw(Flag.LOOP_STALLED, since_s=at_s) and lab.last.mode >= Mode.DEGRADED
-        assert not [t for t in lab.kicks if at_s + 0.2 < t < at_s + 2.5]
+        assert not [t for t in lab.kicks if at_s + 0.2 < t < at_s + STALL_S]
 
-    play(state, begin=lambda lab: None, react=react, after_start=True)
+    began_s: list[float] = []
+    lab = play(state, begin=lambda lab: None, react=react, after_start=True, is_judged=False)
+    if broken := lab.broken():
+        change_w = mean_at(lab, began_s[0]) - mean_at(lab, began_s[0] + STALL_S)
+        assert abs(change_w) > 5 * MW, f"not forced: {broken}"
+
+
+def test_a_battery_that_follows_by_itself_holds_through_a_stall() -> None:
+    """The same stall in the same ramp: the device goes on following its last target, and every row is held."""
+
+    async def react(lab: Lab, since_s: float) -> None:
+        await lab.run(0.5)
+        vtime.running_loop().stall_ns(round(STALL_S * 1e9))
+        await lab.run(1.0)
+
+    play("ramp", begin=lambda lab: None, react=react, after_start=True, following="device")
 
 
 @row("C4")

@@ -56,6 +56,7 @@ CORE_HIGH = {
         "schedule",
         "view",
         "planning",
+        "glide",
         "stagger",
         "glide",
         "tier_watch",

@@ -75,6 +75,8 @@ def follow(given: PlanInput, wish_w: FloatArray, *, policy: str, sharing: Sharin
     The battery is followed along, so that the path ahead knows when it runs full or empty.
     """
     bounds = given.reserve.battery
+    ripple_w = float(given.ripple_up_w[0] + given.ripple_down_w[0])
+    has_follower = bounds.charge_w_max + bounds.discharge_w_max > ripple_w
     load_w = given.load_w()
     target_w, energy_j = given.target_w, given.energy_j
     targets, batteries, energies = (np.empty(given.steps) for _ in range(3))
@@ -89,7 +91,13 @@ def follow(given: PlanInput, wish_w: FloatArray, *, policy: str, sharing: Sharin
         target_w = min(max(min(float(wish_w[h]), safe_w, full_w), low_w), high_w)
         give_w = max(0.0, energy_j - bounds.energy_j_min) * bounds.eta / step_s
         cover_w = min(given.cover_w(energy_j), give_w)
-        gpu_w_max = target_w + cover_w - float(given.other_w[h])
+        site_w_max = target_w + cover_w
+        if not has_follower:
+            # Nothing holds the target: the site draws what it draws. A cap below that would be the drop itself, and
+            # the lower target it leaves would ask for the next one; so caps keep ceilings, and enforced rises.
+            bound_w = high_w if given.is_rise_enforced else float(given.ceiling_w[h])
+            site_w_max = max(site_w_max, bound_w, low_w)
+        gpu_w_max = site_w_max - float(given.other_w[h])
         caps[:, h] = cut_classes(given, h, gpu_w_max, sharing=sharing)
         drawn_w = float(np.minimum(caps[:, h], given.demand_w[:, h]).sum() + given.other_w[h])
         battery_w = min(max(drawn_w - target_w, -bounds.charge_limit_w(energy_j)), cover_w)
