@@ -27,6 +27,7 @@ from controller.emergency import Armed
 from controller.estimate import Estimate
 from controller.fleet import REST, Fleet, FleetReadings
 from controller.forecast import Line
+from controller.glide import STEEPNESS
 from controller.gpu_model import GpuCurve
 from controller.identify import Identified, Identifier
 from controller.mismatch import ModelWatch
@@ -152,6 +153,7 @@ class Planning:
         clocks_mhz = clocks_of_caps(known.fleet, curves, cap_w=plan.cap_w, peak_w=peaks_w)
         if self._has_mixed_jobs:
             clocks_mhz = one_clock_per_job(known.fleet, clocks_mhz)
+        clocks_mhz = self._raised_with_care(known, given, plan, clocks_mhz)
         hard_w = known.gpu_w_max - self.model_margin_w
         self.caps = np.vstack(fit_worst_case(known.fleet, curves, clock_mhz=clocks_mhz, hard_w=hard_w))
         self._account(known.now_s, given, plan)
@@ -166,6 +168,23 @@ class Planning:
         )
         self.plan = plan
         return plan
+
+    @staticmethod
+    def _raised_with_care(known: Known, given: PlanInput, plan: Plan, clocks_mhz: FloatArray) -> FloatArray:
+        """Clocks (n,), raised no further than what is drawn now fits target and battery even by the steepest curve.
+
+        What a deep cut holds back is known only roughly, and a raise beyond what the battery covers is on the meter.
+        """
+        table, bounds = known.fleet.table, given.reserve.battery
+        if bounds.discharge_w_max <= 0.0:
+            return clocks_mhz
+        idle_w = float((table.idle_w * table.stands_for).sum())
+        drawn_w = float((known.readings.power_w * table.stands_for).sum()) + float(given.ripple_up_w[0]) - idle_w
+        room_w = float(plan.target_w[0]) + given.cover_w(given.energy_j) - float(given.other_w[0]) - idle_w
+        gain = max(1.0, room_w / max(drawn_w, 1.0)) ** (1.0 / STEEPNESS)
+        now_mhz = np.minimum(known.readings.acks.caps[0], table.cap_max[0])
+        most_mhz = np.where(now_mhz * gain < table.cap_max[0], np.floor(now_mhz * gain), np.inf)
+        return np.where(now_mhz < table.cap_max[0], np.minimum(clocks_mhz, most_mhz), clocks_mhz)
 
     def read(self, now_s: float, fleet: Fleet, readings: FleetReadings, *, line: Line | None) -> None:
         """Learn from the nodes' readings; at most every tick."""

@@ -7,7 +7,9 @@ in flight per device. A device that fails keeps its last value, whose quality fa
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from controller.ports import Battery, Clock, DriverError, GridSource, JobSource, NodeLink, PowerMeter, Ups, WallSync
@@ -143,7 +145,7 @@ class Sense:
             await self._read_all(tick)
         now_s = self._clock.now_s()
         reports = self._node_link.reports()
-        pcc = self._meter.collect(now_s) if self._meter else None
+        pcc = _numeric(self._meter.collect(now_s)) if self._meter else None
         battery = self._battery.collect(now_s) if self._battery else None
         return SiteImage(
             t_mono_s=now_s,
@@ -188,6 +190,14 @@ class Sense:
         for source in (self._meter, self._battery, *self._ups):
             if source is not None:
                 source.cancel()
+
+
+def _numeric(reading: Reading[MeterSample]) -> Reading[MeterSample]:
+    """A meter that answers with no number answers nothing; whoever looks further sees NaN, never infinity."""
+    if math.isfinite(reading.value.power_w):
+        return reading
+    nothing = replace(reading.value, power_w=math.nan)
+    return Reading(nothing, reading.t_mono_s, Quality.MISSING, reading.source)
 
 
 def _aged(reading: Reading[NodeReport], now_s: float) -> Reading[NodeReport]:
