@@ -37,7 +37,7 @@ def test_a_damaged_file_is_said_and_learnt_anew(
     file = tmp_path / "devices.json"
     file.write_text(content)
     device = IdentityBook(file).of("battery")
-    assert "cannot be read" in capsys.readouterr().out
+    assert "cannot be read" in "".join(capsys.readouterr())
     device.see_models("p", MODELS)
     IdentityBook(file).of("battery").see_models("p", MODELS)
 
@@ -45,4 +45,4 @@ def test_a_damaged_file_is_said_and_learnt_anew(
 def test_a_disk_that_refuses_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     IdentityBook(tmp_path / "file" / "devices.json").of("battery").see_models("p", MODELS)
-    assert "cannot be kept" in capsys.readouterr().out
+    assert "cannot be kept" in "".join(capsys.readouterr())

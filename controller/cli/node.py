@@ -70,6 +70,8 @@ def smoothing(
 
     Exit status: 0 done, 1 a GPU refused, 2 bad input or no GPU that has it. It stays set until it is changed or the
     driver is loaded anew; Rampart's agent leaves it as it finds it.
+
+    Example: rampart node smoothing --floor 0.5 --up 200 --down 200
     """
     from controller.cli.node_power import Wish, smoothing_of_gpus
     from controller.errors import BadInput
@@ -95,6 +97,8 @@ def workload(
 
     Exit status: 0 done, 1 a GPU refused, 2 bad input or no GPU that has them. They stay until they are changed or the
     driver is loaded anew; Rampart's agent leaves them as it finds them.
+
+    Example: rampart node workload --ask max_q
     """
     from controller.cli.node_power import workload_of_gpus
     from controller.errors import BadInput
