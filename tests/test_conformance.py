@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from controller.cli.broker_options import open_event
 from controller.cli.conformance import app
-from controller.cli.grid import open_event
 from controller.clock import MonotonicClock
 from drivers.dsx_payloads import (
     FeedMetadata,

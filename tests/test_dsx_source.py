@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from controller.cli.broker_options import open_event
 from controller.cli.grid import app as grid_app
-from controller.cli.grid import open_event
+from controller.cli.grid_client import Show, watch
+from controller.cli.grid_words import words
 from controller.clock import MonotonicClock
+from controller.errors import BadInput
 from controller.settings import IssuerSettings
 from controller.signals import AcceptanceRules
-from controller.types import RefusalReason, SignalOutcome
+from controller.types import Outlook, RefusalReason, SignalOutcome
 from drivers.dsx import BURST_MAX, WAITING_MAX, DsxGridSource
 from drivers.dsx_payloads import (
     Interval,
@@ -287,12 +290,60 @@ async def test_command_line_sends_and_prints_the_answer(tmp_path: Path) -> None:
             agent = ["--agent", "site", "--agent-key", str(tmp_path / "agent.pub.jwk")]
             return CliRunner().invoke(grid_app, ["send", *args, *common, *agent])
 
-        good = await asyncio.to_thread(run, "loadtarget", "--megawatt", "60")
-        assert good.exit_code == 0 and "accepted feeds=main applied_megawatt=60" in good.output
+        good = await asyncio.to_thread(run, "--load-megawatt", "60")
+        assert good.exit_code == 0 and "accepted feeds=main applied=60 MW" in good.output
         assert b.target_w() == 60 * MW
-        rows = await asyncio.to_thread(run, "ramplimit", "--max-megawatt", "3", "--for-s", "60")
+        rows = await asyncio.to_thread(run, "--ramp-megawatt", "3", "--window-s", "15", "--for-s", "60")
         assert rows.exit_code == 0 and "accepted" in rows.output
-        wrong = await asyncio.to_thread(run, "loadtarget", "--megawatt", "50", "--feed", "other")
+        wrong = await asyncio.to_thread(run, "--load-megawatt", "50", "--feed", "other")
         assert wrong.exit_code == 1 and "refused" in wrong.output and "unknown_feed" in wrong.output
-        both = await asyncio.to_thread(run, "loadtarget", "--megawatt", "50", "--revert")
-        assert "BadInput" in repr(both.exception)
+        gone = await asyncio.to_thread(run, "--withdraw", "load")
+        assert gone.exit_code == 0 and b.target_w() is None
+        for nonsense in (
+            ["--load-megawatt", "50", "--withdraw", "load"],
+            ["--load-megawatt", "50", "--ceiling-megawatt", "40"],
+            ["--load-megawatt", "50", "--ramp-exempt"],
+            ["--ceiling-megawatt", "40", "--best-effort"],
+            ["--ramp-megawatt", "3"],
+            ["--ramp-megawatt", "3", "--window-s", "15", "--direction", "sideways"],
+            ["--for-s", "10"],
+        ):
+            bad = await asyncio.to_thread(run, *nonsense)
+            assert isinstance(bad.exception, BadInput), (nonsense, bad.output)
+
+
+async def test_watching_hears_all_an_agent_publishes_and_refuses_what_is_not_its_own(tmp_path: Path) -> None:
+    """Status, breach, answer and outlook arrive verified; the same messages under another key are refused by line."""
+    async with bench(tmp_path) as b:
+        _, other = sender(tmp_path / "other", "agent", role="dsx-flex-agent", seed=17)
+        heard: list[str] = []
+        refused: list[str] = []
+        keys = KeyStore([IssuerSettings("site", (other,), False, False, False)])
+        mqtt = b.acme_session.settings
+        ends = [
+            watch(mqtt, agent="site", keys=b.agent_keys, seconds=None, show=show_words(heard), refused=refused.append),
+            watch(mqtt, agent="site", keys=keys, seconds=None, show=show_words(heard), refused=refused.append),
+        ]
+        tasks = [asyncio.create_task(end) for end in ends]
+        now_s, outlook = MonotonicClock().now_s(), Outlook(((0.0, 60 * MW),), 50 * MW, 70 * MW, 8 * MW, 0, 0, 0, ())
+        for k in range(100):  # until both have subscribed: what is said before is lost, as on any broker
+            await b.source.report(image(now_s + 40.0 * k, 75 * MW), NOTHING, (), outlook=lambda: outlook)
+            await asyncio.sleep(0.05)
+            if heard and refused:
+                break
+        b.say(load_target(60))
+        await until(lambda: b.outcomes)
+        for k in (5000.0, 5006.0):
+            await b.source.report(image(now_s + k, 75 * MW), NOTHING, ())
+        await until(lambda: any(line.startswith("breach") for line in heard))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert {line.split()[0].rstrip(":") for line in heard} == {"feed", "outlook", "bounded", "breach"}
+    assert refused and all("is not known" in line for line in refused)
+    lone = CliRunner().invoke(grid_app, ["watch", "--agent-key", other])
+    assert isinstance(lone.exception, BadInput)
+
+
+def show_words(heard: list[str]) -> Show:
+    return lambda event, data: heard.extend(words(data))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from controller.cli.grid import CA, CERT, KEY, PASSWORD, USERNAME, broker_settings, log_to_stderr
+from controller.cli.broker_options import CA, CERT, KEY, PASSWORD, USERNAME, broker_settings, log_to_stderr
 from controller.errors import BadInput, CheckFailed
 
 if TYPE_CHECKING:

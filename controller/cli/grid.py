@@ -1,43 +1,49 @@
-"""`rampart grid`: make keys, publish a signed limit or load target as an issuer, watch what an agent says."""
+"""`rampart grid`: make keys, publish a signed limit or load target as an issuer, watch what agents say."""
 
 from __future__ import annotations
 
 import asyncio
-import re
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from controller.errors import BadInput, CheckFailed
+from controller.cli.broker_options import (
+    BROKER,
+    CA,
+    CERT,
+    KEY,
+    PASSWORD,
+    USERNAME,
+    agent_keys,
+    broker_settings,
+    check_names,
+    log_to_stderr,
+)
+from controller.errors import BadInput
 
 if TYPE_CHECKING:
-    from controller.settings import MqttSettings
-    from drivers.dsx_payloads import Payload, SignalAnswerData
-    from drivers.dsx_wire import CloudEvent
-    from drivers.jws import KeyStore
+    from drivers.dsx_payloads import Payload
 
-app = typer.Typer(no_args_is_help=True)
-send_app = typer.Typer(no_args_is_help=True)
-app.add_typer(send_app, name="send", help="Publish a signed message as an issuer and print the agent's answer.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 YEAR_S = 31_536_000.0
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+WHAT, WHEN, WHO = "What", "When and where", "Who"
+SEND_EPILOG = (
+    "More:\n\n"
+    "rampart grid send --ramp-megawatt 3 --window-s 15 --for-s 600 ...\n\n"
+    "rampart grid send --ceiling-megawatt 40 --ramp-exempt ...\n\n"
+    "rampart grid send --withdraw load ...\n\n"
+    "RAMPART_BROKER, RAMPART_ISSUER, RAMPART_ISSUER_KEY, RAMPART_AGENT and RAMPART_AGENT_KEY save typing."
+)
 
-BROKER = typer.Option("mqtt://127.0.0.1:1883", "--broker", help="mqtt://HOST:PORT, or mqtts:// for TLS.")
-USERNAME = typer.Option(None, "--username", help="Broker user.")
-PASSWORD = typer.Option(None, "--password-file", help="File with the broker password.")
-CA = typer.Option(None, "--ca-file", help="CA of the broker's certificate.")
-CERT = typer.Option(None, "--cert-file", help="Our certificate, for mTLS.")
-KEY = typer.Option(None, "--tls-key-file", help="Key of our certificate.")
-ISSUER = typer.Option(..., "--issuer", help="Our name as the agent's configuration knows it.")
-SIGNING = typer.Option(..., "--key", help="Private key to sign with (see `rampart grid keygen`).")
-AGENT = typer.Option(None, "--agent", help="Agent whose answer is awaited; without it nothing is awaited.")
-AGENT_KEY = typer.Option(None, "--agent-key", help="Public key of the agent; the answer is verified with it.")
-FEED = typer.Option([], "--feed", help="Feed tag; repeat for several. None: all feeds.")
-START_IN = typer.Option(None, "--start-in-s", min=0, max=YEAR_S, help="Begin so many seconds from now.")
-FOR_S = typer.Option(None, "--for-s", min=0.1, max=YEAR_S, help="Hold for so many seconds; without it until replaced.")
-WAIT = typer.Option(5.0, "--wait-s", min=0.1, max=600.0, help="How long to wait for broker and answer.")
+
+class Withdrawal(StrEnum):
+    """What is taken back."""
+
+    LOAD = "load"
+    LIMITS = "limits"
 
 
 @app.command()
@@ -55,22 +61,62 @@ def keygen(
     if algorithm not in (ES256, RS256):
         raise BadInput(f"--alg: {algorithm!r}: {ES256} or {RS256} is allowed")
     private, public = write_key_pair(folder, name, algorithm=algorithm)
-    typer.echo(f"private {private}\npublic  {public}\nkey id  {read_key(public)[1]}")
+    typer.echo(f"private {private}   sign with it: --key, or grid.signing_key_file of an agent")
+    typer.echo(f"public  {public}   give it to whoever verifies: key_files of an issuer, or --agent-key")
+    typer.echo(f"key id  {read_key(public)[1]}")
 
 
-@send_app.command()
-def loadtarget(
-    megawatt: float | None = typer.Option(None, "--megawatt", min=0.0, help="Target of each feed named."),
-    revert: bool = typer.Option(False, "--revert", help="Withdraw the target in force instead."),
-    best_effort: bool = typer.Option(False, "--best-effort", help="Shed only what can be shed without disruption."),
-    issuer: str = ISSUER,
-    key: Path = SIGNING,
-    feed: list[str] = FEED,
-    start_in_s: float | None = START_IN,
-    for_s: float | None = FOR_S,
-    agent: str | None = AGENT,
-    agent_key: Path | None = AGENT_KEY,
-    wait_s: float = WAIT,
+@app.command(epilog=SEND_EPILOG, no_args_is_help=True)
+def send(
+    load_megawatt: float | None = typer.Option(
+        None, "--load-megawatt", min=0.0, help="Load target of each feed named (DSX Flex).", rich_help_panel=WHAT
+    ),
+    best_effort: bool = typer.Option(
+        False, "--best-effort", help="With a load target: shed only without disruption.", rich_help_panel=WHAT
+    ),
+    ramp_megawatt: float | None = typer.Option(
+        None, "--ramp-megawatt", min=0.0, help="Change allowed within any window.", rich_help_panel=WHAT
+    ),
+    window_s: float | None = typer.Option(
+        None, "--window-s", min=0.1, help="Length of the ramp's window.", rich_help_panel=WHAT
+    ),
+    direction: str = typer.Option("both", "--direction", help="Of the ramp: up, down or both.", rich_help_panel=WHAT),
+    ceiling_megawatt: float | None = typer.Option(
+        None, "--ceiling-megawatt", min=0.0, help="Power at most.", rich_help_panel=WHAT
+    ),
+    ramp_exempt: bool = typer.Option(
+        False, "--ramp-exempt", help="Emergency: waive ramp rows on the way to the ceiling.", rich_help_panel=WHAT
+    ),
+    limits: Path | None = typer.Option(
+        None, "--limits", help="YAML list of rows as docs/asyncapi.yaml has them.", rich_help_panel=WHAT
+    ),
+    withdraw: Withdrawal | None = typer.Option(
+        None, "--withdraw", help="Take back what is in force: the load target, or the limits.", rich_help_panel=WHAT
+    ),
+    feed: list[str] = typer.Option(
+        [], "--feed", help="Feed tag; repeat for several. None: all feeds.", rich_help_panel=WHEN
+    ),
+    start_in_s: float | None = typer.Option(
+        None, "--start-in-s", min=0, max=YEAR_S, help="Begin so many seconds from now.", rich_help_panel=WHEN
+    ),
+    for_s: float | None = typer.Option(
+        None, "--for-s", min=0.1, max=YEAR_S, help="Hold so long; without it until replaced.", rich_help_panel=WHEN
+    ),
+    issuer: str = typer.Option(
+        ..., "--issuer", envvar="RAMPART_ISSUER", help="Our name as the agent knows it.", rich_help_panel=WHO
+    ),
+    key: Path = typer.Option(
+        ..., "--key", envvar="RAMPART_ISSUER_KEY", help="Private key to sign with (grid keygen).", rich_help_panel=WHO
+    ),
+    agent: str | None = typer.Option(
+        None, "--agent", envvar="RAMPART_AGENT", help="Wait for this agent's answer.", rich_help_panel=WHO
+    ),
+    agent_key: Path | None = typer.Option(
+        None, "--agent-key", envvar="RAMPART_AGENT_KEY", help="Its public key; verifies it.", rich_help_panel=WHO
+    ),
+    wait_s: float = typer.Option(
+        5.0, "--wait-s", min=0.1, max=600.0, help="How long to wait for broker and answer.", rich_help_panel=WHO
+    ),
     broker: str = BROKER,
     username: str | None = USERNAME,
     password_file: str | None = PASSWORD,
@@ -78,92 +124,57 @@ def loadtarget(
     cert_file: str | None = CERT,
     tls_key_file: str | None = KEY,
 ) -> None:
-    """Publish a DSX Flex load target.
+    """Publish a signed load target, or grid limits (our extension), as an issuer; print the agent's answer.
 
-    Example: rampart grid send loadtarget --megawatt 60 --for-s 600 --issuer acme --key acme.jwk --agent site
+    Example: rampart grid send --load-megawatt 60 --for-s 600 --issuer acme --key acme.jwk --agent site
+
+    Exit status 0: sent, and not refused where an answer was awaited; 1: refused, or no answer.
     """
-    from pydantic import ValidationError
+    from controller.cli.grid_client import Recipient
+    from controller.cli.grid_client import send as publish
+    from controller.cli.grid_words import answer_lines
 
-    from controller.clock import MonotonicClock
-    from drivers.dsx_payloads import Interval, LoadTarget, PowerUnit, SetLoadTargetData, Strategy
-    from drivers.dsx_wire import first_fault
-
-    if (megawatt is None) != revert:
-        raise BadInput("send loadtarget: give --megawatt X or --revert, one of them")
-    try:
-        target = LoadTarget(
-            interval=Interval(**_interval(MonotonicClock().wall_utc_s(), start_in_s, for_s)),
-            feed_tags=tuple(feed),
-            load_constraint=None if megawatt is None else PowerUnit(value=megawatt, unit="megawatt"),
-            strategy=Strategy(best_effort=best_effort),
+    rows = _rows(ramp_megawatt, window_s, direction, ceiling_megawatt, limits)
+    asked = [load_megawatt is not None, bool(rows), withdraw is not None]
+    if sum(asked) != 1:
+        raise BadInput(
+            "send: give a load target (--load-megawatt), limits (--ramp-megawatt, --ceiling-megawatt, --limits) "
+            "or --withdraw load|limits, one of the three"
         )
-    except ValidationError as error:
-        raise BadInput(f"send loadtarget: {first_fault(error)}") from None
+    where = {"interval": _interval(start_in_s, for_s), "feed_tags": feed}
+    data: Payload
+    if load_megawatt is not None or withdraw is Withdrawal.LOAD:
+        if ramp_exempt:
+            raise BadInput("send: --ramp-exempt belongs to --ceiling-megawatt, not to a load target")
+        data = _load_target(load_megawatt, best_effort=best_effort, where=where)
+    else:
+        if best_effort:
+            raise BadInput("send: --best-effort belongs to a load target")
+        data = _limits(rows, ramp_exempt=ramp_exempt, where=where)
+    log_to_stderr()
+    check_names({"--issuer": issuer, "--agent": agent})
     mqtt = broker_settings(broker, username, password_file, ca_file, cert_file, tls_key_file)
-    _send(SetLoadTargetData(targets=(target,)), mqtt, issuer, key, agent, agent_key, wait_s)
-
-
-@send_app.command()
-def ramplimit(
-    max_megawatt: float | None = typer.Option(None, "--max-megawatt", min=0.0, help="Allowed change in any window."),
-    window_s: float = typer.Option(15.0, "--window-s", min=0.1, help="Length of the window."),
-    direction: str = typer.Option("both", "--direction", help="up, down or both."),
-    ceiling_megawatt: float | None = typer.Option(None, "--ceiling-megawatt", min=0.0, help="Power at most."),
-    ramp_exempt: bool = typer.Option(False, "--ramp-exempt", help="Waive ramp rows on the way to the ceiling."),
-    limits_file: Path | None = typer.Option(None, "--limits", help="YAML list of rows as the interface has them."),
-    revert: bool = typer.Option(False, "--revert", help="Withdraw the rows in force instead."),
-    issuer: str = ISSUER,
-    key: Path = SIGNING,
-    feed: list[str] = FEED,
-    start_in_s: float | None = START_IN,
-    for_s: float | None = FOR_S,
-    agent: str | None = AGENT,
-    agent_key: Path | None = AGENT_KEY,
-    wait_s: float = WAIT,
-    broker: str = BROKER,
-    username: str | None = USERNAME,
-    password_file: str | None = PASSWORD,
-    ca_file: str | None = CA,
-    cert_file: str | None = CERT,
-    tls_key_file: str | None = KEY,
-) -> None:
-    """Publish grid limits (our extension): a ramp row, a ceiling, or any rows from a file.
-
-    Example: rampart grid send ramplimit --max-megawatt 5 --window-s 15 --issuer acme --key acme.jwk
-    """
-    from pydantic import ValidationError
-
-    from controller.clock import MonotonicClock
-    from drivers.dsx_payloads import SetRampLimitData
-    from drivers.dsx_wire import first_fault
-
-    rows: list[object] = _rows_of(limits_file) if limits_file is not None else []
-    if max_megawatt is not None:
-        size = {"value": max_megawatt, "unit": "megawatt"}
-        rows.append({"kind": "ramp", "id": "ramp", "max": size, "window_s": window_s, "direction": direction})
-    if ceiling_megawatt is not None:
-        rows.append({"kind": "ceiling", "id": "ceiling", "max": {"value": ceiling_megawatt, "unit": "megawatt"}})
-    if bool(rows) == revert:
-        raise BadInput("send ramplimit: give rows (--max-megawatt, --ceiling-megawatt, --limits) or --revert")
-    request = {
-        "interval": _interval(MonotonicClock().wall_utc_s(), start_in_s, for_s),
-        "feed_tags": feed,
-        "limits": rows or None,
-        "ramp_exempt": ramp_exempt,
-    }
-    try:
-        data = SetRampLimitData.model_validate({"requests": [request]})
-    except ValidationError as error:
-        raise BadInput(f"send ramplimit: {first_fault(error)}") from None
-    mqtt = broker_settings(broker, username, password_file, ca_file, cert_file, tls_key_file)
-    _send(data, mqtt, issuer, key, agent, agent_key, wait_s)
+    to = Recipient(agent, agent_keys(agent, agent_key), wait_s)
+    answer = asyncio.run(publish(data, mqtt, issuer=issuer, key_file=key, to=to))
+    if answer is None:
+        typer.echo("sent; name an --agent to wait for its answer")
+        return
+    for line in answer_lines(answer):
+        typer.echo(line)
+    if any(a.acceptance == "refused" for a in answer.answers):
+        raise typer.Exit(1)
 
 
 @app.command()
 def watch(
-    agent: str = typer.Option(..., "--agent", help="Agent to listen to."),
-    agent_key: Path | None = AGENT_KEY,
+    agent: str | None = typer.Option(
+        None, "--agent", envvar="RAMPART_AGENT", help="Agent to listen to; without it every agent."
+    ),
+    agent_key: Path | None = typer.Option(
+        None, "--agent-key", envvar="RAMPART_AGENT_KEY", help="Its public key; without it nothing is verified."
+    ),
     seconds: float | None = typer.Option(None, "--seconds", min=0.1, help="Stop after so long; without it: Ctrl-C."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object a line, as it was published."),
     broker: str = BROKER,
     username: str | None = USERNAME,
     password_file: str | None = PASSWORD,
@@ -171,220 +182,93 @@ def watch(
     cert_file: str | None = CERT,
     tls_key_file: str | None = KEY,
 ) -> None:
-    """Print an agent's status, breaches and answers as they come.
+    """Print status, breaches, answers and outlook of agents as they come.
 
     Example: rampart grid watch --agent site --agent-key site.pub.jwk
     """
+    from controller.cli.grid_client import watch as listen
+    from controller.cli.grid_words import words
+    from drivers.dsx_wire import CloudEvent, payload_bytes
+
     log_to_stderr()
-    _check_names({"--agent": agent})
+    check_names({"--agent": agent})
     mqtt = broker_settings(broker, username, password_file, ca_file, cert_file, tls_key_file)
-    asyncio.run(_watch(mqtt, agent, _agent_keys(agent, agent_key), seconds))
+    keys = agent_keys(agent, agent_key)
+    mark = "" if keys is not None else " (unverified)"
+
+    def show(event: CloudEvent, data: Payload) -> None:
+        if as_json:
+            head = f'"time":"{event.time}","source":"{event.source}","type":"{event.type}"'
+            typer.echo(f'{{{head},"data":{payload_bytes(data).decode()}}}')
+            return
+        for line in words(data):
+            typer.echo(f"{event.time[11:19]} {event.source_id}{mark} {line}")
+
+    def refused(line: str) -> None:
+        typer.echo(line, err=True)
+
+    asyncio.run(listen(mqtt, agent=agent, keys=keys, seconds=seconds, show=show, refused=refused))
 
 
-def log_to_stderr() -> None:
-    """Changes of the link's state go to standard error: standard output is the command's answer."""
-    import sys
+def _load_target(megawatt: float | None, *, best_effort: bool, where: dict[str, Any]) -> Payload:
+    from drivers.dsx_payloads import SetLoadTargetData
 
-    import structlog
+    constraint = None if megawatt is None else {"value": megawatt, "unit": "megawatt"}
+    request = {**where, "load_constraint": constraint, "strategy": {"best_effort": best_effort}}
+    return _made(SetLoadTargetData, {"targets": [request]})
 
-    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))  # the stream of this moment
+
+def _limits(rows: list[object], *, ramp_exempt: bool, where: dict[str, Any]) -> Payload:
+    from drivers.dsx_payloads import SetRampLimitData
+
+    return _made(SetRampLimitData, {"requests": [{**where, "limits": rows or None, "ramp_exempt": ramp_exempt}]})
 
 
-def broker_settings(
-    url: str,
-    username: str | None,
-    password_file: str | None,
-    ca_file: str | None,
-    cert_file: str | None,
-    key_file: str | None,
-) -> MqttSettings:
-    """Broker settings from a URL and the TLS and password files."""
-    from urllib.parse import urlsplit
+def _made(model: type[Payload], fields: dict[str, object]) -> Payload:
+    """What we would refuse we do not send."""
+    from pydantic import ValidationError
 
-    from controller.settings import MqttSettings
+    from drivers.dsx_wire import first_fault
 
-    allowed = f"--broker: {url!r}: mqtt://HOST:PORT or mqtts://HOST:PORT is allowed"
     try:
-        parts = urlsplit(url if "//" in url else f"mqtt://{url}")
-        port = parts.port
-    except ValueError:
-        raise BadInput(allowed) from None
-    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or port == 0 or parts.path not in ("", "/"):
-        raise BadInput(allowed)
-    if parts.password is not None:
-        raise BadInput("--broker: a password in the URL is not allowed; use --password-file")
-    if parts.scheme == "mqtts" and ca_file is None:
-        raise BadInput("--broker: mqtts needs --ca-file")
-    default_port = 8883 if parts.scheme == "mqtts" else 1883
-    name = username or parts.username
-    return MqttSettings(parts.hostname, port or default_port, 2, name, password_file, ca_file, cert_file, key_file)
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise BadInput(f"send: {first_fault(error)}") from None
 
 
-def _check_names(names: dict[str, str | None]) -> None:
-    """Names become parts of topics, where a slash or a wildcard would name another one."""
-    for option, name in names.items():
-        if name is not None and not NAME.fullmatch(name):
-            raise BadInput(f"{option}: {name[:80]!r}: letters, digits, . _ - are allowed, at most 64")
+def _rows(
+    ramp_megawatt: float | None,
+    window_s: float | None,
+    direction: str,
+    ceiling_megawatt: float | None,
+    limits: Path | None,
+) -> list[object]:
+    from controller.config.load import read_yaml
+
+    rows: list[object] = []
+    if limits is not None:
+        found = read_yaml(limits)
+        if not isinstance(found, list) or not found:
+            raise BadInput(f"{limits}: a list of rows is allowed")
+        rows += found
+    if (ramp_megawatt is None) != (window_s is None):
+        raise BadInput("send: --ramp-megawatt and --window-s belong together")
+    if ramp_megawatt is not None:
+        size = {"value": ramp_megawatt, "unit": "megawatt"}
+        rows.append({"kind": "ramp", "id": "ramp", "max": size, "window_s": window_s, "direction": direction})
+    if ceiling_megawatt is not None:
+        rows.append({"kind": "ceiling", "id": "ceiling", "max": {"value": ceiling_megawatt, "unit": "megawatt"}})
+    return rows
 
 
-def _interval(utc_s: float, start_in_s: float | None, for_s: float | None) -> dict[str, str]:
+def _interval(start_in_s: float | None, for_s: float | None) -> dict[str, str]:
+    from controller.clock import MonotonicClock
     from drivers.dsx_payloads import utc_text
 
+    utc_s = MonotonicClock().wall_utc_s()
     times = {}
     if start_in_s is not None:
         times["start_time"] = utc_text(utc_s + start_in_s)
     if for_s is not None:
         times["end_time"] = utc_text(utc_s + (start_in_s or 0.0) + for_s)
     return times
-
-
-def _rows_of(path: Path) -> list[object]:
-    from controller.config.load import read_yaml
-
-    rows = read_yaml(path)
-    if not isinstance(rows, list):
-        raise BadInput(f"{path}: a list of rows is allowed")
-    return rows
-
-
-def _agent_keys(agent: str, agent_key: Path | None) -> KeyStore | None:
-    from controller.settings import IssuerSettings
-    from drivers.jws import KeyStore
-
-    if agent_key is None:
-        return None
-    return KeyStore([IssuerSettings(agent, (str(agent_key),), False, False, False)])
-
-
-def _send(
-    data: Payload, mqtt: MqttSettings, issuer: str, key: Path, agent: str | None, agent_key: Path | None, wait_s: float
-) -> None:
-    log_to_stderr()
-    _check_names({"--issuer": issuer, "--agent": agent})
-    keys = _agent_keys(agent, agent_key) if agent is not None else None
-    answer = asyncio.run(_send_and_wait(data, mqtt, issuer, key, agent, keys, wait_s))
-    if answer is None:
-        typer.echo("sent")
-        return
-    is_refused = False
-    for a in answer.answers:
-        is_refused |= a.acceptance == "refused"
-        parts = [a.acceptance, f"feeds={','.join(a.feed_tags) or 'all'}"]
-        parts += [f"applied_megawatt={a.applied.watts / 1e6:g}"] if a.applied is not None else []
-        parts += [f"met_at={a.met_at}"] if a.met_at is not None else []
-        parts += [f"reason={a.reason}"] if a.reason is not None else []
-        parts += [f"({a.detail})"] if a.detail else []
-        typer.echo(" ".join(parts))
-    if is_refused:
-        raise typer.Exit(1)
-
-
-async def _send_and_wait(
-    data: Payload,
-    mqtt: MqttSettings,
-    issuer: str,
-    key: Path,
-    agent: str | None,
-    keys: KeyStore | None,
-    wait_s: float,
-) -> SignalAnswerData | None:
-    """Publish, and wait for the answer to exactly this message where an agent is named."""
-    import numpy as np
-
-    from controller.clock import MonotonicClock
-    from drivers.dsx_payloads import SetLoadTargetData, SignalAnswerData
-    from drivers.dsx_wire import Sender, answer_topic, load_target_topic, ramp_limit_topic
-    from drivers.jws import Signer, WireRefused, new_uuid
-    from drivers.mqtt import Incoming, Keep, MqttSession
-
-    clock, rng = MonotonicClock(), np.random.default_rng()
-    sender = Sender("isv", issuer, Signer(key, rng=rng), rng)
-    session = MqttSession(mqtt, client_id=f"rampart-send-{new_uuid(rng)[:8]}", clock=clock, rng=rng)
-    answers: asyncio.Queue[SignalAnswerData] = asyncio.Queue()
-
-    def take(message: Incoming) -> None:
-        try:
-            _, answer = open_event(message.payload, keys)
-        except WireRefused:
-            return
-        if isinstance(answer, SignalAnswerData) and answer.message_id == event_id:
-            answers.put_nowait(answer)
-
-    if agent is not None:
-        session.on_message(answer_topic(agent), take)
-    run = asyncio.create_task(session.run())
-    try:
-        if not await session.wait_up(deadline_s=wait_s):
-            raise CheckFailed(f"{mqtt.host}:{mqtt.port}: no broker session within {wait_s:g} s: {session.down_reason}")
-        event_id, payload = sender.encode(data, utc_s=clock.wall_utc_s(), correlation_id=new_uuid(rng))
-        is_target = isinstance(data, SetLoadTargetData)
-        topic = load_target_topic(issuer) if is_target else ramp_limit_topic(issuer)
-        session.publish(topic, payload, qos=1, keep=Keep.ALL)
-        if agent is None:
-            await session.wait_sent(deadline_s=wait_s)
-            return None
-        async with asyncio.timeout(wait_s):
-            return await answers.get()
-    except TimeoutError:
-        raise CheckFailed(
-            f"no answer of {agent} within {wait_s:g} s: does it know issuer {issuer} and its key?"
-        ) from None
-    finally:
-        run.cancel()
-        await asyncio.gather(run, return_exceptions=True)
-
-
-async def _watch(mqtt: MqttSettings, agent: str, keys: KeyStore | None, seconds: float | None) -> None:
-    import numpy as np
-
-    from controller.clock import MonotonicClock
-    from drivers.dsx_wire import answer_topic, breach_topic, payload_bytes, status_topic
-    from drivers.jws import WireRefused, new_uuid
-    from drivers.mqtt import Incoming, MqttSession
-
-    rng = np.random.default_rng()
-    session = MqttSession(mqtt, client_id=f"rampart-watch-{new_uuid(rng)[:8]}", clock=MonotonicClock(), rng=rng)
-
-    def show(message: Incoming) -> None:
-        try:
-            event, data = open_event(message.payload, keys)
-        except WireRefused as refused:
-            typer.echo(f"{message.topic}: refused: {refused.detail}", err=True)
-            return
-        typer.echo(f"{event.time} {event.type} {payload_bytes(data).decode()}")
-
-    for topic in (status_topic(agent), breach_topic(agent), answer_topic(agent)):
-        session.on_message(topic, show)
-    try:
-        async with asyncio.timeout(seconds):
-            await session.run()
-    except TimeoutError:
-        if session.counts.sessions == 0:
-            raise CheckFailed(f"{mqtt.host}:{mqtt.port}: no broker session: {session.down_reason}") from None
-
-
-def open_event(payload: bytes, keys: KeyStore | None) -> tuple[CloudEvent, Payload]:
-    """Any event of the interface; verified where `keys` are given, else only looked into. Raises WireRefused."""
-    import base64
-
-    from pydantic import ValidationError
-
-    from controller.types import RefusalReason
-    from drivers.dsx_wire import KINDS, CloudEvent, decode_payload, first_fault, verify_event
-    from drivers.jws import WireRefused
-
-    try:
-        event = CloudEvent.model_validate_json(payload)
-    except ValidationError as error:
-        raise WireRefused(RefusalReason.ENVELOPE, first_fault(error)) from None
-    kind = KINDS.get(event.type)
-    if kind is None:
-        raise WireRefused(RefusalReason.ENVELOPE, f"type {event.type!r} is none of the interface's")
-    if keys is not None:
-        return event, verify_event(event, keys, kind.model)[1]
-    body = event.data.split(".")[1]
-    try:
-        raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
-    except ValueError:
-        raise WireRefused(RefusalReason.SIGNATURE, "not base64url") from None
-    return event, decode_payload(raw, kind.model)
