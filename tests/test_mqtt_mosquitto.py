@@ -22,13 +22,13 @@ from cryptography.x509.oid import NameOID
 
 from controller.clock import MonotonicClock
 from controller.signals import AcceptanceRules
-from controller.types import NodeId, RefusalReason, SignalOutcome
+from controller.types import NodeId, Outlook, RefusalReason, SignalOutcome
 from drivers.dsx import DsxGridSource
-from drivers.dsx_wire import load_target_topic
+from drivers.dsx_wire import answer_topic, breach_topic, flexibility_topic, load_target_topic, status_topic
 from drivers.mqtt import PAYLOAD_BYTES_MAX, Incoming, Keep
 from drivers.node_link import MqttAgentLink, MqttNodeLink, command_topic
 from hil.broker import free_port
-from tests.dsx_kit import MW, bounds, grid, issuer, sender
+from tests.dsx_kit import MW, NOTHING, bounds, grid, image, issuer, sender
 from tests.mqtt_kit import running, session, until
 from tests.test_dsx_source import load_target
 from tests.test_node_link import command, report
@@ -41,10 +41,10 @@ pytestmark = [pytest.mark.wire, pytest.mark.skipif(MOSQUITTO is None, reason="mo
 
 
 class Broker:
-    """A mosquitto of our own on a loopback port, in a folder of its own."""
+    """A mosquitto of our own on a loopback port, in a folder of its own: with `lines`, or with a whole `text`."""
 
-    def __init__(self, folder: Path, *lines: str, port: int = 0) -> None:
-        self.port = port or free_port()
+    def __init__(self, folder: Path, *lines: str, text: str | None = None) -> None:
+        self.port = free_port()
         self.conf = folder / "mosquitto.conf"
         head = [
             f"user {getpass.getuser()}",
@@ -52,7 +52,8 @@ class Broker:
             "set_tcp_nodelay true",
             "message_size_limit 65536",
         ]
-        self.conf.write_text("\n".join([*head, *lines]) + "\n")
+        made = "\n".join([*head, *lines]) if text is None else f"{head[0]}\n{text.replace('PORT', str(self.port))}"
+        self.conf.write_text(made + "\n")
         self.process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
@@ -79,8 +80,8 @@ class Broker:
 
 
 @asynccontextmanager
-async def mosquitto(folder: Path, *lines: str) -> AsyncIterator[Broker]:
-    broker = Broker(folder, *lines)
+async def mosquitto(folder: Path, *lines: str, text: str | None = None) -> AsyncIterator[Broker]:
+    broker = Broker(folder, *lines, text=text)
     await broker.start()
     try:
         yield broker
@@ -198,6 +199,83 @@ async def test_mutual_tls_with_the_certificate_as_identity(tmp_path: Path) -> No
             await until(lambda: "certificate" in wrong.down_reason.lower())
             await until(lambda: bare.down_reason != "not connected yet")
             assert not bare.is_up and not wrong.is_up
+
+
+def shipped(folder: Path, *, has_passwords: bool) -> str:
+    """The shipped configuration, every line of it, on files of ours; its comments say how to go over to passwords."""
+    text = (SHIPPED / "mosquitto.conf").read_text()
+    for name, path in (
+        ("/etc/mosquitto/rampart.acl", folder / "acl"),
+        ("/etc/mosquitto/rampart.passwd", folder / "passwd"),
+        ("/etc/mosquitto/certs", folder),
+        ("listener 8883", "listener PORT 127.0.0.1"),
+    ):
+        assert name in text, name
+        text = text.replace(name, str(path))
+    if has_passwords:
+        for line in ("require_certificate true\n", "use_identity_as_username true\n"):
+            assert line in text
+            text = text.replace(line, "")
+        for line in ("require_certificate false", "password_file"):
+            assert f"# {line}" in text
+            text = text.replace(f"# {line}", line)
+    (folder / "acl").write_text((SHIPPED / "rampart.acl").read_text())
+    (folder / "acl").chmod(0o600)
+    return text
+
+
+@pytest.mark.parametrize("has_passwords", [False, True])
+async def test_the_shipped_files_serve_a_site_and_its_grid(tmp_path: Path, has_passwords: bool) -> None:
+    """Over mutual TLS, and over passwords in TLS: a signed target is followed, answered, reported; no one else is in."""
+    ca = certificate(tmp_path, "ca", None)
+    users = ("site", "acme", "infra-1")
+    for name in ("broker", *users):
+        certificate(tmp_path, name, ca)
+    if has_passwords:
+        assert PASSWD is not None
+        (tmp_path / "passwd").touch(mode=0o600)
+        for user in users:
+            add = [PASSWD, "-b", str(tmp_path / "passwd"), user, f"pw-{user}"]
+            subprocess.run(add, check=True, stderr=subprocess.DEVNULL)  # noqa: ASYNC221 - takes milliseconds
+            (tmp_path / f"{user}.secret").write_text(f"pw-{user}\n")
+
+    def credentials(user: str) -> dict[str, str]:
+        if has_passwords:
+            return {"username": user, "password_file": f"{tmp_path}/{user}.secret", "ca_file": f"{tmp_path}/ca.pem"}
+        files = {"cert_file": f"{tmp_path}/{user}.pem", "key_file": f"{tmp_path}/{user}.key"}
+        return {**files, "ca_file": f"{tmp_path}/ca.pem"}
+
+    acme, public = sender(tmp_path, "grid-acme")
+    acme = type(acme)("isv", "acme", acme.signer, acme.rng)
+    sender(tmp_path, "grid-site", role="dsx-flex-agent", seed=7)
+    settings = grid(issuer("acme", (public,)), signing_key_file=str(tmp_path / "grid-site.jwk"))
+    async with mosquitto(tmp_path, text=shipped(tmp_path, has_passwords=has_passwords)) as broker:
+        site, issuer_, infra = (session(broker.port, u, **credentials(u)) for u in users)
+        stranger = session(broker.port, "stranger", ca_file=f"{tmp_path}/ca.pem")
+        clock = MonotonicClock()
+        source = DsxGridSource(
+            site, settings=settings, rules=AcceptanceRules(settings, bounds()), peak_w=100 * MW, floor_w=20 * MW,
+            classes=(), jobs=None, clock=clock, rng=np.random.default_rng(1), audit_path=tmp_path / "audit.jsonl",
+        )  # fmt: skip
+        heard: list[str] = []
+        for topic in (answer_topic("site"), status_topic("site"), flexibility_topic("site"), breach_topic("site")):
+            issuer_.on_message(topic, lambda m: heard.append(m.topic.rsplit("/", 1)[1]))
+        spied: list[Incoming] = []
+        infra.on_message("grid/v1/isv/#", spied.append)
+        run = asyncio.create_task(source.run())
+        async with running(site, issuer_, infra, stranger):
+            for s in (site, issuer_):
+                assert await s.wait_up(deadline_s=10), s.down_reason
+            _, raw = acme.encode(load_target(60), utc_s=clock.wall_utc_s())
+            issuer_.publish(load_target_topic("acme"), raw, qos=1, keep=Keep.ALL)
+            await until(lambda: [x.target_w for x in source.active(clock.now_s())] == [60 * MW])
+            outlook = Outlook(((0.0, 60 * MW),), 50 * MW, 70 * MW, 8 * MW, 0.0, 0.0, 0.0, ())
+            for ahead_s in (0.0, 300.0, 306.0):
+                await source.report(image(clock.now_s() + ahead_s, 75 * MW), NOTHING, (), outlook=lambda: outlook)
+            await until(lambda: {"answer", "status", "powerbreach"} <= set(heard) and heard.count("status") >= 3)
+            assert not spied and not stranger.is_up
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
 
 
 async def test_retained_stale_signal_and_flood_at_connect(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ async def watch(
     show: Show,
     refused: Callable[[str], None],
 ) -> None:
-    """Hand every event of an agent, or of all, to `show` until the time is over."""
+    """Hand every event of an agent, or of all, to `show` until the time is over. CheckFailed if there was no broker."""
     rng = np.random.default_rng()
     session = MqttSession(mqtt, client_id=f"rampart-watch-{new_uuid(rng)[:8]}", clock=MonotonicClock(), rng=rng)
 
@@ -112,4 +112,5 @@ async def watch(
         async with asyncio.timeout(seconds):
             await session.run()
     except TimeoutError:
-        return
+        if session.counts.sessions == 0:
+            raise CheckFailed(f"{mqtt.host}:{mqtt.port}: no broker session: {session.down_reason}") from None
