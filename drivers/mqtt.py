@@ -32,6 +32,7 @@ PAYLOAD_BYTES_MAX = 65_536  # larger packets are dropped and counted; no message
 PASSWORD_BYTES_MAX = 65_535  # what MQTT can carry
 CONNECT_S_MAX = 5.0  # for the broker's answer to CONNECT and to SUBSCRIBE
 CLOSE_S_MAX = 0.5
+CANCEL_AGAIN_S = 1.0
 BACKOFF_S_FIRST = 0.1
 BACKOFF_S_MAX = 5.0
 PING_KEEPALIVES_MAX = 3  # a ping unanswered for so many keepalives means the link is lost
@@ -170,16 +171,24 @@ class MqttSession:
 
     async def run(self) -> None:
         """Keep a session until cancelled."""
-        attempt = 0
+        keeper = asyncio.ensure_future(self._keep())
         try:
-            while True:
-                was_up_before = self.counts.sessions
-                reason = await self._one_session()
-                self._set_down(reason)
-                attempt = 0 if self.counts.sessions > was_up_before else attempt + 1
-                await self._back_off(attempt)
+            await asyncio.wait((keeper,))
+            keeper.result()
         finally:
+            while not keeper.done():  # a cancellation may be eaten (`_heed_cancellation`): then once more
+                keeper.cancel()
+                await asyncio.wait((keeper,), timeout=CANCEL_AGAIN_S)
             self._set_down("stopped")
+
+    async def _keep(self) -> None:
+        attempt = 0
+        while True:
+            was_up_before = self.counts.sessions
+            reason = await self._one_session()
+            self._set_down(reason)
+            attempt = 0 if self.counts.sessions > was_up_before else attempt + 1
+            await self._back_off(attempt)
 
     async def _back_off(self, attempt: int) -> None:
         """Wait between half of and the whole of a doubling, bounded delay, so that many nodes do not return at once."""
@@ -243,6 +252,7 @@ class MqttSession:
 
     async def _receive(self, client: aiomqtt.Client) -> None:
         async for message in client.messages:
+            _heed_cancellation()
             topic, payload = message.topic.value, message.payload
             if not isinstance(payload, bytes | bytearray):
                 continue
@@ -262,6 +272,7 @@ class MqttSession:
         period_ns = round(self.settings.keepalive_s * 1e9)
         while True:
             await client.publish(self._ping_topic, b"ping", qos=0)
+            _heed_cancellation()
             await self._clock.sleep_until_ns(self._clock.now_ns() + period_ns)
             silent_s = self._clock.now_s() - self._pong_s
             if silent_s >= PING_KEEPALIVES_MAX * self.settings.keepalive_s:
@@ -286,6 +297,7 @@ class MqttSession:
                 delivery = self._deliver(client, slots, item, keep)
                 if item[2] == 0:
                     await delivery
+                    _heed_cancellation()
                 else:
                     group.create_task(delivery)
 
@@ -323,6 +335,16 @@ class MqttSession:
             self._said_down = True
             broker = f"{self.settings.host}:{self.settings.port}"
             log.warning("mqtt link lost", client=self.client_id, broker=broker, reason=reason)
+
+
+def _heed_cancellation() -> None:
+    """End a task of a session whose cancellation was eaten.
+
+    The library waits with `asyncio.wait_for`, which before Python 3.12 loses one that comes together with the result.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def tls_context(settings: MqttSettings) -> ssl.SSLContext | None:

@@ -226,7 +226,7 @@ def shipped(folder: Path, *, has_passwords: bool) -> str:
 
 @pytest.mark.parametrize("has_passwords", [False, True])
 async def test_the_shipped_files_serve_a_site_and_its_grid(tmp_path: Path, has_passwords: bool) -> None:
-    """Over mutual TLS, and over passwords in TLS: a signed target is followed, answered, reported; no one else is in."""
+    """Over mutual TLS, and over passwords in TLS: a signed target is followed, answered, reported; no one else in."""
     ca = certificate(tmp_path, "ca", None)
     users = ("site", "acme", "infra-1")
     for name in ("broker", *users):

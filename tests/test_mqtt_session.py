@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import aiomqtt
@@ -152,3 +154,31 @@ async def test_missing_secret_files_are_bad_input(tmp_path: Path) -> None:
         session(1, "a", ca_file=str(tmp_path / "none"))
     with pytest.raises(BadInput, match="belong together"):
         session(1, "a", cert_file=str(tmp_path / "none"))
+
+
+class EatingClient:
+    """A library that loses every cancellation of a publication, as `wait_for` of Python 3.11 can."""
+
+    timeout = 0.0
+
+    @property
+    async def messages(self) -> AsyncIterator[None]:
+        await asyncio.Event().wait()
+        yield None
+
+    async def publish(self, topic: str, payload: bytes, *, qos: int) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+
+async def test_a_cancellation_that_the_library_eats_is_heeded_all_the_same() -> None:
+    """Otherwise a stopping daemon, or a session that lost its broker, would wait for its sender for ever."""
+    s = session(1, "a")
+    serving = asyncio.create_task(s._serve(EatingClient()))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    s.publish("t", b"x", qos=0, keep=Keep.NEWEST)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    serving.cancel()
+    await asyncio.wait((serving,), timeout=5.0)
+    assert serving.done() and serving.cancelled()
