@@ -37,9 +37,11 @@ from drivers.dsx_wire import (
     RAMP_LIMIT_SET,
     CloudEvent,
     Sender,
+    Trace,
     answer_topic,
     decode_envelope,
     load_target_topic,
+    next_traceparent,
     ramp_limit_topic,
     status_topic,
     verify_event,
@@ -134,6 +136,7 @@ class AgentSuite:
     def _rules(self) -> list[tuple[str, Callable[[], object]]]:
         return [
             ("status on a new target lists it under its correlation id", self._rule_listed),
+            ("what a target causes carries its correlation id and trace", self._rule_traced),
             ("published events are well-formed and signed with the agent's key", self._rule_well_formed),
             ("a status covers every feed with its metadata", self._rule_metadata),
             ("the latest target wins", self._rule_latest),
@@ -166,6 +169,22 @@ class AgentSuite:
         if abs(target.load_constraint.watts - self._watts) > 1.0:
             raise _Rule(Verdict.BROKEN, f"asked {self._watts:g} W, listed {target.load_constraint.watts:g} W")
         return f"event {feed.event}"
+
+    async def _rule_traced(self) -> str:
+        cause = new_uuid(self._rng)
+        trace = Trace(next_traceparent(None, self._rng), "conformance=1")
+        utc_s = self._clock.wall_utc_s()
+        _, raw = self._sender.encode(self._target(self._watts * 0.995), utc_s=utc_s, correlation_id=cause, trace=trace)
+        self._publish(load_target_topic(self._issuer), raw)
+        await self._listed(cause)
+        if not await self._until(lambda: any(e.correlationid == cause for e, _ in self._statuses)):
+            raise _Rule(Verdict.BROKEN, "no status echoes the correlation id")
+        event = next(e for e, _ in self._statuses if e.correlationid == cause)
+        if event.traceparent.split("-")[1] != trace.parent.split("-")[1]:
+            raise _Rule(Verdict.BROKEN, f"the status begins another trace: {event.traceparent}")
+        if event.traceparent == trace.parent:
+            raise _Rule(Verdict.BROKEN, "the parent id is ours: the status names no span of its own")
+        return "" if event.tracestate == trace.state else "tracestate is dropped"
 
     async def _rule_well_formed(self) -> str:
         if self._faults:

@@ -117,8 +117,8 @@ TAKES_A_FILE: tuple[tuple[str, ...], ...] = (
     ("device", "read", NOBODY, "--profile", "FILE"),
     ("device", "probe", NOBODY, "--profile", "FILE"),
     ("device", "probe", NOBODY, "--against", NOBODY, "--against-profile", "FILE"),
-    ("grid", "send", "loadtarget", "--megawatt", "3", "--issuer", "a", "--key", "FILE", "--broker", NOBODY),
-    ("grid", "send", "ramplimit", "--limits", "FILE", "--issuer", "a", "--key", "FILE", "--broker", NOBODY),
+    ("grid", "send", "--load-megawatt", "3", "--issuer", "a", "--key", "FILE", "--broker", NOBODY),
+    ("grid", "send", "--limits", "FILE", "--issuer", "a", "--key", "FILE", "--broker", NOBODY),
     ("grid", "watch", "--agent", "a", "--agent-key", "FILE", "--broker", NOBODY),
     ("conformance", "--role", "isv", "--key", "FILE", "--broker", NOBODY),
     ("conformance", "--role", "agent", "--key", "FILE", "--agent-key", "FILE", "--broker", NOBODY),
@@ -216,12 +216,12 @@ def test_numbers_that_are_none(rampart: Rampart, tmp_path: Path, value: str) -> 
         ("--scale", ("hil", "run", "field")),
         ("--duration", ("hil", "run", "campus-90mw")),
         ("--ramp", ("check", "-c", SITE)),
-        ("--megawatt", ("grid", "send", "loadtarget", *send)),
-        ("--for-s", ("grid", "send", "loadtarget", "--megawatt", "3", *send)),
-        ("--start-in-s", ("grid", "send", "loadtarget", "--megawatt", "3", *send)),
-        ("--max-megawatt", ("grid", "send", "ramplimit", *send)),
-        ("--window-s", ("grid", "send", "ramplimit", "--max-megawatt", "3", *send)),
-        ("--ceiling-megawatt", ("grid", "send", "ramplimit", *send)),
+        ("--load-megawatt", ("grid", "send", *send)),
+        ("--for-s", ("grid", "send", "--load-megawatt", "3", *send)),
+        ("--start-in-s", ("grid", "send", "--load-megawatt", "3", *send)),
+        ("--ramp-megawatt", ("grid", "send", *send)),
+        ("--window-s", ("grid", "send", "--ramp-megawatt", "3", *send)),
+        ("--ceiling-megawatt", ("grid", "send", *send)),
         ("--unit", ("device", "probe", NOBODY)),
         ("--timeout", ("device", "probe", NOBODY)),
         ("--meters", ("bench", "devices")),
@@ -287,7 +287,7 @@ def test_a_broker_that_does_not_answer_is_said(rampart: Rampart, host: str) -> N
 def test_names_that_would_be_other_topics(rampart: Rampart, name: str) -> None:
     """A slash or a wildcard in a name would publish to, or listen on, somebody else's topic."""
     assert rampart("grid", "keygen", "keys").status == 0
-    send = ("grid", "send", "loadtarget", "--megawatt", "1", "--key", "keys/issuer.jwk", "--broker", NOBODY)
+    send = ("grid", "send", "--load-megawatt", "1", "--key", "keys/issuer.jwk", "--broker", NOBODY)
     assert is_one_line(rampart(*send, "--issuer", name), holds="--issuer")
     assert is_one_line(rampart(*send, "--issuer", "a", "--agent", name), holds="--agent")
     assert is_one_line(rampart("grid", "watch", "--agent", name, "--broker", NOBODY), holds="--agent")
@@ -298,11 +298,14 @@ def test_orders_that_contradict_themselves(rampart: Rampart, tmp_path: Path) -> 
     assert rampart("grid", "keygen", "keys").status == 0
     send = ("--issuer", "a", "--key", "keys/issuer.jwk", "--broker", NOBODY)
     for words, holds in (
-        (("grid", "send", "loadtarget", *send), "--megawatt"),
-        (("grid", "send", "loadtarget", "--megawatt", "1", "--revert", *send), "--revert"),
-        (("grid", "send", "loadtarget", "--megawatt", "1", "--feed", "", *send), "feed_tags"),
-        (("grid", "send", "ramplimit", *send), "--max-megawatt"),
-        (("grid", "send", "ramplimit", "--max-megawatt", "1", "--direction", "sideways", *send), "direction"),
+        (("grid", "send", *send), "--load-megawatt"),
+        (("grid", "send", "--load-megawatt", "1", "--withdraw", "load", *send), "--withdraw"),
+        (("grid", "send", "--load-megawatt", "1", "--feed", "", *send), "feed_tags"),
+        (("grid", "send", "--ramp-megawatt", "1", *send), "--window-s"),
+        (
+            ("grid", "send", "--ramp-megawatt", "1", "--window-s", "9", "--direction", "sideways", *send),
+            "direction",
+        ),
         (("conformance", "--role", "judge", "--key", "keys/issuer.jwk", "--broker", NOBODY), "agent or isv"),
         (("conformance", "--role", "agent", "--key", "keys/issuer.jwk", "--broker", NOBODY), "--agent-key"),
         (("bench", "regret", "--case", "no"), "--case"),
@@ -321,7 +324,7 @@ def test_secrets_that_cannot_be_read(rampart: Rampart, tmp_path: Path) -> None:
     """Password and TLS files that are absent, a folder, a pipe or endless: the file is named, nothing waits."""
     no_files(tmp_path)
     assert rampart("grid", "keygen", "keys").status == 0
-    send = ("grid", "send", "loadtarget", "--megawatt", "1", "--issuer", "a", "--key", "keys/issuer.jwk")
+    send = ("grid", "send", "--load-megawatt", "1", "--issuer", "a", "--key", "keys/issuer.jwk")
     for name in ("absent", "folder", "pipe", "/dev/zero"):
         for option, broker in (("--password-file", NOBODY), ("--ca-file", f"mqtts://{NOBODY}")):
             said = rampart(*send, "--broker", broker, option, name, "--wait-s", "0.3")
