@@ -54,8 +54,8 @@ swarm: setup ## HOURS of seeded fault swarms in virtual time; writes out/swarm/s
 wire: setup ## everything that needs real sockets, files or the C ABI
 	$(BIN)/python -m pytest -m wire
 
-process: setup ## death of real processes: kill -9, signals, restarts
-	$(BIN)/python -m pytest tests/test_node_wire.py tests/test_wire_bench.py tests/test_lease.py
+process: setup ## death of real processes under what plays systemd: kill -9, stops, full disk, split brain
+	$(BIN)/python -m pytest -m process
 
 mutation: setup ## mutants of envelope, modes, signals and contract; writes out/mutation.json
 	$(BIN)/python -m hil.mutation

@@ -14,7 +14,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -37,7 +37,7 @@ from hil.plant.site import NS_PER_S, STEP_NS, TruthBlock
 from hil.run_log import whole_file
 from hil.scenario import Scenario
 from hil.signal_plan import grid_signals
-from hil.wire_children import Child, left_of
+from hil.wire_children import Child, Running, left_of
 from hil.wire_config import HOST, Ports, WireFiles, node_settings, write_files
 from hil.wire_devices import (
     RunClock,
@@ -132,7 +132,7 @@ class WireBench:
         self._mode = "-"
         self._servers: list[ModbusServer] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._children: list[Child] = []
+        self._children: list[Running] = []
         self._broker: EmbeddedBroker | None = None
         self._issuer: Issuer | None = None
         self._device: SunSpecBatteryDevice | None = None
@@ -216,6 +216,10 @@ class WireBench:
             on_answer=self._take_answer,
         )
         self._tasks.append(asyncio.ensure_future(self._issuer.session.run()))
+        await self._start_processes(files, run_dir, variables)
+
+    async def _start_processes(self, files: WireFiles, run_dir: Path, variables: Mapping[str, str]) -> None:
+        """The shipped commands, each in a session of its own."""
         for name, file, extra in (("site controller", files.site_file, {}), ("node agent", files.node_file, variables)):
             log = self._out / "wire" / f"{file.stem}.log"
             child = await Child.start(name, ["run", "-c", str(file)], log=log, environment=extra)

@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from hil.fake_nvml.build import STATE_VARIABLE
 
@@ -32,6 +33,20 @@ class ChildDied(Exception):
         self.status = status
         how = f"exit status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
         super().__init__(f"the {name} ended by itself ({how}); the end of {log}:\n{tail(log)}")
+
+
+class Running(Protocol):
+    """A process of a wire run, however it is kept alive."""
+
+    name: str
+    rss_bytes_max: int
+
+    async def watch(self) -> None: ...
+    def measure(self) -> None: ...
+    async def stop(self, *, deadline_s: float) -> bool: ...
+    def kill(self) -> None: ...
+    @property
+    def is_gone(self) -> bool: ...
 
 
 class Child:
@@ -59,7 +74,7 @@ class Child:
                 stderr=file,
                 env={**clean_environment(), **environment},
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         return cls(name, process, log)
 
@@ -164,7 +179,7 @@ def tail(log: Path) -> str:
     return "\n".join(f"  {line}" for line in lines[-TAIL_LINES:]) or "  (it said nothing)"
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """In the child, before it becomes the command: SIGTERM when the bench is gone, however it went (Linux)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -81,7 +81,7 @@ class Account:
 
 def view_of(status: dict[str, Any], *, begin_s: float) -> TickView | None:
     """A status document as a tick on the run's time; None while the controller has not decided anything."""
-    if "power" not in status:
+    if "power" not in status or status["mode"] not in Mode.__members__:
         return None
     power = status["power"]
     tick = status["tick"]

@@ -18,6 +18,7 @@ SHARED = ROOT.parent / "shared"
 TRACES = SHARED / "traces"
 NO_SHARED = "measured traces are not beside this checkout"
 NO_GPU = "needs a real NVIDIA GPU"
+NO_ROOT = "needs root"
 
 _skips: list[tuple[str, str]] = []
 
@@ -39,7 +40,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """With RAMPART_NO_SKIPS set, fail the run for every skip whose reason does not hold on this machine."""
     if not os.environ.get("RAMPART_NO_SKIPS") or exitstatus not in (0, pytest.ExitCode.OK):
         return
-    excuses = {NO_SHARED: not TRACES.is_dir(), NO_GPU: not Path("/dev/nvidia0").exists()}
+    excuses = {NO_SHARED: not TRACES.is_dir(), NO_GPU: not Path("/dev/nvidia0").exists(), NO_ROOT: os.geteuid() != 0}
     unexcused = [(test, why) for test, why in _skips if not any(why.endswith(e) and ok for e, ok in excuses.items())]
     for test, why in unexcused:
         print(f"skipped though it could have run: {test}: {why}")

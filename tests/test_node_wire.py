@@ -47,9 +47,10 @@ class World:
         self._processes.append(process)
         return process
 
-    def restore(self, *options: str) -> subprocess.CompletedProcess[str]:
+    def restore(self, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.prefix) / "bin" / "rampart"), "restore", "--state-dir", str(self.state_dir), *options]
-        return subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=30, check=False)
+        environment = self._environment | variables
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
 
     def caps(self) -> list[float]:
         return [float(x) for x in self.gpus.clock_lock_mhz()[1]]
@@ -148,6 +149,17 @@ def test_under_systemd_a_crash_goes_to_fallback_and_the_next_stop_gives_back(wor
     until(lambda: world.is_at(CAP_MHZ), within_s=START_S_MAX)
     second.terminate()
     assert second.wait(timeout=10) == 0 and world.is_given_back()
+
+
+def test_a_service_stopped_before_its_agent_armed_again_gives_back(world: World, tmp_path: Path) -> None:
+    """Killed, at fallback, started and stopped at once: the second agent knew of nothing, ExecStopPost does."""
+    first = world.agent(NOTIFY_SOCKET=str(tmp_path / "notify"))
+    until(lambda: world.is_at(CAP_MHZ), within_s=START_S_MAX)
+    first.kill()
+    first.wait()
+    assert world.restore("--to", "fallback", SERVICE_RESULT="signal").returncode == 0 and world.is_at(FALLBACK_MHZ)
+    done = world.restore("--to", "fallback", SERVICE_RESULT="success")
+    assert done.returncode == 0 and done.stdout.count("original settings given back") == 2 and world.is_given_back()
 
 
 def test_restore_waits_for_no_agent_and_gives_back_what_a_dead_one_left(world: World, tmp_path: Path) -> None:

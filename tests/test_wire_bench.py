@@ -108,6 +108,7 @@ def test_a_signal_that_nobody_may_send_is_bad_input(tmp_path: Path) -> None:
     assert processes_of(tmp_path / "out") == []
 
 
+@pytest.mark.process
 def test_ctrl_c_stops_everything_within_seconds(tmp_path: Path) -> None:
     """Exit 130, both processes gone, no half-written file."""
     out = tmp_path / "out"
@@ -122,6 +123,7 @@ def test_ctrl_c_stops_everything_within_seconds(tmp_path: Path) -> None:
     assert not (out / "result.json").exists() and not list(out.glob("*.partial"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["site", "node"])
 def test_a_child_that_dies_is_said_with_its_log(tmp_path: Path, name: str) -> None:
     """Exit 3, which process, how it ended, and the end of its log."""

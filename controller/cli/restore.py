@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -31,6 +32,9 @@ def restore(
 ) -> None:
     """Give this node's GPUs their settings back. Does nothing, and says so, where nothing was changed.
 
+    As ExecStopPost of a service that was stopped on purpose (systemd says SERVICE_RESULT=success) `--to fallback` gives
+    all back: an agent that was stopped before it had armed again left that to us.
+
     Exit status: 0 done or nothing to do, 1 a GPU could not be restored, 2 an agent is running or NVML is unusable.
 
     Example: rampart restore -c /etc/rampart/node.yaml
@@ -57,6 +61,8 @@ def restore(
     if not folder.is_dir():
         typer.echo(f"nothing to do: {folder} does not exist, so no GPU was changed from here")
         return
+    if os.environ.get("SERVICE_RESULT") == "success":
+        to = Goal.ORIGINALS
     lock = NodeLock(folder)
     try:
         if not lock.try_acquire():

@@ -1,0 +1,256 @@
+"""The wire bench for stories that break things: shipped processes under a service manager, proxies before the devices.
+
+A story is a coroutine that is given the lab once the site is controlled; it signals processes, makes wire faults and
+looks at plant truth. What it leaves broken ends with it: the services are stopped as systemd stops them, and the GPUs'
+settings are looked at last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from controller.config.load import data_root
+from controller.errors import BadInput
+from controller.lease import EPOCH_NAME
+from controller.status import fetch
+from controller.types import FloatArray
+from hil.bench import RunRecord
+from hil.modbus_proxy import ModbusProxy
+from hil.plant.site import NS_PER_S
+from hil.scenario import Scenario
+from hil.supervisor import Service, Unit
+from hil.wire import Snapshot, WireBench
+from hil.wire_config import HOST, Ports, WireFiles
+
+SITE, NODE = "rampart-site.service", "rampart-node.service"
+
+
+class WireLab(WireBench):
+    """One story on wires. `services` and `proxies` are there once it runs."""
+
+    def __init__(
+        self, scenario: Scenario, *, out: Path, story: Story, site_environment: Mapping[str, str] | None = None
+    ) -> None:
+        site = scenario.settings.site
+        assert site is not None
+        self.out = out
+        self.said: list[tuple[float, str]] = []
+        self.modes: list[tuple[float, str]] = []
+        self.services: dict[str, Service] = {}
+        self.proxies: dict[str, ModbusProxy] = {}
+        self.run_dir = Path(tempfile.mkdtemp(prefix="rampart-"))  # a short path: sockets lie in it
+        self._story = story
+        self._site_environment = dict(site_environment or {})
+        self._csv = (out / "pcc.csv").open("w", encoding="utf-8")
+        super().__init__(scenario, site, out=out, csv_file=self._csv, show=self._see)
+
+    # ------------------------------------------------------------------------------------------------ for stories
+
+    @property
+    def now_s(self) -> float:
+        return self._clock.now_s()
+
+    @property
+    def plant(self) -> Any:
+        return self._plant
+
+    @property
+    def gpus(self) -> Any:
+        assert self._gpus is not None
+        return self._gpus
+
+    @property
+    def broker(self) -> Any:
+        return self._broker
+
+    @property
+    def files(self) -> WireFiles:
+        assert self._files is not None
+        return self._files
+
+    @property
+    def site(self) -> Service:
+        return self.services["site"]
+
+    @property
+    def node(self) -> Service:
+        return self.services["node"]
+
+    async def run(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def until(self, holds: Callable[[], bool], *, within_s: float) -> float:
+        """Seconds until `holds`; an AssertionError after `within_s`."""
+        start_s = time.monotonic()
+        while not holds():
+            assert time.monotonic() - start_s < within_s, f"not within {within_s} s; {self.said[-5:]}"
+            await asyncio.sleep(0.05)
+        return time.monotonic() - start_s
+
+    async def status(self) -> dict[str, Any] | None:
+        """What the controller says of itself now; None while it does not."""
+        return await self._status()
+
+    async def until_mode(self, *modes: str, within_s: float, newer_than_pid: int | None = None) -> float:
+        """Seconds until the controller (another process than `newer_than_pid`) says one of `modes`."""
+        start_s = time.monotonic()
+        while True:
+            is_new = newer_than_pid is None or (self.site.is_running and self.site.pid != newer_than_pid)
+            status = await self.status() if is_new else None
+            if status is not None and status["mode"] in modes:
+                return time.monotonic() - start_s
+            what = status and (status["mode"], status["reasons"])
+            assert time.monotonic() - start_s < within_s, f"{modes} not within {within_s} s: {what}"
+            await asyncio.sleep(0.1)
+
+    def other_site(self, *, epoch: int) -> Path:
+        """A second site file for the same devices, of a machine whose last epoch was one below `epoch`."""
+        raw = yaml.safe_load(self.files.site_file.read_text(encoding="utf-8"))
+        raw |= {"state_dir": str(self.out / "wire" / "state" / "other"), "runtime_dir": str(self.run_dir / "other")}
+        state = Path(raw["state_dir"])
+        state.mkdir(parents=True, exist_ok=True)
+        (state / EPOCH_NAME).write_text(f"{epoch - 1}\n", encoding="ascii")
+        path = self.files.site_file.with_name("other.yaml")
+        path.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+        return path
+
+    async def other_mode(self) -> str:
+        """What the second controller says of itself."""
+        return str((await fetch(self.run_dir / "other" / "site.sock"))["mode"])
+
+    def caps_mhz(self) -> FloatArray:
+        """Upper locked clocks as the simulated driver holds them; NaN where free."""
+        found: FloatArray = self.gpus.gpus.clock_lock_mhz()[1]
+        return found
+
+    def pcc_w(self, from_s: float, to_s: float) -> FloatArray:
+        """Plant truth between two instants, 5 ms a sample; to be asked when the story is over."""
+        parts = [
+            b.pcc_w[(t >= from_s) & (t < to_s)]
+            for b in self._truth
+            for t in (b.t0_s + np.arange(b.pcc_w.size) * b.dt_s,)
+        ]
+        return np.concatenate(parts) if parts else np.empty(0)
+
+    def step_w(self, from_s: float, to_s: float) -> float:
+        """The largest change within a second of the 1 s mean of true power."""
+        pcc_w = self.pcc_w(from_s, to_s)
+        n = round(1.0 / (self._plant.step_ns / NS_PER_S))
+        if pcc_w.size < 2 * n:
+            return 0.0
+        means = np.convolve(pcc_w, np.full(n, 1.0 / n), mode="valid")
+        return float(np.abs(means[n:] - means[:-n]).max())
+
+    # ------------------------------------------------------------------------------------------------ the bench's parts
+
+    def _see(self, snapshot: Snapshot) -> None:
+        if snapshot.stage == "running" and (not self.modes or self.modes[-1][1] != snapshot.mode):
+            self.modes.append((self.now_s, snapshot.mode))
+
+    async def _serve(self) -> Ports:
+        ports = await super()._serve()
+        behind = {"meter": ports.meter, "battery": ports.battery, "ups": ports.ups}
+        for name, port in behind.items():
+            self.proxies[name] = ModbusProxy(HOST, port, rng=np.random.default_rng(len(self.proxies)))
+            await self.proxies[name].start()
+        return replace(ports, **{name: proxy.port for name, proxy in self.proxies.items()})
+
+    async def _start_processes(self, files: WireFiles, run_dir: Path, variables: Mapping[str, str]) -> None:
+        for name, file, extra in (
+            ("site", files.site_file, self._site_environment),
+            ("node", files.node_file, variables),
+        ):
+            service = self.service(name, file, run_dir, extra)
+            self.services[name] = service
+            self._children.append(service)
+            self._tasks.append(asyncio.ensure_future(service.watch()))
+
+    def service(self, name: str, file: Path, run_dir: Path, extra: Mapping[str, str], *, title: str = "") -> Service:
+        """The shipped unit of `name`, on files of this run."""
+        title = title or name
+        given_up = self._unit("rampart-restore.service", file)
+        return Service(
+            self._unit(f"rampart-{name}.service", file),
+            log=self.out / "wire" / f"{title}.log",
+            socket_path=run_dir / f"{title}.notify",
+            environment=extra,
+            on_failure=given_up if name == "node" else None,
+            say=lambda what: self.said.append((self.now_s, what)),
+        )
+
+    def _unit(self, name: str, file: Path) -> Unit:
+        text = (data_root() / "systemd" / name).read_text(encoding="utf-8")
+        for mark, value in (
+            ("@BIN@", str(Path(sys.prefix) / "bin")),
+            ("@CONFIG@/site.yaml", str(file)),
+            ("@CONFIG@/node.yaml", str(file)),
+            ("/var/lib/rampart-node", str(self.out / "wire" / "state" / "node")),
+        ):
+            text = text.replace(mark, value)
+        return Unit.parse(name, text)
+
+    async def _timeline(self) -> None:
+        watch = asyncio.ensure_future(self._watch())
+        try:
+            await self._story(self)
+            if watch.done():
+                watch.result()
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+    async def _stop(self, run_dir: Path) -> None:
+        for service in self.services.values():
+            service.memory_max = None
+        await super()._stop(run_dir)
+        for proxy in self.proxies.values():
+            await proxy.stop()
+        self._csv.close()
+
+    @property
+    def left_throttled(self) -> tuple[str, ...]:
+        return self._account.left_throttled
+
+    @property
+    def processes_left(self) -> int:
+        return self._account.processes_left
+
+    def _record(self) -> RunRecord:
+        raise BadInput("a story is judged by itself")  # a run whose processes died is no run of a scenario
+
+    async def tell(self) -> None:
+        """Run the story, and leave nothing behind."""
+        try:
+            await self._open(self.run_dir)
+            await self._while_all_live(self._until_ready())
+            self._clock.begin()
+            await self._while_all_live(self._timeline())
+        finally:
+            await self._stop(self.run_dir)
+
+
+Story = Callable[[WireLab], Awaitable[None]]
+
+
+def in_wire_lab(
+    story: Story, scenario: Scenario, out: Path, *, site_environment: Mapping[str, str] | None = None
+) -> WireLab:
+    """Tell `story` on wires; the lab it leaves says what became of processes and GPUs."""
+    out.mkdir(parents=True, exist_ok=True)
+
+    async def main() -> WireLab:
+        lab = WireLab(scenario, out=out, story=story, site_environment=site_environment)
+        await lab.tell()
+        return lab
+
+    return asyncio.run(main())

@@ -1,0 +1,57 @@
+"""The site of the process and wire lanes: the shipped demo, its job at work, the rule planner, a minute of battery."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from controller.config.load import data_root
+from hil.scenario import Overrides, Scenario, parse_scenario
+
+NEEDS_COMPILER = pytest.mark.skipif(
+    shutil.which("cc") is None and shutil.which("gcc") is None, reason="needs a C compiler"
+)
+MW = 1e6
+NORMAL_S = 20.0  # from restart, DESIGN and FAULTS
+CAPS_S = 5.0  # from the controller's death to bounded caps
+BATTERY_S = 30.0
+DEATH_STEP_W = 5 * MW  # per second: what the 15 s row lets go at once
+
+
+def lane_scenario(*, follow: str = "software", **site: Any) -> Scenario:
+    """A training job that runs from the start, for as long as the story lasts."""
+    configs = data_root() / "configs"
+    raw = yaml.safe_load((configs / "scenarios" / "demo.yaml").read_text(encoding="utf-8"))
+    own = yaml.safe_load((configs / "demo" / "site.yaml").read_text(encoding="utf-8"))
+    fleet = raw["plant"]["fleet"][0]
+    fleet["workload"] = {
+        k: v for k, v in fleet["workload"].items() if not k.startswith("checkpoint")
+    }  # steps of its own
+    raw |= {
+        "name": "lane",
+        "site": own | site,
+        "duration_s": 3600.0,
+        "events": [],
+        "signals": [],
+        "wire": {"node": str(configs / "demo" / "node.yaml"), "start_s_max": 60},
+    }
+    return parse_scenario(raw, Overrides(controller="rule", follow=follow), origin=str(configs / "lane.yaml"))
+
+
+def fake_clock(folder: Path, apart: Path) -> dict[str, str]:
+    """Variables that set a process's wall clock apart from the machine's by the seconds in the file `apart`."""
+    library = folder / "fake_clock.so"
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    assert compiler is not None
+    source = Path(__file__).with_name("fake_clock.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-Wall", "-o", str(library), str(source)], check=True)
+    return {"LD_PRELOAD": str(library), "RAMPART_FAKE_CLOCK": str(apart)}
+
+
+def log_of(out: Path, name: str) -> str:
+    return (out / "wire" / f"{name}.log").read_text(encoding="utf-8", errors="replace")
