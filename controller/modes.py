@@ -247,9 +247,7 @@ class ModeMachine:
         self._dwell_s = DWELL_CYCLES * period_s
         self._holds_by_device = holds_by_device
         self._latches: dict[Flag, _Latch] = {}
-        self._mode = Mode.NORMAL
-        self._mode_since_s = 0.0
-        self._is_first = True
+        self._mode: Mode | None = None  # of the last step
 
     def step(
         self,
@@ -294,8 +292,8 @@ class ModeMachine:
         ]
         reasons.sort(key=lambda reason: (-reason.mode, reason.since_s, reason.flag))
         mode = reasons[0].mode if reasons else Mode.NORMAL
-        if mode is not self._mode or self._is_first:
-            self._mode, self._mode_since_s, self._is_first = mode, now_s, False
+        if mode is not self._mode:
+            self._mode, self._mode_since_s = mode, now_s
         return ModeState(mode=mode, since_s=self._mode_since_s, reasons=tuple(reasons))
 
     def _escalated(self, mode: Mode) -> Mode:

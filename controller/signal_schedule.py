@@ -24,7 +24,6 @@ from controller.types import (
     OscillationLimit,
     RampLimit,
     RateLimit,
-    RideThroughLimit,
     SignalKind,
     SwingLimit,
 )
@@ -59,6 +58,11 @@ class Layer:
 
     def covers(self, t_s: float) -> bool:
         return self.from_s <= t_s < self.until_s
+
+    @property
+    def bound_w(self) -> float:
+        """The most it lets its feed draw; inf where it has no target."""
+        return math.inf if self.target_w is None else self.target_w
 
     @property
     def is_revert(self) -> bool:
@@ -109,13 +113,11 @@ class Schedule:
 
     def expire(self, now_s: float, *, is_silent: bool) -> None:
         """Forget what ended, and after silence what was to live with the link."""
-        for slot, layers in list(self._slots.items()):
+        for slot, layers in self._slots.items():
             kept = [x for x in layers if x.until_s > now_s and not (is_silent and x.lives_with_link)]
             if len(kept) != len(layers):
                 self.version += 1
                 self._slots[slot] = kept
-            if not kept:
-                del self._slots[slot]
 
     def raises(self, layer: Layer) -> bool:
         """True if the layer on top of its slot would leave any instant less limited than it is now."""
@@ -123,8 +125,7 @@ class Schedule:
         times = [layer.from_s] + [t for x in below for t in (x.from_s, x.until_s) if layer.covers(t)]
         for t_s in times:
             target = _binding(below, t_s)
-            before_w = math.inf if target is None or target.target_w is None else target.target_w
-            if (math.inf if layer.target_w is None else layer.target_w) > before_w:
+            if layer.bound_w > (math.inf if target is None else target.bound_w):
                 return True
             rows = tuple(r for x in _in_force(below, t_s) for r in x.limits)
             if not as_strict(layer.limits, rows):
@@ -138,7 +139,7 @@ class Schedule:
     def target_signals(self, now_s: float) -> list[GridSignal]:
         """Targets at the point of common coupling, from now on, one after the other."""
         signals: list[GridSignal] = []
-        times = [now_s, *sorted({t for t in self._times() if now_s < t < math.inf})]
+        times = [now_s, *sorted({t for t in self._times() if now_s < t})]
         for i, t_s in enumerate(times):
             until_s = times[i + 1] if i + 1 < len(times) else math.inf
             signal = self._target_at(t_s, until_s, is_now=i == 0)
@@ -204,8 +205,8 @@ class Schedule:
         binding: list[Layer] = []
         for feed, share in self.share_frac.items():
             lowest = [b for slot, layers in self._slots.items() if slot[2] == feed and (b := _binding(layers, t_s))]
-            best = min(lowest, key=lambda x: (x.target_w or 0.0, x.signal_id), default=None)
-            total_w += share * self._peak_w if best is None or best.target_w is None else best.target_w
+            best = min(lowest, key=lambda x: (x.bound_w, x.signal_id), default=None)
+            total_w += share * self._peak_w if best is None else best.bound_w
             binding += [best] if best is not None else []
         if not binding:
             return None
@@ -291,11 +292,7 @@ def _implies(n: Limit, o: Limit) -> bool:
         return n.max_w <= o.max_w and n.from_s <= o.from_s and n.until_s >= o.until_s
     if isinstance(n, FloorLimit) and isinstance(o, FloorLimit):
         return n.min_w >= o.min_w and n.from_s <= o.from_s and n.until_s >= o.until_s
-    if isinstance(n, RideThroughLimit) and isinstance(o, RideThroughLimit):
-        return replace(n, id=o.id, provenance=o.provenance) == o
-    if isinstance(n, DroopLimit) and isinstance(o, DroopLimit):
-        return replace(n, id=o.id, provenance=o.provenance) == o
-    return False
+    return replace(n, id=o.id, provenance=o.provenance) == o  # rows of other kinds only where they say the same
 
 
 def _in_force(layers: Sequence[Layer], t_s: float) -> list[Layer]:
@@ -313,14 +310,14 @@ def _binding(layers: Sequence[Layer], t_s: float) -> Layer | None:
     """The layer that sets the slot's target at `t_s`: the lowest of those in force."""
     return min(
         (x for x in _in_force(layers, t_s) if x.target_w is not None),
-        key=lambda x: (x.target_w or 0.0, x.signal_id),
+        key=lambda x: (x.bound_w, x.signal_id),
         default=None,
     )
 
 
 def _visible(layers: Sequence[Layer], now_s: float) -> list[tuple[float, float, Layer]]:
     """When each layer of a slot is in force, from now on, as (from, until, layer)."""
-    times = [now_s, *sorted({t for x in layers for t in (x.from_s, x.until_s) if now_s < t < math.inf})]
+    times = [now_s, *sorted({t for x in layers for t in (x.from_s, x.until_s) if now_s < t})]
     spans: dict[str, tuple[float, float, Layer]] = {}
     done: list[tuple[float, float, Layer]] = []
     for i, t_s in enumerate(times):

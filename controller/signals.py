@@ -359,7 +359,7 @@ class _InForce:
 
     def _held_target(self, targets: Sequence[GridSignal], now_s: float) -> list[GridSignal]:
         """The old target, for as long as a raise has to wait."""
-        current = next((s for s in targets if s.from_s <= now_s < s.until_s), None)
+        current = next((s for s in targets if s.from_s <= now_s), None)  # the plan holds nothing that is over
         old = self._target
         if old is not None and old.target_w is not None and _target_w(current) > old.target_w:
             next_s = self._target_dwell.next_raise_s(now_s)
@@ -371,7 +371,7 @@ class _InForce:
 
     def _held_rows(self, rows: Sequence[GridSignal], now_s: float) -> list[GridSignal]:
         """Withdrawn rows that nothing as strict replaced, for as long as a raise has to wait."""
-        current = {s.signal_id: s for s in rows if s.from_s <= now_s < s.until_s}
+        current = {s.signal_id: s for s in rows if s.from_s <= now_s}
         limits = [r for s in current.values() for r in s.limits]
         self._lingering = {
             k: s for k, s in self._lingering.items() if now_s < s.until_s and not as_strict(limits, s.limits)

@@ -813,3 +813,224 @@ def test_6_margins_of_nothing_are_enough() -> None:
 
 def test_6_a_missing_input_alone_does_not_forbid_raises() -> None:
     assert check(view(mode=Mode.DEGRADED), command(node(NODES[0], 1100, 1000))).violations == ()
+
+
+# ------------------------------------------------------------------------------------------------------- small print
+
+
+def test_12_only_the_newest_violations_count_and_a_minute_is_a_minute() -> None:
+    """Three of three allowed at one moment are trusted, the fourth is not; one of exactly a minute ago is forgotten."""
+    wrong = command(node(NodeId("ghost"), 900))
+    at = view(violations_max=3)
+    three = check(replace(at, state=state(violation_times_s=(NOW_S - 30.0, NOW_S - 20.0))), wrong).state
+    assert not three.is_distrusted and three.violation_times_s == (NOW_S - 30.0, NOW_S - 20.0, NOW_S)
+    four = check(replace(at, state=replace(three, seq=10)), wrong).state
+    assert four.is_distrusted and len(four.violation_times_s) == 4
+    five = check(replace(at, state=replace(four, seq=10)), wrong).state
+    assert five.violation_times_s == (NOW_S - 20.0, NOW_S, NOW_S, NOW_S), "no more than what decides is kept"
+    old = check(replace(at, state=state(violation_times_s=(NOW_S - 60.0, NOW_S, NOW_S))), wrong).state
+    assert not old.is_distrusted
+    young = check(replace(at, state=state(violation_times_s=(NOW_S - 59.5, NOW_S - 90.0, NOW_S))), wrong).state
+    assert young.is_distrusted
+
+
+def test_6_a_reading_as_old_as_allowed_is_fresh() -> None:
+    """Three periods old exactly is still good enough to raise; a hair more is not."""
+    up = command(node(NODES[0], 1100, 1100))
+    assert check(view(image=image(age_s=0.25), meter_age_s_max=0.25), up).violations == ()
+    assert broken(check(view(image=image(age_s=0.26), meter_age_s_max=0.25), up)) == {6}
+
+
+def test_6_import_at_the_ceiling_to_rounding_forbids_no_raise() -> None:
+    """One part in two million above the ceiling is rounding; two parts in a million are above it."""
+    up = command(node(NODES[0], 1100, 1100), node(NODES[1], 900, 900))
+    for power_w, found in ((1000.0, set()), (1000.0005, {4}), (1000.002, {4, 6})):
+        seen = view(image=image(power_w), import_w_max=1000.0, acks=acks(), unmanaged_w_max=-1e5)
+        verdict = check(seen, up)
+        assert (6 in broken(verdict)) is (6 in found), power_w
+
+
+@pytest.mark.parametrize(
+    ("period_s", "ttl_s", "result"), [(2.0, 20.0, 20.0), (2.0, 21.0, 20.0), (2.0, 2.0, 4.0), (0.5, 0.2, 1.0)]
+)
+def test_9_periods_are_the_planners_own(period_s: float, ttl_s: float, result: float) -> None:
+    """A slow planner's commands live longer, a fast one's shorter; both ends are repaired to the same measure."""
+    verdict = check(view(planner_period_s=period_s), command(node(NODES[0], 900, 900, ttl_s=ttl_s)))
+    assert verdict.command.nodes[0].ttl_s == result and (broken(verdict) == {9}) is (ttl_s != result)
+
+
+def test_5_a_window_looks_back_as_far_as_it_says_on_a_fine_ring() -> None:
+    """Tenths of a second per entry: a window of 1 s reaches over ten entries and the one that begins there."""
+    fine = replace(ring([1000.0] * 11 + [800.0] * 50), step_s=0.1)
+    assert target(check(view(windows=(window(window_s=1.0, past=fine),)), command(power=battery(1150.0)))) == 1150.0
+    assert target(check(view(windows=(window(window_s=1.1, past=fine),)), command(power=battery(1150.0)))) == 1000.0
+
+
+def test_5_a_window_shorter_than_its_first_entry_sees_that_entry_only() -> None:
+    """Half a second back lies inside the entry under way; what came before it does not count."""
+    past = ring([1000.0, 500.0, 500.0])
+    assert target(check(view(windows=(window(window_s=0.5, past=past),)), command(power=battery(1150.0)))) == 1150.0
+
+
+def test_8_the_slope_of_a_small_battery_is_its_own() -> None:
+    """Half a watt per second is a slope, if a small one."""
+    verdict = check(view(), command(power=battery(1000.0, ramp_w_per_s=0.5)))
+    assert verdict.command.battery is not None and verdict.command.battery.ramp_w_per_s == 0.5
+
+
+def test_1_infinities_that_cancel_are_still_none() -> None:
+    """A reference and its bound that are both infinite make no number of their difference."""
+    seen = view(battery=replace(BATTERY, discharge_w_max=INF, charge_w_max=INF), load_w=INF, max_export_w=INF)
+    verdict = check(seen, command(power=battery(-INF, Following.SOFTWARE)))
+    assert verdict.command.battery is None and 1 in broken(verdict)
+    nowhere = node(NODES[0], 900, 900, release_slot_s=INF, release_w_per_s=INF)
+    assert check(view(), command(nowhere)).command.nodes == ()
+
+
+def test_at_start_without_a_meter_the_target_begins_at_the_load() -> None:
+    """Nothing was commanded and nothing is metered: what the site is known to draw is where the target starts."""
+    blind = view(image=image(None), load_w=700.0, target_step_w=50.0, state=state(target_w=None, reference_w=None))
+    assert target(check(blind, command(power=battery(2000.0)))) == 750.0
+    metered = view(image=image(1000.0), load_w=700.0, target_step_w=50.0, state=state(target_w=None, reference_w=None))
+    assert target(check(metered, command(power=battery(2000.0)))) == 1050.0
+
+
+def test_4_a_target_above_the_ceiling_is_counted_as_that() -> None:
+    """The ceiling is invariant 4, and one met to the last watt breaks nothing."""
+    assert broken(check(view(import_w_max=900.0, image=image(800.0)), command(power=battery(950.0)))) == {4}
+    assert check(view(import_w_max=1000.0), command(power=battery(1000.0))).violations == ()
+
+
+def test_4_import_above_the_ceiling_is_counted_on_the_caps() -> None:
+    """Caps that must come down because import is above the ceiling say so with number 4."""
+    seen = view(image=image(1000.0), import_w_max=900.0, unmanaged_w_max=-1e5, battery=None)
+    assert 4 in broken(check(seen, command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000))))
+    at = view(image=image(1000.0), import_w_max=1000.0, unmanaged_w_max=-1e5, battery=None)
+    assert broken(check(at, command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000)))) == set()
+
+
+@pytest.mark.parametrize(("wish_w", "is_counted"), [(1050.0 + 5e-4, False), (1050.0 + 2e-3, True)])
+def test_5_a_target_outside_by_rounding_is_not_counted(wish_w: float, is_counted: bool) -> None:
+    """A millionth of a kilowatt outside the window is rounding; it is still brought inside."""
+    verdict = check(view(windows=(window(50.0),)), command(power=battery(wish_w)))
+    assert target(verdict) == 1050.0 and (5 in broken(verdict)) is is_counted
+
+
+@pytest.mark.parametrize(("wish_w", "is_counted"), [(400.0 + 3e-4, False), (400.0 + 1e-3, True)])
+def test_8_power_beyond_the_battery_by_rounding_is_not_counted(wish_w: float, is_counted: bool) -> None:
+    """Of 400 W, 0.4 mW are rounding."""
+    seen = view(state=state(target_w=600.0, reference_w=400.0), image=image(600.0))
+    verdict = check(seen, command(power=battery(wish_w, Following.SOFTWARE)))
+    assert target(verdict) == 400.0 and (8 in broken(verdict)) is is_counted
+
+
+def test_5_and_8_near_nothing_a_microwatt_is_rounding() -> None:
+    """At a target of nothing the measure of rounding is a watt's: a microwatt and a half is counted."""
+    seen = view(windows=(window(0.0, past=ring(0.0)),), image=image(0.0), state=state(target_w=0.0, reference_w=0.0))
+    for wish_w, is_counted in ((0.9e-6, False), (1.5e-6, True)):
+        assert (5 in broken(check(seen, command(power=battery(wish_w))))) is is_counted
+        assert (8 in broken(check(replace(seen, windows=()), command(power=battery(-wish_w))))) is is_counted
+
+
+def test_8_a_dwell_that_is_over_is_over() -> None:
+    """Five seconds after the last change, with a dwell of five seconds, the next may be written."""
+    slow = replace(BATTERY, dwell_s=5.0)
+    for since_s, result in ((4.75, 1000.0), (5.0, 1050.0)):
+        seen = view(battery=slow, state=state(reference_t_s=NOW_S - since_s))
+        assert target(check(seen, command(power=battery(1050.0)))) == result
+
+
+def test_11_only_clocks_wait_for_the_second() -> None:
+    """A GPU whose power limit equals its clock in number may change neither more nor less for it."""
+    seen = view(state=state(caps=caps_array((1000.0,) * 4, (500.0,) * 4), clock_written_s=np.full(4, NOW_S - 0.5)))
+    verdict = check(seen, command(node(NODES[0], 500, 500)))
+    assert 11 in broken(verdict) and clocks(verdict) == {"GPU-0": 1000, "GPU-1": 1000}
+    same = check(seen, command(node(NODES[0], 1000, 1000)))
+    assert 11 not in broken(same)
+
+
+@pytest.mark.parametrize("ids", [("GPU-2",), ("GPU-0", "GPU-2"), ("ghost",), ("GPU-0", "ghost")])
+def test_1_one_strange_gpu_spoils_its_nodes_command(ids: tuple[str, ...]) -> None:
+    """The neighbour's first GPU, or one of nobody, in node a's command: node a gets none, node b its own."""
+    strange = node(NODES[0], 900, 900, caps=tuple(GpuCap(GpuId(g), 900, None) for g in ids))
+    verdict = check(view(), command(strange, node(NODES[1], 900, 900)))
+    assert [n.node_id for n in verdict.command.nodes] == [NODES[1]] and broken(verdict) == {1}
+    alone = check(view(), command(replace(strange, node_id=NodeId("ghost"), caps=())))
+    assert alone.command.nodes == () and broken(alone) == {1}
+    first = check(view(), command(node(NodeId("ghost"), caps=(GpuCap(GPUS[0], 900, None),))))
+    assert first.command.nodes == () and broken(first) == {1}
+
+
+def test_violations_name_the_gpu_they_are_about() -> None:
+    """The third GPU is wrong: it is the third that is named."""
+    wrong = command(node(NODES[1], 50, 900))
+    assert [(v.invariant, v.subject) for v in check(view(), wrong).violations] == [(2, "GPU-2"), (10, "GPU-2")]
+    none = command(node(NODES[1], float("nan"), 900))  # type: ignore[arg-type]
+    assert [(v.invariant, v.subject) for v in check(view(), none).violations] == [(1, "GPU-2")]
+
+
+def test_2_a_node_of_many_gpus_is_judged_gpu_by_gpu() -> None:
+    """Floors hold where power limits are set as well, and each floor is that of its own GPU."""
+    seen = view(state=state(caps=caps_array((1000.0,) * 4, (300.0,) * 4)), acks=acks())
+    verdict = check(seen, command(node(NODES[0], 300, 1000)))
+    assert broken(verdict) == {10} and clocks(verdict)["GPU-0"] == FLOOR
+
+
+def test_2_a_low_power_limit_alone_makes_the_worst_case() -> None:
+    """Four GPUs at the top clock with limits of 200 W fit a feeder of 800 W, and 799 W they do not."""
+    capped = state(caps=caps_array((INF,) * 4, (200.0,) * 4))
+    read = acks(caps=caps_array((2000.0,) * 4, (200.0,) * 4))
+    still = command(*(node(n, None, None) for n in NODES))
+    nodes = tuple(replace(n, caps=tuple(replace(c, power_limit_w=200.0) for c in n.caps)) for n in still.nodes)
+    limited = replace(still, nodes=nodes)
+    for room_w, found in ((800.0, set()), (799.0, {2})):
+        feeder = Feeder("row", room_w, np.ones(4, bool))
+        assert (broken(check(view(state=capped, acks=read, feeders=(feeder,)), limited)) & {2}) == found
+
+
+def test_2_lowering_follows_the_gpus_own_curve() -> None:
+    """With power going by the cube of the clock, an eighth of the room above idle is half of the clock."""
+    least = np.array([np.full(4, 100.0), np.full(4, 200.0)])
+    cubic = replace(FLEET, power_exponent=3.0, floor_mhz=least[0], cap_min=least)
+    feeder = Feeder("row", 4 * (100.0 + 600.0 / 8.0), np.ones(4, bool))
+    seen = view(fleet=cubic, feeders=(feeder,), state=state((2000.0,) * 4, gpu_ids=()), acks=acks((2000.0,) * 4))
+    verdict = check(seen, command(node(NODES[0], None, None), node(NODES[1], None, None)))
+    assert set(clocks(verdict).values()) <= {999, 1000}
+
+
+def test_2_a_gpu_without_any_span_of_power_takes_no_part() -> None:
+    """Idle and peak the same, or one watt apart: nothing is divided by nothing, and the others come down."""
+    flat = replace(FLEET, idle_w=np.array([700.0, 100.0, 100.0, 100.0]))
+    feeder = Feeder("row", 700.0 + 3 * 280.0, np.ones(4, bool))
+    seen = view(fleet=flat, feeders=(feeder,))
+    verdict = check(seen, command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000)))
+    assert {g: c for g, c in clocks(verdict).items() if g != "GPU-0"} == {"GPU-1": 600, "GPU-2": 600, "GPU-3": 600}
+
+
+def test_3_without_a_battery_nothing_is_supplied() -> None:
+    """Worst case and ceiling meet exactly: no watt is conjured, none is missing."""
+    seen = view(battery=None, import_w_max=1600.0, image=image(1600.0))
+    assert check(seen, command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000))).violations == ()
+    seen = replace(seen, import_w_max=1599.5, image=image(1500.0))
+    assert broken(check(seen, command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000)))) >= {3}
+
+
+def test_5_caps_do_not_rise_into_a_window_that_is_spent() -> None:
+    """No room upwards and no battery: not even a watt's worth of clock is given."""
+    full = window(0.0, past=ring(1000.0))
+    seen = view(battery=None, windows=(full,), image=image(1000.0))
+    verdict = check(seen, command(node(NODES[0], 1003, 1000)))
+    assert broken(verdict) == {5} and clocks(verdict) == {"GPU-0": 1000, "GPU-1": 1000}
+
+
+def test_what_is_good_comes_out_as_the_very_same_object() -> None:
+    """Nothing is copied that was not changed: whoever compares commands by identity sees what the envelope did."""
+    good = node(NODES[0], 900, 900)
+    assert check(view(), command(good)).command.nodes[0] is good
+
+
+def test_a_command_without_nodes_changes_nothing_of_the_caps() -> None:
+    """Only the battery is commanded: caps and the times of their writes stay, even where the fleet was exchanged."""
+    before = state(gpu_ids=())
+    after = check(view(state=before), command(power=battery(1000.0))).state
+    assert after.caps is before.caps and after.gpu_ids == ()

@@ -104,3 +104,42 @@ def test_it_never_raises_and_lets_only_sense_through(
         for cap in out.caps:
             assert cap.clock_mhz is None or cap.clock_mhz in CLOCKS
             assert cap.power_limit_w is None or 200.0 <= cap.power_limit_w <= 700.0
+
+
+def test_9_a_command_lives_for_a_hundred_seconds_at_most() -> None:
+    """Ten periods of the slowest planner are 100 s: exactly that passes as it is, a fraction of a second too."""
+    assert TTL_S_MAX == 100.0
+    for ttl_s in (100.0, 1.0, 0.5):
+        assert judged(replace(GOOD, ttl_s=ttl_s)) == NodeVerdict(replace(GOOD, ttl_s=ttl_s), ())
+    assert judged(replace(GOOD, ttl_s=0.0)).violations[0].invariant == 9
+
+
+def test_1_at_once_and_without_slope_are_good_slots() -> None:
+    """The first node releases at once, and a node that stands still releases with no slope at all."""
+    still = replace(GOOD, release_slot_s=0.0, release_w_per_s=0.0)
+    assert judged(still) == NodeVerdict(still, ())
+
+
+@pytest.mark.parametrize("field", ["node_id", "release_slot_s", "release_w_per_s"])
+def test_1_what_is_refused_is_counted_as_what_it_is(field: str) -> None:
+    """Another node's command, or one with times that are none, is invariant 1 and no other."""
+    wrong = replace(GOOD, **{field: NodeId("n2") if field == "node_id" else -1.0})  # type: ignore[arg-type]
+    assert [v.invariant for v in judged(wrong).violations] == [1]
+
+
+@pytest.mark.parametrize("order", [(3.5, 9), (4, 9.0), (4, -1)])
+def test_9_counts_are_whole_numbers(order: tuple[int, int]) -> None:
+    """Half an epoch is newer than nothing, and so is a sequence below zero in a new epoch."""
+    verdict = judged(replace(GOOD, epoch=order[0], seq=order[1]))
+    assert verdict.command is None and verdict.violations[0].invariant == 9
+
+
+def test_2_the_ends_of_the_range_are_inside_it() -> None:
+    """Lowest and highest clock and power limit are settings like any other."""
+    gpu = next(iter(SPECS.values()))
+    for clock, limit_w in (
+        (gpu.clock_mhz_min, gpu.power_limit_w_min),
+        (gpu.clock_mhz_max, gpu.power_limit_w_max),
+    ):
+        edge = replace(GOOD, caps=(GpuCap(gpu.gpu_id, clock, limit_w),))
+        assert judged(edge) == NodeVerdict(edge, ())

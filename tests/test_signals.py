@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.settings import GridSettings
-from controller.signal_schedule import as_strict, bounded_row
+from controller.signal_schedule import Dwell, as_strict, bounded_row
 from controller.signals import (
     IDS_REMEMBERED_MAX,
     LAYERS_PER_SLOT_MAX,
@@ -776,3 +776,255 @@ def test_what_is_not_fresh_never_raises_any_instant(
         if how != "timed" or outcome.acceptance is Acceptance.REFUSED:
             assert all((a or math.inf) <= (b or math.inf) for a, b in zip(after, before, strict=True))
         assert all(w is None or 20 * MW <= w <= 100 * MW for w in after)
+
+
+# --------------------------------------------------------------------------------------------------- small print
+
+
+def test_the_times_of_the_rules() -> None:
+    """A quarter of an hour for what carries no time, five minutes of even running after a step: to the second."""
+    site = Story()
+    site.say(60 * MW, iat=None, jti=None)
+    site.wait(899.0)
+    assert site.target_w() == 60 * MW
+    site.wait(1.0)
+    assert site.target_w() is None
+    site.utc_step_s = 3600.0
+    site.wait(1.0)
+    site.wait(299.0)
+    assert site.rules.is_clock_suspect
+    site.wait(1.0)
+    assert not site.rules.is_clock_suspect
+
+
+@pytest.mark.parametrize(
+    ("skew_s", "step_s", "is_step"), [(5.0, 3.0, False), (5.0, 6.0, True), (0.2, 0.8, False), (0.2, 1.5, True)]
+)
+def test_a_step_is_more_than_the_skew_and_more_than_slewing(skew_s: float, step_s: float, is_step: bool) -> None:
+    """NTP slews by less than a second between two steps; a clock declared loose may move as far as declared."""
+    site = Story(replace(grid(), clock_skew_s=skew_s))
+    site.wait(1.0)
+    site.utc_step_s = step_s
+    site.wait(1.0)
+    assert site.rules.is_clock_suspect is is_step
+
+
+def test_a_step_is_noticed_by_the_message_that_follows_it() -> None:
+    """No cycle between the clock's step and a raise: the raise is refused all the same."""
+    site = Story()
+    site.say(60 * MW)
+    site.utc_step_s = 3600.0
+    assert site.say(80 * MW).reason is RefusalReason.CLOCK
+
+
+@pytest.mark.parametrize(("iat", "is_fresh"), [(5.0, True), (-15.0, True), (-15.5, False)])
+def test_freshness_includes_its_edges(iat: float, is_fresh: bool) -> None:
+    """Five seconds ahead and fifteen behind are still fresh enough to raise; half a second more is not."""
+    site = Story()
+    site.say(60 * MW, iat=-50.0)
+    outcome = site.say(80 * MW, iat=iat)
+    assert (outcome.reason is None) is is_fresh
+    assert ("tightens only" in outcome.detail) is False
+    assert "tightens only" in site.say(30 * MW, iat=None, jti=None).detail
+
+
+def test_a_tight_clock_takes_untimed_messages_too() -> None:
+    """A message without a signed time comes from no future, however small the skew allowed."""
+    site = Story(replace(grid(), clock_skew_s=0.5))
+    assert site.say(60 * MW, iat=None, jti=None).reason is None
+
+
+def test_what_carries_no_time_outlives_the_link() -> None:
+    """An untimed tightening ends after its quarter of an hour and not with the link's grace."""
+    site = Story()
+    site.say(60 * MW, iat=None, jti=None)
+    site.is_link_up = False
+    site.wait(1.0)
+    site.wait(61.0)
+    assert site.rules.is_silent and site.target_w() == 60 * MW
+
+
+def test_silence_begins_with_the_last_second_of_the_grace() -> None:
+    """Not silent before the first step, not at 59 s, silent at 60 s."""
+    assert not AcceptanceRules(grid(), bounds()).is_silent
+    site = Story()
+    site.is_link_up = False
+    site.wait(0.0)
+    site.wait(59.0)
+    assert not site.rules.is_silent
+    site.wait(1.0)
+    assert site.rules.is_silent
+
+
+def test_a_tightening_under_doubt_gives_back_what_it_lay_on() -> None:
+    """A stepped clock lets an open 40 MW add to a signed 50 MW; when silence takes the 40 away, the 50 still hold."""
+    site = Story()
+    site.say(50 * MW, end=1000.0)
+    site.utc_step_s = 3600.0
+    site.wait(1.0)
+    assert site.say(40 * MW).reason is None and site.target_w() == 40 * MW
+    site.is_link_up = False
+    site.wait(1.0)
+    site.wait(61.0)
+    assert site.target_w() == 50 * MW
+
+
+def test_an_untimed_tightening_holds_beside_a_bounded_one() -> None:
+    """A fresh 80 MW for ten seconds does not lift the 40 MW that only tighten."""
+    site = Story()
+    site.say(40 * MW, iat=None, jti=None)
+    site.say(80 * MW, start=10.0, end=20.0)
+    assert site.target_w(15.0) == 40 * MW
+
+
+def test_the_same_interval_again_takes_no_room() -> None:
+    """Seventy corrections of one scheduled interval, and seventy schedules withdrawn, never fill the schedule."""
+    site = Story()
+    for k in range(70):
+        assert site.say((60 + k / 10) * MW, start=100.0, end=200.0, iat=k / 1000).reason is None
+    site = Story()
+    for k in range(70):
+        assert site.say(60 * MW, start=100.0, iat=k / 1000).reason is None
+        assert site.say(None, start=100.0, iat=k / 1000 + 0.0005).reason is None
+    assert site.target_w(150.0) is None
+
+
+def test_nothing_that_is_over_is_told() -> None:
+    """An open target that a bounded one covers: at the change, and after it, the part that is over is gone."""
+    site = Story()
+    site.say(80 * MW)
+    assert site.say(60 * MW, start=10.0, end=20.0, iat=0.5).reason is None
+    for seconds in (10.0, 2.0, 8.0, 1.0):
+        site.wait(seconds)
+        told = site.rules.active(site.now_s)
+        assert all(s.until_s > site.now_s for s in told) and told[0].from_s <= site.now_s
+
+
+def test_two_changes_between_two_looks_are_both_seen() -> None:
+    """One request comes and another ends before anyone asks again."""
+    site = Story()
+    site.say(60 * MW, end=10.0)
+    rules, now_s = site.rules, site.now_s
+    offer = replace(site.last, message_id="x", jti="x", iat_utc_s=site.utc_s + 1.0)
+    late = replace(
+        offer, targets=(replace(offer.targets[0], target_w=50 * MW, from_utc_s=site.utc_s + 10, until_utc_s=None),)
+    )
+    rules.offer(late, now_s=now_s, utc_s=site.utc_s, present_w=None)
+    rules.step(now_s=now_s + 10.0, utc_s=site.utc_s + 10.0, is_link_up=True)
+    (told,) = rules.active(now_s + 10.0)
+    assert told.target_w == 50 * MW
+
+
+def test_a_held_target_waives_nothing() -> None:
+    """While a flapping issuer's raise waits, its old target holds, but without the waiver it came with."""
+    site = Story()
+    for _ in range(3):
+        site.say(40 * MW, exempt=True)
+        site.wait(1.0)
+        site.say(None)
+        site.wait(1.0)
+    (held,) = site.rules.active(site.now_s)
+    assert held.target_w == 40 * MW and not held.ramp_exempt
+
+
+def test_tighter_rows_in_place_of_others_are_no_raise() -> None:
+    """Three times tighter, then withdrawn: the first loosening passes at once, because none came before it."""
+    site = Story()
+    for k, max_w in enumerate((5 * MW, 4 * MW, 3 * MW, 2 * MW)):
+        site.rows(ramp(max_w, row_id=f"r{k}"))
+        assert site.row_ids() == {f"r{k}"}
+        site.wait(1.0)
+    site.rows()
+    assert site.row_ids() == set()
+
+
+def test_small_rows_fall_in_finite_time() -> None:
+    """Half a watt per window or per second is slow, not never; nothing at all is never."""
+    assert fall_time_s([ramp(0.5, 10.0)], 1.0) == 20.0
+    assert fall_time_s([RateLimit(LimitId("q"), 0.5, 0.0, 1.0, SOURCE)], 1.0) == 2.0
+    assert fall_time_s([ramp(0.0, 10.0)], 1.0) == math.inf
+
+
+def test_a_contract_of_many_kinds_answers_for_its_falling_rows() -> None:
+    """Ceilings and floors of the contract say nothing of how fast a target is met."""
+    site = Story()
+    contract = replace(CONTRACT, limits=(*CONTRACT.limits, CeilingLimit(LimitId("c"), 50 * MW, 0.0, SOURCE)))
+    site.rules = AcceptanceRules(grid(), replace(bounds(), contract=contract))
+    site.wait(0.0)
+    site.present_w = 80 * MW
+    outcome = site.say(60 * MW)
+    assert outcome.met_at_s == pytest.approx(site.now_s + 60.0) and "followed as fast" in outcome.detail
+    floor = FloorLimit(LimitId("f"), 60 * MW, 0.0, SOURCE)
+    assert site.rows(floor).reason is RefusalReason.RANGE, "above the site's ceiling, if below its peak"
+
+
+def test_a_target_met_in_time_says_nothing_of_being_late() -> None:
+    """10 MW above, half a minute's notice: accepted as asked, without remarks."""
+    site = Story()
+    site.present_w = 70 * MW
+    outcome = site.say(60 * MW, start=40.0)
+    assert (outcome.acceptance, outcome.detail) == (Acceptance.ACCEPTED, "")
+
+
+def two_feeds() -> Story:
+    return Story(replace(grid(issuer("acme"), issuer("bolt"), feeds=("a", "b")), feed_share_frac=(0.25, 0.75)))
+
+
+def test_the_answer_for_two_feeds_is_the_later_and_names_what_was_cut() -> None:
+    """20 MW on each feed: the large one takes longer; 40 MW is more than the small one's share alone."""
+    site = two_feeds()
+    site.present_w = 80 * MW
+    outcome = site.say(20 * MW)
+    assert outcome.met_at_s == pytest.approx(site.now_s + 40 * MW / (15 * MW) * 60.0)
+    site = two_feeds()
+    assert "share of the registered peak" in site.say(40 * MW).detail
+
+
+def test_what_raises_on_one_feed_is_a_raise() -> None:
+    """Untimed 20 MW for both feeds, where one already has 15: refused whole."""
+    site = two_feeds()
+    site.say(15 * MW, feeds=("a",))
+    assert site.say(20 * MW, iat=None, jti=None).reason is RefusalReason.UNTIMED_RAISE
+    assert site.say(20 * MW, iat=None, jti=None, feeds=("b",)).reason is None
+
+
+def test_the_sites_target_bears_the_name_of_the_newest() -> None:
+    """Two issuers, one feed each: the sum goes by the later one; best effort only if both are, exempt if either is."""
+    site = two_feeds()
+    site.say(15 * MW, feeds=("a",), best_effort=True)
+    site.wait(5.0)
+    site.say(50 * MW, feeds=("b",), by="bolt", exempt=True)
+    (told,) = [s for s in site.rules.active(site.now_s) if s.from_s <= site.now_s < s.until_s]
+    assert (told.issuer, told.signal_id, told.from_s, told.target_w) == ("bolt", "m2/0", site.now_s, 65 * MW)
+    assert not told.is_best_effort and told.ramp_exempt and told.feeds == ("a", "b")
+    site.wait(5.0)
+    site.say(50 * MW, feeds=("b",), by="bolt", best_effort=True)
+    (told,) = [s for s in site.rules.active(site.now_s) if s.from_s <= site.now_s < s.until_s]
+    assert told.is_best_effort and not told.ramp_exempt
+
+
+def test_a_target_in_force_is_one_span_whatever_lies_under_it() -> None:
+    """The edge of a covered request does not cut what covers it."""
+    site = Story()
+    site.say(60 * MW, start=100.0, end=300.0)
+    site.say(50 * MW, start=50.0, end=250.0, iat=0.5)
+    told = [(t.applied_w, t.from_s - site.now_s, t.until_s - site.now_s) for t in site.rules.feed_targets(site.now_s)]
+    assert told == [(50 * MW, 50.0, 250.0), (60 * MW, 250.0, 300.0)]
+
+
+def test_raises_a_whole_dwell_apart_never_wait() -> None:
+    """Two raises sixty seconds apart are not two within sixty seconds."""
+    dwell = Dwell(60.0)
+    dwell.raised(0.0)
+    dwell.raised(60.0)
+    assert dwell.next_raise_s(60.0) == 60.0
+    dwell.raised(119.0)
+    assert dwell.next_raise_s(119.0) == 179.0
+
+
+def test_of_two_tiny_targets_the_lower_binds() -> None:
+    """Nothing at all is less than half a watt, also where the site has no floor."""
+    site = Story(grid(issuer("acme"), issuer("bolt")), floor_w=0.0)
+    site.say(0.5)
+    site.say(0.0, by="bolt")
+    assert site.target_w() == 0.0
