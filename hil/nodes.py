@@ -14,10 +14,13 @@ from functools import partial
 
 import numpy as np
 
+from controller.node.deadman import Deadman
+from controller.node.gpu_worker import CLOCK_WRITE_S
 from controller.ports import Clock
 from controller.types import (
     AgentState,
     FloatArray,
+    GpuCap,
     GpuId,
     GpuSpec,
     NodeCommand,
@@ -31,8 +34,6 @@ from hil.plant.gpu_models import GpuModel
 from hil.plant.site import GROUP_0, NS_PER_S, OTHER, SitePlant
 from hil.scenario import ClassPlantDoc, NodePlantDoc
 from hil.world import World, node_ids
-
-RELEASE_STEP_S = 1.0  # clocks change at most once a second
 
 
 class SimNode:
@@ -60,14 +61,12 @@ class SimNode:
         )
         self._ids = ids
         self._fallback_mhz = float(fallback_clock_mhz)
-        self.state = AgentState.ARMED
+        self._deadman = Deadman(  # of one GPU: those of a node share their cap
+            self._specs[:1], fallback_clock_mhz=fallback_clock_mhz, fallback_power_limit_w=None, is_inherited=False
+        )
         self.clock_cap_mhz = math.nan  # not locked
         self._epoch = self._seq = 0
         self._order_count = 0
-        self._expires_s = math.inf
-        self._release_at_s = math.inf
-        self._release_w_per_s = 0.0
-        self._goal_mhz = math.nan
         self._written_s = -math.inf
         self._free = self._array(0.0).astype(np.int8)
         self._kept: dict[str, FloatArray] = {}
@@ -82,33 +81,31 @@ class SimNode:
         """
         if (command.epoch, command.seq) <= (self._epoch, self._seq):
             return
-        now_s = self._plant.now_s
         self._epoch, self._seq = command.epoch, command.seq
-        self._expires_s = now_s + command.ttl_s
-        self._release_w_per_s = command.release_w_per_s
-        if command.is_release:
-            self.state, self._expires_s = AgentState.RELEASED, math.inf
-            self._begin_release(at_s=now_s + command.release_slot_s, goal_mhz=math.nan)
-            return
-        self.state = AgentState.ARMED
-        self._release_at_s = now_s + command.ttl_s + command.release_slot_s
-        if is_obeyed and command.caps:
-            clocks = [self._kind.clock_mhz_max if c.clock_mhz is None else c.clock_mhz for c in command.caps]
-            free = all(c.clock_mhz is None for c in command.caps)
-            self._lock(math.nan if free else float(np.mean(clocks)))
-            limits = [self._kind.limit_w_max if c.power_limit_w is None else c.power_limit_w for c in command.caps]
-            limit_w = float(np.mean(limits))
-            if limit_w != self._plant.fleet.power_limit_w(self._group):
-                self._plant.fleet.limit_power(self._group, limit_w)
+        now_s = self._plant.now_s
+        caps = (self._shared_cap(command),) if is_obeyed and command.caps else ()
+        slope = command.release_w_per_s / self._gpus
+        self._deadman.accept(replace(command, caps=caps, release_w_per_s=slope), now_s=now_s)
+        if caps:
+            self._apply(caps[0])
 
     def tend(self) -> None:
-        """Look at the dead-man timer; to be called at the rate of telemetry."""
+        """Look at the dead-man; to be called at the rate of telemetry. Clocks are written at most once a second."""
         now_s = self._plant.now_s
-        if self.state is AgentState.ARMED and now_s >= self._expires_s:
-            self.state = AgentState.FALLBACK
-            self._begin_release(at_s=self._release_at_s, goal_mhz=self._fallback_mhz)
-        if self.state in (AgentState.FALLBACK, AgentState.RELEASED) and now_s >= self._release_at_s:
-            self._step_towards_goal(now_s)
+        orders = self._deadman.step(now_s=now_s)
+        if now_s - self._written_s < CLOCK_WRITE_S:
+            return
+        free = GpuCap(self._ids[0], None, None)
+        if orders.gives_back:
+            self._apply(free)
+        elif orders.caps:
+            self._apply(orders.caps[self._ids[0]])
+
+    @property
+    def state(self) -> AgentState:
+        """A node of the bench was armed before the run: until it is told otherwise it is as it would be then."""
+        state = self._deadman.state
+        return AgentState.ARMED if state is AgentState.STARTING else state
 
     # -- report
 
@@ -150,23 +147,19 @@ class SimNode:
             kept = self._kept[name] = self._array(value)
         return kept
 
-    def _begin_release(self, *, at_s: float, goal_mhz: float) -> None:
-        self._release_at_s, self._goal_mhz = at_s, goal_mhz
+    def _shared_cap(self, command: NodeCommand) -> GpuCap:
+        """The mean of the node's caps, as one GPU's."""
+        top, limit = self._kind.clock_mhz_max, self._kind.limit_w_max
+        clocks = [top if c.clock_mhz is None else c.clock_mhz for c in command.caps]
+        limits = [limit if c.power_limit_w is None else c.power_limit_w for c in command.caps]
+        free = all(c.clock_mhz is None for c in command.caps)
+        return GpuCap(self._ids[0], None if free else round(float(np.mean(clocks))), float(np.mean(limits)))
 
-    def _step_towards_goal(self, now_s: float) -> None:
-        """One clock write a second, each worth at most a second of the ordered slope by the chord of the curve."""
-        if now_s - self._written_s < RELEASE_STEP_S:
-            return
-        top = float(self._kind.clock_mhz_max)
-        here = top if math.isnan(self.clock_cap_mhz) else self.clock_cap_mhz
-        goal = top if math.isnan(self._goal_mhz) else self._goal_mhz
-        if here == goal:
-            if math.isnan(self._goal_mhz):
-                self.clock_cap_mhz = math.nan
-            return
-        w_per_mhz = self._gpus * (self._kind.limit_w_max - self._kind.idle_w) / top
-        step_mhz = max(self._release_w_per_s * RELEASE_STEP_S / w_per_mhz, self._kind.clock_step_mhz)
-        self._lock(goal if abs(goal - here) <= step_mhz else here + math.copysign(step_mhz, goal - here))
+    def _apply(self, cap: GpuCap) -> None:
+        self._lock(math.nan if cap.clock_mhz is None else float(cap.clock_mhz))
+        limit_w = self._kind.limit_w_max if cap.power_limit_w is None else cap.power_limit_w
+        if limit_w != self._plant.fleet.power_limit_w(self._group):
+            self._plant.fleet.limit_power(self._group, limit_w)
 
     def _lock(self, clock_mhz: float) -> None:
         """Order a clock; it begins to move after its dead time, unless a newer order comes first."""
