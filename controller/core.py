@@ -31,7 +31,7 @@ from controller.respond import Responder
 from controller.rings import Rings
 from controller.settings import Policy, SiteSettings, Stance
 from controller.stagger import Stagger
-from controller.tracker import Tracker, TrackerInput, TrackerOutput
+from controller.tracker import METERED_MEAN_S, UNSEEN_FRAC, Tracker, TrackerInput, TrackerOutput
 from controller.types import (
     AgentState,
     BatteryCommand,
@@ -48,9 +48,11 @@ from controller.types import (
     NodeReport,
     Outlook,
     Quality,
+    RampLimit,
     Reading,
     SiteCommand,
     SiteImage,
+    SwingLimit,
     Violation,
 )
 from controller.view import ceiling_w, envelope_battery, rings_for, unmanaged_w, window_checks
@@ -568,6 +570,10 @@ class SiteCore:
             return -math.inf
         sample = image.battery.value if image.battery is not None and self._is_battery_usable(image) else None
         catch_w = max(0.0, tracker.battery_now(sample).charge_w_max + (sample.power_w if sample is not None else 0.0))
+        rows_w = [r.max_w for r in decision.in_force.limits if isinstance(r, RampLimit | SwingLimit)]
+        # What is let go at once stays on the meter for T_eff, and the rows judge means of a second.
+        dip_w = UNSEEN_FRAC * min(rows_w, default=math.inf)
+        catch_w = min(catch_w, dip_w * METERED_MEAN_S / max(decision.estimate.t_eff_s, 1e-3))
         low_w = float(tracker.interval.project([image.t_mono_s + self.site.planner_period_s])[0][0])
         room_w = max(0.0, decision.estimate.grid_w - low_w) / STEEPNESS + catch_w
         return worst_case_w(decision.fleet, written.caps) - room_w

@@ -13,6 +13,7 @@ import numpy as np
 
 from controller import types as t
 
+A = t.FloatArray
 Bound = tuple[int, str, t.BoolArray, tuple[t.FloatArray, ...], float, float]
 
 VIOLATION_WINDOW_S, TTL_PERIODS_MAX = 60.0, 10.0
@@ -146,8 +147,7 @@ def _within_device(c: _Check, b: t.EnvelopeBattery, wish_w: float, is_device: bo
     if abs(w - wish_w) > SLACK * max(abs(wish_w), 1.0):
         c.say(8, "battery", f"{wish_w:.0f} W beyond {-b.charge_w_max:.0f}..{most_w:.0f} W or exporting")
     last_w = w if c.state.reference_w is None or v.is_emergency else c.state.reference_w
-    is_held = abs(w - last_w) < b.deadband_w or v.image.t_mono_s - c.state.reference_t_s < b.dwell_s
-    return last_w if is_held else w
+    return last_w if abs(w - last_w) < b.deadband_w or v.image.t_mono_s - c.state.reference_t_s < b.dwell_s else w
 
 
 def _nodes(c: _Check, nodes: tuple[t.NodeCommand, ...]) -> tuple[t.NodeCommand, ...]:
@@ -227,16 +227,20 @@ def _draw_w(v: t.EnvelopeView, caps: t.FloatArray) -> t.FloatArray:
     return f.stands_for * np.where(np.isnan(fixed_w), bound_w, fixed_w)
 
 
-def _lowered(
-    v: t.EnvelopeView, caps: t.FloatArray, among: t.BoolArray, excess_w: float, floor_mhz: t.FloatArray
-) -> t.FloatArray:
-    """Clocks of `among` lowered by one share of their room above `floor_mhz`, until `excess_w` is gone."""
+def _lowered(v: t.EnvelopeView, caps: A, among: t.BoolArray, excess_w: float, floor_mhz: A) -> A:
+    """Caps of `among` lowered by one share of their room above `floor_mhz`, until `excess_w` is gone.
+
+    Where a power limit is in force it binds: that is lowered. A clock would have to fall below the limit to count, and
+    with it far below what is drawn.
+    """
     f, worst_w, floor = v.fleet, _draw_w(v, caps), np.minimum(np.ceil(floor_mhz), caps[0])
     room_w = worst_w - _draw_w(v, np.stack((floor, caps[1])))
-    share = np.clip(excess_w / max(1e-9, room_w[among].sum()), 0.0, 1.0)
-    aim = ((worst_w - room_w * share) / f.stands_for - f.idle_w) / np.maximum(f.peak_w - f.idle_w, 1.0)
-    clock = np.maximum(np.floor(f.cap_max[0] * np.clip(aim, 0.0, 1.0) ** (1.0 / f.power_exponent)), floor)
-    return np.stack((np.where(among, np.minimum(clock, caps[0]), caps[0]), caps[1]))
+    aim_w = (worst_w - room_w * np.clip(excess_w / max(1e-9, room_w[among].sum()), 0.0, 1.0)) / f.stands_for
+    aim = np.clip((aim_w - f.idle_w) / np.maximum(f.peak_w - f.idle_w, 1.0), 0.0, 1.0)
+    clock = np.maximum(np.floor(f.cap_max[0] * aim ** (1.0 / f.power_exponent)), floor)
+    by_limit = np.isfinite(caps[1]) & (aim_w >= f.cap_min[1])
+    lower = np.where(by_limit, (caps[0], np.floor(aim_w)), (clock, caps[1]))
+    return np.where(among, np.minimum(lower, caps), caps)
 
 
 def _bounds(c: _Check, caps: t.FloatArray) -> list[Bound]:
