@@ -26,6 +26,7 @@ BACKOFF_S_MIN = 0.1
 BACKOFF_S_MAX = 5.0  # a device that comes back is found within this
 WRITE_REGISTERS_MAX = 123  # Modbus application protocol 1.1b3, function 16
 MULTIPLE, SINGLE = 16, 6
+GATEWAY_TARGET_SILENT = 0x0B
 
 # The library logs each timeout and stray frame as an error; our callers log one line per change of state instead.
 logging.getLogger("pymodbus.logging").setLevel(logging.CRITICAL)
@@ -97,6 +98,12 @@ class ModbusConnection:
         finally:
             self._turn.release()
 
+    def bad_reply(self, device: str, what: str) -> BadReply:
+        """The error for an answer to something else; on RTU the true one may still come, so the line is closed."""
+        if self.endpoint.is_rtu:
+            self._drop("an answer to something else")
+        return BadReply(device, what)
+
     async def _exchange(self, device: str, client: ModbusBaseClient, send: Send) -> Any:
         try:
             reply = await send(client)
@@ -117,6 +124,8 @@ class ModbusConnection:
         if self.request_gap_s > 0:
             self._quiet_until_s = asyncio.get_running_loop().time() + self.request_gap_s
         if reply.isError():
+            if self.endpoint.is_rtu and reply.exception_code == GATEWAY_TARGET_SILENT:
+                self._drop("the gateway gave up waiting, and what it waited for may still come")
             raise refusal(device, reply.exception_code)
         return reply
 
@@ -272,7 +281,7 @@ class ModbusDevice:
 
         bits = (await self.connection.request(self.name, send)).bits
         if len(bits) < count:
-            raise BadReply(self.name, f"{len(bits)} bits where {count} were asked for at {address}")
+            raise self.connection.bad_reply(self.name, f"{len(bits)} bits where {count} were asked for at {address}")
         return [bool(bit) for bit in bits[:count]]
 
     async def write_registers(self, address: int, data: bytes) -> None:
@@ -293,7 +302,7 @@ class ModbusDevice:
 
         reply = await self.connection.request(self.name, send)
         if (reply.address, reply.count) != (address, count):
-            raise BadReply(self.name, f"a write at {address} was acknowledged for {reply.address}")
+            raise self.connection.bad_reply(self.name, f"a write at {address} was acknowledged for {reply.address}")
 
     async def _write_one(self, address: int, value: int) -> None:
         unit = self.unit_id
@@ -303,7 +312,7 @@ class ModbusDevice:
 
         reply = await self.connection.request(self.name, send)
         if (reply.address, list(reply.registers)) != (address, [value]):
-            raise BadReply(self.name, f"a write at {address} was acknowledged for {reply.address}")
+            raise self.connection.bad_reply(self.name, f"a write at {address} was acknowledged for {reply.address}")
 
     async def _read_block(self, function: int, address: int, count: int) -> bytes:
         unit = self.unit_id
@@ -314,10 +323,12 @@ class ModbusDevice:
 
         reply = await self.connection.request(self.name, send)
         if reply.function_code != function:
-            raise BadReply(self.name, f"function {reply.function_code} in reply to {function} at {address}")
+            what = f"function {reply.function_code} in reply to {function} at {address}"
+            raise self.connection.bad_reply(self.name, what)
         registers: Sequence[int] = reply.registers
         if len(registers) != count:
-            raise BadReply(self.name, f"{len(registers)} registers where {count} were asked for at {address}")
+            what = f"{len(registers)} registers where {count} were asked for at {address}"
+            raise self.connection.bad_reply(self.name, what)
         return struct.pack(f">{count}H", *registers)
 
 

@@ -54,6 +54,7 @@ def test_probe_names_what_answers_and_the_profile_that_fits(port: int) -> None:
         assert body["best"] == best and body["reachable"] and 1 in body["sunspec_models"]
         assert {trial["fit"] for trial in body["trials"]} >= {"surely", "no"}
     shown = device("probe", f"127.0.0.1:{port}", "--unit", "1").output
+    assert "2 connections at a time" in shown.replace("\n", " ")
     assert "sunspec-meter" in shown and "importing" in shown and "90,000,000 W" in shown.replace("\n", " ")
 
 

@@ -316,6 +316,50 @@ async def test_a_late_answer_that_a_gateway_hands_to_the_new_connection_is_disca
     server.close()
 
 
+@pytest.mark.parametrize(
+    "fault", ["unit", "function", "checksum", "short", "another length", "noise first", "gateway gave up"]
+)
+async def test_a_wrong_answer_on_rtu_is_never_a_value_and_the_line_recovers(fault: str) -> None:
+    """The line carries no transaction id: unit, function, length and checksum are all there is to know an answer by."""
+    from pymodbus.framer.rtu import FramerRTU
+
+    asked = 0
+
+    def framed(body: bytes) -> bytes:
+        return body + FramerRTU.compute_CRC(body).to_bytes(2, "big")
+
+    def script(request: bytes) -> Sequence[bytes | float]:
+        nonlocal asked
+        asked += 1
+        good = framed(b"\x01\x03\x02\x00" + request[3:4])
+        if asked > 1:
+            return [good]
+        wrong = {
+            "unit": framed(b"\x09\x03\x02\x00\x63"),
+            "function": framed(b"\x01\x04\x02\x00\x63"),
+            "checksum": good[:-1] + bytes([good[-1] ^ 1]),
+            "short": good[:-2],
+            "another length": framed(b"\x01\x03\x04\x00\x63\x00\x63"),
+            "gateway gave up": framed(b"\x01\x83\x0b"),
+            "noise first": b"\x00\xff\x13" + good,
+        }
+        return [wrong[fault], TIMEOUT_S / 3, good]  # and the true answer to register 7 after all
+
+    async with ScriptedServer(script) as server:
+        endpoint = Endpoint("127.0.0.1", server.port, Framing.RTU_OVER_TCP)
+        connection = ModbusConnection(endpoint, timeout_s=TIMEOUT_S, backoff_s_min=0.02)
+        dut = ModbusDevice(connection, name="dut", unit_id=1)
+        try:
+            first = await dut.read_registers(3, 7, 1)
+        except DriverError:
+            first = b""
+        assert first in (b"", u16(7)), "its own value or none"
+        for register in (5, 6):
+            await until(lambda: connection.is_connected)
+            assert await dut.read_registers(3, register, 1) == u16(register)
+        await connection.close()
+
+
 async def test_rtu_over_tcp_reads_and_writes() -> None:
     registers = table()
     async with ModbusServer({1: registers}, framing=ServerFraming.RTU) as server:

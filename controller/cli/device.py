@@ -146,6 +146,16 @@ def _target(text: str, unit: int | None, timeout_s: float) -> Target:
     return Target(endpoint=endpoint, unit_id=unit, timeout_s=timeout_s)
 
 
+def _sockets(profile: DeviceProfile) -> str:
+    """What this command means for a daemon that reads the same device."""
+    count = profile.sockets_max
+    if count == 1:
+        return (
+            "it takes one connection at a time: while the daemon holds it, this command waits outside, and vice versa"
+        )
+    return f"it takes {count} connections at a time; the daemon holds one"
+
+
 def _number(value: float) -> str:
     """Whole numbers in full, others to what a reader can use."""
     if value == int(value):
@@ -175,5 +185,6 @@ def _show_probe(target: str, found: Found, comparison: Any) -> None:
     console.print(f"best fit: {best.profile.id} ({best.profile.vendor} {best.profile.model}); {best.reading}")
     for doubt in best.profile.doubts:
         console.print(f"doubt: {doubt}", markup=False, highlight=False)
+    console.print(_sockets(best.profile), markup=False, highlight=False)
     if comparison is not None:
         console.print(comparison.text, markup=False, highlight=False)
