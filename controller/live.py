@@ -18,15 +18,14 @@ import structlog
 
 from controller.app import Factories, Runner
 from controller.codec import decode, encode
-from controller.config.load import data_path, read_yaml
 from controller.errors import BadInput
 from controller.lease import FileLease
 from controller.live_jobs import open_jobs
+from controller.live_profiles import battery_profile_for, profile_for
 from controller.ports import Battery, Clock, JobSource, NodeLink, PowerMeter, Ups, WallSync
 from controller.settings import (
     GridSettings,
     IssuerSettings,
-    ModbusSettings,
     OpenAdrSettings,
     Settings,
     SiteSettings,
@@ -43,7 +42,7 @@ from drivers.modbus import ModbusPool
 from drivers.mqtt import MqttSession
 from drivers.node_link import MqttNodeLink
 from drivers.openadr import OpenAdrBridge
-from drivers.profile import DeviceProfile, parse_profile
+from drivers.profile import Kind
 from drivers.recorder import FileRecorder
 from drivers.signal_store import SignalStore
 from drivers.ups import open_ups
@@ -127,7 +126,7 @@ def _open_devices(
     if settings.meter is not None:
         meter = open_meter(
             settings.meter,
-            profile=_profile(settings.meter),
+            profile=profile_for(settings.meter, Kind.METER, key="pcc_meter"),
             clock=clock,
             delay_s=delay_s,
             pool=pool,
@@ -137,20 +136,18 @@ def _open_devices(
         assert site.battery is not None
         battery = open_battery(
             settings.battery,
-            profile=_profile(settings.battery),
+            profile=battery_profile_for(settings.battery, site.battery.following)[0],
             clock=clock,
             charge_w_max=site.battery.charge_w_max,
             discharge_w_max=site.battery.discharge_w_max,
             pool=pool,
             identity=book.of(settings.battery.name),
         )
-    ups: dict[str, Ups] = {u.name: open_ups(u, profile=_profile(u), clock=clock, pool=pool) for u in settings.ups}
+    ups: dict[str, Ups] = {}
+    for k, device in enumerate(settings.ups):
+        profile = profile_for(device, Kind.UPS, key=f"ups.{k}")
+        ups[device.name] = open_ups(device, profile=profile, clock=clock, pool=pool)
     return Devices(meter, battery, ups)
-
-
-def _profile(device: ModbusSettings) -> DeviceProfile:
-    path = data_path("devices", device.profile)
-    return parse_profile(read_yaml(path), origin=str(path))
 
 
 def _open_sync(settings: Settings, clock: Clock) -> WallSync | None:

@@ -9,11 +9,16 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from controller import live
 from controller.cli.main import app
+from controller.config.site import load_settings
+from controller.errors import BadInput
 from controller.settings import OwnSlope
+from drivers.identity import IdentityBook
+from drivers.modbus import ModbusPool
 from drivers.profile_slope import own_slope
 from tests.conftest import ROOT
-from tests.modbus_kit import profile
+from tests.modbus_kit import CLOCK, profile
 
 
 def check(folder: Path, *, power_megawatt: float = 70.0, **battery: object) -> Result:
@@ -109,3 +114,17 @@ def test_profiles_without_a_slope_say_so(tmp_path: Path) -> None:
     assert found["death_step_w"] == 0.0 and "by the word of this file" in found["notes"][-1]
     loaded = profile("openems-ess")
     assert loaded.software is not None and own_slope(loaded, loaded.software, rating_w=1e6) is None
+
+
+async def test_the_daemon_refuses_at_its_start_what_check_refuses(tmp_path: Path) -> None:
+    """A line and exit 2, not a daemon that finds out with its first command."""
+    for battery, says in (
+        ({"profile": "sunspec-battery"}, "battery.following: device"),
+        ({"profile": "liebert-apm"}, "expected a battery"),
+    ):
+        check(tmp_path, **battery)  # type: ignore[arg-type]
+        settings = load_settings(tmp_path / "site.yaml")
+        assert settings.site is not None
+        book = IdentityBook(tmp_path / "devices.json")
+        with pytest.raises(BadInput, match=says):
+            live._open_devices(settings, settings.site, clock=CLOCK, pool=ModbusPool(), book=book)

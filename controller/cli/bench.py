@@ -28,7 +28,7 @@ def devices(
     """
     import json
 
-    from controller.cli.device import load_profile
+    from controller.live_profiles import load_profile
     from hil import bench_gpus
     from hil.bench_devices import run
 

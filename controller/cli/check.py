@@ -13,7 +13,6 @@ import typer
 if TYPE_CHECKING:
     from controller.check import CheckFindings
     from controller.settings import OwnSlope, Settings, SiteSettings
-    from drivers.profile import DeviceProfile, Kind
 
 app = typer.Typer()
 
@@ -72,37 +71,22 @@ def _with_ramp(site: SiteSettings, text: str) -> SiteSettings:
 def _own_slope(settings: Settings, config: Path) -> OwnSlope | None:
     """What the battery can be told by its profile; what `rampart run` would refuse at its start is refused here."""
     from controller.errors import BadInput
-    from controller.types import Following
+    from controller.live_profiles import battery_profile_for, profile_for
     from drivers.profile import Kind
     from drivers.profile_slope import own_slope
 
-    if settings.meter is not None:
-        _load(settings.meter.profile, Kind.METER, where=f"{config}: pcc_meter.profile")
-    for k, ups in enumerate(settings.ups):
-        _load(ups.profile, Kind.UPS, where=f"{config}: ups.{k}.profile")
-    battery = None if settings.site is None else settings.site.battery
-    if settings.battery is None or battery is None:
-        return None
-    profile = _load(settings.battery.profile, Kind.BATTERY, where=f"{config}: battery.profile")
-    dispatch = profile.device if battery.following is Following.DEVICE else profile.software
-    if dispatch is None:
-        raise BadInput(
-            f"{config}: battery.following: {battery.following}: profile {profile.id} cannot be driven that way"
-        )
-    return own_slope(profile, dispatch, rating_w=max(battery.charge_w_max, battery.discharge_w_max))
-
-
-def _load(name: str, kind: Kind, *, where: str) -> DeviceProfile:
-    from controller.cli.device import load_profile
-    from controller.errors import BadInput
-
     try:
-        profile = load_profile(name)
+        if settings.meter is not None:
+            profile_for(settings.meter, Kind.METER, key="pcc_meter")
+        for k, ups in enumerate(settings.ups):
+            profile_for(ups, Kind.UPS, key=f"ups.{k}")
+        battery = None if settings.site is None else settings.site.battery
+        if settings.battery is None or battery is None:
+            return None
+        profile, dispatch = battery_profile_for(settings.battery, battery.following)
     except BadInput as bad:
-        raise BadInput(f"{where}: {bad}") from None
-    if profile.kind is not kind:
-        raise BadInput(f"{where}: {name!r}: the profile of a {profile.kind}, expected a {kind}")
-    return profile
+        raise BadInput(f"{config}: {bad}") from None
+    return own_slope(profile, dispatch, rating_w=max(battery.charge_w_max, battery.discharge_w_max))
 
 
 def _print(findings: CheckFindings, config: Path) -> None:

@@ -46,6 +46,7 @@ def probe(
 
     Example: rampart device probe 192.0.2.7:502 --against 192.0.2.8
     """
+    from controller.live_profiles import load_profile
     from drivers.probe import compare, probe_device
 
     profiles = [load_profile(profile)] if profile else shipped_profiles()
@@ -82,6 +83,7 @@ def read(
 
     Example: rampart device read 192.0.2.7 --profile sunspec-meter
     """
+    from controller.live_profiles import load_profile
     from controller.ports import DriverError
     from drivers.probe import read_device
 
@@ -114,18 +116,10 @@ def read(
         console.print(f"doubt: {doubt}", markup=False, highlight=False)
 
 
-def load_profile(name_or_file: str) -> DeviceProfile:
-    """A shipped profile by name, or one from a file; BadInput says what is wrong with it."""
-    from controller.config.load import data_path, read_yaml
-    from drivers.profile import parse_profile
-
-    path = data_path("devices", name_or_file)
-    return parse_profile(read_yaml(path), origin=str(path))
-
-
 def shipped_profiles() -> list[DeviceProfile]:
     """Every profile in `configs/devices`, by name."""
     from controller.config.load import data_root
+    from controller.live_profiles import load_profile
 
     return [load_profile(str(path)) for path in sorted(Path(data_root() / "configs" / "devices").glob("*.yaml"))]
 
