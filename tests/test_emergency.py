@@ -84,6 +84,15 @@ def test_the_lower_priority_gives_first_and_to_its_floor_before_the_higher_gives
     assert ready.power_w(clocks) == pytest.approx(at_w, abs=4.0)
 
 
+def test_what_can_be_shed_is_what_lies_above_the_service_floors() -> None:
+    """The middle of the table: every class at its floor, none below it, whatever their priorities and number."""
+    for priority in ((20, 80), (80, 20), (50,), (10, 20, 30)):
+        found = armed(priority, (1300.0,) * len(priority))
+        floors = found.power_w(np.minimum(found.fleet.table.floor_mhz, 1980.0))
+        assert found.sheddable_w == pytest.approx(1300.0 * len(priority) - floors)
+        assert found.busy_gpu_w == pytest.approx(650.0)
+
+
 def test_below_all_service_floors_the_lowest_priority_goes_below_its_floor_first() -> None:
     ready = armed()
     both_at_floor_w = ready.power_w(np.full(4, 900.0))
