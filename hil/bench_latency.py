@@ -336,8 +336,8 @@ def _way(trials: Sequence[Trial], warm_up: Sequence[Trial]) -> dict[str, object]
 
 @contextlib.contextmanager
 def _burners(count: int) -> Iterator[None]:
-    """As many busy processes as there are cores."""
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    """As many busy processes as there are cores, in a session of their own: the kernel shares cores out by session."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) for _ in range(count)]
     try:
         yield
     finally:

@@ -33,6 +33,7 @@ STEP_S = 0.002
 KEPT_S = 20.0
 REST_LOAD_FRAC = 0.85
 REST_FRAC = 0.25  # of the battery's power: the controller corrects its state of charge with less
+CLOCK_REST_S = 1.05  # clocks change at most once a second; a trial inside it would be answered by power limits alone
 STALL_S = 0.5  # after a longer stall the plant goes on from now
 LINE_TO_NEUTRAL_V = 7_967.0
 
@@ -97,6 +98,8 @@ class LatencyPlant:
 
     def busy_with(self) -> str:
         """What keeps the site from its natural load; empty when caps hardly bind and the battery is near rest."""
+        if time.monotonic_ns() - max(self.lock_ns, default=0) < CLOCK_REST_S * 1e9:
+            return "a clock written a moment ago: it may not change again yet"
         natural_w = OTHER_W + STANDS_FOR * GPUS * self._link.bank.model.peak_w
         if self.load_w < REST_LOAD_FRAC * natural_w:  # a site without a battery keeps light caps of its own
             return f"load at {self.load_w:.0f} W"
