@@ -125,7 +125,7 @@ class Cycle:
         decision = self._core.decide(image, is_leader=self._lease.is_held)
         checked = self._core.check(image, decision)
         acks = await self._actuate.apply(checked.command)
-        if math.isfinite(self._core.early_s):
+        if self._core.early_s - image.t_mono_s < self._period_s:  # a response is under way
             self._sense.ask_meter()  # after the writes, which may share its wire
         acted_ns = self._clock.now_ns()
         self._core.acknowledge(image, checked, battery=acks.battery)
