@@ -26,6 +26,7 @@ CAP_LAG_S = 0.018
 CALL_S = 0.010  # assumed: of one clock lock; the driver takes the calls of a node one after the other
 SETTLED_LAGS = 4.0  # 2 % of the step is left
 BRIDGE_PERIOD_S = 0.010  # between two set-points while the caps take hold
+LEAD_FRAC_MAX = 0.7  # of the battery's whole step, beyond either end: a set-point that a late cycle leaves in force
 PAST_CYCLES = 64  # of them remembered: more than a response has
 REACH_S = 0.030  # a set-point aims at where the battery is to be this much later: a late cycle must not overshoot
 LATE_S_MAX = 0.012  # the fall may be seen to run this much behind the path, or ahead of it
@@ -274,6 +275,7 @@ class Bridge:
         self._t_s = now_s
         self._power_w = self._set_w = power_w
         self._past: deque[tuple[float, float]] = deque([(now_s, power_w)], maxlen=PAST_CYCLES)
+        self._start_w = power_w
         self._late_s = self._miss_w = 0.0
         self._seen_s = path.begin_s + 0.5 * CAP_LAG_S  # before it the meter shows the battery's lag more than the caps
 
@@ -302,7 +304,11 @@ class Bridge:
         wanted_w = self.path.load_w(now_s + REACH_S - self._late_s) + self._miss_w - target_w
         kept = math.exp(-REACH_S / self._lag_s)
         lead_w = (wanted_w - power_w * kept) / (1.0 - kept)
-        self._set_w = min(max(lead_w, -charge_w_max), discharge_w_max)
+        top_w = self.path.from_w - target_w
+        spare_w = LEAD_FRAC_MAX * abs(top_w - self._start_w)
+        low_w = min(self._start_w, self.path.to_w - target_w) - spare_w
+        high_w = max(self._start_w, top_w) + spare_w
+        self._set_w = min(max(lead_w, low_w, -charge_w_max), high_w, discharge_w_max)
         return self._set_w
 
     def power_w(self, now_s: float) -> float:

@@ -49,6 +49,7 @@ class LimitBook:
         self._key: object = None
         self._found = InForce(site.contract.limits, False, None, float("-inf"))
         self._droop = DroopTrip()
+        self._lowers: dict[str, bool] = {}  # emergency targets that began, and whether they were below the power then
 
     def in_force(self, image: SiteImage) -> InForce:
         """The limits at the instant of `image`."""
@@ -61,6 +62,7 @@ class LimitBook:
         is_fallback = silent_s > self._site.grace_s
         known = tuple(s for s in image.signals if s.from_s - HORIZON_S <= now_s < s.until_s)
         begun = tuple(s.signal_id for s in known if s.from_s <= now_s)
+        self._look_at_emergencies(image, known)
         rows = [row for row in self._found.limits if isinstance(row, DroopLimit)]
         droop_w = self._droop.target_w(rows, image.pcc)
         key = (is_fallback, known, begun, droop_w)
@@ -68,6 +70,14 @@ class LimitBook:
             self._key = key
             self._found = self._build(known, now_s, droop_w, is_fallback=is_fallback)
         return self._found
+
+    def _look_at_emergencies(self, image: SiteImage, known: tuple[GridSignal, ...]) -> None:
+        """A target above what the site draws when it begins is a ceiling like any other: nothing is lifted to it."""
+        power_w = image.pcc.value.power_w if image.pcc is not None and image.pcc.is_good else float("inf")
+        exempt = [s for s in known if s.ramp_exempt and s.from_s <= image.t_mono_s and s.target_w is not None]
+        self._lowers = {
+            s.signal_id: self._lowers.get(s.signal_id, s.target_w is not None and s.target_w < power_w) for s in exempt
+        }
 
     def _build(
         self, signals: tuple[GridSignal, ...], now_s: float, droop_w: float | None, *, is_fallback: bool
@@ -86,7 +96,7 @@ class LimitBook:
                 limits += signal.limits if has_begun else ()
             elif signal.target_w is not None:
                 limits.append(_ceiling(signal))
-                if signal.ramp_exempt and has_begun:
+                if self._lowers.get(signal.signal_id, False):
                     exempt_w = signal.target_w if exempt_w is None else min(exempt_w, signal.target_w)
                     exempt_until_s = max(exempt_until_s, signal.until_s)
         return InForce(tuple(limits), is_fallback, exempt_w, exempt_until_s, waits_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.allocate import Curves
+from controller.config.site import parse_site
 from controller.droop import DroopTrip
 from controller.emergency import (
     CALL_S,
@@ -26,11 +28,14 @@ from controller.emergency import (
 )
 from controller.fleet import Fleet
 from controller.gpu_model import GpuCurve
+from controller.limits import LimitBook
 from controller.types import (
+    CeilingLimit,
     ClassId,
     DroopLimit,
     FleetTable,
     GpuId,
+    GridSignal,
     LimitId,
     LimitStatus,
     MeterSample,
@@ -38,7 +43,9 @@ from controller.types import (
     Provenance,
     Quality,
     Reading,
+    SignalKind,
 )
+from tests.dsx_kit import image
 
 CURVE = GpuCurve("test", "test", 0.2, 3.0, 0.98, "made up")
 SOURCE = Provenance("test", "2026-01-01", LimitStatus.LOCAL)
@@ -257,17 +264,17 @@ def test_a_fall_that_ends_elsewhere_is_made_good_by_what_the_meter_shows(end_w: 
     assert max(-fed[0], fed[1]) < 0.08
 
 
-def test_no_sample_leads_the_battery_far_astray() -> None:
-    """A meter that shows ten times the load moves the set-point by no more than the bounds on lateness and miss."""
+def test_no_sample_and_no_late_cycle_leads_the_battery_far_astray() -> None:
+    """A meter that shows ten times the load, and a lead that stays in force: both are bounded by shares of the step."""
     path = expected_path(0.0, from_w=10.0, to_w=7.0, gpus_per_node=8)
-    mad, blind = (Bridge(path, now_s=0.0, power_w=0.0, lag_s=1e3, ramp_w_per_s=math.inf) for _ in range(2))
-    for k in range(8, 16):
-        mad.saw(0.01 * k, 100.0)
-        mad_w, blind_w = (
-            b.answers_w(0.01 * k, target_w=7.0, charge_w_max=1e9, discharge_w_max=1e9) for b in (mad, blind)
-        )
-    reach = 1.0 - math.exp(-0.03 / 1e3)
-    assert (mad_w - blind_w) * reach < 0.4 * 3.0 + 0.012 * 3.0 / CAP_LAG_S
+    bridge = Bridge(path, now_s=0.0, power_w=0.0, lag_s=0.06, ramp_w_per_s=math.inf)
+    first_w = bridge.answers_w(0.0, target_w=7.0, charge_w_max=1e9, discharge_w_max=1e9)
+    assert first_w == pytest.approx(3.0 + 0.7 * 3.0), "undoing all of the lag at once would ask for 7.6"
+    for k in range(5, 16):
+        bridge.saw(0.01 * k, 100.0)
+        assert bridge._miss_w <= 0.4 * 3.0 + 1e-9 and bridge._late_s <= 0.012 + 1e-4
+        set_w = bridge.answers_w(0.01 * k + 0.005, target_w=7.0, charge_w_max=1e9, discharge_w_max=1e9)
+        assert -0.7 * 3.0 <= set_w <= 3.0 + 0.7 * 3.0 + 1e-9
 
 
 @pytest.mark.parametrize("period_s", [0.005, 0.01, 0.02])
@@ -345,3 +352,49 @@ def test_samples_that_are_not_good_do_not_trip() -> None:
 def test_without_droop_rows_nothing_trips() -> None:
     trip = DroopTrip()
     assert all(trip.target_w([], sample(0.1 * k, 55.0)) is None for k in range(5))
+
+
+# ------------------------------------------------------------------------------------------------ what counts as one
+
+
+SITE = {
+    "role": "site",
+    "registered_peak_megawatt": 100,
+    "limits": [{"id": "c", "kind": "ceiling", "max_megawatt": 99}],
+    "load": {"gpu_peak_megawatt": 80, "gpu_idle_megawatt": 10, "gpu_fallback_megawatt": 40, "other_max_megawatt": 10},
+    "mqtt": {"port": 1883},
+}
+
+
+def emergency(target_mw: float, power_mw: float, *, from_s: float = 10.0, meter: bool = True) -> list[float | None]:
+    """What the limits say at 10 s, and at 20 s when load has risen to 95 MW, of an exempt target from `from_s` on."""
+    signal = GridSignal(
+        kind=SignalKind.LOAD_TARGET,
+        issuer="iso",
+        signal_id="x/0",
+        correlation_id="x",
+        feeds=("main",),
+        from_s=from_s,
+        until_s=100.0,
+        target_w=target_mw * MW,
+        limits=(),
+        is_best_effort=False,
+        ramp_exempt=True,
+    )
+    book = LimitBook(parse_site(SITE, origin="site.yaml").site)  # type: ignore[arg-type]
+    seen = []
+    for t_s, mw in ((10.0, power_mw), (20.0, 95.0)):
+        seen_now = replace(image(t_s, mw * MW), signals=(signal,))
+        found = book.in_force(seen_now if meter else replace(seen_now, pcc=None))
+        rows = [r.max_w for r in found.limits if isinstance(r, CeilingLimit)]
+        assert rows == [99.0 * MW, target_mw * MW], "a ceiling anyway"
+        seen.append(found.exempt_target_w)
+    return seen
+
+
+def test_an_emergency_target_lowers_and_never_lifts() -> None:
+    """Below the power when it begins it is answered at once; above, it is a ceiling like any other, also later."""
+    assert emergency(60.0, 80.0) == [60.0 * MW, 60.0 * MW]
+    assert emergency(90.0, 80.0) == [None, None]
+    assert emergency(60.0, 80.0, from_s=15.0) == [None, 60.0 * MW]
+    assert emergency(60.0, 80.0, meter=False) == [60.0 * MW, 60.0 * MW], "unknown power: answered"

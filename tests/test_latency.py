@@ -52,7 +52,7 @@ def test_trials_in_which_nothing_happened_count_as_never() -> None:
 
 
 def test_the_document_has_the_keys_others_read() -> None:
-    trials = {Way.COMBINED: [Trial(10.0, 5.0, 100.0, 0.0)], Way.CAPS: [Trial(10.0, None, 300.0, 0.0)]}
+    trials = {Way.COMBINED: [Trial(10.0, 5.0, 100.0, 90.0, 0.0)], Way.CAPS: [Trial(10.0, None, 300.0, 80.0, 0.0)]}
     result = Result(True, (1.0, 1.0, 1.0), trials, {way: [] for way in trials})
     found = result.as_dict()
     assert found["settled_caps_only"] == spread([300.0]) and found["settled"] == spread([100.0])
