@@ -1,8 +1,9 @@
 """`rampart bench regret`: what planning costs beside perfect foresight, per case, policy and what was announced.
 
 For each seed the same world goes to every policy; the oracle then gets the policy's own final energy. A seed whose
-oracle finds no path is reported infeasible and not scored. Regret below what chords and tolerance explain means that
-policy and oracle lived in different worlds: the bench fails.
+oracle finds no path is reported infeasible and not scored. A policy that broke a limit or left the crash-safe set may
+lose less than the oracle; it is then held to an oracle that may break the same, where and as much as it did. Regret
+below what chords and tolerance explain means that the two lived in different worlds: the bench fails.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Score:
     oracle_lost_frac: float | None
     oracle_start_lost_frac: float | None
     regret_pp: float | None
+    alike_pp: float | None  # regret beside an oracle that may break what the policy broke; None as above
     final_less_start_j: float
     dual: float
     episodes: int
@@ -54,11 +56,6 @@ class Score:
     crash_safe_frac: float
     tier_excess_j: float
     fallbacks: int
-
-    @property
-    def is_comparable(self) -> bool:
-        """The policy kept what the oracle must keep; otherwise its loss may be smaller than any honest path's."""
-        return self.policy != "none" and self.crash_safe_frac >= 1.0 and self.episodes == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +138,10 @@ def score_world(case: Case, world: World, *, seed: int, policies: tuple[tuple[st
     for policy, variant in policies:
         out = Run(world, policy=policy, is_scheduled=variant == "scheduled").go()
         best = oracle.solve(out.final_j)
-        scores.append(_score(case, world, out, best, at_start, key=(policy, variant, seed)))
+        # `none` has no target that the oracle's could be likened to.
+        is_alike = out.slack is None or policy == "none"
+        alike = best if is_alike else oracle.solve(out.final_j, slack=out.slack)
+        scores.append(_score(case, world, out, best, alike, at_start, key=(policy, variant, seed)))
     return scores
 
 
@@ -150,6 +150,7 @@ def _score(
     world: World,
     out: Outcome,
     best: OracleAnswer | None,
+    alike: OracleAnswer | None,
     at_start: OracleAnswer | None,
     *,
     key: tuple[str, str, int],
@@ -164,6 +165,7 @@ def _score(
         oracle_lost_frac=best.lost_j / out.demand_j if best else None,
         oracle_start_lost_frac=at_start.lost_j / out.demand_j if at_start else None,
         regret_pp=100.0 * (out.lost_j - best.lost_j) / out.demand_j if best else None,
+        alike_pp=100.0 * (out.lost_j - alike.lost_j) / out.demand_j if alike else None,
         final_less_start_j=out.final_j - world.start_j,
         dual=best.dual_j_per_j if best else 0.0,
         episodes=out.episodes,
@@ -218,10 +220,11 @@ def _line(mine: list[Score], scored: list[Score]) -> Line:
 
 
 def _failed(scores: list[Score]) -> Iterator[str]:
+    """No policy may beat an oracle that keeps no more than it did; `none` keeps nothing and is not held to it."""
     for score in scores:
-        if score.is_comparable and score.regret_pp is not None and score.regret_pp < REGRET_MIN_PP:
+        if score.policy != "none" and score.alike_pp is not None and score.alike_pp < REGRET_MIN_PP:
             yield (
-                f"{score.case} {score.policy} {score.variant} seed {score.seed}: regret {score.regret_pp:.4f} pp is "
+                f"{score.case} {score.policy} {score.variant} seed {score.seed}: regret {score.alike_pp:.4f} pp is "
                 f"below {REGRET_MIN_PP}: policy and oracle are not in the same world"
             )
 

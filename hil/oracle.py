@@ -15,11 +15,12 @@ import piqp
 from scipy import sparse
 
 from controller.reserve import CrashReserve
-from controller.types import FloatArray, IntArray
+from controller.types import BoolArray, FloatArray, IntArray
 
 W_PER_UNIT = 1e6
 CHORDS = 16
 POINTS_PER_WINDOW = 15  # more fill the factorisation: 60 points cost a hundred times 15
+DROPPED = 1e4  # added to the bound of a row that need not hold: far beyond any site in MW and MJ
 COARSE = 10  # steps between the instants at which chords and window rows are imposed
 
 
@@ -59,6 +60,19 @@ class OracleAnswer:
     gap_j: float
     target_w: FloatArray
     energy_j: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Slack:
+    """What a policy did not keep, per step: an oracle that may do the same cannot be worse.
+
+    `beside_w` is target less power where the battery could not carry the difference; in the steps that the masks mark
+    the crash-safe set, or the cover of a rise, was not kept.
+    """
+
+    beside_w: FloatArray
+    is_unsafe: BoolArray
+    is_uncovered: BoolArray
 
 
 class _Rows:
@@ -108,6 +122,8 @@ class Oracle:
         self._at, self._width = at, width
         self._lower, self._upper = self._bounds()
         self._equal, self._below = _Rows(), _Rows()
+        self._reserve_rows: list[slice] = []
+        self._cover_rows: list[slice] = []
         self._add_balance()
         self._add_ramps()
         self._add_reserve()
@@ -119,16 +135,18 @@ class Oracle:
             None  # set up once: finding the order of elimination costs as much again
         )
 
-    def solve(self, final_j: float) -> OracleAnswer | None:
-        """The best path that ends with at least `final_j`; None when there is none."""
-        lower = self._lower.copy()
+    def solve(self, final_j: float, *, slack: Slack | None = None) -> OracleAnswer | None:
+        """The best path that ends with at least `final_j` and keeps all but `slack`; None when there is none."""
+        lower, upper, below = self._lower.copy(), self._upper.copy(), self._below.vector()
         last = int(self._at["energy"][-1])
         lower[last] = max(lower[last], final_j / W_PER_UNIT - 1e-9)
+        if slack is not None:
+            self._loosen(slack, lower, upper, below)
         solver = self._solver
         if solver is None:
-            solver = self._solver = self._set_up(lower)
+            solver = self._solver = self._set_up(lower, upper, below)
         else:
-            solver.update(x_l=lower)
+            solver.update(x_l=lower, x_u=upper, h_u=below)
         if solver.solve() != piqp.PIQP_SOLVED:
             return None
         x = np.asarray(solver.result.x)
@@ -140,7 +158,22 @@ class Oracle:
             energy_j=x[self._at["energy"]] * W_PER_UNIT,
         )
 
-    def _set_up(self, lower: FloatArray) -> piqp.SparseSolver:
+    def _loosen(self, slack: Slack, lower: FloatArray, upper: FloatArray, below: FloatArray) -> None:
+        """Lets power stand beside the target as the policy's did, and drops the reserve where the policy had none."""
+        floor, target = self._at["floor"], self._at["target"]
+        upper[floor] += np.maximum(slack.beside_w, 0.0) / W_PER_UNIT
+        lower[floor] -= np.maximum(-slack.beside_w, 0.0) / W_PER_UNIT
+        unsafe = np.flatnonzero(slack.is_unsafe)
+        if self._case.ceiling_w is not None:
+            upper[target[unsafe]] = self._case.ceiling_w[unsafe] / W_PER_UNIT
+        else:
+            upper[target[unsafe]] = np.inf
+        for rows in self._reserve_rows:
+            below[rows][slack.is_unsafe[::COARSE]] += DROPPED
+        for rows in self._cover_rows:
+            below[rows][slack.is_uncovered] += DROPPED
+
+    def _set_up(self, lower: FloatArray, upper: FloatArray, below: FloatArray) -> piqp.SparseSolver:
         solver = piqp.SparseSolver()
         solver.settings.verbose = False
         solver.settings.max_iter = 250
@@ -154,9 +187,9 @@ class Oracle:
             A=self._matrix_a,
             b=self._equal.vector(),
             G=self._matrix_g,
-            h_u=self._below.vector(),
+            h_u=below,
             x_l=lower,
-            x_u=self._upper,
+            x_u=upper,
         )
         return solver
 
@@ -283,9 +316,9 @@ class Oracle:
             left = case.load_left_w / W_PER_UNIT
             for slope, offset in zip(chords.slope_s, chords.offset_j, strict=True):
                 bound = np.full(len(target), offset / W_PER_UNIT + slope * left)
-                self._below.add(bound, (energy, 1.0), (target, slope))
+                self._reserve_rows.append(self._below.add(bound, (energy, 1.0), (target, slope)))
             reach = np.full(len(target), chords.x_w_max / W_PER_UNIT + left)
-            self._below.add(reach, (target, 1.0))
+            self._reserve_rows.append(self._below.add(reach, (target, 1.0)))
         if case.is_rise_enforced:
             self._add_rise()
 
@@ -311,7 +344,7 @@ class Oracle:
         load = (case.demand_w.sum(axis=0) + case.base_w) / W_PER_UNIT
         cuts: list[tuple[IntArray, FloatArray | float]] = [(row, -1.0) for row in at["cut"]]
         own = np.repeat(cover, COARSE)[: self._steps]
-        self._below.add(-load, (at["target"], -1.0), (own, -1.0), *cuts)
+        self._cover_rows.append(self._below.add(-load, (at["target"], -1.0), (own, -1.0), *cuts))
 
 
 def _implies(first: WindowRow, second: WindowRow) -> bool:

@@ -16,16 +16,19 @@ from controller.plan.plan import OFFSET_S, STEPS, JobClass, Plan, PlanInput, Pla
 from controller.plan.rule import RuleMaxPlanner, RulePlanner, Sharing, share_cut
 from controller.plan.solve import planner_shape
 from controller.plan.tier import TierLedger
+from controller.plan.wave import highest_path_w
 from controller.planner_start import mpc_planner
 from controller.reserve import Contingency, CrashReserve
 from controller.types import ClassId, FloatArray, Limit
-from hil.regret_forecast import Forecaster
+from hil.oracle import Slack
+from hil.regret_forecast import LIFT_S, Forecaster
 from hil.regret_trace import STEP_S, EventKind, ReferenceTrace
 
 PLAN_EVERY = 10  # steps: 1 Hz
 EPISODE_GAP_S = 10.0  # violations nearer than this are one episode: ripple under a falling target is not many events
 TINY_W = 1e3  # a hundredth of a percent of the site: rounding, not a violation
 LOW_PASS_S = 20.0
+RIPPLE_ROOM_S = 2.0  # half a cycle of the slowest job
 FAR_W = 1e9  # a load-left so high that no reserve binds
 
 
@@ -70,6 +73,7 @@ class Outcome:
     target_w: FloatArray = field(default_factory=lambda: np.zeros(0))
     energy_j: FloatArray = field(default_factory=lambda: np.zeros(0))
     cut_w: FloatArray = field(default_factory=lambda: np.zeros(0))
+    slack: Slack | None = None  # what it did not keep; None where it kept everything
 
 
 class LowPassPlanner:
@@ -129,14 +133,15 @@ class Run:
         self._planned_w = world.start_w
         self._contingency = Contingency("full_site", 0.0, world.load_left_w, 0.0, np.inf)
         self._given: PlanInput | None = None
+        self._lows, self._lows_from = np.empty(0), 0  # load at the worst coming phase, per step from `_lows_from` on
 
     def go(self) -> Outcome:
         """Walk the whole trace."""
         trace = self._world.trace
         jobs, steps = trace.demand_w.shape
         cuts = np.zeros((jobs, steps))
-        excess, energies, targets = np.zeros(steps), np.empty(steps), np.empty(steps)
-        safe = np.zeros(steps, dtype=bool)
+        excess, beside, energies, targets = (np.zeros(steps) for _ in range(4))
+        safe, covered = np.zeros(steps, dtype=bool), np.ones(steps, dtype=bool)
         for step in range(steps):
             demand_w = trace.demand_w[:, step]
             if self._planner is not None and step % PLAN_EVERY == 0:
@@ -149,10 +154,14 @@ class Run:
             if self._planner is None:
                 self._target_w = power_w
             excess[step] = max(low_w - power_w, power_w - high_w, 0.0)
+            beside[step] = self._target_w - power_w
             self._interval.push((step + 1) * STEP_S, self._target_w)
-            safe[step] = self._is_crash_safe()
+            safe[step], covered[step] = self._is_crash_safe(), self._is_rise_covered(load_w)
             energies[step], targets[step] = self._energy_j, self._target_w
-        return self._outcome(cuts, excess, safe, targets, energies)
+        found = self._outcome(cuts, excess, safe, targets, energies)
+        if bool((np.abs(beside) > TINY_W).any()) or not bool(safe.all() and covered.all()):
+            found.slack = Slack(beside, ~safe, ~covered)
+        return found
 
     # ------------------------------------------------------------------------------------------------- one step
 
@@ -167,7 +176,11 @@ class Run:
         now_s = step * STEP_S
         forecast = self._forecaster.at(step)
         low_w, high_w = self._interval.project((now_s + OFFSET_S).tolist())
-        bottom_w = forecast.bottom_w.sum(axis=0) + trace.base_w
+        least_w = forecast.low_path_w + trace.base_w
+        self._lows = highest_path_w(least_w, fall_w=self._interval.slope_down_w_per_s * STEP_S)
+        self._lows_from = step + 1
+        lift_w = 0.0 if world.has_reserve else self._lift_w(least_w)
+        bottom_w = forecast.bottom_w + lift_w + trace.base_w
         left_w = np.full(STEPS, world.load_left_w) if world.has_reserve else bottom_w
         losses = self._ledger.loss_left_j(OFFSET_S[-1])
         classes = tuple(
@@ -187,7 +200,7 @@ class Run:
             demand_w=forecast.mean_w,
             other_w=np.full(STEPS, trace.base_w),
             ripple_up_w=forecast.ripple_up_w,
-            ripple_down_w=np.maximum(0.0, forecast.ripple_down_w - world.floor_w),
+            ripple_down_w=np.maximum(0.0, forecast.ripple_down_w - world.floor_w - lift_w),
             target_w=self._target_w,
             low_w=low_w,
             high_w=high_w,
@@ -195,7 +208,7 @@ class Run:
             slope_down_w_per_s=self._interval.slope_down_w_per_s,
             slope_up_w_per_s=self._interval.slope_up_w_per_s,
             energy_j=self._energy_j,
-            reserve=world.reserve,
+            reserve=self._reserve_for(forecast.ripple_down_w),
             load_left_w=left_w,
             load_return_w=forecast.return_w.sum(axis=0) + trace.base_w,
             contingency_ripple_w=0.0,
@@ -217,8 +230,30 @@ class Run:
                 ahead_j = self._energy_j + self._gain_j(wish_w, step)
                 energy_j = min(max(self._energy_j, ahead_j), self._world.reserve.battery.energy_j_max)
                 wish_w = min(wish_w, self._world.reserve.g_safe_w(energy_j, self._contingency, spent_w=spent_w))
+            elif self._policy == "mpc":
+                wish_w = min(wish_w, self._low_phase_target_w(step))
             self._target_w = bounds.clip(wish_w)
         return bounds.low_w, bounds.high_w
+
+    def _reserve_for(self, ripple_down_w: FloatArray) -> CrashReserve:
+        """Without a reserve the battery must still not run full while the load ripples: room for half a cycle."""
+        reserve = self._world.reserve
+        if self._world.has_reserve:
+            return reserve
+        room_j = RIPPLE_ROOM_S * float(ripple_down_w.max())
+        top_j = max(reserve.battery.energy_j_min, reserve.battery.energy_j_max - room_j)
+        return replace(reserve, battery=replace(reserve.battery, energy_j_max=top_j))
+
+    def _lift_w(self, low_w: FloatArray) -> float:
+        """How far above the lowest phase of the coming seconds the target may stand in between."""
+        coming = slice(0, round(LIFT_S / STEP_S))
+        return float(self._lows[coming].max() - low_w[coming].min())
+
+    def _low_phase_target_w(self, step: int) -> float:
+        """The highest target from which the coming low phases can still be met: it dips in phase with them."""
+        battery = self._world.reserve.battery
+        ahead = min(step - self._lows_from + 1, len(self._lows) - 1)
+        return float(self._lows[ahead]) + battery.charge_limit_w(self._energy_j)
 
     def _gain_j(self, target_w: float, step: int) -> float:
         """What the battery would store this step if it took target less the load seen now, uncapped."""
@@ -266,6 +301,11 @@ class Run:
         spent_w = self._interval.contingency_excess_w
         safe_w = reserve.g_safe_w(self._energy_j, self._contingency, spent_w=spent_w)
         return self._target_w <= safe_w + TINY_W
+
+    def _is_rise_covered(self, load_w: float) -> bool:
+        if not self._world.is_rise_enforced:
+            return True
+        return load_w <= self._target_w + self._world.reserve.rise_cover_w(self._energy_j) + TINY_W
 
     # ------------------------------------------------------------------------------------------------- the score
 

@@ -136,7 +136,18 @@ def test_no_controller_breaks_the_row_and_a_lost_reserve_is_seen() -> None:
     none, smooth = score_world(case, world, seed=1, policies=(("none", "blind"), ("low-pass", "blind")))
     assert none.episodes >= 1 and none.episode_w_max > MEGA
     assert smooth.crash_safe_frac < 1.0
-    assert not none.is_comparable and not smooth.is_comparable
+
+
+@pytest.mark.parametrize(("case_id", "policy"), [("4-500", "low-pass"), ("3-120-free", "rule")])
+def test_what_was_not_kept_is_all_that_the_oracle_may_break(case_id: str, policy: str) -> None:
+    """Who leaves the set or breaks a limit loses less for it, but not less than an oracle that may do the same."""
+    case = case_named(case_id)
+    world = make_world(case, 1, shrink=0.5)
+    (score,) = score_world(case, world, seed=1, policies=((policy, "blind"),))
+    assert score.episodes > 0 or score.crash_safe_frac < 1.0
+    assert score.regret_pp is not None and score.alike_pp is not None
+    assert score.alike_pp >= REGRET_MIN_PP
+    assert score.alike_pp > score.regret_pp + 0.02  # the oracle used what it was given
 
 
 def test_a_crash_is_ridden_down_inside_the_row() -> None:
@@ -171,6 +182,7 @@ def test_a_bench_that_is_wrong_says_so() -> None:
         oracle_lost_frac=0.1,
         oracle_start_lost_frac=0.1,
         regret_pp=-0.001,
+        alike_pp=-0.001,
         final_less_start_j=0.0,
         dual=0.9,
         episodes=0,
@@ -182,8 +194,9 @@ def test_a_bench_that_is_wrong_says_so() -> None:
         fallbacks=0,
     )
     assert list(_failed([good])) == []
-    assert "seed 1" in next(_failed([replace(good, regret_pp=-0.1)]))
-    assert list(_failed([replace(good, regret_pp=-0.1, policy="none")])) == []
+    assert "seed 1" in next(_failed([replace(good, alike_pp=-0.1)]))
+    assert "seed 1" in next(_failed([replace(good, alike_pp=-0.1, episodes=3)]))
+    assert list(_failed([replace(good, alike_pp=-0.1, policy="none")])) == []
 
 
 def test_missed_goals_are_named() -> None:

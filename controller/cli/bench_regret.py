@@ -81,7 +81,12 @@ def _print_table(result: object) -> None:
     typer.echo(
         "episodes: all seeds together, in brackets those away from the crash; crash safe: of steps, the worst seed."
     )
-    typer.echo("regret may be negative where limits or reserve were not kept: episodes, crash safe below 100.")
+    typer.echo(
+        "regret may be negative where limits or reserve were not kept: episodes, crash safe below 100. Every policy"
+    )
+    typer.echo(
+        "but none was also held to an oracle that may break the same, and did not beat it." if not result.failed else ""
+    )
     infeasible = [
         f"{line.case} {line.policy} {line.variant}: {line.infeasible}" for line in result.lines if line.infeasible
     ]
