@@ -49,6 +49,8 @@ class OracleCase:
     ceiling_w: FloatArray | None  # (steps,), inf where none
     start_w: float
     start_j: float
+    target_w_max: FloatArray | None = None  # (steps,), inf where free: what readiness for an event leaves
+    crash_left_w: FloatArray | None = None  # (steps,) load after a crash that must not fill the battery; inf: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +207,11 @@ class Oracle:
         upper[at["energy"]] = battery.energy_j_max / W_PER_UNIT
         upper[at["floor"]] = case.floor_w / W_PER_UNIT
         lower[at["target"]] = -np.inf
+        if case.target_w_max is not None:
+            upper[at["target"]] = case.target_w_max / W_PER_UNIT
         if case.load_left_w is not None:
-            upper[at["target"]] = (case.load_left_w + battery.charge_w_max) / W_PER_UNIT
+            reach = (case.load_left_w + battery.charge_w_max) / W_PER_UNIT
+            upper[at["target"]] = np.minimum(upper[at["target"]], reach)
         if case.ceiling_w is not None:
             upper[at["target"]] = np.minimum(upper[at["target"]], case.ceiling_w / W_PER_UNIT)
         return lower, upper
@@ -319,8 +324,23 @@ class Oracle:
                 self._reserve_rows.append(self._below.add(bound, (energy, 1.0), (target, slope)))
             reach = np.full(len(target), chords.x_w_max / W_PER_UNIT + left)
             self._reserve_rows.append(self._below.add(reach, (target, 1.0)))
+        if case.crash_left_w is not None:
+            self._add_crash_room(case.crash_left_w)
         if case.is_rise_enforced:
             self._add_rise()
+
+    def _add_crash_room(self, left_w: FloatArray) -> None:
+        """While the target falls on `left_w` the battery charges min(Pc, surplus): tangents of what that stores."""
+        reserve, at = self._case.reserve, self._at
+        battery = reserve.battery
+        places = np.arange(0, self._steps, COARSE)
+        places = places[np.isfinite(left_w[places])]
+        left, top = left_w[places] / W_PER_UNIT, battery.energy_j_max / W_PER_UNIT
+        for share in (np.arange(CHORDS) + 1.0) / CHORDS:  # beyond Pc it charges no faster: the last goes straight on
+            touch_w = share * battery.charge_w_max
+            slope = 2.0 * reserve.energy_s_per_w * touch_w
+            offset = reserve.energy_s_per_w * touch_w * touch_w / W_PER_UNIT
+            self._below.add(top + offset + slope * left, (at["energy"][places], 1.0), (at["target"][places], slope))
 
     def _add_rise(self) -> None:
         """Load at any instant is at most target + cover(e): what the caps let through must be coverable."""

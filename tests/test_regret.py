@@ -9,6 +9,7 @@ import pytest
 
 from hil.bench_regret import REGRET_MIN_PP, Score, _failed, _missed, score_world
 from hil.oracle import Oracle, OracleCase, WindowRow
+from hil.regret_bound import Promise, bound_case, bounds_of_world
 from hil.regret_cases import CASES, MEGA, case_named, make_world, oracle_case
 from hil.regret_forecast import Forecaster
 from hil.regret_run import Run
@@ -169,6 +170,42 @@ def test_weighted_loss_goes_where_it_is_cheap() -> None:
     out = {policy: Run(world, policy=policy, is_scheduled=False).go() for policy in ("rule-max", "mpc")}
     assert out["mpc"].lost_j <= 0.8 * out["rule-max"].lost_j
     assert out["mpc"].curtailed_j[0] <= 0.02 * out["mpc"].curtailed_j.sum()
+
+
+def test_a_promise_about_a_stop_costs_what_the_stop_frees() -> None:
+    """To be ready for B's stop at every moment costs work, for a pause of a job next to none; and the oracle that keeps
+    the promise never has its target higher than the battery reaches above what the stop leaves."""
+    case = case_named("3-120-free")
+    world = make_world(case, 1, shrink=0.25)
+    free = oracle_case(case, world)
+    found = bounds_of_world(world, free)
+    assert found[Promise.STOP] > 0.5
+    assert -0.001 < found[Promise.CHECKPOINT] < 0.2 * found[Promise.STOP]
+    ready = bound_case(world, free, Promise.STOP)
+    answer = Oracle(ready).solve(world.start_j)
+    assert answer is not None and ready.target_w_max is not None
+    assert bool((answer.target_w <= ready.target_w_max + 10.0).all())
+    running = world.trace.level[-1] >= 1.0
+    lowest_w = world.trace.base_w + LOW_PHASE_FRAC * world.trace.jobs[0].power_w * 0.9
+    settled = running & (np.arange(world.trace.steps) > 600)
+    assert float(ready.target_w_max[settled].min()) >= lowest_w
+
+
+def test_room_for_a_crash_keeps_the_battery_lower() -> None:
+    """With the promise the battery is never fuller than what the fall after a crash leaves it."""
+    case = case_named("3-120-free")
+    world = make_world(case, 3, shrink=0.25)
+    case_with = bound_case(world, oracle_case(case, world), Promise.CRASH_ROOM)
+    assert case_with.crash_left_w is not None
+    answer = Oracle(case_with).solve(world.start_j)
+    assert answer is not None
+    at = np.flatnonzero(np.isfinite(case_with.crash_left_w[::10])) * 10
+    surplus_w = answer.target_w[at] - case_with.crash_left_w[at]
+    k = world.reserve.energy_s_per_w
+    pc_w = world.reserve.battery.charge_w_max
+    inside_w = np.clip(surplus_w, 0.0, pc_w)
+    stored_j = k * inside_w**2 + 2.0 * k * pc_w * np.maximum(surplus_w - pc_w, 0.0)
+    assert bool((answer.energy_j[at] + stored_j <= world.reserve.battery.energy_j_max + 0.5 * MEGA).all())
 
 
 def test_a_bench_that_is_wrong_says_so() -> None:

@@ -117,14 +117,18 @@ def regret(
     seeds: int = typer.Option(10, min=1, max=1000, help="Traces per case."),
     case: list[str] = typer.Option([], help="Only these cases; may be given again. Default: all six."),
     workers: int = typer.Option(0, min=0, max=64, help="Processes; 0: two, or as many as there are cores."),
+    bounds: bool = typer.Option(False, "--bounds", help="Instead: regret that no controller avoids, per promise."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
     """Compare every policy with perfect foresight at equal final energy; exit 1 if the comparison itself is broken.
 
     Example: rampart bench regret --seeds 3
     """
-    from controller.cli.bench_regret import report
+    from controller.cli.bench_regret import report, report_bounds
 
+    if bounds:
+        report_bounds(seeds=seeds, cases=tuple(case), workers=workers or 2, as_json=as_json)
+        return
     report(seeds=seeds, cases=tuple(case), workers=workers or None, as_json=as_json)
 
 

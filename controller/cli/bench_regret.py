@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import typer
 
@@ -19,10 +20,7 @@ def report(*, seeds: int, cases: tuple[str, ...], workers: int | None, as_json: 
     from hil.bench_regret import Result, run
     from hil.regret_cases import CASES
 
-    known = [case.case_id for case in CASES]
-    for name in cases:
-        if name not in known:
-            raise BadInput(f"--case: {name}: not a case; known: {', '.join(known)}")
+    _check(cases, [case.case_id for case in CASES])
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("traces", total=None)
         result: Result = run(
@@ -39,6 +37,33 @@ def report(*, seeds: int, cases: tuple[str, ...], workers: int | None, as_json: 
         typer.echo(f"rampart: {why}", err=True)
     if result.failed:
         raise typer.Exit(1)
+
+
+def report_bounds(*, seeds: int, cases: tuple[str, ...], workers: int, as_json: bool) -> None:
+    """Print what each promise about unannounced events costs at least in a case without a reserve."""
+    from hil.regret_bound import bounds
+    from hil.regret_cases import CASES
+
+    known = [case.case_id for case in CASES if not case.has_reserve]
+    _check(cases, known)
+    for name in cases or known:
+        typer.echo(f"{name}: {seeds} seeds", err=True)
+        found = bounds(name, seeds=seeds, workers=workers)
+        if as_json:
+            typer.echo(json.dumps({"case": name, "bounds": [asdict(bound) for bound in found]}))
+            continue
+        typer.echo(f"{name}: regret in pp that no controller avoids which keeps, at every moment and unannounced,")
+        for bound in found:
+            typer.echo(
+                f"  {bound.promise:<12} mean {bound.mean_pp:6.3f}   least {bound.least_pp:6.3f}   "
+                f"most {bound.most_pp:6.3f}   of {bound.seeds} seeds"
+            )
+
+
+def _check(cases: tuple[str, ...], known: list[str]) -> None:
+    for name in cases:
+        if name not in known:
+            raise BadInput(f"--case: {name}: not a case here; known: {', '.join(known)}")
 
 
 def _print_table(result: object) -> None:

@@ -50,8 +50,7 @@ def fit_wave(power_w: FloatArray, *, first: int) -> Wave | None:
     rising = _regular_tail(rising)
     if len(rising) < EDGES_MIN:
         return None
-    lengths = np.diff(rising)
-    number = np.rint(np.cumsum(np.concatenate([[0.0], lengths])) / float(np.median(lengths)))
+    number = np.arange(len(rising), dtype=np.float64)
     period, origin = np.polyfit(number, rising.astype(np.float64), 1)
     error = float(np.abs(rising - origin - period * number).max())
     if error > EDGE_ERROR_STEPS:
