@@ -1,34 +1,50 @@
 """`rampart bench planner`: one decision from telemetry to clocks at fleet size, beside CVXPY and the bare solver.
 
-End to end is what the daemon does at the planner's rate: per-GPU telemetry to class demand, plan, class caps to one
-clock per GPU. Beside it, on the same data: the same model through `problem.solve`, and the bare update and solve.
+End to end is what the daemon does at the planner's rate: per-GPU telemetry to class demand, plan, class caps to a clock
+per GPU. Beside it, on the same data: the same model through `problem.solve`, and the bare update and solve. Apart,
+because the daemon spreads them over the ticks in which reports come and turns are due: every node's report read once,
+and a command built for every node.
 """
 
 from __future__ import annotations
 
+import resource
 import time
 import warnings
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from controller.allocate import Curves, clocks_of_caps, held_back_w
 from controller.config.gpu import load_curves
 from controller.demand import DemandWindow, split_demand
-from controller.fleet import Fleet
+from controller.fleet import Fleet, FleetReader
 from controller.plan.model import build_problem
 from controller.plan.plan import OFFSET_S, STEPS, JobClass, PlanInput
 from controller.plan.solve import MpcPlanner, PlannerShape, planner_shape
 from controller.planner_start import map_in_place
+from controller.planning import node_commands
 from controller.reserve import BatteryBounds, CrashReserve
-from controller.types import ClassId, FleetTable, FloatArray, GpuId
+from controller.types import (
+    AgentState,
+    ClassId,
+    FleetTable,
+    FloatArray,
+    GpuId,
+    NodeId,
+    NodeReport,
+    Quality,
+    Reading,
+)
 
 SIZES = (8, 1_000, 10_000, 100_000)
 CLASSES = 4
 IDLE_W, PEAK_W = 75.0, 700.0  # H100 SXM
 SLOPE_FRAC_PER_S = 1.0 / 180.0  # of the site's peak: 20 MW in 60 s for a 60 MW site
-CYCLES, CVXPY_CYCLES, WARM_UP = 300, 20, 20
+CYCLES, CVXPY_CYCLES, WARM_UP, WIRE_CYCLES = 300, 20, 20, 8
+GPUS_PER_NODE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +61,10 @@ class Row:
     cpu_p99_ms: float
     cpu_cvxpy_p50_ms: float
     cpu_solver_p50_ms: float
+    reports_p50_ms: float  # process time to read a fresh report of every node
+    commands_p50_ms: float  # process time to build a command for every node
+    rss_first_mb: float  # resident memory after a tenth of the cycles, and at their end
+    rss_last_mb: float
 
 
 def run(*, sizes: tuple[int, ...] = SIZES, cycles: int = CYCLES) -> list[Row]:
@@ -54,7 +74,17 @@ def run(*, sizes: tuple[int, ...] = SIZES, cycles: int = CYCLES) -> list[Row]:
 
 def _measure(gpus: int, cycles: int) -> Row:
     bench = _Bench(gpus, seed=1)
-    spent = np.array([bench.cycle(step) for step in range(WARM_UP + cycles)][WARM_UP:]) * 1e3
+    spent = np.empty((cycles, 2))
+    rss_first_mb = 0.0
+    for step in range(WARM_UP + cycles):
+        found = bench.cycle(step)
+        if step >= WARM_UP:
+            spent[step - WARM_UP] = found
+        if step == WARM_UP + cycles // 10:
+            rss_first_mb = _rss_mb()
+    rss_last_mb = _rss_mb()
+    spent *= 1e3
+    wire = np.array(bench.wire_s()) * 1e3
     through_cvxpy = np.array(bench.cvxpy_s()) * 1e3
     bare = np.array(bench.solver_s) * 1e3
     return Row(
@@ -68,7 +98,20 @@ def _measure(gpus: int, cycles: int) -> Row:
         cpu_p99_ms=float(np.percentile(spent[:, 1], 99)),
         cpu_cvxpy_p50_ms=float(np.median(through_cvxpy[:, 1])),
         cpu_solver_p50_ms=float(np.median(bare[:, 1])),
+        reports_p50_ms=float(np.median(wire[:, 0])),
+        commands_p50_ms=float(np.median(wire[:, 1])),
+        rss_first_mb=rss_first_mb,
+        rss_last_mb=rss_last_mb,
     )
+
+
+def _rss_mb() -> float:
+    """Resident memory of this process now; its peak where /proc is not there."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize() / 1e6
+    except (OSError, IndexError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 class _Stopwatch:
@@ -112,7 +155,7 @@ class _Bench:
         self._window = DemandWindow(peak_w=self._peak_w)
         self._given: deque[PlanInput] = deque(maxlen=CVXPY_CYCLES + 1)
         self._target_w = 0.7 * self._peak_w
-        self.solver_s: list[tuple[float, float]] = []
+        self.solver_s: deque[tuple[float, float]] = deque(maxlen=2_000)
         self.sink = 0.0  # keeps results alive
 
     def cycle(self, step: int) -> tuple[float, float]:
@@ -180,6 +223,30 @@ class _Bench:
         self._planner.solve_again()
         return watch.read()
 
+    def wire_s(self) -> list[tuple[float, float]]:
+        """Process seconds to read fresh reports of all nodes, and to build a command for each of them."""
+        reader, caps = FleetReader(self._fleet), np.vstack((self._fleet.table.floor_mhz, self._fleet.table.peak_w))
+        spent = []
+        for cycle in range(WIRE_CYCLES):
+            nodes = _reports(self._fleet, t_s=float(cycle), power_w=np.full(self._fleet.count, 500.0 + cycle))
+            watch = _Stopwatch()
+            reader.read(nodes)
+            read_s = watch.read()[1]
+            commands = node_commands(
+                nodes,
+                self._fleet,
+                caps,
+                epoch=1,
+                seq=cycle,
+                ttl_s=5.0,
+                slope_w_per_s=self._reserve.fall_w_per_s,
+                is_release=False,
+                is_fallback=False,
+            )
+            spent.append((read_s, watch.read()[1] - read_s))
+            self.sink += len(commands)
+        return spent
+
     def cvxpy_s(self) -> list[tuple[float, float]]:
         """The same model and numbers through `problem.solve`, its parameters set by name."""
         problem = build_problem(self._shape.model)
@@ -203,7 +270,10 @@ def _fleet(gpus: int) -> Fleet:
     table = FleetTable(
         gpu_ids=ids,
         index={gpu_id: i for i, gpu_id in enumerate(ids)},
-        spans={},
+        spans={
+            NodeId(f"node-{start // GPUS_PER_NODE:05d}"): slice(start, min(start + GPUS_PER_NODE, gpus))
+            for start in range(0, gpus, GPUS_PER_NODE)
+        },
         cap_min=np.vstack((np.full(gpus, 345.0), np.full(gpus, 200.0))),
         cap_max=np.vstack((np.full(gpus, 1980.0), np.full(gpus, PEAK_W))),
         floor_mhz=np.full(gpus, 345.0 + 0.3 * (1980.0 - 345.0)),
@@ -220,3 +290,32 @@ def _fleet(gpus: int) -> Fleet:
         job_index=np.arange(gpus, dtype=np.int64) * CLASSES // gpus,
         job_names=tuple(f"job-{k}" for k in range(CLASSES)),
     )
+
+
+def _reports(fleet: Fleet, *, t_s: float, power_w: FloatArray) -> tuple[Reading[NodeReport], ...]:
+    """A fresh report of every node."""
+    table = fleet.table
+    found = []
+    for node_id, span in table.spans.items():
+        count = span.stop - span.start
+        report = NodeReport(
+            node_id=node_id,
+            boot_id="boot",
+            t_mono_s=t_s,
+            state=AgentState.ARMED,
+            stands_for=1,
+            gpu_ids=table.gpu_ids[span],
+            power_w=power_w[span],
+            clock_mhz=table.cap_max[0, span],
+            clock_cap_mhz=table.cap_max[0, span],
+            power_limit_w=table.cap_max[1, span],
+            quality=np.zeros(count, dtype=np.int8),
+            is_controllable=np.ones(count, dtype=np.bool_),
+            other_w=2000.0,
+            acked_epoch=1,
+            acked_seq=1,
+            specs=(),
+            fallback_clock_mhz=1000.0,
+        )
+        found.append(Reading(report, t_s, Quality.GOOD, "bench"))
+    return tuple(found)

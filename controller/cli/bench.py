@@ -84,6 +84,7 @@ def audit(
 @app.command()
 def planner(
     cycles: int = typer.Option(300, min=50, max=200_000, help="Decisions per fleet size."),
+    gpus: list[int] = typer.Option([], help="Only fleets of this size; may be given again."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
     """Time one decision, telemetry to clocks, beside the same model in CVXPY and the bare solver call.
@@ -93,14 +94,21 @@ def planner(
     import json
     from dataclasses import asdict
 
-    from hil.bench_planner import run
+    from controller.errors import BadInput
+    from hil.bench_planner import SIZES, run
 
-    rows = run(cycles=cycles)
+    for size in gpus:
+        if not 1 <= size <= 1_000_000:
+            raise BadInput(f"--gpus: {size}: allowed: 1 to 1000000")
+    rows = run(sizes=tuple(gpus) or SIZES, cycles=cycles)
     if as_json:
         typer.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
         return
     typer.echo(f"{cycles} decisions per size, milliseconds; in brackets the process's own time")
-    typer.echo(f"  {'GPUs':>8} {'p50':>16} {'p99':>16} {'max':>8} {'cvxpy p50':>16} {'solver p50':>16}")
+    typer.echo(
+        f"  {'GPUs':>8} {'p50':>16} {'p99':>16} {'max':>8} {'cvxpy p50':>16} {'solver p50':>16} "
+        f"{'reports':>9} {'commands':>9} {'memory MB':>13}"
+    )
     for row in rows:
         pairs = (
             (row.p50_ms, row.cpu_p50_ms),
@@ -109,7 +117,12 @@ def planner(
             (row.solver_p50_ms, row.cpu_solver_p50_ms),
         )
         p50, p99, cvxpy, solver = (f"{wall:.2f} ({cpu:.2f})" for wall, cpu in pairs)
-        typer.echo(f"  {row.gpus:>8,} {p50:>16} {p99:>16} {row.max_ms:>8.2f} {cvxpy:>16} {solver:>16}")
+        typer.echo(
+            f"  {row.gpus:>8,} {p50:>16} {p99:>16} {row.max_ms:>8.2f} {cvxpy:>16} {solver:>16} "
+            f"{row.reports_p50_ms:>9.2f} {row.commands_p50_ms:>9.2f} {row.rss_first_mb:>6.0f} {row.rss_last_mb:>6.0f}"
+        )
+    typer.echo("reports and commands: of every node at once, process time; the daemon spreads both over its ticks.")
+    typer.echo("memory: after a tenth of the decisions, and at their end.")
 
 
 @app.command()
