@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := .venv-tools
 HOURS ?= 20
+SECONDS_EACH ?= 20
 
-.PHONY: setup demo test check lint units configs faults swarm wire process mutation fuzz test-gpu tools benchmarks lock clean help
+.PHONY: setup demo test check lint units configs faults swarm wire process coverage mutation fuzz test-gpu tools benchmarks lock clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
@@ -57,11 +58,18 @@ wire: setup ## everything that needs real sockets, files or the C ABI
 process: setup ## death of real processes under what plays systemd: kill -9, stops, full disk, split brain
 	$(BIN)/python -m pytest -m process
 
+coverage: setup ## every line and branch of the safety-critical modules, by their own tests
+	@mkdir -p out
+	$(BIN)/coverage run -m pytest -q $(foreach m,actuate contract contract_rows envelope envelope_node modes signals signal_memory,tests/test_$(m).py)
+	$(BIN)/coverage report
+
 mutation: setup ## mutants of envelope, modes, signals and contract; writes out/mutation.json
 	$(BIN)/python -m hil.mutation
 
-fuzz: setup ## parsers of everything that comes from outside, many more examples than by default
-	RAMPART_FUZZ_EXAMPLES=5000 $(BIN)/python -m pytest tests/test_fuzz_parsers.py
+fuzz: setup ## parsers of everything that comes from outside: many examples by rules, then by coverage
+	RAMPART_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/test_fuzz_parsers.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3,<4'
+	$(BIN)/python -m tests.fuzz_guided --seconds $(SECONDS_EACH)
 
 test-gpu: setup ## read-only lane on a real NVIDIA GPU; writes out/gpu/seen.json
 	$(BIN)/python -m pytest -m gpu tests/gpu

@@ -107,3 +107,18 @@ async def test_caps_leave_while_the_battery_is_still_being_written() -> None:
     battery.gate.set()
     acks = await applying
     assert acks.battery and acks.nodes_sent and battery.written == [1.0]
+
+
+async def test_closing_cancels_the_write_in_flight() -> None:
+    """At the end nothing goes on writing behind our back; with nothing under way closing is nothing."""
+    battery, link, told = ScriptedBattery(), Link(), []
+    actuate = make(battery, link, told)
+    actuate.close()
+    battery.gate.clear()
+    assert not (await actuate.apply(command(1))).battery
+    actuate.close()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    battery.gate.set()
+    await asyncio.sleep(0)
+    assert battery.written == []

@@ -901,3 +901,12 @@ def test_the_path_is_kept_as_long_as_any_row_looks_back() -> None:
         long.push(0.1 * k, 50e6)
     assert 0.0 < plain._path.times_s[0] <= 500.0
     assert long._path.times_s[0] <= 200.0
+
+
+def test_the_same_shrink_again_changes_nothing() -> None:
+    """Every tick tells the residual; one that is as it was leaves the interval as it was."""
+    interval = known([swing(5e6, 15.0)])
+    interval.set_shrink(1e6, {LimitId("swing"): 2e6})
+    before = interval.bounds(0.1)
+    interval.set_shrink(1e6, {LimitId("swing"): 2e6})
+    assert interval.bounds(0.1) == before == Interval(pytest.approx(48e6), pytest.approx(54e6))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import os
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +14,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from controller.app import make_core
 from controller.codec import decode
 from controller.config.site import parse_site
 from controller.errors import BadInput
 from controller.ports import DriverError
-from controller.replay import replay
 from controller.settings import Settings
 from controller.types import SiteImage
-from drivers.dsx_payloads import SetLoadTargetData
-from drivers.dsx_wire import LOAD_TARGET_SET, WireRefused, decode_envelope, verify_event
-from drivers.jws import KeyStore
 from drivers.profile import parse_profile
-from hil.matrix_lab import SITE
-from hil.trace_file import read_trace
-from tests.dsx_kit import issuer, sender
+from tests.fuzz_targets import PLAIN_SITE, Target, targets
 from tests.modbus_kit import ScriptedServer, device
 
 EXAMPLES = int(os.environ.get("RAMPART_FUZZ_EXAMPLES", "60"))
@@ -84,30 +75,35 @@ def changed(document: Any) -> st.SearchStrategy[Any]:
     return st.tuples(st.sampled_from(places), values, st.booleans()).map(put)
 
 
-# ------------------------------------------------------------------------------------------------ grid messages
+# ------------------------------------------------------------------------------------------------ whatever takes bytes
 
 
-@pytest.fixture(scope="module")
-def desk() -> tuple[bytes, KeyStore]:
-    folder = Path(tempfile.mkdtemp())
-    acme, public = sender(folder, "acme")
-    data = SetLoadTargetData.model_validate(
-        {"targets": [{"interval": {}, "load_constraint": {"value": 60, "unit": "megawatt"}}]}
-    )
-    return acme.encode(data, utc_s=1.8e9)[1], KeyStore((issuer("acme", (public,)),))
+NESTED = b"[" * 2000, b'{"a":' * 2000, b"9" * 5000, b"- " * 2000, b'"' + b"x" * 70_000 + b'"'
+
+
+def fed(target: Target) -> st.SearchStrategy[bytes]:
+    """Noise, damage to good examples, and for documents other values in their places."""
+    found = st.binary(max_size=300) | st.sampled_from(target.good).flatmap(damaged)
+    if target.is_json:
+        documents = st.sampled_from([json.loads(good) for good in target.good])
+        found |= documents.flatmap(changed).map(lambda x: json.dumps(x).encode())
+        found |= values.map(lambda x: json.dumps(x).encode())
+    return found
 
 
 @FUZZ
+@pytest.mark.parametrize("target", targets(), ids=lambda t: t.name)
 @given(noise=st.data())
-def test_grid_messages(desk: tuple[bytes, KeyStore], noise: st.DataObject) -> None:
-    good, keys = desk
-    raw = noise.draw(
-        st.binary(max_size=300) | damaged(good) | changed(json.loads(good)).map(lambda x: json.dumps(x).encode())
-    )
-    try:
-        verify_event(decode_envelope(raw, expected_type=LOAD_TARGET_SET), keys, SetLoadTargetData)
-    except WireRefused:
-        return
+def test_bytes_from_outside(target: Target, noise: st.DataObject) -> None:
+    """A value or the typed refusal: no other error, and no refusal longer than a line can be."""
+    target(noise.draw(fed(target)))
+
+
+@pytest.mark.parametrize("target", targets(), ids=lambda t: t.name)
+def test_good_examples_and_towers(target: Target) -> None:
+    """What a friend sends is read; nesting, digits and texts without end are refused like any noise."""
+    for raw in (*target.good, *NESTED):
+        target(raw)
 
 
 # ------------------------------------------------------------------------------------------------ Modbus replies
@@ -146,19 +142,19 @@ def test_modbus_replies(replies: list[bytes | tuple[bytes, bool]]) -> None:
     asyncio.run(main())
 
 
-# ------------------------------------------------------------------------------------------------ configuration
+# ------------------------------------------------------------------------------------------------ documents
+
+
+PROFILES = sorted((Path(__file__).parent.parent / "configs" / "devices").glob("*.yaml"))
 
 
 @FUZZ
-@given(document=values | changed({**SITE, "mqtt": {}}))
+@given(document=values | changed(json.loads(json.dumps(PLAIN_SITE))))
 def test_site_files(document: Any) -> None:
     try:
         parse_site(document, origin="site.yaml")
     except BadInput as refused:
         assert "\n" not in str(refused)
-
-
-PROFILES = sorted((Path(__file__).parent.parent / "configs" / "devices").glob("*.yaml"))
 
 
 @FUZZ
@@ -173,41 +169,9 @@ def test_device_profiles(noise: st.DataObject) -> None:
         assert "\n" not in str(refused)
 
 
-# ------------------------------------------------------------------------------------------------ records
-
-
 @FUZZ
 @given(raw=values)
 def test_codec(raw: Any) -> None:
     for kind in (Settings, SiteImage):
         with pytest.raises((ValueError, OverflowError)):
             decode(kind, raw)
-
-
-HEAD = json.dumps({"kind": "header", "format": "rampart-recording/1", "settings": None}).encode()
-
-
-@FUZZ
-@given(
-    noise=st.binary(max_size=200) | damaged(gzip.compress(HEAD + b"\n")) | st.binary(max_size=200).map(gzip.compress)
-)
-def test_recordings(noise: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "recording"
-    path.write_bytes(noise)
-    with pytest.raises(BadInput) as refused:
-        replay(path, make_core)
-    assert "\n" not in str(refused.value).replace(str(path), "")
-
-
-CSV = b"# a note\nt_s,pcc_w\n0,1\n0.1,2e6\n0.2,\n0.3,4\n"
-
-
-@FUZZ
-@given(noise=st.binary(max_size=200) | damaged(CSV) | st.text(max_size=120).map(str.encode))
-def test_traces(noise: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "trace.csv"
-    path.write_bytes(noise)
-    try:
-        read_trace(path)
-    except BadInput as refused:
-        assert "\n" not in str(refused).replace(str(path), "")
