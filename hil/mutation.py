@@ -18,6 +18,7 @@ import json
 import math
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -328,6 +329,8 @@ class _Lanes:
             with os.fdopen(read) as pipe:
                 lane = zip(self._mutants[k::LANES], pipe, strict=False)
                 self.tried += [Tried(mutant, json.loads(line)) for mutant, line in lane]
+        for _ in pipes:
+            os.wait()
         return True
 
     def _lane(self, mutants: Sequence[Mutant], items: Sequence[pytest.Item], reach: Reach, out: int) -> None:
@@ -413,29 +416,39 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     share = report["killed"] / max(report["mutants"], 1)
     counts = f"{len(report['justified'])} survivors justified, {len(report['unjustified'])} not"
     yield f"{report['killed']} of {report['mutants']} mutants killed ({share:.1%}); {counts}"
-    yield f"{report['population']} exist; {report['seconds']:.0f} s"
+    yield f"{report['population']} exist; {report['seconds']:.0f} s, {report['cpu_seconds']:.0f} s of processor"
     for name, found in report["by_module"].items():
         yield f"  {name}: {found['killed']} of {found['mutants']}"
+
+
+def _unlined(name: str) -> str:
+    """A mutant's name without its line, which moves with every edit above it."""
+    return re.sub(r":\d+", "", name, count=1)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Do the tests notice small changes?")
     parser.add_argument("--minutes", type=float, default=9.5)
     parser.add_argument("--module", action="append", help="only this one, as controller.envelope; may be repeated")
-    parser.add_argument("--names", help="only mutants whose name holds this text")
+    parser.add_argument("--survivors", action="store_true", help="only what survived the last run, lines apart")
     given = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     began_s = time.monotonic()
     _watch_imports()
-    population = [m for m in plan(given.module or MODULES) if not given.names or given.names in m.name]
+    population = plan(given.module or MODULES)
+    if given.survivors:
+        last = {_unlined(name) for name in json.loads(Path("out/mutation.json").read_text())["survivors"]}
+        population = [m for m in population if _unlined(m.name) in last]
     lanes = _Lanes(population, until_s=began_s + 60.0 * given.minutes)
     code = pytest.main([*QUIET, *TESTS], plugins=[lanes])
     if not lanes.tried:
         return int(code) or 1
-    reasons = {k: v for k, v in justified().items() if not given.names and k[0] in (given.module or MODULES)}
+    reasons = {k: v for k, v in justified().items() if not given.survivors and k[0] in (given.module or MODULES)}
     report = judged(lanes.tried, population=population, reasons=reasons)
     report["seconds"] = round(time.monotonic() - began_s, 1)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    report["cpu_seconds"] = round(time.process_time() + used.ru_utime + used.ru_stime, 1)
     Path("out").mkdir(exist_ok=True)
     Path("out/mutation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print("\n".join(_lines(report)))

@@ -910,3 +910,20 @@ def test_the_same_shrink_again_changes_nothing() -> None:
     before = interval.bounds(0.1)
     interval.set_shrink(1e6, {LimitId("swing"): 2e6})
     assert interval.bounds(0.1) == before == Interval(pytest.approx(48e6), pytest.approx(54e6))
+
+
+def test_met_within_a_tick_of_its_time_is_met_in_time() -> None:
+    """30 s of falling for a ceiling due in 30.05 s: the answer is the time asked for, and not that it is late."""
+    slope = known([swing(5e6, 15.0)]).slope_down_w_per_s
+    interval = known([swing(5e6, 15.0), ceiling(50e6 - 30.0 * slope, 30.05)])
+    (status,) = interval.due_status()
+    assert (status.met_at_s, status.is_bounded) == (30.05, False)
+
+
+def test_a_rate_row_forgets_under_a_waiver_too() -> None:
+    """30 MW fell while the row was waived; afterwards its flat part is free again, both ways."""
+    interval = known([rate(0.5e6, 6e6)])
+    interval.waive_ramps(1.0, with_bands=False)
+    interval.push(1.0, 20e6)
+    found = interval.bounds(1.1)
+    assert (found.low_w, found.high_w) == (pytest.approx(14e6, rel=1e-5), pytest.approx(26e6, rel=1e-5))

@@ -65,7 +65,9 @@ def test_a_window_row_knows_top_and_bottom_of_its_window(
 
 
 @pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize(("slope", "above_w", "horizon_s"), [(10.0, 20.0, 9.0), (40.0, 20.0, 30.0), (1.0, 20.0, 5.0)])
+@pytest.mark.parametrize(
+    ("slope", "above_w", "horizon_s"), [(2.0, 4.0, 9.0), (10.0, 20.0, 9.0), (40.0, 20.0, 30.0), (1.0, 20.0, 5.0)]
+)
 def test_a_rate_row_knows_what_its_horizon_leaves(
     steps: str, slope: float, above_w: float, horizon_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,7 +76,7 @@ def test_a_rate_row_knows_what_its_horizon_leaves(
     rng = np.random.default_rng(7)
     path, whole = Path(100.0, 50.0), Whole(100.0, 50.0)
     row = RateRow(rate(slope, above_w, horizon_s), path)
-    assert (row.low_w, row.high_w) == (30.0, 70.0)
+    assert (row.low_w, row.high_w) == (50.0 - above_w, 50.0 + above_w)
     for k in range(400):
         t_s = path.now_s + float(rng.choice(STEPS[steps]))
         power_w = float(rng.uniform(0, 100)) if k % 40 else path.now_w

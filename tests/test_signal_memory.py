@@ -151,3 +151,13 @@ def test_rows_and_targets_are_remembered_apart() -> None:
         (SignalKind.LOAD_TARGET, -5.0),
         (SignalKind.RAMP_LIMIT, 0.0),
     }
+
+
+def test_what_ends_as_the_controller_returns_is_not_taken_back() -> None:
+    """Sixty seconds away from a target of sixty seconds: it is over before the first cycle."""
+    site = Story()
+    site.say(60 * MW, end=60.0)
+    memory = site.rules.memory(now_s=site.now_s, utc_s=site.utc_s)
+    rules = AcceptanceRules(grid(), bounds())
+    rules.recall(memory, now_s=5.0, utc_s=site.utc_s + 60.0)
+    assert rules.memory(now_s=5.0, utc_s=site.utc_s + 60.0).layers == ()

@@ -798,7 +798,8 @@ def test_the_times_of_the_rules() -> None:
 
 
 @pytest.mark.parametrize(
-    ("skew_s", "step_s", "is_step"), [(5.0, 3.0, False), (5.0, 6.0, True), (0.2, 0.8, False), (0.2, 1.5, True)]
+    ("skew_s", "step_s", "is_step"),
+    [(5.0, 3.0, False), (5.0, 6.0, True), (0.2, 0.8, False), (0.2, 1.5, True), (5.0, 5.0, False)],
 )
 def test_a_step_is_more_than_the_skew_and_more_than_slewing(skew_s: float, step_s: float, is_step: bool) -> None:
     """NTP slews by less than a second between two steps; a clock declared loose may move as far as declared."""
@@ -884,8 +885,8 @@ def test_the_same_interval_again_takes_no_room() -> None:
         assert site.say((60 + k / 10) * MW, start=100.0, end=200.0, iat=k / 1000).reason is None
     site = Story()
     for k in range(70):
-        assert site.say(60 * MW, start=100.0, iat=k / 1000).reason is None
-        assert site.say(None, start=100.0, iat=k / 1000 + 0.0005).reason is None
+        assert site.say(60 * MW, start=100.0 + k, iat=k / 1000).reason is None
+        assert site.say(None, start=100.0 + k, iat=k / 1000 + 0.0005).reason is None
     assert site.target_w(150.0) is None
 
 
@@ -1028,3 +1029,37 @@ def test_of_two_tiny_targets_the_lower_binds() -> None:
     site.say(0.5)
     site.say(0.0, by="bolt")
     assert site.target_w() == 0.0
+
+
+def test_a_request_that_comes_as_another_falls_silent() -> None:
+    """The link's grace ends between two looks, right after a new request: the open target is gone, the new one seen."""
+    site = Story()
+    site.say(60 * MW)
+    site.is_link_up = False
+    site.wait(1.0)
+    site.wait(30.0)
+    assert site.target_w() == 60 * MW
+    now_s, utc_s = site.now_s + 40.0, site.utc_s + 40.0
+    target = replace(site.last.targets[0], target_w=50 * MW, from_utc_s=utc_s + 100.0, until_utc_s=utc_s + 200.0)
+    late = replace(site.last, message_id="x", jti="x", iat_utc_s=utc_s, targets=(target,))
+    site.rules.offer(late, now_s=now_s, utc_s=utc_s, present_w=None)
+    site.rules.step(now_s=now_s, utc_s=utc_s, is_link_up=False)
+    assert [s.target_w for s in site.rules.active(now_s)] == [50 * MW]
+
+
+@pytest.mark.parametrize(
+    ("tight", "loose"),
+    [
+        (
+            SwingLimit(LimitId("a"), 4 * MW, 20.0, 1.0, SOURCE),
+            SwingLimit(LimitId("b"), 5 * MW, 15.0, 1.0, SOURCE),
+        ),
+        (
+            CeilingLimit(LimitId("a"), 50 * MW, 0.0, SOURCE, until_s=100.0),
+            CeilingLimit(LimitId("b"), 60 * MW, 10.0, SOURCE, until_s=90.0),
+        ),
+    ],
+)
+def test_a_tighter_row_stands_for_a_looser_one(tight: Limit, loose: Limit) -> None:
+    """Less allowed, over a longer window or for longer: the looser row is held with it, not the other way round."""
+    assert as_strict([tight], [loose]) and not as_strict([loose], [tight])
