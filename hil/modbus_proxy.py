@@ -38,6 +38,9 @@ class WireFault(StrEnum):
     REFUSED = "refused"  # connections are reset at once
 
 
+WIRE_VERBS = {"off": "half_open", "garbage": "garbage", "slow": "delay", "intermittent": "drop"}  # of a scenario
+
+
 @dataclass(frozen=True, slots=True)
 class Sick:
     """A fault in force; `share` of the frames suffer."""
@@ -83,6 +86,11 @@ class ModbusProxy:
     def make(self, fault: WireFault, value: float = 0.0, *, share: float = 1.0) -> None:
         """This fault, and no other, from now on."""
         self.sick = Sick(fault, value, share)
+
+    def make_verb(self, verb: str, value: float) -> None:
+        """A scenario's verb, of those in WIRE_VERBS."""
+        fault = WireFault(WIRE_VERBS[verb])
+        self.make(fault, value, share=value if fault is WireFault.DROP else 1.0)
 
     def heal(self) -> None:
         self.sick = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import math
 import shutil
 import signal
 import tempfile
@@ -30,7 +31,9 @@ from drivers.profile import parse_profile
 from hil.bench import Bench, Progress, RunRecord, WireFacts
 from hil.broker import EmbeddedBroker, check_bindable, free_port
 from hil.fake_nvml.build import environment
+from hil.faults import Fault, FaultPlan
 from hil.modbus_battery import SunSpecBatteryDevice
+from hil.modbus_proxy import WIRE_VERBS, ModbusProxy
 from hil.modbus_server import ModbusServer
 from hil.plant.battery import Order
 from hil.plant.site import NS_PER_S, STEP_NS, TruthBlock
@@ -132,6 +135,8 @@ class WireBench:
         self._mode = "-"
         self._servers: list[ModbusServer] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._faults = _wire_faults(scenario)
+        self.proxies: dict[str, ModbusProxy] = {}
         self._children: list[Running] = []
         self._broker: EmbeddedBroker | None = None
         self._issuer: Issuer | None = None
@@ -252,9 +257,22 @@ class WireBench:
             self._servers.append(await serve(name, registers, port=port))
         port = wire.broker_port or free_port(HOST)
         check_bindable(HOST, port)
+        await self._start_broker(port)
+        return await self._behind_proxies(Ports(port, *(server.port for server in self._servers)))
+
+    async def _start_broker(self, port: int) -> None:
         self._broker = EmbeddedBroker(port=port)
         await self._broker.start()
-        return Ports(port, *(server.port for server in self._servers))
+
+    async def _behind_proxies(self, ports: Ports) -> Ports:
+        """A proxy before each device that the scenario makes sick; the others are reached directly."""
+        for name in sorted({fault.port for fault in self._faults}):
+            await self._add_proxy(name, getattr(ports, name))
+        return replace(ports, **{name: proxy.port for name, proxy in self.proxies.items()})
+
+    async def _add_proxy(self, name: str, port: int) -> None:
+        self.proxies[name] = ModbusProxy(HOST, port, rng=self._world.rng(20 + len(self.proxies)))
+        await self.proxies[name].start()
 
     def _ups_share(self) -> float:
         return self._plant.facility.params.ups_share or 1.0
@@ -289,17 +307,32 @@ class WireBench:
     async def _timeline(self) -> None:
         """Publish what the grid says at its times, watch, and end at the scenario's end."""
         watch = asyncio.ensure_future(self._watch())
+        sickness = asyncio.ensure_future(self._make_faults())
         try:
             for known_s, sig in sorted(grid_signals(self._scenario, self._site), key=lambda s: s[0]):
                 if known_s < self._world.duration_s:
                     await self._sleep_until(known_s)
                     self._publish(replace(sig, from_s=max(sig.from_s, self._clock.now_s())))
             await self._sleep_until(self._world.duration_s)
-            if watch.done():
-                watch.result()
+            for task in (watch, sickness):
+                if task.done():
+                    task.result()
         finally:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            for task in (watch, sickness):
+                task.cancel()
+            await asyncio.gather(watch, sickness, return_exceptions=True)
+
+    async def _make_faults(self) -> None:
+        """Each fault of the scenario at its time, on the wire of its device; of two at once the later counts."""
+        edges = [(f.from_s, f) for f in self._faults] + [(f.until_s, f) for f in self._faults]
+        for t_s, fault in sorted((e for e in edges if math.isfinite(e[0])), key=lambda e: e[0]):
+            await self._sleep_until(t_s)
+            on = FaultPlan(self._faults).on(fault.port, self._clock.now_s())
+            if on is None:
+                self.proxies[fault.port].heal()
+            else:
+                self.proxies[fault.port].make_verb(on.verb, on.value)
+            self._note(fault.id, "fault", f"{fault.port}: {on.verb if on is not None else 'well again'}")
 
     async def _sleep_until(self, t_s: float) -> None:
         await self._clock.sleep_until_ns(round(t_s * NS_PER_S))
@@ -391,6 +424,8 @@ class WireBench:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for proxy in self.proxies.values():
+            await proxy.stop()
         for server in self._servers:
             await server.stop()
         if self._broker is not None:
@@ -429,6 +464,17 @@ class WireBench:
             if t_s.size > 1:
                 crash = Crash(h.t_s, t_s, pcc_w, dropped_w(record.rows, h))
         return predictions(self._site, [sig for _, sig in grid_signals(self._scenario, self._site)], crash)
+
+
+def _wire_faults(scenario: Scenario) -> list[Fault]:
+    """The scenario's faults, which must be such as a wire can have."""
+    for doc in scenario.doc.faults:
+        if doc.port not in ("meter", "battery", "ups") or doc.verb not in WIRE_VERBS:
+            raise BadInput(
+                f"{scenario.doc.name}: faults: {doc.port} {doc.verb}: with --wire meter, battery and ups can be"
+                f" {', '.join(WIRE_VERBS)}; leave --wire out for the others"
+            )
+    return FaultPlan.of(scenario.doc.faults).faults
 
 
 def _missing(status: dict[str, Any] | None, *, gpus: int, is_battery_told: bool) -> str:

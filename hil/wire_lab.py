@@ -8,6 +8,9 @@ settings are looked at last.
 from __future__ import annotations
 
 import asyncio
+import getpass
+import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -25,12 +28,14 @@ from controller.lease import EPOCH_NAME
 from controller.status import fetch
 from controller.types import FloatArray
 from hil.bench import RunRecord
-from hil.modbus_proxy import ModbusProxy
 from hil.plant.site import NS_PER_S
 from hil.scenario import Scenario
+from hil.signal_plan import grid_signals
 from hil.supervisor import Service, Unit
 from hil.wire import Snapshot, WireBench
+from hil.wire_children import die_with_parent
 from hil.wire_config import HOST, Ports, WireFiles
+from hil.wire_signals import Answer
 
 SITE, NODE = "rampart-site.service", "rampart-node.service"
 
@@ -39,7 +44,13 @@ class WireLab(WireBench):
     """One story on wires. `services` and `proxies` are there once it runs."""
 
     def __init__(
-        self, scenario: Scenario, *, out: Path, story: Story, site_environment: Mapping[str, str] | None = None
+        self,
+        scenario: Scenario,
+        *,
+        out: Path,
+        story: Story,
+        site_environment: Mapping[str, str] | None = None,
+        with_mosquitto: bool = False,
     ) -> None:
         site = scenario.settings.site
         assert site is not None
@@ -47,10 +58,11 @@ class WireLab(WireBench):
         self.said: list[tuple[float, str]] = []
         self.modes: list[tuple[float, str]] = []
         self.services: dict[str, Service] = {}
-        self.proxies: dict[str, ModbusProxy] = {}
+        self.mosquitto: Mosquitto | None = None
         self.run_dir = Path(tempfile.mkdtemp(prefix="rampart-"))  # a short path: sockets lie in it
         self._story = story
         self._site_environment = dict(site_environment or {})
+        self._with_mosquitto = with_mosquitto
         self._csv = (out / "pcc.csv").open("w", encoding="utf-8")
         super().__init__(scenario, site, out=out, csv_file=self._csv, show=self._see)
 
@@ -128,6 +140,17 @@ class WireLab(WireBench):
         """What the second controller says of itself."""
         return str((await fetch(self.run_dir / "other" / "site.sock"))["mode"])
 
+    def announce(self) -> None:
+        """Publish every grid signal of the scenario now, for as long as it says."""
+        for _, sig in grid_signals(self._scenario, self._site):
+            length_s = sig.until_s - sig.from_s
+            self._publish(replace(sig, from_s=self.now_s, until_s=self.now_s + length_s))
+
+    @property
+    def answers(self) -> list[Answer]:
+        """What the site said to what was announced."""
+        return self._account.answers
+
     def caps_mhz(self) -> FloatArray:
         """Upper locked clocks as the simulated driver holds them; NaN where free."""
         found: FloatArray = self.gpus.gpus.clock_lock_mhz()[1]
@@ -157,13 +180,17 @@ class WireLab(WireBench):
         if snapshot.stage == "running" and (not self.modes or self.modes[-1][1] != snapshot.mode):
             self.modes.append((self.now_s, snapshot.mode))
 
-    async def _serve(self) -> Ports:
-        ports = await super()._serve()
-        behind = {"meter": ports.meter, "battery": ports.battery, "ups": ports.ups}
-        for name, port in behind.items():
-            self.proxies[name] = ModbusProxy(HOST, port, rng=np.random.default_rng(len(self.proxies)))
-            await self.proxies[name].start()
+    async def _behind_proxies(self, ports: Ports) -> Ports:
+        for name in ("meter", "battery", "ups"):
+            await self._add_proxy(name, getattr(ports, name))
         return replace(ports, **{name: proxy.port for name, proxy in self.proxies.items()})
+
+    async def _start_broker(self, port: int) -> None:
+        """A mosquitto of its own, which can be frozen and killed as the bench's own cannot."""
+        if self._with_mosquitto:
+            self.mosquitto = await Mosquitto.start(self.run_dir, port)
+        else:
+            await super()._start_broker(port)
 
     async def _start_processes(self, files: WireFiles, run_dir: Path, variables: Mapping[str, str]) -> None:
         for name, file, extra in (
@@ -212,9 +239,11 @@ class WireLab(WireBench):
     async def _stop(self, run_dir: Path) -> None:
         for service in self.services.values():
             service.memory_max = None
+        if self.mosquitto is not None:
+            await self.mosquitto.revive()
         await super()._stop(run_dir)
-        for proxy in self.proxies.values():
-            await proxy.stop()
+        if self.mosquitto is not None:
+            await self.mosquitto.end()
         self._csv.close()
 
     @property
@@ -239,17 +268,86 @@ class WireLab(WireBench):
             await self._stop(self.run_dir)
 
 
+MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/sbin")
+
+
+class Mosquitto:
+    """A broker process on loopback, open to all; its sessions are lost with it."""
+
+    def __init__(self, conf: Path, port: int) -> None:
+        self._conf, self._port = conf, port
+        self._process: asyncio.subprocess.Process | None = None
+
+    @classmethod
+    async def start(cls, folder: Path, port: int) -> Mosquitto:
+        conf = folder / "mosquitto.conf"
+        lines = (
+            f"user {getpass.getuser()}",
+            f"listener {port} {HOST}",
+            "allow_anonymous true",
+            "set_tcp_nodelay true",
+            "message_size_limit 65536",
+        )
+        conf.write_text("\n".join(lines) + "\n", encoding="ascii")
+        broker = cls(conf, port)
+        await broker.begin()
+        return broker
+
+    async def begin(self) -> None:
+        """Start it, and wait until it listens."""
+        assert MOSQUITTO is not None, "mosquitto is not installed"
+        self._process = await asyncio.create_subprocess_exec(
+            MOSQUITTO, "-c", str(self._conf), stderr=asyncio.subprocess.DEVNULL, preexec_fn=die_with_parent
+        )
+        async with asyncio.timeout(5.0):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection(HOST, self._port)
+                except OSError:
+                    await asyncio.sleep(0.02)
+                else:
+                    writer.close()
+                    return
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        assert self._process is not None
+        await self._process.wait()
+
+    async def revive(self) -> None:
+        """Whatever a story did to it, it serves again."""
+        assert self._process is not None
+        if self._process.returncode is not None:
+            await self.begin()
+        self.signal(signal.SIGCONT)
+
+    async def end(self) -> None:
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.terminate()
+            await self._process.wait()
+
+
 Story = Callable[[WireLab], Awaitable[None]]
 
 
 def in_wire_lab(
-    story: Story, scenario: Scenario, out: Path, *, site_environment: Mapping[str, str] | None = None
+    story: Story,
+    scenario: Scenario,
+    out: Path,
+    *,
+    site_environment: Mapping[str, str] | None = None,
+    with_mosquitto: bool = False,
 ) -> WireLab:
     """Tell `story` on wires; the lab it leaves says what became of processes and GPUs."""
     out.mkdir(parents=True, exist_ok=True)
 
     async def main() -> WireLab:
-        lab = WireLab(scenario, out=out, story=story, site_environment=site_environment)
+        lab = WireLab(scenario, out=out, story=story, site_environment=site_environment, with_mosquitto=with_mosquitto)
         await lab.tell()
         return lab
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ NEEDS_COMPILER = pytest.mark.skipif(
     shutil.which("cc") is None and shutil.which("gcc") is None, reason="needs a C compiler"
 )
 MW = 1e6
+TRACKER_HZ = 10  # what two busy cores can keep beside bench, broker and devices
 NORMAL_S = 20.0  # from restart, DESIGN and FAULTS
 CAPS_S = 5.0  # from the controller's death to bounded caps
 BATTERY_S = 30.0
 DEATH_STEP_W = 5 * MW  # per second: what the 15 s row lets go at once
 
 
-def lane_scenario(*, follow: str = "software", **site: Any) -> Scenario:
+def lane_scenario(*, follow: str = "software", signals: Sequence[dict[str, Any]] = (), **site: Any) -> Scenario:
     """A training job that runs from the start, for as long as the story lasts."""
     configs = data_root() / "configs"
     raw = yaml.safe_load((configs / "scenarios" / "demo.yaml").read_text(encoding="utf-8"))
@@ -34,10 +36,10 @@ def lane_scenario(*, follow: str = "software", **site: Any) -> Scenario:
     }  # steps of its own
     raw |= {
         "name": "lane",
-        "site": own | site,
+        "site": own | {"tracker_hz": TRACKER_HZ} | site,
         "duration_s": 3600.0,
         "events": [],
-        "signals": [],
+        "signals": list(signals),
         "wire": {"node": str(configs / "demo" / "node.yaml"), "start_s_max": 60},
     }
     return parse_scenario(raw, Overrides(controller="rule", follow=follow), origin=str(configs / "lane.yaml"))
