@@ -114,7 +114,7 @@ class MeterCheck:
             return frozenset({MeterFlag.METER_STALE})
         if reading.t_mono_s > self._t_s:
             self._found = frozenset(self._judge(reading, view))
-        is_ignored = MeterFlag.METER_SPIKE in self._found  # then the sample before it stands, if that one was good
+        is_ignored = self._found == {MeterFlag.METER_SPIKE}  # then the sample before it stands, if that one was good
         self._is_good = self._is_good if is_ignored else not self._found & UNUSABLE
         self.is_usable = self._is_good and math.isfinite(self._t_s)
         return self._found
@@ -131,6 +131,8 @@ class MeterCheck:
             self._ignored += 1
             if self._ignored == 1:
                 return {MeterFlag.METER_SPIKE}  # the last value stands, and its time with it
+            if self._is_impossible(power_w, view):  # however often it says so
+                return {MeterFlag.METER_SPIKE, MeterFlag.METER_MISSING}
         self._ignored = 0
         if self._is_counter_reset(reading.value):
             found.add(MeterFlag.COUNTER_RESET)
@@ -156,10 +158,12 @@ class MeterCheck:
 
     def _is_spike(self, power_w: float, view: MeterView) -> bool:
         """Beyond what meter or load can be, or a rise no load makes between two samples."""
-        load_w = power_w + view.battery_w
-        if abs(power_w) > self._nameplate_w or load_w > self._load_w_max:
+        if self._is_impossible(power_w, view):
             return True
         return math.isfinite(self._t_s) and power_w - self.power_w > RISE_FRAC * self._site.registered_peak_w
+
+    def _is_impossible(self, power_w: float, view: MeterView) -> bool:
+        return abs(power_w) > self._nameplate_w or power_w + view.battery_w > self._load_w_max
 
     def _is_counter_reset(self, sample: MeterSample) -> bool:
         before, self._counter_wh = self._counter_wh, sample.import_wh

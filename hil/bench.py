@@ -134,7 +134,7 @@ def run(
         is_recorded = out is not None and site.policy is not Policy.NONE
         recording = stack.enter_context(whole_file(out / "recording.jsonl.gz")) if out and is_recorded else None
         bench = Bench(scenario, site, csv_file=csv_file, recording=recording, build=build, on_progress=on_progress)
-        stack.enter_context(_rare_collections())
+        stack.enter_context(rare_collections())
         started_s, started_cpu_s = time.perf_counter(), time.process_time()
         if scenario.doc.clock == "virtual":
             vtime.run(bench.in_virtual_time())
@@ -305,7 +305,7 @@ class Bench:
 
 
 @contextlib.contextmanager
-def _rare_collections() -> Iterator[None]:
+def rare_collections() -> Iterator[None]:
     """Collect garbage seldom: a run makes little of it in cycles, and looking for it costs a tenth of the time."""
     before = gc.get_threshold()
     gc.set_threshold(50_000, 20, 100)

@@ -200,7 +200,7 @@ class LabSync:
     is_synced: bool = True
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # asyncio prints its tasks, and with them all that a lab holds, at every start
 class Lab:
     """The site of one cell. Make it with `in_lab`."""
 

@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from controller.modes import Flag
 from controller.types import Mode
+from hil.bench import rare_collections
 from hil.faults import Fault
 from hil.matrix_lab import Lab, in_lab, lab_scenario
 from hil.run_log import BriefRecorder
@@ -32,6 +34,7 @@ NORMAL_WITHIN_S = 110.0
 SENSING = ("meter", "ups", "grid")  # ports whose faults a controller with true state would not have
 VERBS = ("off", "stuck", "garbage", "wrong", "slow", "delayed", "intermittent")
 CONTRACTS = (("ieso-ramp",), ("aeso",), ("southern",), ("atc-spp",), ("ieso-ramp", "aeso"))
+BATTERY_EVENTS = ("battery_local", "battery_derate", "battery_trip")
 WORKERS = 2
 CLOCK_STEP_MHZ = 15.0
 
@@ -111,7 +114,7 @@ def draw(seed: int) -> Tale:
         drop_megawatt=between(3, 25) if maybe(0.4) else None,
         drop_s=between(15, 100),
         drop_within_s=between(0.2, 20),
-        battery_event=("battery_local", "battery_derate")[int(rng.integers(2))] if maybe(0.15) else None,
+        battery_event=BATTERY_EVENTS[int(rng.integers(len(BATTERY_EVENTS)))] if maybe(0.15) else None,
         battery_event_s=between(10, 90),
         blows=blows,
     )
@@ -164,6 +167,9 @@ def _play(tale: Tale, blows: tuple[Blow, ...], *, recording: Path | None) -> tup
         lab.start()
         await lab.run(SAFETY_S)
         lab.plan.clear()
+        if any(Flag.METER_UNIT_WRONG in tick.flags for tick in lab.ticks[-1:]):
+            await lab.kill()  # locked out until an operator acts, and this is what an operator does
+            await lab.restart()
         for k in range(round(HEALED_S)):
             await lab.run(1.0)
             lab.ticks[:-20] = [t for t in lab.ticks[:-20] if t.mode is not Mode.NORMAL]
@@ -234,7 +240,8 @@ def _scenario(tale: Tale) -> Any:
 
 def _one(seed: int) -> Outcome:
     _quiet()
-    return run_tale(draw(seed))
+    with rare_collections():
+        return run_tale(draw(seed))
 
 
 def _quiet() -> None:
@@ -247,7 +254,8 @@ def swarm(hours: float, out: Path, *, first_seed: int, wall_s: float) -> int:
     """Episodes until `hours` are simulated or `wall_s` has passed; writes the summary; exit status."""
     out.mkdir(parents=True, exist_ok=True)
     started_s = time.perf_counter()
-    sim_s, faults, episodes, forced = 0.0, 0, 0, 0
+    sim_s, faults, episodes = 0.0, 0, 0
+    forced: list[Outcome] = []
     failures: list[Outcome] = []
     count = max(1, round(hours * 3600.0 / (SAFETY_S + HEALED_S)))
     with multiprocessing.get_context("spawn").Pool(WORKERS, maxtasksperchild=200) as pool:
@@ -255,7 +263,8 @@ def swarm(hours: float, out: Path, *, first_seed: int, wall_s: float) -> int:
             episodes += 1
             sim_s += found.sim_s
             faults += found.faults
-            forced += int(bool(found.broken) and found.is_forced)
+            if found.broken and found.is_forced:
+                forced.append(found)
             if found.is_failure:
                 failures.append(found)
                 print(f"failed: {_why(found)}; again: python -m hil.swarm --seed {found.seed}", flush=True)
@@ -271,7 +280,8 @@ def swarm(hours: float, out: Path, *, first_seed: int, wall_s: float) -> int:
         "throttled_left": sum(f.throttled > 0 for f in failures),
         "failing_seeds": [f.seed for f in failures],
         "episodes": episodes,
-        "forced": forced,
+        "forced": len(forced),
+        "forced_cases": {str(f.seed): list(f.broken) for f in sorted(forced, key=lambda f: f.seed)},
         "late_normal": sum(f.is_normal_late for f in failures),
         "errors": sum(bool(f.error) for f in failures),
         "real_time_ratio_per_core": round(sim_s / max(elapsed_s, 1e-9) / WORKERS, 1),

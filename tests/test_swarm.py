@@ -48,9 +48,12 @@ def test_what_breaks_is_a_failure_unless_the_reference_breaks_too() -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_a_meter_that_never_heals_in_time_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unit errors are locked out until an operator acts: NORMAL cannot return, and the swarm says so."""
+def test_what_is_locked_out_is_restarted_by_its_operator_and_late_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit error is locked out until an operator acts: one does when all is healed, and NORMAL takes its dwell."""
     tale = replace(CALM, compute_w=500.0, following="device", blows=(Blow("meter", "wrong", 5.0, 5.0, 1000.0),))
+    monkeypatch.setattr(swarms, "NORMAL_WITHIN_S", 14.0)
+    assert not run_tale(tale).is_normal_late
+    monkeypatch.setattr(swarms, "NORMAL_WITHIN_S", 3.0)
     assert run_tale(tale).is_normal_late
 
 
@@ -97,5 +100,6 @@ def test_summary_counts_and_names_failing_seeds(tmp_path: Path, monkeypatch: pyt
     status = swarms.swarm(310.0 * 5 / 3600.0, tmp_path, first_seed=1, wall_s=1e9)
     found = json.loads((tmp_path / "summary.json").read_text())
     assert status == 1 and found["failing_seeds"] == [2, 3] and found["forced"] == 1
+    assert found["forced_cases"] == {"4": ["row: 7 > 5"]}
     assert (found["violations"], found["throttled_left"], found["faults"]) == (1, 1, 10)
     assert found["hours"] == pytest.approx(310 * 5 / 3600, abs=1e-3)
