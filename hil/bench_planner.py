@@ -241,7 +241,6 @@ class _Bench:
                 ttl_s=5.0,
                 slope_w_per_s=self._reserve.fall_w_per_s,
                 is_release=False,
-                is_fallback=False,
             )
             spent.append((read_s, watch.read()[1] - read_s))
             self.sink += len(commands)

@@ -1,4 +1,4 @@
-"""Commands for a fleet: one per node that is due, each in its slot, caps as planned, as fallback or none."""
+"""Commands for a fleet: one per node that is due, each in its slot, caps as planned or none."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from hil import bench_planner
 SLOPE = 1e5
 
 
-def commands(
-    *, caps: np.ndarray, due: np.ndarray | None = None, release: bool = False, fallback: bool = False
-) -> tuple[NodeCommand, ...]:
+def commands(*, caps: np.ndarray, due: np.ndarray | None = None, release: bool = False) -> tuple[NodeCommand, ...]:
     """For 20 GPUs on three nodes of 8, 8 and 4."""
     fleet = bench_planner._fleet(20)
     nodes = bench_planner._reports(fleet, t_s=1.0, power_w=np.full(20, 500.0))
@@ -29,7 +27,6 @@ def commands(
         ttl_s=5.0,
         slope_w_per_s=SLOPE,
         is_release=release,
-        is_fallback=fallback,
         is_due=due,
     )
 
@@ -56,12 +53,10 @@ def test_who_is_not_due_hears_nothing_and_keeps_its_slot() -> None:
     assert [cap.power_limit_w for cap in last.caps] == [650.0] * 4
 
 
-def test_fallback_is_the_lower_of_both_and_release_has_no_caps() -> None:
-    """Falling back never raises a clock that stands lower already; a free clock goes to the fallback."""
+def test_a_release_has_no_caps() -> None:
+    """Originals come back by their own path, whatever the plan's caps are."""
     caps = np.vstack((np.full(20, 900.0), np.full(20, 500.0)))
     caps[0, 4] = math.inf
-    first = commands(caps=caps, fallback=True)[0]
-    assert [cap.clock_mhz for cap in first.caps] == [900] * 4 + [1000] + [900] * 3
-    assert all(cap.power_limit_w is None for cap in first.caps)
+    assert commands(caps=caps)[0].caps[4].clock_mhz is None, "free"
     released = commands(caps=caps, release=True)
     assert all(c.is_release and c.caps == () for c in released)
