@@ -6,16 +6,18 @@ that a device marks as absent are None. The first complete read must be plausibl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from controller.ports import Clock
-from drivers.errors import NotSupported, WrongDevice
+from drivers.errors import DeviceFault, InvalidValue, NotSupported, WrongDevice
 from drivers.identity import Identity, IdentityBook
 from drivers.modbus import ModbusDevice
 from drivers.profile import REQUIRED, ROLES, Control, DeviceProfile, Place, Point, WordOrder
 from drivers.registers import SUNSPEC_ABSENT, Codec, Field, Term
 from drivers.sunspec import ModelAt, discover, layout
+
+GAP_MAX = 64  # registers read along between two blocks: 128 bytes cost less than another request and its answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,16 @@ class _Block:
         self.due_s = float("-inf")
 
 
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """One request, and the blocks it serves."""
+
+    function: int
+    start: int
+    end: int
+    blocks: tuple[_Block, ...]
+
+
 class DeviceMap:
     """Reads a device by role. `values` holds the newest of each point, `power_t_s` when power arrived."""
 
@@ -87,25 +99,21 @@ class DeviceMap:
         self._clock = clock
         self._is_reading_all = is_reading_all
         self._blocks: tuple[_Block, ...] = ()
+        self._spans_of: dict[tuple[int, ...], tuple[_Span, ...]] = {}  # by which blocks are due
+        self._is_joining = True
         self._is_proven = False
         self._first_role = "output_w" if "output_w" in profile.points else "power_w"
 
     async def read(self) -> None:
         """Read what is due. Raises DriverError; WrongDevice when the device does not fit the profile."""
         await self.prepare()
-        for block in self._blocks:
-            now_s = self._clock.now_s()
-            if now_s < block.due_s:
-                continue
-            data = await self._read_block(block)
-            if data is None:
-                continue
-            if block.period_s > 0:
-                block.due_s = now_s + block.period_s
-            for field in block.fields:
-                self.values[field.name] = field.value(data)
-                if field.name == self._first_role:
-                    self.power_t_s = self._clock.now_s()
+        now_s = self._clock.now_s()
+        due = tuple(k for k, block in enumerate(self._blocks) if now_s >= block.due_s)
+        spans = self._spans_of.get(due)
+        if spans is None:
+            spans = self._spans_of[due] = self._joined([self._blocks[k] for k in due])
+        for span in spans:
+            await self._read_span(span, now_s)
         if not self._is_proven:
             self._prove()
 
@@ -146,6 +154,50 @@ class DeviceMap:
 
     # ---------------------------------------------------------------------------------------------- private
 
+    def _joined(self, due: Sequence[_Block]) -> tuple[_Span, ...]:
+        """The requests that read `due`, those with the first role first: neighbours within the device's reach as one.
+
+        A gap is read along on a SunSpec map only, where every register answers; elsewhere it may be an error.
+        """
+        gap = GAP_MAX if self.profile.sunspec is not None else 0
+        spans: list[_Span] = []
+        for block in sorted(due, key=lambda block: (block.function, block.start)):
+            if spans and self._is_joining and spans[-1].function == block.function and block.function in (3, 4):
+                last = spans[-1]
+                end = max(last.end, block.start + block.count)
+                if block.start - last.end <= gap and end - last.start <= self.device.registers_per_read_max:
+                    spans[-1] = _Span(last.function, last.start, end, (*last.blocks, block))
+                    continue
+            spans.append(_Span(block.function, block.start, block.start + block.count, (block,)))
+        first = {id(block) for block in self._blocks[:1]}
+        return tuple(sorted(spans, key=lambda span: all(id(block) not in first for block in span.blocks)))
+
+    async def _read_span(self, span: _Span, now_s: float) -> None:
+        if len(span.blocks) == 1:
+            data = await self._read_block(span.blocks[0])
+            if data is not None:
+                self._take(span.blocks[0], data, now_s)
+            return
+        try:
+            data = await self.device.read_registers(span.function, span.start, span.end - span.start)
+        except (NotSupported, InvalidValue, DeviceFault):  # one of them is not there: each for itself from now on
+            self._is_joining = False
+            self._spans_of.clear()
+            for block in span.blocks:
+                await self._read_span(_Span(block.function, block.start, block.start + block.count, (block,)), now_s)
+            return
+        for block in span.blocks:
+            at = 2 * (block.start - span.start)
+            self._take(block, data[at : at + 2 * block.count], now_s)
+
+    def _take(self, block: _Block, data: bytes, now_s: float) -> None:
+        if block.period_s > 0:
+            block.due_s = now_s + block.period_s
+        for field in block.fields:
+            self.values[field.name] = field.value(data)
+            if field.name == self._first_role:
+                self.power_t_s = self._clock.now_s()
+
     async def _read_block(self, block: _Block) -> bytes | None:
         try:
             if block.function in (1, 2):
@@ -183,6 +235,8 @@ class DeviceMap:
         blocks = self._discovered_blocks(places) if self.profile.sunspec is not None else self._fixed_blocks(places)
         blocks.sort(key=lambda block: all(field.name != self._first_role for field in block.fields))
         self._blocks = tuple(block for block in blocks if block.fields)
+        self._spans_of.clear()
+        self._is_joining = True
         self.point_places = {name: _single(where[0]) for name, where in places.items() if len(where) == 1}
         located = {name: self._where(control) for name, control in self.profile.controls.items()}
         self.controls = {name: _single(where[0]) for name, where in located.items() if where}

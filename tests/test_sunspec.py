@@ -10,6 +10,7 @@ from controller.types import MeterSample, Quality
 from drivers.errors import BadReply, WrongDevice
 from drivers.meter import ModbusMeter, open_meter
 from drivers.sunspec import discover, layout
+from hil.modbus_server import ExceptionCode, RegisterFault
 from tests.modbus_kit import CLOCK, Table, device, f32, i16, profile, serving, settings, u16
 
 END = b"\xff\xff\x00\x00"
@@ -76,7 +77,7 @@ def test_points_lie_where_the_published_models_say(model_id: int, point: str, of
 @pytest.mark.parametrize("base", [40000, 0, 50000])
 async def test_the_map_is_found_at_each_base(base: int) -> None:
     async with serving(chain(COMMON, METER_213, base=base)) as server:
-        dut = device(server.port)
+        dut = device(server.port, timeout_s=1.0)
         models = await discover(dut, (40000, 0, 50000))
         await dut.connection.close()
     assert [(model.model_id, model.address - base) for model in models] == [(1, 2), (213, 70)]
@@ -215,3 +216,68 @@ async def test_after_a_reconnect_the_map_is_discovered_again() -> None:
         await until(lambda: connection.connect_count == 2)
         assert (await dut.read()).value.power_w == -9012e4
         await dut.close()
+
+
+@pytest.mark.wire
+async def test_what_is_due_together_is_read_together() -> None:
+    """Power every time; voltage and energies once a second, and then in the same frame as power."""
+    async with serving(chain(COMMON, METER_213)) as server:
+        dut = opened(server.port)
+        await dut.read()
+        frames = server.request_count
+        for block in dut._map._blocks:
+            block.due_s = 0.0
+        reading = await dut.read()
+        assert server.request_count == frames + 1
+        assert (reading.value.power_w, reading.value.import_wh) == (8.5e7, 1e9)
+        await dut.read()
+        assert server.request_count == frames + 2
+        await dut.close()
+
+
+@pytest.mark.wire
+async def test_frames_stay_within_what_the_device_reads_at_once() -> None:
+    counts: list[int] = []
+
+    class Counting(Table):
+        def read_registers(self, function: int, address: int, count: int) -> bytes:
+            counts.append(count)
+            return super().read_registers(function, address, count)
+
+    small = profile("sunspec-meter").model_copy(update={"registers_per_read_max": 32})
+    async with serving(Counting(chain(COMMON, METER_213).words)) as server:
+        dut = open_meter(settings(server.port, timeout_s=1.0), profile=small, clock=CLOCK)
+        assert (await dut.read()).value.import_wh == 1e9
+        await dut.close()
+    assert max(counts) <= 32 and counts.count(4) == 1, "power comes alone where the joined frame would be too long"
+
+
+@pytest.mark.wire
+@pytest.mark.parametrize("code", [ExceptionCode.ILLEGAL_ADDRESS, ExceptionCode.DEVICE_FAILURE])
+async def test_a_device_that_refuses_a_joined_frame_is_read_block_by_block(code: ExceptionCode) -> None:
+    """It answers for each model alone and refuses to read across them."""
+
+    class Strict(Table):
+        refusals = 0
+
+        def read_registers(self, function: int, address: int, count: int) -> bytes:
+            if count > 30:
+                self.refusals += 1
+                raise RegisterFault(code)
+            return super().read_registers(function, address, count)
+
+    table = Strict(chain(COMMON, METER_203).words)
+    async with serving(table) as server:
+        loaded = profile("sunspec-meter")
+        points = {name: point for name, point in loaded.points.items() if name != "voltage_v"}
+        dut = open_meter(
+            settings(server.port, timeout_s=1.0), profile=loaded.model_copy(update={"points": points}), clock=CLOCK
+        )
+        table.put(40000 + 2 + 68 + 46, u16(0, 7))
+        table.put(40000 + 2 + 68 + 54, i16(0))
+        for _ in range(3):
+            assert (await dut.read()).value.power_w == -9012e4
+            for block in dut._map._blocks:
+                block.due_s = 0.0
+        await dut.close()
+    assert table.refusals == 1, "it is not tried again on this connection"
