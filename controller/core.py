@@ -368,7 +368,7 @@ class SiteCore:
         caps = self._responder.caps(
             image.t_mono_s,
             target_w=target_w,
-            armed=self.planning.armed,
+            armed=self.planning.armed if self._has_commandable() else None,
             estimate=estimate,
             battery=sample if bounds.discharge_w_max > 0.0 else None,
             written=self._envelope_state,
@@ -381,6 +381,10 @@ class SiteCore:
         return self._responder.set_point_w(
             image.t_mono_s, target_w=target_w, estimate=estimate, sample=sample, bounds=bounds
         )
+
+    def _has_commandable(self) -> bool:
+        """Some GPU obeys; where nodes only report, caps would do nothing and the battery must not wait for them."""
+        return self._read is not None and bool(np.isnan(self._read[1].acks.fixed_w).any())
 
     def _room_w(self, image: SiteImage, estimate: Estimate, mode: ModeState, fleet: Fleet, target_w: float) -> float:
         """What all GPUs may draw at their worst under `target_w`: the envelope's own sum."""

@@ -48,6 +48,7 @@ START_S_MAX, FREE_S_MAX = 60.0, 30.0
 STEADY_S, STEADY_FRAC = 0.3, 0.003
 WARM_UP = 3  # the first response of a controller rests on its prior of the GPUs' curve
 STOP_S = 15.0
+NO_DRIVER = "^none$"  # no driver is accepted: the agent reports its GPUs and leaves them alone
 
 
 class NotReady(Exception):
@@ -313,8 +314,8 @@ async def _until_controlled(folder: Path, way: Way, session: MqttSession, tasks:
 
 
 def _is_controlling(status: Mapping[str, object], way: Way) -> bool:
-    has_nodes = way is Way.BATTERY or status.get("nodes") == 1
-    return status.get("mode") in ("NORMAL", "DEGRADED") and has_nodes and not status.get("reasons")
+    is_well = status.get("mode") in ("NORMAL", "DEGRADED") and status.get("nodes") == 1
+    return is_well and (way is Way.BATTERY or not status.get("reasons"))  # an agent that only reports is a reason
 
 
 def _raise_dead(tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -365,8 +366,6 @@ def _write_files(
     gpu_peak_w, gpu_idle_w = GPUS * STANDS_FOR * 300.0, GPUS * STANDS_FOR * 42.0
     mega = 1e6
     mqtt = {"host": "127.0.0.1", "port": broker, "keepalive_s": 2}
-    # Without an agent GPUs are like any load, but none that must stay: a target is not followed below that.
-    other_w_max = OTHER_W if way is not Way.BATTERY else OTHER_W + gpu_peak_w
     site: dict[str, object] = {
         "role": "site",
         "name": "latency",
@@ -384,11 +383,11 @@ def _write_files(
             "nameplate_megawatt": 15,
         },
         "load": {
-            "gpu_peak_megawatt": gpu_peak_w / mega if way is not Way.BATTERY else 0.0,
-            "gpu_idle_megawatt": gpu_idle_w / mega if way is not Way.BATTERY else 0.0,
-            "gpu_fallback_megawatt": 0.6 * gpu_peak_w / mega if way is not Way.BATTERY else 0.0,
+            "gpu_peak_megawatt": gpu_peak_w / mega,
+            "gpu_idle_megawatt": gpu_idle_w / mega,
+            "gpu_fallback_megawatt": 0.6 * gpu_peak_w / mega,
             "other_megawatt": OTHER_W / mega,
-            "other_max_megawatt": other_w_max / mega,
+            "other_max_megawatt": OTHER_W / mega,
         },
         "classes": [{"name": "training", "nodes": ["node-*"], "priority": 50}],
         "commands": {"raise_dwell_s": 0, "grace_s": 60, "release_stagger_s": 0, "service_floor": 0.3},
@@ -424,15 +423,16 @@ def _write_files(
             "sampled": {"nodes": STANDS_FOR},
             "telemetry_hz": 5,
             "fallback_clock_mhz": 1200,
-            "driver_versions": r"^0\.0-hil",
+            "driver_versions": NO_DRIVER if way is Way.BATTERY else r"^0\.0-hil",
         },
         "mqtt": mqtt,
         "state_dir": str(folder / "node"),
         "runtime_dir": str(folder / "run-node"),
     }
-    documents: dict[str, tuple[Mapping[str, object], Mapping[str, str]]] = {"site controller": (site, {})}
-    if way is not Way.BATTERY:
-        documents["node agent"] = (node, environment(folder / "gpus"))
+    documents: dict[str, tuple[Mapping[str, object], Mapping[str, str]]] = {
+        "site controller": (site, {}),
+        "node agent": (node, environment(folder / "gpus")),
+    }
     found: dict[str, tuple[Path, Mapping[str, str]]] = {}
     for name, (document, variables) in documents.items():
         path = folder / f"{name.replace(' ', '-')}.yaml"
