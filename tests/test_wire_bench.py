@@ -18,6 +18,9 @@ import pytest
 import yaml
 
 from controller.config.load import data_root
+from controller.errors import BadInput
+from hil.scenario import Overrides, load_scenario
+from hil.wire import run_wire
 from tests.conftest import ROOT
 
 pytestmark = [
@@ -84,7 +87,8 @@ def test_a_short_run_controls_caps_and_gives_everything_back(tmp_path: Path) -> 
     out = tmp_path / "out"
     events = [{"kind": "start", "t_s": 1.0, "within_s": 3.0}]
     target = {"kind": "load_target", "issuer": "grid-operator", "t_s": 2.0, "until_s": 600, "megawatt": 30}
-    process = start(scenario_file(tmp_path, events=events, signals=[target], duration_s=8.0), out)
+    faults = [{"id": "card", "t_s": 1.5, "duration_s": 3.0, "port": "ups", "verb": "off"}]
+    process = start(scenario_file(tmp_path, events=events, signals=[target], faults=faults, duration_s=8.0), out)
     said, _ = process.communicate(timeout=RUN_S_MAX)
     assert process.returncode in (0, 1), said  # a busy machine may cost a limit; it may not cost anything else
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
@@ -95,6 +99,7 @@ def test_a_short_run_controls_caps_and_gives_everything_back(tmp_path: Path) -> 
     assert [a["acceptance"] for a in facts["answers"]] == ["accepted"]
     assert result["battery"]["throughput_wh"] > 0.0, "the battery was moved over Modbus"
     assert result["tracker"]["ticks"] > 60 and facts["status_messages"] > 0
+    assert [h["detail"] for h in result["events"] if h["kind"] == "fault"] == ["ups: off", "ups: well again"]
     assert {"pcc.csv", "report.html", "recording.jsonl.gz"} <= {p.name for p in out.iterdir()}
     assert processes_of(out) == []
 
@@ -106,6 +111,14 @@ def test_a_signal_that_nobody_may_send_is_bad_input(tmp_path: Path) -> None:
     said, _ = process.communicate(timeout=RUN_S_MAX)
     assert process.returncode == 2 and "stranger" in said and "Traceback" not in said, said
     assert processes_of(tmp_path / "out") == []
+
+
+def test_a_fault_that_no_wire_can_have_is_bad_input(tmp_path: Path) -> None:
+    """Refused before anything is opened: what a device gets wrong by itself is for the virtual clock."""
+    faults = [{"t_s": 1, "port": "meter", "verb": "wrong", "value": 1000}]
+    scenario = load_scenario(str(scenario_file(tmp_path, faults=faults)), Overrides())
+    with pytest.raises(BadInput, match=r"meter wrong: with --wire .* off, garbage, slow, intermittent"):
+        run_wire(scenario, out=tmp_path, show=lambda _: None)
 
 
 @pytest.mark.process
