@@ -927,3 +927,13 @@ def test_a_rate_row_forgets_under_a_waiver_too() -> None:
     interval.push(1.0, 20e6)
     found = interval.bounds(1.1)
     assert (found.low_w, found.high_w) == (pytest.approx(14e6, rel=1e-5), pytest.approx(26e6, rel=1e-5))
+
+
+def test_the_promise_of_a_ceiling_is_drawn_anew_when_slopes_change() -> None:
+    """A peak 10 s ago counts at the slope that a larger residual leaves now."""
+    interval = known([swing(5e6, 15.0), ceiling(40e6, -1.0)])
+    interval.push(10.0, 53e6)
+    interval.push(20.0, 49e6)
+    interval.set_shrink(2e6, {})
+    fall = interval.slope_down_w_per_s
+    assert interval.due_status()[0].met_at_s == pytest.approx(20.0 + (53e6 - 10.0 * fall - 38e6) / fall, rel=1e-6)

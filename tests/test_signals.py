@@ -1063,3 +1063,39 @@ def test_a_request_that_comes_as_another_falls_silent() -> None:
 def test_a_tighter_row_stands_for_a_looser_one(tight: Limit, loose: Limit) -> None:
     """Less allowed, over a longer window or for longer: the looser row is held with it, not the other way round."""
     assert as_strict([tight], [loose]) and not as_strict([loose], [tight])
+
+
+def test_a_clock_without_its_source_is_trusted_by_order_and_for_the_grace_only() -> None:
+    """No source of time: what is newer than all its issuer said may still raise for a minute; then nothing may."""
+
+    def tick(seconds: float, *, is_synced: bool) -> None:
+        site.now_s += seconds
+        site.rules.step(now_s=site.now_s, utc_s=site.utc_s, is_link_up=True, is_clock_synced=is_synced)
+
+    site = Story(grid(issuer("acme"), issuer("bolt")))
+    site.say(50 * MW)
+    tick(1.0, is_synced=False)
+    assert not site.rules.is_clock_suspect
+    assert site.say(80 * MW, by="bolt").reason is None, "the first of an issuer only tightens, and 80 MW do"
+    assert site.say(90 * MW, by="bolt", iat=0.1).reason is None, "newer than its last, though nobody knows how old"
+    tick(60.0, is_synced=False)
+    assert not site.rules.is_clock_suspect
+    assert site.say(55 * MW).reason is None
+    tick(0.5, is_synced=False)
+    assert site.rules.is_clock_suspect and site.say(60 * MW).reason is RefusalReason.CLOCK
+    tick(1.0, is_synced=True)
+    assert not site.rules.is_clock_suspect and site.say(60 * MW).reason is None
+    tick(1.0, is_synced=False)
+    tick(59.0, is_synced=False)
+    assert not site.rules.is_clock_suspect, "each time anew"
+
+
+def test_another_issuers_times_prove_nothing_of_ours() -> None:
+    """Without a source of time a message must be newer than its own issuer's last, whatever others said."""
+    site = Story(grid(issuer("acme"), issuer("bolt")))
+    site.say(50 * MW)
+    site.now_s += 1.0
+    site.rules.step(now_s=site.now_s, utc_s=site.utc_s, is_link_up=True, is_clock_synced=False)
+    site.say(40 * MW, by="bolt", iat=3.0)
+    assert site.say(60 * MW, iat=1.0).reason is None
+    assert site.say(30 * MW, by="bolt", iat=3.5, kind=SignalKind.LOAD_TARGET).reason is None
