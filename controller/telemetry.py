@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import structlog
@@ -18,9 +18,10 @@ from controller.cycle import TickTrace
 from controller.fleet import mean_clock_frac
 from controller.headroom import Headroom, RowHeadroom
 from controller.modes import ArmingFacts, Flag, unmet
+from controller.reserve import smallest
 from controller.settings import SiteSettings
 from controller.telemetry_jobs import JobsTelemetry
-from controller.types import AgentState
+from controller.types import AgentState, Margin
 from drivers.metrics import Metrics
 
 REPORT_S = 1.0  # how often rows are looked at and metrics set
@@ -85,7 +86,7 @@ class Reporter:
                 "reasons": [],
                 "unmet": [],
                 "power": {},
-                "margins": [],
+                **margin_fields((), self._site),
             }
         decision, track = trace.decision, trace.decision.track
         estimate = decision.estimate
@@ -114,10 +115,7 @@ class Reporter:
             },
             "rows": [_row(row) for row in self._rows],
             "residual_w": {k: _number(v) for k, v in (track.residual_w if track else {}).items()},
-            "margins": [
-                {"name": m.name, "contingency": m.contingency, "value": _number(m.value), "unit": m.unit}
-                for m in decision.margins
-            ],
+            **margin_fields(decision.margins, self._site),
             "signals": [
                 {"id": s.signal_id, "kind": s.kind.value, "issuer": s.issuer, "target_w": s.target_w}
                 for s in trace.image.signals
@@ -187,8 +185,40 @@ class Reporter:
                 put("rampart_residual_w", residual_w, {"row": limit_id})
             for margin in track.margins:
                 put("rampart_margin", margin.value, {"name": margin.name, "contingency": margin.contingency})
+            least = least_margin(track.margins, self._site)
+            if least is not None:
+                put("rampart_margin_least_frac", least[1])
         for price in trace.plan.prices if trace.plan else ():
             put("rampart_price_joule_per_w", price.joule_per_w, {"kind": price.kind.value})
+
+
+def margin_fields(margins: Sequence[Margin], site: SiteSettings) -> dict[str, object]:
+    """Every condition of the crash-safe set by name, and which of them is nearest to breaking."""
+    least = least_margin(margins, site)
+    return {
+        "margins": [_margin(margin) for margin in margins],
+        "least_margin": None if least is None else {**_margin(least[0]), "frac": _number(least[1])},
+    }
+
+
+def least_margin(margins: Sequence[Margin], site: SiteSettings) -> tuple[Margin, float] | None:
+    """The margin nearest to breaking and its share of the battery (of the site, where there is none)."""
+    battery = site.battery
+    scale_w = battery.charge_w_max if battery is not None else site.registered_peak_w
+    scale_j = battery.energy_j if battery is not None else site.registered_peak_w
+    least = smallest(margins, power_scale_w=scale_w, energy_scale_j=scale_j)
+    if least is None:
+        return None
+    return least, least.value / max(scale_w if least.unit == "W" else scale_j, 1.0)
+
+
+def _margin(margin: Margin) -> dict[str, object]:
+    return {
+        "name": margin.name,
+        "contingency": margin.contingency,
+        "value": _number(margin.value),
+        "unit": margin.unit,
+    }
 
 
 def _mode_name(trace: TickTrace) -> str:

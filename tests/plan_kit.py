@@ -71,7 +71,12 @@ def given(
 
 
 def mpc(
-    *, classes: int = 2, rise: bool = False, bounds: BatteryBounds | None = None, price_every: int = 1
+    *,
+    classes: int = 2,
+    rise: bool = False,
+    bounds: BatteryBounds | None = None,
+    price_every: int = 1,
+    ballast: bool = False,
 ) -> MpcPlanner:
     shape = planner_shape(
         classes=classes,
@@ -80,6 +85,7 @@ def mpc(
         rise_w_per_s=SLOPE,
         is_rise_enforced=rise,
         peak_w=13 * MEGA,
+        has_ballast=ballast,
     )
     return MpcPlanner(shape, map_in_place(shape.model), price_every=price_every)
 

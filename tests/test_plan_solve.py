@@ -60,6 +60,23 @@ def test_piqp_and_clarabel_agree(rise: bool, energy: float) -> None:
     assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
+def test_the_load_bank_is_a_variable_where_there_is_one() -> None:
+    """With a bank that may be switched on, PIQP and Clarabel agree too; it is wanted where surplus has no place."""
+    planner = mpc(price_every=0, ballast=True)
+    site = replace(plan_kit.given(energy=499.0, target=9.0, demand=(0.5, 0.3)), ballast_w_max=2.0 * MEGA)
+    theirs, ours = clarabel_cost(planner, site)
+    assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    assert planner.plan(site).ballast_w > 0.5 * MEGA
+    assert mpc(price_every=0).plan(site).ballast_w == 0.0
+
+
+def test_the_first_plan_is_not_the_first_solve() -> None:
+    """The solver has solved before it is handed out: a first solve costs 30 times a later one."""
+    planner = mpc(price_every=0)
+    assert planner._solver.result.info.status == solve.piqp.PIQP_SOLVED
+    assert planner._solver.result.info.iter > 0
+
+
 def test_the_map_is_the_problem() -> None:
     """At random parameters the affine map gives what `get_problem_data` gives, bounds included."""
     planner = mpc()

@@ -62,4 +62,13 @@ def _print(document: dict[str, Any]) -> None:
         table.add_row(key, f"{value:,.3f}" if isinstance(value, float) else str(value if value is not None else "-"))
     console.print(table)
     for margin in document["margins"]:
-        console.print(f"  margin {margin['name']} ({margin['contingency']}): {margin['value']:,.0f} {margin['unit']}")
+        console.print(f"  margin {margin['name']} ({margin['contingency']}): {_amount(margin)}")
+    least = document.get("least_margin")
+    if least is not None:
+        console.print(f"  least margin: {least['name']} ({least['contingency']}), {_amount(least)}")
+
+
+def _amount(margin: dict[str, Any]) -> str:
+    """Infinities are null in the document: a margin that nothing bounds."""
+    value = margin["value"]
+    return "unbounded" if value is None else f"{value:,.0f} {margin['unit']}"
