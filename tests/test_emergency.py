@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.allocate import Curves
+from controller.app import make_core
 from controller.config.site import parse_site
 from controller.droop import DroopTrip
 from controller.emergency import (
@@ -398,3 +400,13 @@ def test_an_emergency_target_lowers_and_never_lifts() -> None:
     assert emergency(90.0, 80.0) == [None, None]
     assert emergency(60.0, 80.0, from_s=15.0) == [None, 60.0 * MW]
     assert emergency(60.0, 80.0, meter=False) == [60.0 * MW, 60.0 * MW], "unknown power: answered"
+
+
+@pytest.mark.parametrize(("fixed_w", "waits"), [([math.nan, 300.0], True), ([300.0, 300.0], False), ([], False)])
+def test_caps_are_counted_on_only_where_some_gpu_obeys(fixed_w: list[float], waits: bool) -> None:
+    """Nodes that only report: the battery answers for the whole step at once instead of leaving part of it to caps."""
+    core = make_core(parse_site(SITE | {"controller": "rule"}, origin="site.yaml").site, epoch=1)  # type: ignore[arg-type]
+    assert not core._has_commandable(), "nothing was heard yet"
+    acks = SimpleNamespace(fixed_w=np.array(fixed_w))
+    core._read = (None, SimpleNamespace(acks=acks))  # type: ignore[assignment]
+    assert core._has_commandable() is waits
