@@ -36,7 +36,6 @@ class Forecast:
     top_w: FloatArray  # (K, H)
     bottom_w: FloatArray  # (H,), all jobs low at once, noise below that
     return_w: FloatArray  # (K, H) what a class may draw without notice
-    low_path_w: FloatArray  # (samples ahead,) the least all jobs together may draw
 
     @property
     def ripple_up_w(self) -> FloatArray:
@@ -93,10 +92,11 @@ class Forecaster:
                 mean[job], top[job], low[job], noise[job] = ahead
                 returning[job] = ahead[1]
         bottom = np.maximum(0.0, low.sum(axis=0) - NOISE_SIGMAS * np.sqrt((noise**2).sum(axis=0)))
-        return Forecast(mean, top, np.minimum(bottom, mean.sum(axis=0)), returning, self._low_path(step, now))
+        return Forecast(mean, top, np.minimum(bottom, mean.sum(axis=0)), returning)
 
-    def _low_path(self, step: int, now: list[Envelope]) -> FloatArray:
+    def low_path_w(self, step: int) -> FloatArray:
         """What all jobs together draw at least in each of the next samples, shape (LOW_AHEAD_S / STEP_S,)."""
+        now = [self._recent(job, step) for job in range(len(self._trace.jobs))]
         ahead = step + 1 + np.arange(round(LOW_AHEAD_S / STEP_S))
         drawn, always_low, noise = [], [], []
         for job, recent in enumerate(now):

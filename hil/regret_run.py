@@ -123,6 +123,8 @@ class Run:
         self._world = world
         self._policy = policy
         self._planner = planner_for(policy, world)
+        # Without a reserve the battery's power bounds the target at the low phases; the baselines know no phases.
+        self._dips = policy == "mpc" and not world.has_reserve
         self._sharing = Sharing.PROPORTIONAL if policy in ("rule", "rule-max", "low-pass") else Sharing.ORDERED
         self._forecaster = Forecaster(world.trace, is_scheduled=is_scheduled)
         self._interval = AdmissibleInterval(world.limits, start_s=0.0, start_w=world.start_w, tick_s=STEP_S)
@@ -176,10 +178,7 @@ class Run:
         now_s = step * STEP_S
         forecast = self._forecaster.at(step)
         low_w, high_w = self._interval.project((now_s + OFFSET_S).tolist())
-        least_w = forecast.low_path_w + trace.base_w
-        self._lows = highest_path_w(least_w, fall_w=self._interval.slope_down_w_per_s * STEP_S)
-        self._lows_from = step + 1
-        lift_w = 0.0 if world.has_reserve else self._lift_w(least_w)
+        lift_w = self._see_lows(step) if self._dips else 0.0
         bottom_w = forecast.bottom_w + lift_w + trace.base_w
         left_w = np.full(STEPS, world.load_left_w) if world.has_reserve else bottom_w
         losses = self._ledger.loss_left_j(OFFSET_S[-1])
@@ -230,7 +229,7 @@ class Run:
                 ahead_j = self._energy_j + self._gain_j(wish_w, step)
                 energy_j = min(max(self._energy_j, ahead_j), self._world.reserve.battery.energy_j_max)
                 wish_w = min(wish_w, self._world.reserve.g_safe_w(energy_j, self._contingency, spent_w=spent_w))
-            elif self._policy == "mpc":
+            elif self._dips:
                 wish_w = min(wish_w, self._low_phase_target_w(step))
             self._target_w = bounds.clip(wish_w)
         return bounds.low_w, bounds.high_w
@@ -244,10 +243,13 @@ class Run:
         top_j = max(reserve.battery.energy_j_min, reserve.battery.energy_j_max - room_j)
         return replace(reserve, battery=replace(reserve.battery, energy_j_max=top_j))
 
-    def _lift_w(self, low_w: FloatArray) -> float:
-        """How far above the lowest phase of the coming seconds the target may stand in between."""
+    def _see_lows(self, step: int) -> float:
+        """Look at the coming low phases; how far above the lowest of them the target may stand in between."""
+        least_w = self._forecaster.low_path_w(step) + self._world.trace.base_w
+        self._lows = highest_path_w(least_w, fall_w=self._interval.slope_down_w_per_s * STEP_S)
+        self._lows_from = step + 1
         coming = slice(0, round(LIFT_S / STEP_S))
-        return float(self._lows[coming].max() - low_w[coming].min())
+        return float(self._lows[coming].max() - least_w[coming].min())
 
     def _low_phase_target_w(self, step: int) -> float:
         """The highest target from which the coming low phases can still be met: it dips in phase with them."""

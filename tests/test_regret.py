@@ -51,6 +51,22 @@ def test_the_future_does_not_leak_into_a_blind_forecast() -> None:
         for at in range(0, step + 1, 500):
             a, b = one.at(at), two.at(at)
             assert np.array_equal(a.mean_w, b.mean_w) and np.array_equal(a.bottom_w, b.bottom_w)
+            assert np.array_equal(one.low_path_w(at), two.low_path_w(at))
+
+
+def test_low_phases_ahead_lie_under_what_comes() -> None:
+    """While two jobs run no sample of the next seconds lies under what was foretold; where nothing is announced, the low
+    phases that a pause would bring count as well."""
+    trace = reference_trace(3)
+    known, blind = (Forecaster(trace, is_scheduled=scheduled) for scheduled in (True, False))
+    total_w = trace.demand_w.sum(axis=0)
+    both = np.flatnonzero((trace.level == 2.0).all(axis=0))
+    steps = [step for step in range(3500, 9000, 10) if step in both and step + 200 in both]
+    assert len(steps) > 50
+    for step in steps:
+        ahead = known.low_path_w(step)
+        assert bool((total_w[step + 1 : step + 41] >= ahead[:40]).all()), step
+        assert bool((blind.low_path_w(step) <= ahead + 1.0).all())
 
 
 def test_a_schedule_tells_stops_and_never_crashes() -> None:
