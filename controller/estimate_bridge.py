@@ -23,6 +23,8 @@ FADE_S = 5.0
 MARGIN_FRAC = 0.10  # of the load: GPU telemetry reads up to 5.5 % low, and what it leaves out changes
 MARGIN_FRAC_PER_S = 0.001  # how fast the difference learnt loses its worth
 MISFIT_GAIN = 3.0
+WINDOW_S = 1.0  # NVML's power is a mean of a second on most GPUs (FACTS): reports later than half of it are such means
+SHARE_MIN = 0.25  # of the window: what a report tells of less than this is lost in its noise
 
 
 class NodeBridge:
@@ -103,12 +105,32 @@ class NodeBridge:
     def load(self) -> tuple[float, float]:
         """The newest instant at which the load is known, and the load there."""
         true_s = self._reported_s - self.delay_s
+        if (early := self._since_metered()) is not None:
+            self._apart_w = 0.0  # the meter's last word is in it already
+            return early
         if true_s <= self._metered_s:
             return self._metered_s, self._metered_w
         reported_w = self._sum_w + self.left_out_w
         if self._apart_w is None:
             self._apart_w = self._metered_w - reported_w if self.is_taught else 0.0
         return true_s, reported_w + self._apart_w * math.exp(-(true_s - self._metered_s) / FADE_S)
+
+    def _since_metered(self) -> tuple[float, float] | None:
+        """The mean load since the meter was lost, while a report's own mean still reaches back to before.
+
+        What the meter knew of the report's window is taken off it; the rest of the window is what came since.
+        """
+        end_s = self._reported_s - self.delay_s + WINDOW_S / 2.0
+        new_s = end_s - self._metered_s
+        if not self.is_taught or self.delay_s < WINDOW_S / 2.0 or not SHARE_MIN * WINDOW_S <= new_s < WINDOW_S:
+            return None
+        times, loads = np.array(self._times_s), np.array(self._loads_w)
+        if times[0] > end_s - WINDOW_S or times[-1] != self._metered_s:
+            return None
+        grid_s = np.linspace(end_s - WINDOW_S, self._metered_s, 11)
+        known_w = float(np.interp(grid_s, times, loads).mean())
+        mean_w = self._sum_w + self.left_out_w
+        return self._metered_s + new_s / 2.0, known_w + (mean_w - known_w) * WINDOW_S / new_s
 
     def margin_w(self, now_s: float, load_w: float) -> float:
         """How far the load may be above `load`: more with every second since the meter was last held against it."""

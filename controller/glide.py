@@ -32,7 +32,8 @@ class FallbackGlide:
             self._table, self._stepped_s = table, now_s
             self._level = np.minimum(last[0] / table.cap_max[0], 1.0)
         swing_w = float(((table.peak_w - table.idle_w) * table.stands_for).sum())
-        share = slope_w_per_s * (now_s - self._stepped_s) / max(swing_w, 1.0)
+        elapsed_s = now_s - self._stepped_s
+        share = slope_w_per_s * elapsed_s / max(swing_w, 1.0) if elapsed_s > 0.0 else 0.0
         self._stepped_s = now_s
         aim = np.minimum(fallback_mhz / table.cap_max[0], self._level)
         cubic = np.maximum(self._level**STEEPNESS - share, 0.0) ** (1.0 / STEEPNESS)

@@ -325,6 +325,16 @@ def test_2_a_power_limit_bounds_the_worst_case() -> None:
 # ------------------------------------------------------------------------------------------------------- 3, 4: ceiling
 
 
+def test_3_where_a_power_limit_binds_the_limit_is_lowered() -> None:
+    """Clocks far above what the limit lets draw stay: one low enough to count would cost far more than asked."""
+    caps = tuple(GpuCap(g, 1900, 300.0) for g in GPUS)
+    asked = tuple(replace(node(n), caps=caps[2 * k : 2 * k + 2]) for k, n in enumerate(NODES))
+    before = state((1900.0,) * 4, caps=caps_array((1900.0,) * 4, (300.0,) * 4))
+    seen = view(import_w_max=1160.0, state=before, acks=acks((1900.0,) * 4))
+    out = [cap for n in check(seen, command(*asked)).command.nodes for cap in n.caps]
+    assert [(cap.clock_mhz, cap.power_limit_w) for cap in out] == [(1900, 290.0)] * 4
+
+
 def test_3_the_worst_case_fits_the_ceiling() -> None:
     """4 GPUs at 400 W, 200 W unmanaged and a margin of 100 W under 1500 W leave 1200 W for the GPUs."""
     seen = view(import_w_max=1500.0, margin_w=100.0, unmanaged_w_max=200.0)
@@ -417,6 +427,17 @@ def test_5_a_broken_window_asks_for_no_jump() -> None:
     past = ring([1000.0] * 10 + [1500.0] * 10 + [600.0] * 100)
     verdict = check(view(windows=(window(200.0, past=past),)), command(power=battery(1000.0)))
     assert target(verdict) == 1000.0 and verdict.violations == ()
+
+
+@pytest.mark.parametrize(("power_w", "low_w", "high_w"), [(500.0, 500.0, 800.0), (1600.0, 1300.0, 1600.0)])
+def test_5_from_outside_a_broken_window_power_may_stay_or_come_back(
+    power_w: float, low_w: float, high_w: float
+) -> None:
+    """A pause, a crash: what stands breaks nothing new, a jump past the other bound would."""
+    past = ring([power_w] + [1500.0] * 10 + [600.0] * 100)
+    for wish_w, result_w in ((0.0, low_w), (power_w, power_w), (3000.0, high_w)):
+        seen = view(image=image(power_w), windows=(window(200.0, past=past),), state=state(target_w=power_w))
+        assert target(check(seen, command(power=battery(wish_w)))) == result_w
 
 
 def test_5_without_a_battery_caps_rise_by_what_the_window_allows() -> None:
