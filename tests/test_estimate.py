@@ -326,3 +326,51 @@ def test_gpu_and_other_load_are_split_by_the_nodes() -> None:
     found = bench.tick(60e6 + 1, nodes=nodes)
     assert found.gpu_w == pytest.approx(52e6)
     assert found.other_w == pytest.approx(8e6, rel=0.01)
+
+
+def test_a_lively_meter_is_stuck_as_soon_as_it_repeats_itself() -> None:
+    """S1: two hundred different values, then one five times over while the battery moved 0.2 MW: stuck."""
+    bench = Bench()
+    for index in range(200):
+        bench.tick(60e6 + 10.0 * index)
+    flags = [bench.tick(60e6, battery_w=0.04e6 * k).flags for k in range(8)]
+    assert MeterFlag.METER_STUCK in flags[-1] and MeterFlag.METER_STUCK not in flags[2]
+    repeating = Bench()
+    for index in range(200):
+        repeating.tick(60e6 + 10.0 * (index // 6))  # a meter that is read more often than it is renewed
+    assert all(not repeating.tick(60e6, battery_w=0.04e6 * k).flags for k in range(8))
+
+
+def test_what_no_site_can_draw_is_never_believed() -> None:
+    """S3, S5: ten times the load, however often: the nodes serve."""
+    bench = Bench()
+    nodes = (node([650.0] * 8, 0.0, stands_for=10_000),)
+    for index in range(30):
+        bench.tick(60e6 + index, nodes=nodes)
+    found = [bench.tick(600e6 + index, nodes=nodes) for index in range(20)]
+    assert all(f.load_w < 70e6 for f in found)
+    assert found[-1].source is LoadSource.NODES and MeterFlag.METER_MISSING in found[-1].flags
+    assert bench.tick(60e6, nodes=nodes).source is LoadSource.METER
+
+
+def test_after_a_wrong_sign_the_first_good_sample_is_not_mixed_with_the_last_bad_one() -> None:
+    """S6: the jump back is a spike to be ignored once, and what stands meanwhile is not the flipped value."""
+    bench = Bench()
+    nodes = (node([650.0] * 8, 0.0, stands_for=10_000),)
+    for index in range(10):
+        bench.tick(60e6 + index, nodes=nodes)
+    for index in range(10):
+        bench.tick(-60e6 - index, nodes=nodes)
+    back = bench.tick(60e6, nodes=nodes)
+    assert back.pcc_w is None or back.pcc_w > 0.0
+
+
+def test_a_slow_meter_corrects_the_nodes_and_takes_no_turns_with_them() -> None:
+    """S9: a sample every 15 s. Once it is known to be slow its samples no longer make it the source."""
+    bench = Bench()
+    nodes = (node([650.0] * 8, 0.0, stands_for=10_000),)
+    sources = []
+    for index in range(1500):
+        stamp_s = math.floor(index * TICK_S / 15.0) * 15.0
+        sources.append(bench.tick(60e6 + 1e4 * stamp_s, sample_s=stamp_s, nodes=nodes).source)
+    assert LoadSource.METER not in sources[400:]

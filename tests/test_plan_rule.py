@@ -100,3 +100,14 @@ def test_a_ledger_is_paced() -> None:
         ledger.add(0.1, np.array([MEGA]), np.array([0.0]))
     left_j = float(ledger.loss_left_j(120.0)[0])
     assert 0.5 * MEGA * 120.0 <= left_j <= 0.5 * MEGA * 600.0 * 0.5
+
+
+@pytest.mark.parametrize("power", [0.0, 0.05])
+def test_without_a_follower_caps_keep_ceilings_and_nothing_else(power: float) -> None:
+    """A battery gone or derated below the ripple: caps at the mean would lower it, and that mean ask for the next."""
+    site = plan_kit.given(target=10.3, bounds=plan_kit.battery(power=power))
+    assert np.isinf(RulePlanner().plan(site).cap_w).all()
+    for low, left in ((6.0, 7.0), (9.0, 9.0)):  # no deeper than the ceiling, no faster than the rows
+        ceiled = replace(site, ceiling_w=np.full(STEPS, 7.0 * MEGA), low_w=np.full(STEPS, low * MEGA))
+        caps = RulePlanner().plan(ceiled).cap_w
+        assert float(caps.sum()) == pytest.approx((left - 3.5) * MEGA, abs=0.1 * MEGA)
