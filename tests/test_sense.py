@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
+
+import pytest
 
 from controller.ports import DriverError
 from controller.sense import Sense
@@ -37,6 +40,7 @@ class ScriptedMeter:
         self.gate = asyncio.Event()
         self.gate.set()
         self.fault: DriverError | None = None
+        self.power_w = 42.0
         self.in_flight = 0
         self.in_flight_max = 0
 
@@ -49,7 +53,7 @@ class ScriptedMeter:
             self.in_flight -= 1
         if self.fault:
             raise self.fault
-        return Reading(MeterSample(42.0), self.clock.t_s, Quality.GOOD, "pcc")
+        return Reading(MeterSample(self.power_w), self.clock.t_s, Quality.GOOD, "pcc")
 
 
 class NoNodes:
@@ -131,3 +135,13 @@ async def test_a_read_begun_beside_serves_the_next_early_image_which_waits_for_n
     image = await sense.image(0, overrun_count=0, is_early=True)
     assert image.pcc is not None and image.pcc.t_mono_s == clock.t_s and meter.in_flight_max == 1
     sense.close()
+
+
+@pytest.mark.parametrize("power_w", [math.nan, math.inf, -math.inf])
+async def test_a_meter_without_a_number_is_missing_and_never_infinite(power_w: float) -> None:
+    """S2: what is infinite would compare as a number further on."""
+    clock, told = StepClock(), []
+    meter = ScriptedMeter(clock)
+    meter.power_w = power_w
+    image = await make(clock, meter, told).image(0, overrun_count=0)
+    assert image.pcc is not None and image.pcc.quality is Quality.MISSING and math.isnan(image.pcc.value.power_w)
