@@ -63,6 +63,7 @@ NOT_FOLLOWING_FRAC = 0.05  # of nameplate, beyond what ripple and lag explain
 NOT_FOLLOWING_S = 3.0  # FAULTS B2: for 3 T
 STALL_PERIODS = 1
 ARRIVAL_S = 2.0  # after the first cycle: what has not been seen by then is missing, not late
+RESUMED_FRAC_PER_S = 0.5  # of the smallest row: how fast the windows may move the target after a pause
 EDGE_FRAC = 0.001  # of the registered peak, or of the battery: what a meter's last digits are worth
 
 
@@ -604,6 +605,9 @@ class SiteCore:
             if stance is Stance.ENFORCE
         }
         step_w = interval.band_slope_w_per_s * two_ticks_s
+        if Flag.RESUMED in flags:  # what moved while nothing ran is not taken back in one step
+            rows_w = [r.max_w for r in limits if isinstance(r, RampLimit | SwingLimit)]
+            step_w = min(step_w, RESUMED_FRAC_PER_S * min(rows_w, default=math.inf) * two_ticks_s)
         meter_s = site.meter.delay_s + site.meter.update_s if site.meter is not None else 0.0
         return EnvelopeView(
             image=image,
