@@ -426,12 +426,12 @@ def _unlined(name: str) -> str:
     return re.sub(r":\d+", "", name, count=1)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Do the tests notice small changes?")
     parser.add_argument("--minutes", type=float, default=9.5)
-    parser.add_argument("--module", action="append", help="only this one, as controller.envelope; may be repeated")
+    parser.add_argument("--module", action="append", choices=MODULES, help="only this one; may be repeated")
     parser.add_argument("--survivors", action="store_true", help="only what survived the last run, lines apart")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     began_s = time.monotonic()

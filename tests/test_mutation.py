@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hil.mutants import Mutant, applied, mutants_of
-from hil.mutation import Reach, Tried, is_good, judged, justified
+from hil.mutation import Reach, Tried, is_good, judged, justified, main
 
 SOURCE = '''
 """Doc with 1 in it."""
@@ -130,3 +130,11 @@ def test_an_explanation_needs_its_words(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(SystemExit):
             justified(path)
+
+
+def test_a_module_it_does_not_know_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong name ends at once, with the names that would do."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--module", "envelope"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'envelope'" in (said := capsys.readouterr().err) and "controller.envelope_node" in said

@@ -1099,3 +1099,15 @@ def test_another_issuers_times_prove_nothing_of_ours() -> None:
     site.say(40 * MW, by="bolt", iat=3.0)
     assert site.say(60 * MW, iat=1.0).reason is None
     assert site.say(30 * MW, by="bolt", iat=3.5, kind=SignalKind.LOAD_TARGET).reason is None
+
+
+def test_without_a_source_of_time_the_first_word_of_an_issuer_only_tightens() -> None:
+    """Nobody knows how old it is: it may not withdraw or waive, and is told that our clock is why."""
+    site = Story()
+    site.is_clock_synced = False
+    site.wait(1.0)
+    assert not site.rules.is_clock_suspect
+    assert site.say(None).reason is RefusalReason.CLOCK
+    site.is_clock_synced = True
+    site.wait(1.0)
+    assert site.say(None).reason is None, "the same word, once the clock has its source again"
