@@ -55,8 +55,8 @@ def test_the_future_does_not_leak_into_a_blind_forecast() -> None:
 
 
 def test_low_phases_ahead_lie_under_what_comes() -> None:
-    """While two jobs run no sample of the next seconds lies under what was foretold; where nothing is announced, the low
-    phases that a pause would bring count as well."""
+    """While two jobs run no sample of the next seconds lies under what was foretold; where nothing is announced, the
+    low phases that a pause would bring count as well."""
     trace = reference_trace(3)
     known, blind = (Forecaster(trace, is_scheduled=scheduled) for scheduled in (True, False))
     total_w = trace.demand_w.sum(axis=0)
