@@ -90,17 +90,14 @@ def _ttl_s(c: _Check, ttl_s: float, subject: str) -> float:
 
 def _window_bounds(v: t.EnvelopeView) -> tuple[float, float]:
     """Invariant 5: what the next grid power may be, from every entry of every window, by brute force."""
-    low, high = -np.inf, np.inf
+    low, high = np.float64(-np.inf), np.float64(np.inf)
     for row in v.windows:
         ring = row.ring
         n = max(1, min(len(ring.min_w), 1 + int((row.window_s - ring.head_s) / ring.step_s + SLACK)))
         room = np.maximum(row.room_w, row.room_w_per_s * (ring.head_s + ring.step_s * np.arange(n)))
         high = np.minimum(high, (ring.min_w[:n] + room).min()) if row.is_up else high
         low = np.maximum(low, (ring.max_w[:n] - room).max()) if row.is_down else low
-    if low > high and v.image.pcc and v.image.pcc.is_good:  # broken already: what stands breaks no more
-        now_w = (v.image.pcc.value.power_w, v.state.target_w or v.image.pcc.value.power_w)
-        low, high = (min(now_w), high) if min(now_w) < high else (low, max(now_w)) if max(now_w) > low else (high, low)
-    return float(np.minimum(low, high)), float(np.maximum(low, high))  # between them is least harm
+    return float(np.minimum(low, high)), float(np.maximum(low, high))  # broken already: between them is least harm
 
 
 def _battery(c: _Check, command: t.BatteryCommand) -> t.BatteryCommand | None:

@@ -429,17 +429,6 @@ def test_5_a_broken_window_asks_for_no_jump() -> None:
     assert target(verdict) == 1000.0 and verdict.violations == ()
 
 
-@pytest.mark.parametrize(("power_w", "low_w", "high_w"), [(500.0, 500.0, 700.0), (1600.0, 1400.0, 1600.0)])
-def test_5_from_outside_a_broken_window_power_may_stay_or_come_back(
-    power_w: float, low_w: float, high_w: float
-) -> None:
-    """A pause, a crash: what stands breaks nothing new, a jump past the other bound would."""
-    past = ring([power_w] + [1500.0] * 10 + [600.0] * 100)
-    for wish_w, result_w in ((0.0, low_w), (power_w, power_w), (3000.0, high_w)):
-        seen = view(image=image(power_w), windows=(window(200.0, past=past),), state=state(target_w=power_w))
-        assert target(check(seen, command(power=battery(wish_w)))) == result_w
-
-
 def test_5_without_a_battery_caps_rise_by_what_the_window_allows() -> None:
     seen = view(battery=None, windows=(window(60.0),))
     verdict = check(seen, command(node(NODES[0], 2000, 2000), node(NODES[1], 2000, 2000)))
