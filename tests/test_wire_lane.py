@@ -17,7 +17,7 @@ from tests.lane_kit import CAPS_S, DEATH_STEP_W, MW, NEEDS_COMPILER, NORMAL_S, T
 
 pytestmark = [pytest.mark.wire, pytest.mark.slow, NEEDS_COMPILER]
 
-EACH_S = 3.0
+EACH_S = 2.5
 TARGET = {"kind": "load_target", "issuer": "grid-operator", "t_s": 0, "until_s": 600, "by_s": 20, "megawatt": 25}
 SEQUENCE = (
     (WireFault.DELAY, 0.5),
@@ -72,7 +72,7 @@ async def flagged(lab: WireLab, words: str, *, within_s: float) -> None:
 
 @pytest.mark.parametrize("device", ["meter", "battery"])
 def test_every_way_a_frame_can_go_wrong(device: str, tmp_path: Path) -> None:
-    """Fourteen faults one after the other, three seconds each: control goes on, power stays smooth, NORMAL returns."""
+    """Fourteen faults one after the other, 2.5 s each: control goes on, power stays smooth, NORMAL returns."""
     span: list[float] = []
 
     async def story(lab: WireLab) -> None:
