@@ -140,11 +140,11 @@ class WireLab(WireBench):
         """What the second controller says of itself."""
         return str((await fetch(self.run_dir / "other" / "site.sock"))["mode"])
 
-    def announce(self) -> None:
-        """Publish every grid signal of the scenario now, for as long as it says."""
-        for _, sig in grid_signals(self._scenario, self._site):
-            length_s = sig.until_s - sig.from_s
-            self._publish(replace(sig, from_s=self.now_s, until_s=self.now_s + length_s))
+    def announce(self, number: int = 0) -> None:
+        """Publish one of the scenario's grid signals now, for as long as it says."""
+        _, sig = grid_signals(self._scenario, self._site)[number]
+        length_s = sig.until_s - sig.from_s
+        self._publish(replace(sig, from_s=self.now_s, until_s=self.now_s + length_s))
 
     @property
     def answers(self) -> list[Answer]:

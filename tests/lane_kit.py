@@ -25,7 +25,9 @@ BATTERY_S = 30.0
 DEATH_STEP_W = 5 * MW  # per second: what the 15 s row lets go at once
 
 
-def lane_scenario(*, follow: str = "software", signals: Sequence[dict[str, Any]] = (), **site: Any) -> Scenario:
+def lane_scenario(
+    *, follow: str = "software", signals: Sequence[dict[str, Any]] = (), start_soc: float = 0.5, **site: Any
+) -> Scenario:
     """A training job that runs from the start, for as long as the story lasts."""
     configs = data_root() / "configs"
     raw = yaml.safe_load((configs / "scenarios" / "demo.yaml").read_text(encoding="utf-8"))
@@ -34,6 +36,7 @@ def lane_scenario(*, follow: str = "software", signals: Sequence[dict[str, Any]]
     fleet["workload"] = {
         k: v for k, v in fleet["workload"].items() if not k.startswith("checkpoint")
     }  # steps of its own
+    raw["plant"]["battery"]["start_soc"] = start_soc
     raw |= {
         "name": "lane",
         "site": own | {"tracker_hz": TRACKER_HZ} | site,
