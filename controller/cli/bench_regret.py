@@ -21,14 +21,16 @@ def report(*, seeds: int, cases: tuple[str, ...], workers: int | None, as_json: 
     from hil.regret_cases import CASES
 
     _check(cases, [case.case_id for case in CASES])
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True) as progress:
         task = progress.add_task("traces", total=None)
-        result: Result = run(
-            seeds=seeds,
-            cases=cases,
-            workers=workers,
-            on_done=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+
+        def tell(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+            if not console.is_terminal:  # a bar cannot be seen in a file: a line each time instead
+                typer.echo(f"{done} of {total} traces", err=True)
+
+        result: Result = run(seeds=seeds, cases=cases, workers=workers, on_done=tell)
     if as_json:
         typer.echo(json.dumps(result.as_dict()))
     else:
