@@ -7,7 +7,7 @@ Caps are arrays of shape (2, n), clocks in MHz over power limits in W; inf is fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,8 +29,8 @@ class _Check:
     view: t.EnvelopeView
     state: t.EnvelopeState
     found: list[t.Violation]
-    window_w: tuple[float, float] = (-np.inf, np.inf)
-    may_raise: bool = False
+    window_w: tuple[float, float] = field(init=False)
+    may_raise: bool = field(init=False)
 
     def say(self, invariant: int, subject: str, detail: str) -> None:
         self.found.append(t.Violation(invariant, subject, detail))
@@ -108,7 +108,7 @@ def _battery(c: _Check, command: t.BatteryCommand) -> t.BatteryCommand | None:
         return None
     target_w = _target(c, command.reference_w if is_device else v.load_w - command.reference_w)
     reference_w = _within_device(c, b, target_w if is_device else v.load_w - target_w, is_device)
-    if not np.isfinite(command.reference_w + reference_w + (command.expiry_w_per_s or 0.0)):
+    if not np.isfinite((command.reference_w, reference_w, command.expiry_w_per_s or 0.0)).all():
         c.say(1, "battery", f"{command.reference_w} W: the reference, a slope, or what bounds it is not a number")
         return None
     ramp = min(command.ramp_w_per_s, b.ramp_w_per_s_max) if command.ramp_w_per_s > 0 else b.ramp_w_per_s_max
@@ -184,9 +184,9 @@ def _parsed(c: _Check, nodes: tuple[t.NodeCommand, ...]) -> tuple[list[t.NodeCom
     f, known, may_release = c.view.fleet, list[t.NodeCommand](), c.view.mode is t.Mode.RELEASE
     caps, released = c.state.caps.copy(), np.zeros(len(f.gpu_ids), bool)
     for node in nodes:
-        mine = f.spans.get(node.node_id, slice(0, 0))
-        is_own = all(mine.start <= f.index.get(cap.gpu_id, -1) < mine.stop for cap in node.caps)
-        if not (is_own and mine.stop and np.isfinite(node.release_slot_s + node.release_w_per_s)):
+        mine = f.spans.get(node.node_id)
+        is_own = mine is not None and {cap.gpu_id for cap in node.caps} <= set(f.gpu_ids[mine])
+        if not (is_own and np.isfinite((node.release_slot_s, node.release_w_per_s)).all()):
             c.say(1, node.node_id, "unknown node or GPU, or a slot or slope that is no number")
             continue
         known.append(node)
@@ -205,7 +205,7 @@ def _clamped(c: _Check, asked: t.FloatArray) -> t.FloatArray:
     caps = np.maximum(np.where(np.isnan(asked), last, asked), f.cap_min)
     caps = np.where(caps > f.cap_max, np.inf, caps)
     c.finds(2, (np.isfinite(asked) & (caps != asked)).any(axis=0), "out of the GPU's range")
-    floor = np.zeros_like(last[0]) if c.view.is_emergency else np.minimum(np.ceil(f.floor_mhz), last[0])
+    floor = -np.inf if c.view.is_emergency else np.minimum(np.ceil(f.floor_mhz), last[0])
     c.finds(10, caps[0] < floor, "below the service floor")
     return np.stack((np.maximum(caps[0], floor), caps[1]))
 
@@ -232,8 +232,8 @@ def _lowered(v: t.EnvelopeView, caps: A, among: t.BoolArray, excess_w: float, fl
     """
     f, worst_w, floor = v.fleet, _draw_w(v, caps), np.minimum(np.ceil(floor_mhz), caps[0])
     room_w = worst_w - _draw_w(v, np.stack((floor, caps[1])))
-    aim_w = (worst_w - room_w * np.clip(excess_w / max(1e-9, room_w[among].sum()), 0.0, 1.0)) / f.stands_for
-    aim = np.clip((aim_w - f.idle_w) / np.maximum(f.peak_w - f.idle_w, 1.0), 0.0, 1.0)
+    aim_w = (worst_w - room_w * np.minimum(excess_w / room_w[among].sum(), 1.0)) / f.stands_for  # no room: all of it
+    aim = np.maximum((aim_w - f.idle_w) / np.maximum(f.peak_w - f.idle_w, 1.0), 0.0)
     clock = np.maximum(np.floor(f.cap_max[0] * aim ** (1.0 / f.power_exponent)), floor)
     by_limit = np.isfinite(caps[1]) & (aim_w >= f.cap_min[1])
     lower = np.where(by_limit, (caps[0], np.floor(aim_w)), (clock, caps[1]))

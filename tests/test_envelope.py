@@ -1047,3 +1047,160 @@ def test_a_command_without_nodes_changes_nothing_of_the_caps() -> None:
     before = state(gpu_ids=())
     after = check(view(state=before), command(power=battery(1000.0))).state
     assert after.caps is before.caps and after.gpu_ids == ()
+
+
+# ------------------------------------------------------------------------------------ windows broken, limits at nothing
+
+
+def broken_window(power_w: float, target_w: float | None, *, quality: Quality = Quality.GOOD) -> EnvelopeView:
+    """1500 and 600 W lie in the same minute and 200 W are allowed: not below 1300 W, not above 800 W."""
+    past = ring([1000.0] * 10 + [1500.0] * 10 + [600.0] * 10)
+    remembered = state(target_w=target_w, reference_w=target_w)
+    return view(windows=(window(200.0, past=past),), image=image(power_w, quality=quality), state=remembered)
+
+
+@pytest.mark.parametrize(
+    ("power_w", "target_w"), [(1000.0, 1000.0), (700.0, 1000.0), (1400.0, 1000.0), (700.0, 700.0), (1000.0, None)]
+)
+def test_5_a_window_broken_already_leaves_what_lies_between_its_bounds(power_w: float, target_w: float | None) -> None:
+    """Between bounds that contradict each other each is broken least, wherever a spike has the meter just now."""
+    seen = broken_window(power_w, target_w)
+    for wish_w in (-200.0, 0.0, 750.0, 1050.0, 1350.0, 2000.0):
+        verdict = check(seen, command(power=battery(wish_w)))
+        assert target(verdict) == min(max(wish_w, 800.0), 1300.0), wish_w
+
+
+def test_5_a_window_that_leaves_one_power_is_not_broken() -> None:
+    """The past spans just what the row allows: the one power left is where the target goes, wherever the meter is."""
+    past = ring([1000.0] * 10 + [1100.0] * 10 + [900.0] * 10)
+    for power_w, wish_w in ((950.0, 900.0), (1050.0, 1100.0)):
+        seen = view(windows=(window(100.0, past=past),), image=image(power_w), state=state(target_w=power_w))
+        assert target(check(seen, command(power=battery(wish_w)))) == 1000.0
+
+
+def test_5_the_running_step_takes_its_part_of_the_window() -> None:
+    """Half a second of the 10 s is the running step: nine whole ones fit behind it, and the tenth reaches beyond."""
+    for n, highest_w in ((9, 700.0), (10, 1200.0)):
+        past = ring([1000.0] * n + [500.0] * 100, head_s=0.5)
+        verdict = check(view(windows=(window(200.0, 10.0, past=past, down=False),)), command(power=battery(2000.0)))
+        assert target(verdict) == highest_w
+
+
+def test_5_where_only_caps_soften_a_rise_what_does_not_rise_is_no_rise() -> None:
+    """Nothing asked for more: a window without any room finds nothing to say about it."""
+    seen = view(battery=None, windows=(window(0.0),))
+    assert check(seen, command(node(NODES[0], 1000, 900), node(NODES[1], 1000, 1000))).violations == ()
+
+
+def test_4_a_site_that_may_import_nothing_and_does_not_is_within_its_ceiling() -> None:
+    """Nothing metered, nothing asked for, nothing allowed: that is met, and a cap may rise on the site's own power."""
+    seen = view(
+        image=image(0.0),
+        import_w_max=0.0,
+        battery=replace(BATTERY, supply_w=5000.0),
+        load_w=300.0,
+        state=state(target_w=0.0, reference_w=0.0),
+    )
+    verdict = check(seen, command(node(NODES[0], 1100, 1000), power=battery(0.0)))
+    assert verdict.violations == () and target(verdict) == 0.0 and clocks(verdict)[GPUS[0]] == 1100
+
+
+@pytest.mark.parametrize(
+    ("following", "wish_w", "result_w"),
+    [
+        (Following.DEVICE, -80.0, -80.0),
+        (Following.DEVICE, -150.0, -100.0),
+        (Following.SOFTWARE, 380.0, 380.0),
+        (Following.SOFTWARE, 399.0, 399.0),
+        (Following.SOFTWARE, 450.0, 400.0),
+    ],
+)
+def test_8_what_the_contract_lets_out_may_go_out(following: Following, wish_w: float, result_w: float) -> None:
+    """300 W of load and 100 W of export agreed: the battery may give 400 W and the meter may stand at -100 W."""
+    strong = replace(BATTERY, discharge_w_max=2000.0)
+    seen = view(load_w=300.0, max_export_w=100.0, battery=strong, state=state(target_w=0.0, reference_w=0.0))
+    verdict = check(seen, command(power=battery(wish_w, following)))
+    assert target(verdict) == result_w and broken(verdict) == (set() if wish_w == result_w else {8})
+
+
+def test_10_a_cap_at_the_service_floor_is_not_below_it() -> None:
+    """The least that a service allows may be asked for."""
+    assert check(view(), command(node(NODES[0], FLOOR, FLOOR))).violations == ()
+
+
+def test_1_a_node_without_gpus_is_still_a_node_of_ours() -> None:
+    """Its command carries a slot and a slope and no caps; there is nothing in it to refuse."""
+    spans = {**FLEET.spans, NodeId("bare"): slice(4, 4)}
+    bare = replace(node(NODES[0]), node_id=NodeId("bare"), caps=())
+    assert check(view(fleet=replace(FLEET, spans=spans)), command(bare)).command.nodes == (bare,)
+
+
+# ---------------------------------------------------------------------------------------------------- what is lowered
+
+
+def limited(seen: EnvelopeView, limits: tuple[float, ...], clock: float = INF) -> EnvelopeView:
+    """The same GPUs with power limits in force and read back."""
+    caps = caps_array((clock,) * 4, limits)
+    return replace(seen, state=state(caps=caps), acks=acks(caps=caps))
+
+
+def limit_command(*limits: float) -> SiteCommand:
+    mine = [tuple(GpuCap(g, None, w) for g, w in zip(GPUS[k : k + 2], limits[k : k + 2], strict=True)) for k in (0, 2)]
+    return command(*(node(n, caps=caps) for n, caps in zip(NODES, mine, strict=True)))
+
+
+def out_caps(verdict: EnvelopeVerdict) -> list[tuple[int | None, float | None]]:
+    return [(cap.clock_mhz, cap.power_limit_w) for part in verdict.command.nodes for cap in part.caps]
+
+
+def test_2_where_a_power_limit_is_in_force_it_is_what_comes_down() -> None:
+    """Two GPUs at 400 W under a feeder of 700 W get 350 W each; their clocks stay free, the others keep theirs."""
+    seen = limited(view(feeders=feeder(700.0)), (400.0,) * 4)
+    verdict = check(seen, limit_command(400.0, 400.0, 400.0, 400.0))
+    assert out_caps(verdict) == [(None, 350.0), (None, 350.0), (None, 400.0), (None, 400.0)]
+    assert broken(verdict) == {2}
+
+
+@pytest.mark.parametrize(("room_w", "cap"), [(402.0, (None, 201.0)), (400.0, (None, 200.0)), (360.0, (266, 240.0))])
+def test_2_a_power_limit_comes_down_to_the_gpus_least_and_then_the_clock_does(
+    room_w: float, cap: tuple[int | None, float]
+) -> None:
+    """No limit below 200 W can be set: 200 W themselves can, and 180 W are a clock of 266 MHz beside the old limit."""
+    low = replace(FLEET, floor_mhz=np.full(4, float(CLOCK_MIN)))
+    seen = limited(view(fleet=low, feeders=feeder(room_w)), (240.0,) * 4)
+    assert out_caps(check(seen, limit_command(240.0, 240.0, 240.0, 240.0)))[:2] == [cap, cap]
+
+
+def test_3_no_power_limit_comes_down_below_what_the_service_floor_draws() -> None:
+    """At the service floor a GPU draws 280 W; a ceiling that asks for less than that is no reason to give it."""
+    seen = limited(view(import_w_max=1000.0, image=image(None)), (400.0,) * 4)
+    verdict = check(seen, limit_command(400.0, 400.0, 400.0, 400.0))
+    assert out_caps(verdict) == [(None, 280.0)] * 4 and broken(verdict) == {3}
+
+
+def test_2_a_gpu_below_its_service_floor_has_nothing_to_give_and_takes_nothing() -> None:
+    """220 W at 400 MHz and 400 W at 1000 MHz under 560 W: the 60 W come off the second alone, which goes to 800 MHz."""
+    at = (400.0, 1000.0, 1000.0, 1000.0)
+    seen = view(feeders=feeder(560.0), state=state(at), acks=acks(at))
+    assert clocks(check(seen, command(node(NODES[0], 400, 1000)))) == {GPUS[0]: 400, GPUS[1]: 800}
+
+
+def test_2_a_feeder_without_room_for_anything_leaves_the_least_clock() -> None:
+    """What a GPU's least clock is has nothing to do with its least power limit."""
+    other = replace(FLEET, cap_min=np.array([np.full(4, 250.0), np.full(4, 300.0)]))
+    seen = view(fleet=other, feeders=feeder(100.0))
+    assert clocks(check(seen, command(node(NODES[0], 1000, 1000)))) == {GPUS[0]: 250, GPUS[1]: 250}
+
+
+@pytest.mark.parametrize(("over_w", "clock"), [(62.0, 948), (0.5, 999)])
+def test_4_without_a_battery_all_that_is_too_much_comes_off_the_caps(over_w: float, clock: int) -> None:
+    """62 W too much are 15.5 W of each GPU, which are 51.7 MHz; half a watt is too much as well."""
+    seen = view(image=image(1000.0 + over_w), import_w_max=1000.0, unmanaged_w_max=-1e5, battery=None)
+    verdict = check(seen, command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000)))
+    assert set(clocks(verdict).values()) == {clock} and broken(verdict) == {4}
+
+
+def test_3_caps_do_not_come_down_into_a_window_that_is_spent() -> None:
+    """No room downwards: a ceiling that the worst case exceeds takes not even a watt's worth of clock."""
+    seen = view(import_w_max=1500.0, unmanaged_w_max=1000.0, windows=(window(0.0),))
+    assert check(seen, command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000))).violations == ()
