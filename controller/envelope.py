@@ -7,6 +7,7 @@ Caps are arrays of shape (2, n), clocks in MHz over power limits in W; inf is fr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -108,7 +109,7 @@ def _battery(c: _Check, command: t.BatteryCommand) -> t.BatteryCommand | None:
         return None
     target_w = _target(c, command.reference_w if is_device else v.load_w - command.reference_w)
     reference_w = _within_device(c, b, target_w if is_device else v.load_w - target_w, is_device)
-    if not np.isfinite((command.reference_w, reference_w, command.expiry_w_per_s or 0.0)).all():
+    if not all(map(math.isfinite, (command.reference_w, reference_w, command.expiry_w_per_s or 0.0))):
         c.say(1, "battery", f"{command.reference_w} W: the reference, a slope, or what bounds it is not a number")
         return None
     ramp = min(command.ramp_w_per_s, b.ramp_w_per_s_max) if command.ramp_w_per_s > 0 else b.ramp_w_per_s_max
@@ -186,7 +187,7 @@ def _parsed(c: _Check, nodes: tuple[t.NodeCommand, ...]) -> tuple[list[t.NodeCom
     for node in nodes:
         mine = f.spans.get(node.node_id)
         is_own = mine is not None and {cap.gpu_id for cap in node.caps} <= set(f.gpu_ids[mine])
-        if not (is_own and np.isfinite((node.release_slot_s, node.release_w_per_s)).all()):
+        if not (is_own and math.isfinite(node.release_slot_s) and math.isfinite(node.release_w_per_s)):
             c.say(1, node.node_id, "unknown node or GPU, or a slot or slope that is no number")
             continue
         known.append(node)
@@ -253,8 +254,7 @@ def _bounds(c: _Check, caps: t.FloatArray) -> list[Bound]:
     if (over_w := power_w - v.import_w_max) > 0:  # what the battery can still add need not come off the caps
         rows.append((4, "site", every, floors, last_w.sum() - min(fall_w, max(0.0, over_w - spare_w)), np.inf))
     if v.battery is None and pcc is not None:  # where only caps soften a rise
-        rises = _draw_w(v, caps) > last_w
-        room_w = max(0.0, c.window_w[1] - power_w)
+        rises, room_w = _draw_w(v, caps) > last_w, max(0.0, c.window_w[1] - power_w)
         rows.append((5, "rise", rises, (c.state.caps[0],), last_w[rises].sum() + room_w, np.inf))
     return rows
 

@@ -47,6 +47,7 @@ TESTS = tuple(
     for name in ("envelope", "envelope_node", "modes", "signals", "signal_memory", "contract", "contract_rows")
 )
 JUSTIFIED = Path("tests/mutation_justified.yaml")
+REPORT = Path("out/mutation.json")
 LANES = 2
 KILLED_FRAC_MIN = 0.95
 EXAMPLES = 25  # of each property: seconds for each mutant, not minutes
@@ -432,14 +433,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--module", action="append", choices=MODULES, help="only this one; may be repeated")
     parser.add_argument("--survivors", action="store_true", help="only what survived the last run, lines apart")
     given = parser.parse_args(argv)
+    if given.survivors and not (ROOT / REPORT).exists():
+        parser.error(f"--survivors: there is no {REPORT} of a run before")
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     began_s = time.monotonic()
     _watch_imports()
     population = plan(given.module or MODULES)
     if given.survivors:
-        last = {_unlined(name) for name in json.loads(Path("out/mutation.json").read_text())["survivors"]}
+        last = {_unlined(name) for name in json.loads(REPORT.read_text(encoding="utf-8"))["survivors"]}
         population = [m for m in population if _unlined(m.name) in last]
+        if not population:
+            print("nothing survived the last run")
+            return 0
     lanes = _Lanes(population, until_s=began_s + 60.0 * given.minutes)
     code = pytest.main([*QUIET, *TESTS], plugins=[lanes])
     if not lanes.tried:
@@ -449,8 +455,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     report["seconds"] = round(time.monotonic() - began_s, 1)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     report["cpu_seconds"] = round(time.process_time() + used.ru_utime + used.ru_stime, 1)
-    Path("out").mkdir(exist_ok=True)
-    Path("out/mutation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    REPORT.parent.mkdir(exist_ok=True)
+    REPORT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print("\n".join(_lines(report)))
     return 0 if is_good(report) else 1
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hil import mutation
 from hil.mutants import Mutant, applied, mutants_of
 from hil.mutation import Reach, Tried, is_good, judged, justified, main
 
@@ -138,3 +139,13 @@ def test_a_module_it_does_not_know_is_refused(capsys: pytest.CaptureFixture[str]
         main(["--module", "envelope"])
     assert ended.value.code == 2
     assert "invalid choice: 'envelope'" in (said := capsys.readouterr().err) and "controller.envelope_node" in said
+
+
+def test_there_are_no_survivors_of_no_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What survived last is asked for where nothing ran yet: that is said, with the file that is missing."""
+    monkeypatch.setattr(mutation, "REPORT", tmp_path / "mutation.json")
+    with pytest.raises(SystemExit) as ended:
+        main(["--survivors"])
+    assert ended.value.code == 2 and "mutation.json of a run before" in capsys.readouterr().err
