@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import settings
 
 # The default suite repeats itself; `make fuzz` looks for what nobody has seen.
@@ -21,6 +22,12 @@ NO_GPU = "needs a real NVIDIA GPU"
 NO_ROOT = "needs root"
 
 _skips: list[tuple[str, str]] = []
+
+
+@pytest.fixture(autouse=True)
+def fresh_logs() -> None:
+    """Logs as they are before a command sets them up: an earlier test's stream is closed or another's."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

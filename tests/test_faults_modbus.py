@@ -235,9 +235,9 @@ async def test_firmware_update(state: str, update: type[Rig], tmp_path: Path) ->
         if state == "cold":
             await before.close()
         changed = update()
+        server.units[1] = changed  # before the link drops, or the next connection may still find the old one
         server.drop_clients()  # firmware comes with a restart
         await until(lambda: not connection.is_connected)
-        server.units[1] = changed
         battery = opened(server, identity=IdentityBook(file).of("battery")) if state == "cold" else before
         await refused(lambda: battery.write(command))
         await refused(battery.read)
