@@ -294,11 +294,11 @@ class AdmissibleInterval:
         """What is left of `max_w` after residual, dip and rounding."""
         residual_w = self._residual_of(limit_id)
         left_w = max_w * (1.0 - ROUNDING_FRAC) - residual_w - max(0.0, dip_w)
-        beyond_frac = min(max(residual_w / max_w - 1.0, 0.0), 1.0) if max_w > 0.0 else 0.0
-        kept_frac += max(KEPT_FRAC_HOPELESS - kept_frac, 0.0) * beyond_frac
-        if left_w < kept_frac * max_w:
+        beyond_w = min(max(residual_w - max_w, 0.0), max_w)
+        kept_w = kept_frac * max_w + max(KEPT_FRAC_HOPELESS - kept_frac, 0.0) * beyond_w
+        if left_w < kept_w:
             self.is_overspent = True
-            return kept_frac * max_w
+            return kept_w
         return left_w
 
     def _refresh_allowances(self) -> None:

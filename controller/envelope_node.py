@@ -41,10 +41,10 @@ def check_node(
     numbers = (command.ttl_s, command.release_slot_s)
     if not all(math.isfinite(x) and x >= 0 for x in numbers) or not command.release_w_per_s >= 0:
         return NodeVerdict(None, (Violation(1, "command", "a time or slope is negative or not a number"),))
-    if not 0 < command.ttl_s <= TTL_S_MAX:
+    if command.ttl_s <= 0:
+        return NodeVerdict(None, (Violation(9, "command", f"ttl {command.ttl_s} s"),))
+    if command.ttl_s > TTL_S_MAX:
         found.append(Violation(9, "command", f"ttl {command.ttl_s} s"))
-        if command.ttl_s <= 0:
-            return NodeVerdict(None, tuple(found))
         command = replace(command, ttl_s=TTL_S_MAX)
     caps: dict[GpuId, GpuCap] = {}
     for cap in command.caps:

@@ -130,7 +130,7 @@ class SignalRules(Protocol):
     ) -> tuple[SignalOutcome, ...]:
         """One outcome per request of a verified message."""
 
-    def step(self, *, now_s: float, utc_s: float, is_link_up: bool, is_clock_synced: bool = True) -> None:
+    def step(self, *, now_s: float, utc_s: float, is_link_up: bool, is_clock_synced: bool) -> None:
         """Let time pass: expiry, silence, a wall clock that stepped or lost its source."""
 
     def active(self, now_s: float) -> tuple[GridSignal, ...]:

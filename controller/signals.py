@@ -139,7 +139,7 @@ class AcceptanceRules:
         """The wall clock stepped, or had no source of time for longer than the grace: its word loosens nothing."""
         return self._clock_suspect_since_s is not None or self._is_clock_lost
 
-    def step(self, *, now_s: float, utc_s: float, is_link_up: bool, is_clock_synced: bool = True) -> None:
+    def step(self, *, now_s: float, utc_s: float, is_link_up: bool, is_clock_synced: bool) -> None:
         """Let time pass: a wall clock in doubt, silence and its grace, requests that ended."""
         self._watch_clock(now_s, utc_s)
         self._watch_sync(now_s, is_clock_synced=is_clock_synced)

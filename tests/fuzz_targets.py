@@ -124,7 +124,7 @@ def _memory(raw: bytes) -> object:
         assert isinstance(memory, SignalMemory)
         rules = AcceptanceRules(grid(), bounds())
         rules.recall(memory, now_s=100.0, utc_s=1.8e9)
-        rules.step(now_s=101.0, utc_s=1.8e9 + 1.0, is_link_up=True)
+        rules.step(now_s=101.0, utc_s=1.8e9 + 1.0, is_link_up=True, is_clock_synced=True)
         return rules.active(101.0), rules.feed_targets(101.0), rules.memory(now_s=101.0, utc_s=1.8e9)
 
     return asyncio.run(start())

@@ -937,3 +937,18 @@ def test_the_promise_of_a_ceiling_is_drawn_anew_when_slopes_change() -> None:
     interval.set_shrink(2e6, {})
     fall = interval.slope_down_w_per_s
     assert interval.due_status()[0].met_at_s == pytest.approx(20.0 + (53e6 - 10.0 * fall - 38e6) / fall, rel=1e-6)
+
+
+@pytest.mark.parametrize(("residual_w", "kept_w"), [(10.0, 1.0), (10.5, 1.2), (15.0, 3.0), (20.0, 5.0), (40.0, 5.0)])
+def test_an_overspent_row_of_ten_watts_keeps_a_share_of_them(residual_w: float, kept_w: float) -> None:
+    """A tenth while the residual is no more than the row, and from there to half; of 10 W as of 10 MW."""
+    interval = AdmissibleInterval([swing(10.0, 15.0)], start_s=0.0, start_w=50.0, tick_s=0.05)
+    interval.set_shrink(residual_w, {})
+    assert interval.is_overspent and interval.slope_down_w_per_s == pytest.approx(kept_w / 15.05, rel=1e-6)
+
+
+def test_a_row_that_allows_nothing_keeps_nothing() -> None:
+    """Of no allowance there is no share, whatever the residual."""
+    interval = AdmissibleInterval([swing(0.0, 15.0)], start_s=0.0, start_w=50.0, tick_s=0.05)
+    interval.set_shrink(5.0, {})
+    assert interval.slope_down_w_per_s == interval.slope_up_w_per_s == 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,3 +184,53 @@ def test_what_lies_beyond_the_horizon_is_let_go() -> None:
         rising.append(0.5 * k, 5.0 * k)
         up.advance(rising)
     assert 15 <= len(down._highs) <= 21 and 15 <= len(up._lows) <= 21
+
+
+def test_a_rate_row_holds_what_stands_at_the_very_edge_of_its_horizon() -> None:
+    """Nine seconds back exactly, a spike and a dip each bind by nine seconds of slope, and then no more."""
+    for spike_w, side in ((0.0, "high_w"), (100.0, "low_w")):
+        path = Path(0.0, 50.0)
+        row = RateRow(rate(2.0, 4.0, 9.0), path)
+        for t_s in (0.5, 1.0, 1.5, *np.arange(2.0, 10.1, 0.5)):
+            path.append(float(t_s), spike_w if t_s == 1.0 else 50.0)
+            row.advance(path)
+        assert getattr(row, side) == {"high_w": 18.0, "low_w": 82.0}[side]
+        path.append(10.5, 50.0)
+        row.advance(path)
+        assert getattr(row, side) == {"high_w": 54.0, "low_w": 46.0}[side]
+
+
+def test_a_rate_row_sees_the_line_from_its_first_point() -> None:
+    """The horizon begins on the line between the first two points: 25 W stood there, less nine seconds of slope."""
+    path = Path(0.0, 100.0)
+    row = RateRow(rate(2.0, 4.0, 9.0), path)
+    for t_s in (4.0, 12.0):
+        path.append(t_s, 0.0)
+        row.advance(path)
+    assert row.low_w == pytest.approx(25.0 - 18.0)
+
+
+class Counted(list[float]):
+    """Counts how often one of its items is looked up."""
+
+    looks = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(index)
+
+
+def test_rows_look_at_few_points_however_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of some points on a path that keeps hundreds, before and after it was trimmed: no row begins anew."""
+    monkeypatch.setattr(contract_rows, "TRIM_POINTS", 200)
+    path = Path(0.0, 50.0)
+    path.times_s = times = Counted(path.times_s)
+    rows = WindowRow(2.0, path), RateRow(rate(20.0, 20.0, 4.0), path)
+    for k in range(1, 1500):
+        path.append(0.3 * k, 50.0 + k % 7)
+        path.trim(4.0)
+        for row in rows:
+            times.looks = 0
+            row.advance(path)
+            assert times.looks <= 20, k
+    assert path.base == 1200 and path.times_s is times

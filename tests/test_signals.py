@@ -544,6 +544,8 @@ def test_rate_rows_are_shared_by_feed_too() -> None:
     site = Story()
     site.rules, site.present_w = rules, 90 * MW
     assert site.say(15 * MW, feeds=("a",)).met_at_s == site.now_s + 120.0
+    site.wait(1.0)
+    assert site.say(30 * MW, feeds=("a",)).met_at_s == site.now_s + 60.0, "15 MW are more than half of 10 MW at once"
 
 
 def test_feed_shares_its_part_of_the_ramp() -> None:
@@ -911,7 +913,7 @@ def test_two_changes_between_two_looks_are_both_seen() -> None:
         offer, targets=(replace(offer.targets[0], target_w=50 * MW, from_utc_s=site.utc_s + 10, until_utc_s=None),)
     )
     rules.offer(late, now_s=now_s, utc_s=site.utc_s, present_w=None)
-    rules.step(now_s=now_s + 10.0, utc_s=site.utc_s + 10.0, is_link_up=True)
+    rules.step(now_s=now_s + 10.0, utc_s=site.utc_s + 10.0, is_link_up=True, is_clock_synced=True)
     (told,) = rules.active(now_s + 10.0)
     assert told.target_w == 50 * MW
 
@@ -1043,7 +1045,7 @@ def test_a_request_that_comes_as_another_falls_silent() -> None:
     target = replace(site.last.targets[0], target_w=50 * MW, from_utc_s=utc_s + 100.0, until_utc_s=utc_s + 200.0)
     late = replace(site.last, message_id="x", jti="x", iat_utc_s=utc_s, targets=(target,))
     site.rules.offer(late, now_s=now_s, utc_s=utc_s, present_w=None)
-    site.rules.step(now_s=now_s, utc_s=utc_s, is_link_up=False)
+    site.rules.step(now_s=now_s, utc_s=utc_s, is_link_up=False, is_clock_synced=True)
     assert [s.target_w for s in site.rules.active(now_s)] == [50 * MW]
 
 
@@ -1057,6 +1059,22 @@ def test_a_request_that_comes_as_another_falls_silent() -> None:
         (
             CeilingLimit(LimitId("a"), 50 * MW, 0.0, SOURCE, until_s=100.0),
             CeilingLimit(LimitId("b"), 60 * MW, 10.0, SOURCE, until_s=90.0),
+        ),
+        (
+            FloorLimit(LimitId("a"), 20 * MW, 0.0, SOURCE, until_s=100.0),
+            FloorLimit(LimitId("b"), 10 * MW, 10.0, SOURCE, until_s=90.0),
+        ),
+        (
+            RateLimit(LimitId("a"), 0.4 * MW, 4 * MW, 1.0, SOURCE, horizon_s=700.0),
+            RateLimit(LimitId("b"), 0.5 * MW, 5 * MW, 1.0, SOURCE, horizon_s=600.0),
+        ),
+        (
+            BandLimit(LimitId("a"), 1 * MW, (0.1, 1.0), SOURCE),
+            BandLimit(LimitId("b"), 2 * MW, (0.1, 1.0), SOURCE),
+        ),
+        (
+            OscillationLimit(LimitId("a"), 1 * MW, (0.1, 2.0), 60.0, SOURCE),
+            OscillationLimit(LimitId("b"), 2 * MW, (0.2, 1.0), 60.0, SOURCE),
         ),
     ],
 )
@@ -1111,3 +1129,47 @@ def test_without_a_source_of_time_the_first_word_of_an_issuer_only_tightens() ->
     site.is_clock_synced = True
     site.wait(1.0)
     assert site.say(None).reason is None, "the same word, once the clock has its source again"
+
+
+def test_a_clock_that_never_had_a_source_has_the_grace_as_well() -> None:
+    """From the first moment on nobody serves the time: that is doubt after a minute, not before."""
+    rules = AcceptanceRules(grid(), bounds())
+    for now_s, is_suspect in ((1000.0, False), (1060.0, False), (1060.5, True)):
+        rules.step(now_s=now_s, utc_s=UTC0 + now_s, is_link_up=True, is_clock_synced=False)
+        assert rules.is_clock_suspect is is_suspect, now_s
+
+
+@pytest.mark.parametrize(("iat", "reason"), [(5.0, RefusalReason.CLOCK), (10.0, RefusalReason.CLOCK), (10.5, None)])
+def test_without_a_source_of_time_a_word_must_be_newer_than_all_its_issuer_said(
+    iat: float, reason: RefusalReason | None
+) -> None:
+    """What it said of another feed tells as well how late it is: older than that, or as old, only tightens."""
+    site = Story(grid(feeds=("a", "b")))
+    site.is_clock_synced = False
+    site.wait(1.0)
+    site.say(20 * MW, feeds=("a",), iat=1.0)
+    site.say(20 * MW, feeds=("b",), iat=10.0)
+    assert site.say(40 * MW, feeds=("a",), iat=iat).reason is reason
+
+
+def test_lingering_rows_waive_nothing() -> None:
+    """Withdrawn rows that stay for the dwell stay without the waiver they came with."""
+    site = Story()
+    for _ in range(3):
+        site.rows(ramp(4 * MW, row_id="x"), exempt=True)
+        site.wait(0.5)
+        assert site.rules.active(site.now_s)[0].ramp_exempt
+        site.rows()
+        site.wait(0.5)
+    (held,) = site.rules.active(site.now_s)
+    assert site.row_ids() == {"x"} and not held.ramp_exempt
+
+
+def test_feed_targets_come_in_the_order_of_their_beginning() -> None:
+    """A bounded tightening on top of an open target begins later and ends earlier: it comes second."""
+    site = Story()
+    site.say(60 * MW)
+    site.wait(1.0)
+    assert site.say(50 * MW, start=10.0, end=20.0, iat=None, jti=None).reason is None
+    told = site.rules.feed_targets(site.now_s)
+    assert [x.asked_w for x in told] == [60 * MW, 50 * MW] and told[0].until_s > told[1].until_s
