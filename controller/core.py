@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,6 +42,7 @@ from controller.types import (
     EnvelopeView,
     FloatArray,
     Following,
+    Limit,
     Margin,
     Mode,
     NodeCommand,
@@ -575,9 +576,8 @@ class SiteCore:
             return -math.inf
         sample = image.battery.value if image.battery is not None and self._is_battery_usable(image) else None
         catch_w = max(0.0, tracker.battery_now(sample).charge_w_max + (sample.power_w if sample is not None else 0.0))
-        rows_w = [r.max_w for r in decision.in_force.limits if isinstance(r, RampLimit | SwingLimit)]
         # What is let go at once stays on the meter for T_eff, and the rows judge means of a second.
-        dip_w = UNSEEN_FRAC * min(rows_w, default=math.inf)
+        dip_w = UNSEEN_FRAC * _smallest_row_w(decision.in_force.limits)
         catch_w = min(catch_w, dip_w * METERED_MEAN_S / max(decision.estimate.t_eff_s, 1e-3))
         low_w = float(tracker.interval.project([image.t_mono_s + self.site.planner_period_s])[0][0])
         room_w = max(0.0, decision.estimate.grid_w - low_w) / STEEPNESS + catch_w
@@ -606,8 +606,7 @@ class SiteCore:
         }
         step_w = interval.band_slope_w_per_s * two_ticks_s
         if Flag.RESUMED in flags:  # what moved while nothing ran is not taken back in one step
-            rows_w = [r.max_w for r in limits if isinstance(r, RampLimit | SwingLimit)]
-            step_w = min(step_w, RESUMED_FRAC_PER_S * min(rows_w, default=math.inf) * two_ticks_s)
+            step_w = min(step_w, RESUMED_FRAC_PER_S * _smallest_row_w(limits) * two_ticks_s)
         meter_s = site.meter.delay_s + site.meter.update_s if site.meter is not None else 0.0
         return EnvelopeView(
             image=image,
@@ -639,3 +638,8 @@ class SiteCore:
 
 def _gpu_counts(image: SiteImage) -> list[int]:
     return [len(reading.value.gpu_ids) for reading in image.nodes]
+
+
+def _smallest_row_w(limits: Iterable[Limit]) -> float:
+    """The tightest ramp or swing row; inf without one."""
+    return min((row.max_w for row in limits if isinstance(row, RampLimit | SwingLimit)), default=math.inf)

@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from controller.glide import STEEPNESS
 from controller.types import AgentState, GpuCap, GpuId, GpuSpec, NodeCommand
 
-STEEPNESS = 3.3  # (P - idle) ~ f^3.3 (A100, measured); memory-bound work is nearer to linear, so both bound a step
 GLIDE_S_MAX = 1.0  # a pause of the process buys no larger step than one clock write's worth
 
 
