@@ -8,89 +8,46 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from controller import envelope
-from controller.allocate import worst_case_w
+from controller import envelope, room
+from controller.decision import Checked, Decision
 from controller.estimate import Estimate, LoadEstimator, LoadSource
 from controller.estimate_checks import MeterFlag
 from controller.fleet import Fleet, FleetBook, FleetReader, FleetReadings
-from controller.glide import STEEPNESS, FallbackGlide
 from controller.gpu_model import GpuCurve
-from controller.health import Health
+from controller.health import Health, HealthInput
 from controller.jobs import Placement
 from controller.limits import InForce, LimitBook
 from controller.modes import Flag, ModeMachine, ModeState
+from controller.node_orders import NodeOrders
 from controller.outlook import outlook_of
 from controller.plan.plan import Plan, Planner
-from controller.planning import NO_LIMIT_W_PER_S, Known, Planning, node_commands
+from controller.planning import NO_LIMIT_W_PER_S, Known, Planning
 from controller.respond import Responder
 from controller.rings import Rings
-from controller.settings import Policy, SiteSettings, Stance
-from controller.stagger import Stagger
-from controller.tracker import METERED_MEAN_S, UNSEEN_FRAC, Tracker, TrackerInput, TrackerOutput
+from controller.settings import Policy, SiteSettings
+from controller.tracker import Tracker
+from controller.tracker_io import TrackerInput, TrackerOutput
 from controller.types import (
-    AgentState,
     BatteryCommand,
-    BatterySample,
-    BatteryState,
-    EnvelopeBattery,
     EnvelopeState,
     EnvelopeView,
-    FloatArray,
     Following,
-    Limit,
-    Margin,
     Mode,
     NodeCommand,
     NodeReport,
     Outlook,
-    Quality,
-    RampLimit,
     Reading,
     SiteCommand,
     SiteImage,
-    SwingLimit,
-    Violation,
 )
-from controller.view import ceiling_w, envelope_battery, rings_for, unmanaged_w, window_checks
+from controller.view import battery_sample, envelope_view, rings_for
 
-METER_AGE_PERIODS = 3.0  # FAULTS: read t for T for the PCC meter and the battery
-VIOLATIONS_MAX = 20  # in 60 s: a violation a planner period for a third of them
-NOT_FOLLOWING_FRAC = 0.05  # of nameplate, beyond what ripple and lag explain
-NOT_FOLLOWING_S = 3.0  # FAULTS B2: for 3 T
-STALL_PERIODS = 1
 ARRIVAL_S = 2.0  # after the first cycle: what has not been seen by then is missing, not late
-RESUMED_FRAC_PER_S = 0.5  # of the smallest row: how fast the windows may move the target after a pause
-EDGE_FRAC = 0.001  # of the registered peak, or of the battery: what a meter's last digits are worth
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What one cycle wants to do, and why. `track` is None until the site's power is known for the first time."""
-
-    estimate: Estimate
-    mode: ModeState
-    in_force: InForce
-    track: TrackerOutput | None
-    proposal: SiteCommand
-    fleet: Fleet
-    readings: FleetReadings
-
-    @property
-    def margins(self) -> tuple[Margin, ...]:
-        return self.track.margins if self.track is not None else ()
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """The command that may be written, and what the envelope found."""
-
-    command: SiteCommand
-    violations: tuple[Violation, ...]
 
 
 class SiteCore:
@@ -124,13 +81,9 @@ class SiteCore:
         self._rings: Rings = rings_for(site.contract.limits)
         self._envelope_state = EnvelopeState()
         self._planned_s = -math.inf
-        self._has_new_caps = False
-        self._glide = FallbackGlide()
-        self._stagger = Stagger(period_s=site.planner_period_s)
-        self._overruns = 0
+        self._orders = NodeOrders(site)
         self._first_s: float | None = None
         self._resumed_s: float | None = None  # since when the target waits for a first sample after a pause
-        self._unfollowed_since_s: float | None = None
         self._violation_count = 0
         self._exempt_until_s = -math.inf
         self._responder = Responder(site)
@@ -181,15 +134,16 @@ class SiteCore:
         """The envelope's word on the proposal."""
         if decision.track is None:
             return Checked(decision.proposal, ())
-        verdict = envelope.check(self._view(image, decision), decision.proposal)
+        assert self.tracker is not None
+        verdict = envelope.check(self._view(image, decision, self.tracker), decision.proposal)
         self._envelope_state = verdict.state
         target_w = verdict.state.target_w
         is_narrowed = any(v.subject == "target" for v in verdict.violations)
-        if is_narrowed and target_w is not None and self.tracker is not None:
+        if is_narrowed and target_w is not None:
             self.tracker.corrected(image.t_mono_s, target_w)
         self._violation_count += len(verdict.violations)
         if verdict.command.nodes:
-            self._has_new_caps = False
+            self._orders.written()
         return Checked(verdict.command, verdict.violations)
 
     def acknowledge(self, image: SiteImage, checked: Checked, *, battery: bool) -> None:
@@ -208,12 +162,11 @@ class SiteCore:
         if (now_s < due_s and not is_urgent) or self._responder.holds_plan(now_s):
             return False
         self._planned_s = now_s
-        self._has_new_caps = True
         if self.site.policy is not Policy.NONE:
             known = self._known(image, decision, self.tracker)
             # What a ceiling needs goes lower at once: the envelope counts every moment that it is not met.
             is_over = self._load_rise_w - known.estimate.other_w > known.gpu_w_max
-            self._stagger.planned(now_s, is_urgent=is_urgent or is_over)
+            self._orders.planned(now_s, is_urgent=is_urgent or is_over)
             self.planning.decide(known)
         return True
 
@@ -221,7 +174,7 @@ class SiteCore:
         """What the grid may be told of the next minutes; None before anything is known."""
         if decision.track is None:
             return None
-        sample = image.battery.value if image.battery is not None and self._is_battery_usable(image) else None
+        sample = battery_sample(image)
         settings = self.site.battery
         left = max(0.0, sample.soc_frac - settings.soc_frac_min) if sample is not None and settings is not None else 0.0
         return outlook_of(
@@ -253,69 +206,17 @@ class SiteCore:
             self._first_s = image.t_mono_s
         if self.tracker is None and is_leader and image.t_mono_s - self._first_s < ARRIVAL_S:
             return frozenset()  # nothing was seen yet, so nothing is lost; nothing is written either
-        flags = {Flag(flag.value) for flag in estimate.flags}
-        if image.pcc is None and estimate.source is LoadSource.HELD:
-            flags.add(Flag.IMAGE_LOST)
-        if image.pcc is not None and estimate.source is LoadSource.NODES:
-            flags.add(Flag.METER_MISSING)
-        if not is_leader:
-            flags.add(Flag.LEADERSHIP_LOST)
-        if not image.is_grid_link_up:
-            flags.add(Flag.GRID_LINK_LOST)
-        if self._in_force is not None and self._in_force.is_fallback:
-            flags.add(Flag.GRID_SILENT)
-        if (
-            image.overrun_count - self._overruns
-            > STALL_PERIODS * self.site.planner_period_s / self.site.tracker_period_s
-        ):
-            flags.add(Flag.LOOP_STALLED)
-        self._overruns = image.overrun_count
-        if self._envelope_state.is_distrusted:
-            flags.add(Flag.ENVELOPE_BUSY)
-        if image.changed_devices:
-            flags.add(Flag.DEVICE_CHANGED)
-        if self.planning.is_model_wrong:
-            flags.add(Flag.MODEL_MISMATCH)
-        flags |= self._health.step(image, self.planning.plan)
-        return frozenset(flags | self._node_flags(image) | self._battery_flags(image))
-
-    @staticmethod
-    def _node_flags(image: SiteImage) -> set[Flag]:
-        flags: set[Flag] = set()
-        lost = [r for r in image.nodes if r.quality is Quality.MISSING]
-        if lost:
-            flags.add(Flag.NODES_ALL_LOST if len(lost) == len(image.nodes) else Flag.NODE_LOST)
-        if any(r.value.state is AgentState.MONITOR_ONLY for r in image.nodes):
-            flags.add(Flag.GPU_PERMISSION)
-        if any(not r.value.is_controllable.all() for r in image.nodes if r.value.state is AgentState.ARMED):
-            flags.add(Flag.GPU_IGNORES_CAPS)
-        return flags
-
-    def _battery_flags(self, image: SiteImage) -> set[Flag]:
-        if image.battery is None:
-            return set()
-        if image.battery.quality is Quality.MISSING:
-            return {Flag.BATTERY_LOST}
-        sample, flags = image.battery.value, set()
-        if not sample.is_remote or sample.state in (BatteryState.OFF, BatteryState.FAULT):
-            flags.add(Flag.BATTERY_LIMITED)
-        if self._is_not_following(image.t_mono_s, sample):
-            flags.add(Flag.BATTERY_NOT_FOLLOWING)
-        return flags
-
-    def _is_not_following(self, now_s: float, sample: BatterySample) -> bool:
-        """Under software following: measured against set for three planner periods."""
-        battery = self.site.battery
-        assert battery is not None
-        if self.site.following is Following.DEVICE or self._envelope_state.reference_w is None:
-            return False
-        off_w = abs(sample.power_w - self._envelope_state.reference_w)
-        if off_w <= max(NOT_FOLLOWING_FRAC * battery.discharge_w_max, 0.05 * abs(sample.reference_w)):
-            self._unfollowed_since_s = None
-        elif self._unfollowed_since_s is None:
-            self._unfollowed_since_s = now_s
-        since_s = self._unfollowed_since_s
-        return since_s is not None and now_s - since_s > NOT_FOLLOWING_S * self.site.planner_period_s
+        return self._health.step(
+            image,
+            HealthInput(
+                estimate=estimate,
+                is_leader=is_leader,
+                is_grid_silent=self._in_force is not None and self._in_force.is_fallback,
+                is_model_wrong=self.planning.is_model_wrong,
+                plan=self.planning.plan,
+                written=self._envelope_state,
+            ),
+        )
 
     def _find_again(self, now_s: float, estimate: Estimate) -> bool:
         """Every command expired while nothing ran: the target goes on from what the meter says; True once it has."""
@@ -361,8 +262,7 @@ class SiteCore:
                 self._responder.stop()
                 self._planned_s = -math.inf  # what was held back may be given again
             return None
-        usable = self._is_battery_usable(image)
-        sample = image.battery.value if image.battery is not None and usable else None
+        sample = battery_sample(image)
         bounds = tracker.battery_now(sample)
         if estimate.is_fresh:
             self._responder.steepness.saw(estimate.t_s, estimate.load_w)
@@ -374,12 +274,11 @@ class SiteCore:
             estimate=estimate,
             battery=sample if bounds.discharge_w_max > 0.0 else None,
             written=self._envelope_state,
-            hard_w=self._room_w(image, estimate, mode, fleet, target_w),
+            hard_w=room.under_target_w(self.site, image, fleet, estimate=estimate, flags=mode.flags, target_w=target_w),
         )
         if caps is not None:
             self.planning.caps = caps
-            self._has_new_caps = True
-            self._stagger.planned(image.t_mono_s, is_urgent=True)
+            self._orders.planned(image.t_mono_s, is_urgent=True)
         return self._responder.set_point_w(
             image.t_mono_s, target_w=target_w, estimate=estimate, sample=sample, bounds=bounds
         )
@@ -387,21 +286,6 @@ class SiteCore:
     def _has_commandable(self) -> bool:
         """Some GPU obeys; where nodes only report, caps would do nothing and the battery must not wait for them."""
         return self._read is not None and bool(np.isnan(self._read[1].acks.fixed_w).any())
-
-    def _room_w(self, image: SiteImage, estimate: Estimate, mode: ModeState, fleet: Fleet, target_w: float) -> float:
-        """What all GPUs may draw at their worst under `target_w`: the envelope's own sum."""
-        site = self.site
-        battery = self._envelope_battery(image, mode)
-        unmanaged = unmanaged_w(fleet, other_w_max=site.other_load_w_max, gpu_peak_w=site.gpu_peak_w)
-        return target_w - estimate.margin_w - unmanaged + (battery.supply_w if battery is not None else 0.0)
-
-    def _envelope_battery(self, image: SiteImage, mode: ModeState) -> EnvelopeBattery | None:
-        return envelope_battery(
-            self.site.battery,
-            image.battery.value if image.battery is not None and self._is_battery_usable(image) else None,
-            is_trusted=Flag.BATTERY_NOT_FOLLOWING not in mode.flags,
-            two_ticks_s=2.0 * self.site.tracker_period_s,
-        )
 
     def _is_known(self, image: SiteImage, estimate: Estimate) -> bool:
         """The site's power has been seen: by its meter, held against the nodes, or on a site without one by its nodes.
@@ -431,13 +315,11 @@ class SiteCore:
                 target_s, target_w, slope = now_s, tracker.g_ref_w, 0.0  # a plan that is no number holds the target
         if not self._may_raise(mode):  # the envelope would refuse it anyway
             target_w, slope = min(target_w, tracker.g_ref_w), min(slope, 0.0)
-        battery = image.battery
-        usable = battery is not None and battery.quality is not Quality.MISSING
         return tracker.step(
             TrackerInput(
                 now_s=now_s,
                 estimate=estimate,
-                battery=battery.value if battery is not None and usable else None,
+                battery=battery_sample(image),
                 target_w=target_w,
                 mode=mode.mode,
                 watches=self.planning.watches(estimate),
@@ -470,66 +352,27 @@ class SiteCore:
                 seq=self._seq,
                 ttl_s=ttl_s,
             )
-        nodes = self._node_commands(image, fleet, state, ttl_s=ttl_s)
+        nodes: tuple[NodeCommand, ...] = ()
+        if fleet.count > 0 and self.planning.caps.shape == (2, fleet.count):
+            assert self._read is not None and self.tracker is not None
+            nodes = self._orders.commands(
+                image,
+                fleet,
+                caps=self.planning.caps,
+                acked=self._read[1].acks.caps,
+                written=self._envelope_state,
+                interval=self.tracker.interval,
+                mode=mode,
+                may_raise=self._may_raise(state),
+                epoch=self._epoch,
+                seq=self._seq,
+                ttl_s=ttl_s,
+            )
         return SiteCommand(self._epoch, self._seq, battery, nodes)
-
-    def _node_commands(
-        self, image: SiteImage, fleet: Fleet, state: ModeState, *, ttl_s: float
-    ) -> tuple[NodeCommand, ...]:
-        """What nodes are to hear now: each job's caps in its turn; release and fallback, everyone's at once."""
-        is_ready = self.planning.caps.shape == (2, fleet.count) and fleet.count > 0
-        if not is_ready or self.tracker is None:
-            return ()
-        caps, is_due, mode = self._asked(image, fleet, state), None, state.mode
-        if mode not in (Mode.RELEASE, Mode.FALLBACK):
-            assert self._read is not None
-            acked = self._read[1].acks.caps
-            found = self._stagger.due(image.t_mono_s, fleet, caps, self._envelope_state, acked)
-            if found is None:
-                return ()
-            caps, is_due = found
-        elif not self._has_new_caps:
-            return ()
-        interval = self.tracker.interval
-        return node_commands(
-            image.nodes,
-            fleet,
-            caps,
-            epoch=self._epoch,
-            seq=self._seq,
-            ttl_s=ttl_s,
-            slope_w_per_s=min(interval.slope_down_w_per_s, interval.slope_up_w_per_s),
-            is_release=mode is Mode.RELEASE,
-            is_due=is_due,
-        )
-
-    def _is_gone(self, margin: Margin) -> bool:
-        """A target held at the edge of the set stands now a little inside, now a little outside of it."""
-        battery = self.site.battery
-        scale = self.site.registered_peak_w if margin.unit == "W" else battery.energy_j if battery else 0.0
-        return margin.value < -EDGE_FRAC * scale
 
     def _may_raise(self, state: ModeState) -> bool:
         """What the envelope would refuse is not asked for: refusals count, and would keep it in doubt for ever."""
         return state.may_raise and Flag.CLOCK_STEPPED not in state.flags and not self._envelope_state.is_distrusted
-
-    def _asked(self, image: SiteImage, fleet: Fleet, state: ModeState) -> FloatArray:
-        """The plan's caps; where nothing may rise, none above what was last written; in FALLBACK, the way there."""
-        caps, last = self.planning.caps, self._envelope_state
-        if state.mode is not Mode.FALLBACK:
-            self._glide.stop()
-        if self._may_raise(state) or last.gpu_ids is not fleet.table.gpu_ids or last.caps.shape != caps.shape:
-            return caps
-        if state.mode is Mode.FALLBACK and self.tracker is not None:
-            return self._glide.caps(
-                image.t_mono_s,
-                fleet.table,
-                last=last.caps,
-                fallback_mhz=np.repeat([r.value.fallback_clock_mhz for r in image.nodes], _gpu_counts(image)),
-                slope_w_per_s=self.tracker.interval.slope_down_w_per_s,
-            )
-        lowest: FloatArray = np.minimum(caps, last.caps)
-        return lowest
 
     # ------------------------------------------------------------------------------------------------ views
 
@@ -542,104 +385,18 @@ class SiteCore:
             fleet=decision.fleet,
             readings=decision.readings,
             interval=tracker.interval,
-            bounds=tracker.battery_now(sample if self._is_battery_usable(image) else None),
+            bounds=tracker.battery_now(battery_sample(image)),
             energy_j=sample.soc_frac * site.battery.energy_j
             if sample is not None and site.battery is not None
             else 0.0,
             target_w=tracker.g_ref_w,
             mode=decision.mode.mode,
             is_planner_doubted=Flag.ENVELOPE_BUSY in decision.mode.flags,
-            gpu_w_max=self._gpu_w_max(image, decision, tracker),
+            gpu_w_max=room.under_ceilings_w(site, self._view(image, decision, tracker), decision, tracker),
         )
         self._plan_start_w = tracker.g_ref_w
         self._load_rise_w = self.planning.load_rise_w(known)
         return known
 
-    def _gpu_w_max(self, image: SiteImage, decision: Decision, tracker: Tracker) -> float:
-        """The envelope's own sum as it will stand when the next plan's caps arrive: a due ceiling comes nearer."""
-        view = self._view(image, decision)
-        supply_w = view.battery.supply_w if view.battery is not None else 0.0
-        ceiling = ceiling_w(decision.in_force.limits, image.t_mono_s)
-        ahead_s = 2.0 * self.site.planner_period_s  # until that plan is made, and its caps in every job's slot
-        fall_w = tracker.interval.slope_down_w_per_s * ahead_s
-        import_w = max(ceiling, view.import_w_max - fall_w) if math.isfinite(fall_w) else ceiling
-        hard_w = import_w - view.margin_w - view.unmanaged_w_max + supply_w
-        return max(hard_w, self._least_w(decision, tracker, image))
-
-    def _least_w(self, decision: Decision, tracker: Tracker, image: SiteImage) -> float:
-        """How low one plan may bring what all GPUs may draw at their worst: what is let go must be caught by someone.
-
-        A ceiling that a lost battery no longer helps to keep is come down to inside the rows, as any other.
-        """
-        written = self._envelope_state
-        if written.gpu_ids is not decision.fleet.table.gpu_ids:
-            return -math.inf
-        sample = image.battery.value if image.battery is not None and self._is_battery_usable(image) else None
-        catch_w = max(0.0, tracker.battery_now(sample).charge_w_max + (sample.power_w if sample is not None else 0.0))
-        # What is let go at once stays on the meter for T_eff, and the rows judge means of a second.
-        dip_w = UNSEEN_FRAC * _smallest_row_w(decision.in_force.limits)
-        catch_w = min(catch_w, dip_w * METERED_MEAN_S / max(decision.estimate.t_eff_s, 1e-3))
-        low_w = float(tracker.interval.project([image.t_mono_s + self.site.planner_period_s])[0][0])
-        room_w = max(0.0, decision.estimate.grid_w - low_w) / STEEPNESS + catch_w
-        return worst_case_w(decision.fleet, written.caps) - room_w
-
-    @staticmethod
-    def _is_battery_usable(image: SiteImage) -> bool:
-        return image.battery is not None and image.battery.quality is not Quality.MISSING
-
-    def _view(self, image: SiteImage, decision: Decision) -> EnvelopeView:
-        site, track, tracker = self.site, decision.track, self.tracker
-        assert track is not None and tracker is not None
-        limits = decision.in_force.limits
-        is_emergency = decision.in_force.exempt_target_w is not None
-        flags = decision.mode.flags
-        interval, two_ticks_s = tracker.interval, 2.0 * site.tracker_period_s
-        load_w = decision.estimate.load_w
-        if track.aim is not None and track.aim.following is Following.SOFTWARE:
-            # The load the follower chose to answer, as far as the battery reaches: the command means the target.
-            load_w = track.aim.reference_w + track.g_ref_w
-        enforced = {
-            name
-            for c in site.contingencies
-            for name, stance in (("power", c.power), ("energy", c.energy))
-            if stance is Stance.ENFORCE
-        }
-        step_w = interval.band_slope_w_per_s * two_ticks_s
-        if Flag.RESUMED in flags:  # what moved while nothing ran is not taken back in one step
-            step_w = min(step_w, RESUMED_FRAC_PER_S * _smallest_row_w(limits) * two_ticks_s)
-        meter_s = site.meter.delay_s + site.meter.update_s if site.meter is not None else 0.0
-        return EnvelopeView(
-            image=image,
-            fleet=decision.fleet.table,
-            acks=decision.readings.acks,
-            feeders=(),
-            windows=() if is_emergency else window_checks(limits, self._rings, image.t_mono_s),
-            target_step_w=step_w,
-            import_w_max=max(ceiling_w(limits, image.t_mono_s), track.low_w),
-            margin_w=decision.estimate.margin_w,
-            unmanaged_w_max=unmanaged_w(decision.fleet, other_w_max=site.other_load_w_max, gpu_peak_w=site.gpu_peak_w),
-            load_w=load_w,
-            battery=self._envelope_battery(image, decision.mode),
-            drop_safe_target_w=max(track.g_safe_w, tracker.g_ref_w),
-            margins=tuple(
-                m for m in track.margins if m.name in enforced and self._is_gone(m) and not track.is_riding_down
-            ),
-            mode=decision.mode.mode,
-            is_leader=not flags & {Flag.LEADERSHIP_LOST},
-            is_clock_sane=Flag.CLOCK_STEPPED not in flags,
-            is_emergency=is_emergency,
-            planner_period_s=site.planner_period_s,
-            meter_age_s_max=METER_AGE_PERIODS * site.tracker_period_s + meter_s,
-            max_export_w=site.max_export_w,
-            violations_max=VIOLATIONS_MAX,
-            state=self._envelope_state,
-        )
-
-
-def _gpu_counts(image: SiteImage) -> list[int]:
-    return [len(reading.value.gpu_ids) for reading in image.nodes]
-
-
-def _smallest_row_w(limits: Iterable[Limit]) -> float:
-    """The tightest ramp or swing row; inf without one."""
-    return min((row.max_w for row in limits if isinstance(row, RampLimit | SwingLimit)), default=math.inf)
+    def _view(self, image: SiteImage, decision: Decision, tracker: Tracker) -> EnvelopeView:
+        return envelope_view(self.site, image, decision, tracker, rings=self._rings, state=self._envelope_state)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from controller.actuate import Acks, Actuate
 from controller.clock import NS_PER_S, Ticker
-from controller.core import Checked, Decision, SiteCore
+from controller.core import SiteCore
+from controller.decision import Checked, Decision
 from controller.plan.plan import Plan
 from controller.ports import Clock, GridSource, Lease, Recorder
 from controller.sense import Sense

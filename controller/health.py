@@ -1,6 +1,7 @@
-"""Health that shows only from one image to the next: clocks that stepped, cycles that are missing, quiet GPUs.
+"""What is wrong with the site at this image, as flags: meter, nodes, GPUs, battery, grid link, clocks, planner.
 
-States what is found now, as flags; what they lead to is decided by the mode table. Pure: the images bring their times.
+States what is found now; what it leads to is decided by the mode table alone. Remembers what shows only from one image
+to the next: clocks that stepped, cycles that are missing, quiet GPUs. Pure: the images bring their times.
 """
 
 from __future__ import annotations
@@ -9,14 +10,41 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from controller.estimate import Estimate, LoadSource
 from controller.modes import Flag
 from controller.plan.plan import Plan, PlanStatus
 from controller.settings import Policy, SiteSettings
-from controller.types import AgentState, NodeId, NodeReport, Quality, Reading, SiteImage
+from controller.types import (
+    AgentState,
+    BatterySample,
+    BatteryState,
+    EnvelopeState,
+    Following,
+    NodeId,
+    NodeReport,
+    Quality,
+    Reading,
+    SiteImage,
+)
 
 WALL_STEP_S = 0.5  # between two cycles; slewing by NTP moves 500 ppm
 ABOVE_CAP_FRAC = 1.05  # FAULTS G7: of the power limit in force, for five periods
 ABOVE_CAP_PERIODS = 5.0
+STALL_PERIODS = 1.0
+NOT_FOLLOWING_FRAC = 0.05  # of nameplate, beyond what ripple and lag explain
+NOT_FOLLOWING_S = 3.0  # FAULTS B2: for 3 T
+
+
+@dataclass(frozen=True, slots=True)
+class HealthInput:
+    """What the core knows beside the image: the present estimate, and what the last cycle left."""
+
+    estimate: Estimate
+    is_leader: bool
+    is_grid_silent: bool  # the fallback contract is in force
+    is_model_wrong: bool  # GPU power strays from the curves
+    plan: Plan | None
+    written: EnvelopeState
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +70,73 @@ class Health:
         self._had_battery = False  # at the last image
         self._plan_s = math.nan
         self._is_plan_blind = False  # the plan in force was made without the battery's state
+        self._overruns = 0
+        self._unfollowed_since_s: float | None = None
 
-    def step(self, image: SiteImage, plan: Plan | None) -> set[Flag]:
-        """Everything found at this image; `plan` is the one in force."""
+    def step(self, image: SiteImage, given: HealthInput) -> frozenset[Flag]:
+        """Everything found at this image."""
         judged = [self._judge(reading.value) for reading in image.nodes]
         found = self._clocks(image) | self._gpus(image.nodes, judged) | self._restarted(image.nodes)
+        found |= self._power(image, given.estimate) | self._planner(given) | _nodes(image.nodes)
+        found |= self._battery(image, given.written)
         if self._is_above_cap(image.t_mono_s, judged):
             found.add(Flag.POWER_ABOVE_CAP)
-        if self._is_solver_wrong(plan):
-            found.add(Flag.SOLVER_INVALID)
+        if not given.is_leader:
+            found.add(Flag.LEADERSHIP_LOST)
+        if not image.is_grid_link_up:
+            found.add(Flag.GRID_LINK_LOST)
+        if given.is_grid_silent:
+            found.add(Flag.GRID_SILENT)
+        if image.changed_devices:
+            found.add(Flag.DEVICE_CHANGED)
         self._had_battery = image.battery is None or image.battery.quality is not Quality.MISSING
+        return frozenset(found)
+
+    @staticmethod
+    def _power(image: SiteImage, estimate: Estimate) -> set[Flag]:
+        """Where the site's power comes from, and what the estimator found against its meter."""
+        found = {Flag(flag.value) for flag in estimate.flags}
+        if image.pcc is None and estimate.source is LoadSource.HELD:
+            found.add(Flag.IMAGE_LOST)
+        if image.pcc is not None and estimate.source is LoadSource.NODES:
+            found.add(Flag.METER_MISSING)
         return found
+
+    def _planner(self, given: HealthInput) -> set[Flag]:
+        found: set[Flag] = set()
+        if self._is_solver_wrong(given.plan):
+            found.add(Flag.SOLVER_INVALID)
+        if given.is_model_wrong:
+            found.add(Flag.MODEL_MISMATCH)
+        if given.written.is_distrusted:
+            found.add(Flag.ENVELOPE_BUSY)
+        return found
+
+    def _battery(self, image: SiteImage, written: EnvelopeState) -> set[Flag]:
+        if image.battery is None:
+            return set()
+        if image.battery.quality is Quality.MISSING:
+            return {Flag.BATTERY_LOST}
+        sample, found = image.battery.value, set()
+        if not sample.is_remote or sample.state in (BatteryState.OFF, BatteryState.FAULT):
+            found.add(Flag.BATTERY_LIMITED)
+        if self._is_not_following(image.t_mono_s, sample, written.reference_w):
+            found.add(Flag.BATTERY_NOT_FOLLOWING)
+        return found
+
+    def _is_not_following(self, now_s: float, sample: BatterySample, written_w: float | None) -> bool:
+        """Under software following: measured against set for three planner periods."""
+        battery = self._site.battery
+        assert battery is not None
+        if self._site.following is Following.DEVICE or written_w is None:
+            return False
+        off_w = abs(sample.power_w - written_w)
+        if off_w <= max(NOT_FOLLOWING_FRAC * battery.discharge_w_max, 0.05 * abs(sample.reference_w)):
+            self._unfollowed_since_s = None
+        elif self._unfollowed_since_s is None:
+            self._unfollowed_since_s = now_s
+        since_s = self._unfollowed_since_s
+        return since_s is not None and now_s - since_s > NOT_FOLLOWING_S * self._site.planner_period_s
 
     def _is_solver_wrong(self, plan: Plan | None) -> bool:
         """The program was asked and did not answer. Without a battery it is not asked, which has a row of its own."""
@@ -63,7 +147,7 @@ class Health:
         return plan.status in (PlanStatus.RULE, PlanStatus.HOLD) and not self._is_plan_blind
 
     def _clocks(self, image: SiteImage) -> set[Flag]:
-        """A wall clock that moved against the monotonic one, and time that passed without a cycle."""
+        """A wall clock that moved against the monotonic one, ticks that were skipped, time that passed without any."""
         apart_s, gap_s = image.wall_utc_s - image.t_mono_s, image.t_mono_s - self._last_s
         stepped = abs(apart_s - self._wall_less_mono_s) > WALL_STEP_S
         self._wall_less_mono_s, self._last_s = apart_s, image.t_mono_s
@@ -72,6 +156,9 @@ class Health:
             found.add(Flag.CLOCK_UNSYNCED)
         if gap_s > self._site.ttl_periods * self._site.planner_period_s:
             found.add(Flag.RESUMED)
+        skipped, self._overruns = image.overrun_count - self._overruns, image.overrun_count
+        if skipped > STALL_PERIODS * self._site.planner_period_s / self._site.tracker_period_s:
+            found.add(Flag.LOOP_STALLED)
         return found
 
     def _judge(self, report: NodeReport) -> _Judged:
@@ -112,3 +199,15 @@ class Health:
         if self._above_since_s is None:
             self._above_since_s = now_s
         return now_s - self._above_since_s >= ABOVE_CAP_PERIODS * self._site.planner_period_s
+
+
+def _nodes(nodes: tuple[Reading[NodeReport], ...]) -> set[Flag]:
+    found: set[Flag] = set()
+    lost = [r for r in nodes if r.quality is Quality.MISSING]
+    if lost:
+        found.add(Flag.NODES_ALL_LOST if len(lost) == len(nodes) else Flag.NODE_LOST)
+    if any(r.value.state is AgentState.MONITOR_ONLY for r in nodes):
+        found.add(Flag.GPU_PERMISSION)
+    if any(not r.value.is_controllable.all() for r in nodes if r.value.state is AgentState.ARMED):
+        found.add(Flag.GPU_IGNORES_CAPS)
+    return found

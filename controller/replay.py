@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from controller.codec import Json, decode, encode
-from controller.core import Checked, Decision, SiteCore
+from controller.core import SiteCore
+from controller.decision import Checked, Decision
 from controller.errors import BadInput
 from controller.files import open_regular
 from controller.settings import Settings, SiteSettings

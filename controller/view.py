@@ -8,21 +8,102 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from controller.decision import Decision
 from controller.fleet import Fleet
+from controller.modes import Flag
 from controller.rings import Rings
-from controller.settings import BatterySettings
+from controller.settings import SiteSettings, Stance
+from controller.tracker import Tracker
 from controller.types import (
     BatterySample,
     BatteryState,
     CeilingLimit,
     Direction,
     EnvelopeBattery,
+    EnvelopeState,
+    EnvelopeView,
+    Following,
     Limit,
+    Margin,
+    Quality,
     RampLimit,
     RateLimit,
+    SiteImage,
     SwingLimit,
     WindowCheck,
 )
+
+METER_AGE_PERIODS = 3.0  # FAULTS: read t for T for the PCC meter and the battery
+VIOLATIONS_MAX = 20  # in 60 s: a violation a planner period for a third of them
+RESUMED_FRAC_PER_S = 0.5  # of the smallest row: how fast the windows may move the target after a pause
+EDGE_FRAC = 0.001  # of the registered peak, or of the battery: what a meter's last digits are worth
+
+
+def envelope_view(
+    site: SiteSettings,
+    image: SiteImage,
+    decision: Decision,
+    tracker: Tracker,
+    *,
+    rings: Rings,
+    state: EnvelopeState,
+) -> EnvelopeView:
+    """Everything the envelope judges the decision's proposal by; `state` is what it returned last."""
+    track, limits, flags = decision.track, decision.in_force.limits, decision.mode.flags
+    assert track is not None
+    is_emergency = decision.in_force.exempt_target_w is not None
+    load_w = decision.estimate.load_w
+    if track.aim is not None and track.aim.following is Following.SOFTWARE:
+        # The load the follower chose to answer, as far as the battery reaches: the command means the target.
+        load_w = track.aim.reference_w + track.g_ref_w
+    two_ticks_s = 2.0 * site.tracker_period_s
+    step_w = tracker.interval.band_slope_w_per_s * two_ticks_s
+    if Flag.RESUMED in flags:  # what moved while nothing ran is not taken back in one step
+        step_w = min(step_w, RESUMED_FRAC_PER_S * smallest_row_w(limits) * two_ticks_s)
+    meter_s = site.meter.delay_s + site.meter.update_s if site.meter is not None else 0.0
+    return EnvelopeView(
+        image=image,
+        fleet=decision.fleet.table,
+        acks=decision.readings.acks,
+        feeders=(),
+        windows=() if is_emergency else window_checks(limits, rings, image.t_mono_s),
+        target_step_w=step_w,
+        import_w_max=max(ceiling_w(limits, image.t_mono_s), track.low_w),
+        margin_w=decision.estimate.margin_w,
+        unmanaged_w_max=unmanaged_w(decision.fleet, other_w_max=site.other_load_w_max, gpu_peak_w=site.gpu_peak_w),
+        load_w=load_w,
+        battery=envelope_battery(site, image, flags),
+        drop_safe_target_w=max(track.g_safe_w, tracker.g_ref_w),
+        margins=() if track.is_riding_down else _margins(site, track.margins),
+        mode=decision.mode.mode,
+        is_leader=Flag.LEADERSHIP_LOST not in flags,
+        is_clock_sane=Flag.CLOCK_STEPPED not in flags,
+        is_emergency=is_emergency,
+        planner_period_s=site.planner_period_s,
+        meter_age_s_max=METER_AGE_PERIODS * site.tracker_period_s + meter_s,
+        max_export_w=site.max_export_w,
+        violations_max=VIOLATIONS_MAX,
+        state=state,
+    )
+
+
+def _margins(site: SiteSettings, margins: Iterable[Margin]) -> tuple[Margin, ...]:
+    """Enforced margins that are gone; a target held at the edge stands now a little inside, now a little outside."""
+    enforced = {
+        name
+        for c in site.contingencies
+        for name, stance in (("power", c.power), ("energy", c.energy))
+        if stance is Stance.ENFORCE
+    }
+    energy_j = site.battery.energy_j if site.battery is not None else 0.0
+    edge = {unit: -EDGE_FRAC * scale for unit, scale in (("W", site.registered_peak_w), ("J", energy_j))}
+    return tuple(m for m in margins if m.name in enforced and m.value < edge[m.unit])
+
+
+def battery_sample(image: SiteImage) -> BatterySample | None:
+    """What the battery says, where there is one and it says anything that is not too old."""
+    battery = image.battery
+    return battery.value if battery is not None and battery.quality is not Quality.MISSING else None
 
 
 def rings_for(limits: Iterable[Limit]) -> Rings:
@@ -59,16 +140,16 @@ def ceiling_w(limits: Iterable[Limit], t_s: float) -> float:
     )
 
 
-def envelope_battery(
-    settings: BatterySettings | None, sample: BatterySample | None, *, is_trusted: bool, two_ticks_s: float
-) -> EnvelopeBattery | None:
-    """The battery as its nameplate and its own report bound it."""
+def envelope_battery(site: SiteSettings, image: SiteImage, flags: frozenset[Flag]) -> EnvelopeBattery | None:
+    """The battery as its nameplate and its own report bound it; one that does not follow lends nothing."""
+    settings, sample = site.battery, battery_sample(image)
     if settings is None or sample is None:
         return None
+    is_trusted = Flag.BATTERY_NOT_FOLLOWING not in flags
     is_usable = sample.is_remote and sample.state not in (BatteryState.OFF, BatteryState.FAULT)
     stock_j = max(0.0, sample.soc_frac - settings.soc_frac_min) * settings.energy_j
     gives_w = min(sample.discharge_w_max, settings.discharge_w_max) if is_usable and stock_j > 0.0 else 0.0
-    reach_w = max(0.0, sample.power_w) + settings.ramp_w_per_s_max * two_ticks_s
+    reach_w = max(0.0, sample.power_w) + settings.ramp_w_per_s_max * 2.0 * site.tracker_period_s
     return EnvelopeBattery(
         charge_w_max=min(sample.charge_w_max, settings.charge_w_max),
         discharge_w_max=min(sample.discharge_w_max, settings.discharge_w_max),
@@ -85,3 +166,8 @@ def unmanaged_w(fleet: Fleet, *, other_w_max: float, gpu_peak_w: float) -> float
     """The most that may be drawn outside our caps: other load, and GPUs that no node has reported."""
     reported_w = float((fleet.table.peak_w * fleet.table.stands_for).sum())
     return other_w_max + max(0.0, gpu_peak_w - reported_w)
+
+
+def smallest_row_w(limits: Iterable[Limit]) -> float:
+    """The tightest ramp or swing row; inf without one."""
+    return min((row.max_w for row in limits if isinstance(row, RampLimit | SwingLimit)), default=float("inf"))

@@ -54,16 +54,28 @@ CORE_HIGH = {
         "emergency",
         "respond",
         "schedule",
-        "view",
         "planning",
         "glide",
         "stagger",
-        "glide",
         "tier_watch",
         "outlook",
     )
 }
-CORE_TOP = {f"controller.{name}" for name in ("modes", "health", "signals", "signal_schedule", "signal_memory", "core")}
+CORE_TOP = {
+    f"controller.{name}"
+    for name in (
+        "modes",
+        "health",
+        "signals",
+        "signal_schedule",
+        "signal_memory",
+        "decision",
+        "view",
+        "room",
+        "node_orders",
+        "core",
+    )
+}
 CORE = CORE_LOW | CORE_MID | CORE_HIGH | CORE_TOP
 ENVELOPES = {"controller.envelope", "controller.envelope_node"}
 FORBIDDEN_IN_CORE = {"asyncio", "socket", "threading", "time", "subprocess", "logging", "structlog", "os", "pathlib"}

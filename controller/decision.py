@@ -1,0 +1,37 @@
+"""What one cycle decided, and what of it may be written: the two values that pass between core, shell and bench."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from controller.estimate import Estimate
+from controller.fleet import Fleet, FleetReadings
+from controller.limits import InForce
+from controller.modes import ModeState
+from controller.tracker_io import TrackerOutput
+from controller.types import Margin, SiteCommand, Violation
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What one cycle wants to do, and why. `track` is None until the site's power is known for the first time."""
+
+    estimate: Estimate
+    mode: ModeState
+    in_force: InForce
+    track: TrackerOutput | None
+    proposal: SiteCommand
+    fleet: Fleet
+    readings: FleetReadings
+
+    @property
+    def margins(self) -> tuple[Margin, ...]:
+        return self.track.margins if self.track is not None else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The command that may be written, and what the envelope found."""
+
+    command: SiteCommand
+    violations: tuple[Violation, ...]

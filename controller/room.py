@@ -1,0 +1,59 @@
+"""How much all GPUs together may draw at their worst: under a ceiling, and how fast that may come down.
+
+The envelope counts the worst case of every cap against the ceiling that is due. The plan is given the same sum, as it
+will stand when its caps arrive, and no less than what may be let go at once without breaking a row. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+
+from controller.allocate import worst_case_w
+from controller.decision import Decision
+from controller.estimate import Estimate
+from controller.fleet import Fleet
+from controller.glide import STEEPNESS
+from controller.modes import Flag
+from controller.settings import SiteSettings
+from controller.tracker import METERED_MEAN_S, UNSEEN_FRAC, Tracker
+from controller.types import EnvelopeView, SiteImage
+from controller.view import battery_sample, ceiling_w, envelope_battery, smallest_row_w, unmanaged_w
+
+
+def under_target_w(
+    site: SiteSettings, image: SiteImage, fleet: Fleet, *, estimate: Estimate, flags: frozenset[Flag], target_w: float
+) -> float:
+    """What all GPUs may draw at their worst while the site imports no more than `target_w`."""
+    battery = envelope_battery(site, image, flags)
+    unmanaged = unmanaged_w(fleet, other_w_max=site.other_load_w_max, gpu_peak_w=site.gpu_peak_w)
+    return target_w - estimate.margin_w - unmanaged + (battery.supply_w if battery is not None else 0.0)
+
+
+def under_ceilings_w(site: SiteSettings, view: EnvelopeView, decision: Decision, tracker: Tracker) -> float:
+    """The same under every ceiling, as it will stand when the next plan's caps arrive: a due ceiling comes nearer."""
+    image = view.image
+    supply_w = view.battery.supply_w if view.battery is not None else 0.0
+    ceiling = ceiling_w(decision.in_force.limits, image.t_mono_s)
+    ahead_s = 2.0 * site.planner_period_s  # until that plan is made, and its caps in every job's slot
+    fall_w = tracker.interval.slope_down_w_per_s * ahead_s
+    import_w = max(ceiling, view.import_w_max - fall_w) if math.isfinite(fall_w) else ceiling
+    hard_w = import_w - view.margin_w - view.unmanaged_w_max + supply_w
+    return max(hard_w, _least_w(site, view, decision, tracker))
+
+
+def _least_w(site: SiteSettings, view: EnvelopeView, decision: Decision, tracker: Tracker) -> float:
+    """How low one plan may bring what all GPUs may draw at their worst: what is let go must be caught by someone.
+
+    A ceiling that a lost battery no longer helps to keep is come down to inside the rows, as any other.
+    """
+    image, written = view.image, view.state
+    if written.gpu_ids is not decision.fleet.table.gpu_ids:
+        return -math.inf
+    sample = battery_sample(image)
+    catch_w = max(0.0, tracker.battery_now(sample).charge_w_max + (sample.power_w if sample is not None else 0.0))
+    # What is let go at once stays on the meter for T_eff, and the rows judge means of a second.
+    dip_w = UNSEEN_FRAC * smallest_row_w(decision.in_force.limits)
+    catch_w = min(catch_w, dip_w * METERED_MEAN_S / max(decision.estimate.t_eff_s, 1e-3))
+    low_w = float(tracker.interval.project([image.t_mono_s + site.planner_period_s])[0][0])
+    room_w = max(0.0, decision.estimate.grid_w - low_w) / STEEPNESS + catch_w
+    return worst_case_w(decision.fleet, written.caps) - room_w
