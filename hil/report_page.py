@@ -436,11 +436,11 @@ def _finite(values: FloatArray) -> list[float | None]:
     return [round(v, 5) if abs(v) < 1e9 else None for v in values.tolist()]
 
 
-def _layout(*, top: int = 40) -> dict[str, Any]:
+def _layout(*, top: int = 70) -> dict[str, Any]:
     return {
         "template": "plotly_white",
         "margin": {"l": 70, "r": 70, "t": top, "b": 50},
-        "legend": {"orientation": "h", "y": 1.04, "x": 0},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "font": {"family": "system-ui, sans-serif", "size": 12},
     }
 
