@@ -16,7 +16,6 @@ from itertools import pairwise
 from typing import TypeVar
 
 from controller.ports import Clock, DriverError
-from controller.settings import NodeSettings
 from controller.types import GpuCap, GpuId, GpuOriginals, GpuSpec, GpuTelemetry, Quality, Reading
 from drivers.deadline import DeviceWorker
 from drivers.errors import DeviceGone, DriverUnavailable, InvalidValue, NotApplied, NotSupported, WrongDevice
@@ -51,9 +50,15 @@ class NvmlLibrary:
     """
 
     def __init__(
-        self, settings: NodeSettings, *, clock: Clock, idle_w_of: Callable[[str, float], float] = usual_idle_w
+        self,
+        *,
+        driver_versions: str,
+        call_deadline_s: float,
+        clock: Clock,
+        idle_w_of: Callable[[str, float], float] = usual_idle_w,
     ) -> None:
-        self._settings = settings
+        self._driver_versions = driver_versions  # pattern of those that may be written to
+        self._call_deadline_s = call_deadline_s
         self._clock = clock
         self._idle_w_of = idle_w_of
         self._worker = DeviceWorker("nvml")
@@ -65,7 +70,7 @@ class NvmlLibrary:
     @property
     def is_accepted(self) -> bool:
         """Whether the driver's version is one this node may write to; others are only monitored."""
-        return re.search(self._settings.driver_versions, self.driver_version) is not None
+        return re.search(self._driver_versions, self.driver_version) is not None
 
     async def open(self) -> list[NvmlGpu]:
         """Initialise NVML and identify every GPU, sorted by UUID. One that fails is in `failed`, not in the way."""
@@ -92,14 +97,14 @@ class NvmlLibrary:
         identity = await worker.call(calls.identify, deadline_s=OPEN_S_MAX, name="identify")
         refusal = None
         if not self.is_accepted:
-            pattern = self._settings.driver_versions
+            pattern = self._driver_versions
             refusal = f"driver {self.driver_version} does not match driver_versions {pattern!r}: monitoring only"
         return NvmlGpu(
             calls,
             identity,
             worker,
             clock=self._clock,
-            call_deadline_s=self._settings.call_deadline_s,
+            call_deadline_s=self._call_deadline_s,
             idle_w=self._idle_w_of(identity.name, identity.limit_w_max),
             refusal=refusal,
         )
@@ -131,13 +136,6 @@ class NvmlLibrary:
         if self._is_open:
             self._is_open = False
             await self._worker.call(shut_down, deadline_s=OPEN_S_MAX, name="shut down")
-
-
-async def open_gpus(
-    settings: NodeSettings, *, clock: Clock, idle_w_of: Callable[[str, float], float] = usual_idle_w
-) -> list[NvmlGpu]:
-    """All GPUs of this node; raises DriverError when the library is missing or nothing answers."""
-    return await NvmlLibrary(settings, clock=clock, idle_w_of=idle_w_of).open()
 
 
 class NvmlGpu:

@@ -19,8 +19,6 @@ from pathlib import Path
 import pynvml
 
 from controller.clock import MonotonicClock
-from controller.settings import NodeSettings
-from controller.types import NodeId
 from drivers.nvml import TEMPERATURE_EVERY, NvmlGpu, NvmlLibrary
 from drivers.nvml_calls import FIELDS
 from hil.fake_nvml.serve import Load, run_gpus
@@ -104,23 +102,8 @@ def _bare(uuids: Sequence[str], *, hz: float, seconds: float) -> tuple[float, fl
     return (time.process_time() - cpu_s) / (time.monotonic() - wall_s), 1e3 * took_s / count
 
 
-def _settings() -> NodeSettings:
-    return NodeSettings(
-        node_id=NodeId("bench"),
-        stands_for=1,
-        state_dir="",
-        telemetry_period_s=0.1,
-        fallback_clock_mhz=0,
-        fallback_power_limit_w=None,
-        release_stagger_s=0.0,
-        driver_versions=".*",
-        other_w=0.0,
-        call_deadline_s=2.0,
-    )
-
-
 async def _measure(hz: float, seconds: float) -> GpuCost:
-    library = NvmlLibrary(_settings(), clock=MonotonicClock())
+    library = NvmlLibrary(driver_versions=".*", call_deadline_s=2.0, clock=MonotonicClock())
     gpus = await library.open()
     cpu_frac, achieved_hz, read_ms = await _ours(gpus, hz=hz, seconds=seconds)
     bare_cpu_frac, bare_read_ms = _bare([g.spec.gpu_id for g in gpus], hz=hz, seconds=seconds)

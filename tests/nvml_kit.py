@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pynvml
 
-from controller.settings import NodeSettings
-from controller.types import NodeId
+from controller.ports import Clock
+from drivers.nvml import NvmlLibrary
 from hil.fake_nvml.build import LIBRARY_NAME, STATE_VARIABLE, library_dir
 from hil.fake_nvml.plant_link import GpuPlantLink
 from hil.fake_nvml.state import FakeGpus
@@ -79,16 +79,6 @@ def fake_node(folder: Path, model: str = "h100", count: int = 2) -> Iterator[Fak
                 os.environ[STATE_VARIABLE] = before
 
 
-def node_settings(*, driver_versions: str = r"^0\.0-hil$", call_deadline_s: float = 5.0) -> NodeSettings:
-    return NodeSettings(
-        node_id=NodeId("n1"),
-        stands_for=1,
-        state_dir="state",
-        telemetry_period_s=0.2,
-        fallback_clock_mhz=900,
-        fallback_power_limit_w=None,
-        release_stagger_s=0.0,
-        driver_versions=driver_versions,
-        other_w=0.0,
-        call_deadline_s=call_deadline_s,
-    )
+def library(clock: Clock, *, driver_versions: str = r"^0\.0-hil$", call_deadline_s: float = 5.0) -> NvmlLibrary:
+    """NVML as the agent opens it; writes are accepted on the simulated driver only."""
+    return NvmlLibrary(driver_versions=driver_versions, call_deadline_s=call_deadline_s, clock=clock)

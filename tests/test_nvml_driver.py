@@ -15,10 +15,10 @@ import pytest
 from controller.ports import DriverError, GpuNode
 from controller.types import GpuCap, GpuId, Quality
 from drivers import errors
-from drivers.nvml import NvmlGpu, NvmlLibrary, open_gpus
+from drivers.nvml import NvmlGpu
 from drivers.nvml_calls import _KINDS, as_driver_error
 from drivers.nvml_smoothing import PowerSmoothing, SmoothingProfile
-from tests.nvml_kit import FakeNode, fake_node, node_settings
+from tests.nvml_kit import FakeNode, fake_node, library
 
 pytestmark = pytest.mark.wire
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,8 +28,7 @@ async def opened(
     node: FakeNode, *, driver_versions: str = r"^0\.0-hil$", call_deadline_s: float = 5.0
 ) -> list[NvmlGpu]:
     """The node's GPUs in the order of the plant."""
-    settings = node_settings(driver_versions=driver_versions, call_deadline_s=call_deadline_s)
-    gpus = await open_gpus(settings, clock=node.clock)
+    gpus = await library(node.clock, driver_versions=driver_versions, call_deadline_s=call_deadline_s).open()
     by_id = {g.spec.gpu_id: g for g in gpus}
     assert list(by_id) == sorted(by_id), "sorted by UUID"
     return [by_id[GpuId(u)] for u in node.gpus.uuids()]
@@ -190,13 +189,12 @@ STUCK = """
 import asyncio
 from controller.clock import MonotonicClock
 from drivers.errors import DeviceTimeout
-from drivers.nvml import open_gpus
 from hil.fake_nvml.state import FakeGpus
-from tests.nvml_kit import node_settings
+from tests.nvml_kit import library
 import os
 
 async def main():
-    gpus = await open_gpus(node_settings(call_deadline_s=0.1), clock=MonotonicClock())
+    gpus = await library(MonotonicClock(), call_deadline_s=0.1).open()
     FakeGpus.open(os.environ["RAMPART_FAKE_NVML_STATE"]).hang("nvmlDeviceGetFieldValues", 3600.0)
     try:
         await gpus[0].read()
@@ -280,12 +278,12 @@ async def test_a_sensor_that_reads_nothing_is_suspect(tmp_path: Path) -> None:
 async def test_one_bad_gpu_does_not_keep_the_others_from_opening(tmp_path: Path) -> None:
     with fake_node(tmp_path) as node:
         node.gpus.lose(0)
-        library = NvmlLibrary(node_settings(), clock=node.clock)
-        assert len(await library.open()) == 1
-        assert isinstance(library.failed[0], errors.DeviceGone)
+        nvml = library(node.clock)
+        assert len(await nvml.open()) == 1
+        assert isinstance(nvml.failed[0], errors.DeviceGone)
         node.gpus.lose(0, is_lost=False)
-        assert len(await library.open()) == 2 and not library.failed
-        await library.close()
+        assert len(await nvml.open()) == 2 and not nvml.failed
+        await nvml.close()
 
 
 async def test_gpus_that_appear_later_are_opened_and_a_driver_that_lost_its_state_is_initialised(
@@ -294,36 +292,36 @@ async def test_gpus_that_appear_later_are_opened_and_a_driver_that_lost_its_stat
     with fake_node(tmp_path, count=3) as node:
         node.gpus.remove(0)
         node.gpus.fail("nvmlDeviceGetName", pynvml.NVML_ERROR_UNKNOWN, gpu=1)
-        library = NvmlLibrary(node_settings(), clock=node.clock)
-        first = await library.open()
+        nvml = library(node.clock)
+        first = await nvml.open()
         assert [g.spec.gpu_id for g in first] == [node.gpus.uuids()[2]]
         known = frozenset(g.spec.gpu_id for g in first)
-        assert await library.open_more(known) == [] and isinstance(library.failed[0], errors.DeviceFault)
+        assert await nvml.open_more(known) == [] and isinstance(nvml.failed[0], errors.DeviceFault)
         node.gpus.fail("nvmlDeviceGetName", 0, gpu=1)
         node.gpus.remove(0, is_absent=False)
-        assert {g.spec.gpu_id for g in await library.open_more(known)} == set(node.gpus.uuids()[:2])
-        assert not library.failed
+        assert {g.spec.gpu_id for g in await nvml.open_more(known)} == set(node.gpus.uuids()[:2])
+        assert not nvml.failed
         pynvml.nvmlShutdown()
         with pytest.raises(errors.DriverUnavailable):
             await first[0].read()
         node.gpus.set_init_error(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
         with pytest.raises(errors.DriverUnavailable, match="not loaded"):
-            await library.open_more(known)
+            await nvml.open_more(known)
         node.gpus.set_init_error(0)
-        await library.open_more(known)
+        await nvml.open_more(known)
         assert (await first[0].read()).value.power_limit_w == 700.0
-        await library.close()
+        await nvml.close()
 
 
 async def test_a_driver_that_does_not_start_can_be_tried_again(tmp_path: Path) -> None:
     with fake_node(tmp_path) as node:
-        library = NvmlLibrary(node_settings(), clock=node.clock)
+        nvml = library(node.clock)
         node.gpus.set_init_error(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
         with pytest.raises(errors.DriverUnavailable, match="upgraded under the loaded module"):
-            await library.open()
+            await nvml.open()
         node.gpus.set_init_error(0)
-        assert len(await library.open()) == 2
-        await library.close()
+        assert len(await nvml.open()) == 2
+        await nvml.close()
 
 
 async def test_restore_puts_a_limit_of_another_gpu_back_to_the_default(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from controller.cli.main import app
 from controller.errors import BadInput
 from controller.types import GpuCap, GpuId
 from drivers import errors
-from drivers.nvml import NvmlGpu, NvmlLibrary
+from drivers.nvml import NvmlGpu
 from drivers.nvml_calls import GpuCalls
 from drivers.nvml_events import gpu_events
 from drivers.nvml_smoothing import PowerSmoothing, SmoothingProfile
@@ -26,13 +26,13 @@ from hil import bench_gpus
 from hil.plant.gpu_models import MODELS
 from tests.conftest import ROOT
 from tests.modbus_kit import until
-from tests.nvml_kit import FakeNode, fake_node, node_settings
+from tests.nvml_kit import FakeNode, fake_node, library
 
 pytestmark = pytest.mark.wire
 
 
 async def opened(node: FakeNode, **options: str) -> list[NvmlGpu]:
-    gpus = {g.spec.gpu_id: g for g in await NvmlLibrary(node_settings(**options), clock=node.clock).open()}
+    gpus = {g.spec.gpu_id: g for g in await library(node.clock, **options).open()}
     return [gpus[GpuId(u)] for u in node.gpus.uuids()]
 
 

@@ -14,8 +14,6 @@ import typer
 from controller.clock import MonotonicClock
 from controller.errors import BadInput
 from controller.ports import DriverError
-from controller.settings import NodeSettings
-from controller.types import NodeId
 from drivers.errors import NotSupported
 from drivers.nvml import NvmlGpu, NvmlLibrary
 from drivers.nvml_smoothing import PowerSmoothing, SmoothingProfile
@@ -103,19 +101,7 @@ def _on_gpus(
 
 
 async def _each(driver_versions: str, only: Sequence[str], do: Do) -> tuple[dict[str, Any], dict[str, DriverError]]:
-    settings = NodeSettings(
-        node_id=NodeId("here"),
-        stands_for=1,
-        state_dir="",
-        telemetry_period_s=1.0,
-        fallback_clock_mhz=0,
-        fallback_power_limit_w=None,
-        release_stagger_s=0.0,
-        driver_versions=driver_versions,
-        other_w=0.0,
-        call_deadline_s=CALL_S_MAX,
-    )
-    library = NvmlLibrary(settings, clock=MonotonicClock())
+    library = NvmlLibrary(driver_versions=driver_versions, call_deadline_s=CALL_S_MAX, clock=MonotonicClock())
     gpus = {gpu.spec.gpu_id: gpu for gpu in await library.open()}
     strangers = sorted(set(only) - set(gpus))
     if strangers:

@@ -20,7 +20,7 @@ from types import TracebackType
 from controller.codec import decode, encode
 from controller.files import read_file
 from controller.settings import NodeSettings
-from controller.types import GpuId, GpuOriginals, GpuSpec, NodeId
+from controller.types import GpuId, GpuOriginals, GpuSpec
 
 FILE_NAME = "originals.json"
 LOCK_NAME = "node.lock"
@@ -41,21 +41,6 @@ class HowTo:
     release_stagger_s: float
     driver_versions: str
     call_deadline_s: float
-
-    def settings(self) -> NodeSettings:
-        """As settings of a node that only restores."""
-        return NodeSettings(
-            node_id=NodeId("restore"),
-            stands_for=1,
-            state_dir="",
-            telemetry_period_s=1.0,
-            fallback_clock_mhz=self.fallback_clock_mhz,
-            fallback_power_limit_w=self.fallback_power_limit_w,
-            release_stagger_s=self.release_stagger_s,
-            driver_versions=self.driver_versions,
-            other_w=0.0,
-            call_deadline_s=self.call_deadline_s,
-        )
 
 
 def how_to(settings: NodeSettings) -> HowTo:

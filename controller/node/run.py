@@ -41,7 +41,10 @@ async def run_node(
     cannot be used.
     """
     state_dir = Path(settings.state_dir)
-    doors = _Doors(NvmlLibrary(settings, clock=clock), say)
+    doors = _Doors(
+        NvmlLibrary(driver_versions=settings.driver_versions, call_deadline_s=settings.call_deadline_s, clock=clock),
+        say,
+    )
     guard = None if notifier.is_supervised else Guard(state_dir)
 
     is_ready = False
@@ -181,7 +184,8 @@ async def restore_node(
 async def _open(how: HowTo, clock: Clock, open_gpus: Opener | None) -> Sequence[GpuNode]:
     if open_gpus is not None:
         return await open_gpus()
-    return await NvmlLibrary(how.settings(), clock=clock).open()
+    library = NvmlLibrary(driver_versions=how.driver_versions, call_deadline_s=how.call_deadline_s, clock=clock)
+    return await library.open()
 
 
 async def _sleep(clock: Clock, seconds: float) -> None:

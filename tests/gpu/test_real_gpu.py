@@ -16,10 +16,9 @@ import pytest
 
 from controller.clock import MonotonicClock
 from controller.types import Quality
-from drivers.nvml import NvmlLibrary
 from drivers.nvml_survey import survey
 from tests.conftest import NO_GPU, ROOT
-from tests.nvml_kit import node_settings
+from tests.nvml_kit import library
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,8 +36,8 @@ def keep(part: str, seen: Any) -> None:
 
 
 async def test_every_gpu_reads_plausibly_for_three_seconds() -> None:
-    library = NvmlLibrary(node_settings(driver_versions=ANY_DRIVER), clock=MonotonicClock())
-    gpus = await library.open()
+    nvml = library(MonotonicClock(), driver_versions=ANY_DRIVER)
+    gpus = await nvml.open()
     samples: dict[str, list[dict[str, Any]]] = {g.spec.gpu_id: [] for g in gpus}
     for _ in range(30):
         for gpu in gpus:
@@ -46,8 +45,8 @@ async def test_every_gpu_reads_plausibly_for_three_seconds() -> None:
             assert reading.quality is Quality.GOOD
             samples[gpu.spec.gpu_id].append(dataclasses.asdict(reading.value) | {"t_s": reading.t_mono_s})
         await asyncio.sleep(0.1)
-    await library.close()
-    keep("driver", library.driver_version)
+    await nvml.close()
+    keep("driver", nvml.driver_version)
     keep("specs", [dataclasses.asdict(g.spec) for g in gpus])
     keep("samples", samples)
     for gpu in gpus:
