@@ -169,6 +169,8 @@ def test_a_key_given_twice_is_refused(rampart: Rampart, tmp_path: Path) -> None:
         (("registered_peak_megawatt",), 1e308, "registered_peak_megawatt"),
         (("registered_peak_megawatt",), -90, "registered_peak_megawatt"),
         (("registered_peak_megawatt",), "ninety", "registered_peak_megawatt"),
+        (("registered_peak_megawatt",), True, "registered_peak_megawatt"),
+        (("battery", "deadband_megawatt"), False, "battery.deadband_megawatt"),
         (("tracker_hz",), 0, "tracker_hz"),
         (("contract",), ["ieso-rmap"], "ieso-rmap"),
         (("fallback_contract",), ["nope"], "fallback_contract"),

@@ -7,10 +7,11 @@ wheel and in an editable checkout alike.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from controller.errors import BadInput
 from controller.files import read_file
@@ -25,6 +26,30 @@ class Document(BaseModel):
     """Base of all file models: unknown keys are errors, values are frozen, infinities and NaN are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, raw: object) -> object:
+        """YAML reads `on` and `yes` as true, and pydantic would read true as 1: as text it is refused by its key."""
+        if not isinstance(raw, dict):
+            return raw
+        return {
+            key: str(value).lower() if isinstance(value, bool) and cls._wants_number(key) else value
+            for key, value in raw.items()
+        }
+
+    @classmethod
+    def _wants_number(cls, key: object) -> bool:
+        field = cls.model_fields.get(str(key))
+        kinds = _kinds(field.annotation) if field is not None else set()
+        return bool not in kinds and bool(kinds & {int, float})
+
+
+def _kinds(annotation: object) -> set[object]:
+    """The plain types in an annotation, through unions and `Annotated`; not what a list or a mapping holds."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return set().union(*(_kinds(part) for part in get_args(annotation)))
+    return {annotation} if isinstance(annotation, type) else set()
 
 
 def data_root() -> Path:
