@@ -82,6 +82,8 @@ class SiteCore:
         self._envelope_state = EnvelopeState()
         self._planned_s = -math.inf
         self._orders = NodeOrders(site)
+        self._margin = room.HeldMargin()
+        self._gpu_w_max = math.inf  # what all GPUs may draw at their worst, as of the last plan
         self._first_s: float | None = None
         self._resumed_s: float | None = None  # since when the target waits for a first sample after a pause
         self._violation_count = 0
@@ -364,6 +366,7 @@ class SiteCore:
                 interval=self.tracker.interval,
                 mode=mode,
                 may_raise=self._may_raise(state),
+                gpu_w_max=self._gpu_w_max,
                 epoch=self._epoch,
                 seq=self._seq,
                 ttl_s=ttl_s,
@@ -377,8 +380,10 @@ class SiteCore:
     # ------------------------------------------------------------------------------------------------ views
 
     def _known(self, image: SiteImage, decision: Decision, tracker: Tracker) -> Known:
-        site = self.site
+        site, view = self.site, self._view(image, decision, tracker)
         sample = image.battery.value if image.battery is not None else None
+        margin_w = self._margin.step(image.t_mono_s, view.margin_w)
+        self._gpu_w_max = room.under_ceilings_w(site, view, decision, tracker, margin_w=margin_w)
         known = Known(
             now_s=image.t_mono_s,
             estimate=decision.estimate,
@@ -392,7 +397,7 @@ class SiteCore:
             target_w=tracker.g_ref_w,
             mode=decision.mode.mode,
             is_planner_doubted=Flag.ENVELOPE_BUSY in decision.mode.flags,
-            gpu_w_max=room.under_ceilings_w(site, self._view(image, decision, tracker), decision, tracker),
+            gpu_w_max=self._gpu_w_max,
         )
         self._plan_start_w = tracker.g_ref_w
         self._load_rise_w = self.planning.load_rise_w(known)

@@ -122,7 +122,8 @@ class FleetBook:
             spans=spans,
             cap_min=np.vstack((clock_min, limit_min)),
             cap_max=np.vstack((clock_max, limit_max)),
-            floor_mhz=clock_min + self._site.service_floor_frac * (clock_max - clock_min),
+            # A whole clock, as commands carry them: cut down to one it would lie below the floor that is checked.
+            floor_mhz=np.ceil(clock_min + self._site.service_floor_frac * (clock_max - clock_min)),
             idle_w=array([s.idle_w for s in specs]),
             peak_w=limit_max,
             stands_for=array([report.stands_for for report in reports for _ in report.specs]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from controller.allocate import worst_case_w
 from controller.contract import AdmissibleInterval
 from controller.fleet import Fleet
 from controller.glide import FallbackGlide
@@ -45,14 +46,19 @@ class NodeOrders:
         interval: AdmissibleInterval,
         mode: Mode,
         may_raise: bool,
+        gpu_w_max: float,
         epoch: int,
         seq: int,
         ttl_s: float,
     ) -> tuple[NodeCommand, ...]:
-        """`caps` (2, n) are the plan's, `acked` (2, n) what was read back; `written` are the envelope's books."""
+        """`caps` (2, n) are the plan's, `acked` (2, n) what was read back; `written` are the envelope's books.
+
+        `gpu_w_max` is what all GPUs may draw at their worst, inf without a ceiling.
+        """
         asked, is_due = self._asked(image, fleet, caps, written, interval, mode, may_raise=may_raise), None
         if mode not in (Mode.RELEASE, Mode.FALLBACK):
-            found = self._stagger.due(image.t_mono_s, fleet, asked, written, acked)
+            may_rise = is_settled(fleet, asked, acked, written, gpu_w_max)
+            found = self._stagger.due(image.t_mono_s, fleet, asked, written, acked, may_rise=may_rise)
             if found is None:
                 return ()
             asked, is_due = found
@@ -98,3 +104,13 @@ class NodeOrders:
             )
         lowest: FloatArray = np.minimum(caps, written.caps)
         return lowest
+
+
+def is_settled(fleet: Fleet, asked: FloatArray, acked: FloatArray, written: EnvelopeState, gpu_w_max: float) -> bool:
+    """Raises fit beside lowers that are not read back yet: before that the envelope takes them back."""
+    if gpu_w_max == np.inf:
+        return True
+    in_force = np.where(acked < fleet.table.cap_max, acked, np.inf)
+    if written.gpu_ids is fleet.table.gpu_ids:
+        in_force = np.maximum(in_force, written.caps)
+    return worst_case_w(fleet, np.maximum(asked, in_force)) <= gpu_w_max

@@ -19,6 +19,27 @@ from controller.tracker import METERED_MEAN_S, UNSEEN_FRAC, Tracker
 from controller.types import EnvelopeView, SiteImage
 from controller.view import battery_sample, ceiling_w, envelope_battery, smallest_row_w, unmanaged_w
 
+MARGIN_MEMORY_S = 60.0
+
+
+class HeldMargin:
+    """The largest uncertainty of the last one to two minutes, W.
+
+    Where power is known from node reports alone it is a share of the load, which ripples: caps planned for its present
+    value would be too high a moment later, and be written again every second.
+    """
+
+    def __init__(self) -> None:
+        self._before_w = self._top_w = 0.0
+        self._since_s = -math.inf
+
+    def step(self, now_s: float, margin_w: float) -> float:
+        """With the margin of `now_s` taken in."""
+        if now_s - self._since_s >= MARGIN_MEMORY_S:
+            self._before_w, self._top_w, self._since_s = self._top_w, margin_w, now_s
+        self._top_w = max(self._top_w, margin_w)
+        return max(self._before_w, self._top_w)
+
 
 def under_target_w(
     site: SiteSettings, image: SiteImage, fleet: Fleet, *, estimate: Estimate, flags: frozenset[Flag], target_w: float
@@ -29,15 +50,20 @@ def under_target_w(
     return target_w - estimate.margin_w - unmanaged + (battery.supply_w if battery is not None else 0.0)
 
 
-def under_ceilings_w(site: SiteSettings, view: EnvelopeView, decision: Decision, tracker: Tracker) -> float:
-    """The same under every ceiling, as it will stand when the next plan's caps arrive: a due ceiling comes nearer."""
+def under_ceilings_w(
+    site: SiteSettings, view: EnvelopeView, decision: Decision, tracker: Tracker, *, margin_w: float
+) -> float:
+    """The same under every ceiling, as it will stand when the next plan's caps arrive: a due ceiling comes nearer.
+
+    `margin_w` is the uncertainty of the site's power to plan with, no less than the view's.
+    """
     image = view.image
     supply_w = view.battery.supply_w if view.battery is not None else 0.0
     ceiling = ceiling_w(decision.in_force.limits, image.t_mono_s)
     ahead_s = 2.0 * site.planner_period_s  # until that plan is made, and its caps in every job's slot
     fall_w = tracker.interval.slope_down_w_per_s * ahead_s
     import_w = max(ceiling, view.import_w_max - fall_w) if math.isfinite(fall_w) else ceiling
-    hard_w = import_w - view.margin_w - view.unmanaged_w_max + supply_w
+    hard_w = import_w - margin_w - view.unmanaged_w_max + supply_w
     return max(hard_w, _least_w(site, view, decision, tracker))
 
 

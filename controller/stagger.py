@@ -36,11 +36,19 @@ class Stagger:
         self._told = np.empty(0, dtype=np.bool_)
 
     def due(
-        self, now_s: float, fleet: Fleet, wanted: FloatArray, written: EnvelopeState, acked: FloatArray
+        self,
+        now_s: float,
+        fleet: Fleet,
+        wanted: FloatArray,
+        written: EnvelopeState,
+        acked: FloatArray,
+        *,
+        may_rise: bool,
     ) -> tuple[FloatArray, BoolArray] | None:
         """Caps to propose now (2, n), and the GPUs (n,) whose nodes are to hear them; None: nothing is due.
 
         `wanted` are the plan's caps; `written` the envelope's books; `acked` what was read back, for GPUs it is new to.
+        Raises wait where they may not go yet.
         """
         phase = (now_s - self._planned_s + EARLY_S) / self._period_s
         if self._is_done:
@@ -59,7 +67,7 @@ class Stagger:
         is_turn = phase >= LOWER_SPAN * place
         falls_now = falls & may_write & (self._is_urgent | is_turn)
         begins = RAISE_FROM if falls.any() else 0.0  # with nothing to lower there is nothing to wait for
-        rises_now = rises & may_write & (phase >= begins + RAISE_SPAN * place)
+        rises_now = rises & may_write & may_rise & (phase >= begins + RAISE_SPAN * place)
         caps = np.where(falls_now, np.minimum(last, wanted), np.where(rises_now, wanted, last))
         is_due = falls_now | rises_now | (~self._told & is_turn)
         self._told, self._fell, self._rose = self._told | is_due, self._fell | falls_now, self._rose | rises_now

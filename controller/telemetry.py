@@ -20,6 +20,7 @@ from controller.headroom import Headroom, RowHeadroom
 from controller.modes import ArmingFacts, Flag, unmet
 from controller.reserve import smallest
 from controller.settings import SiteSettings
+from controller.telemetry_envelope import EnvelopeTelemetry
 from controller.telemetry_jobs import JobsTelemetry
 from controller.types import AgentState, Margin
 from drivers.metrics import Metrics
@@ -47,7 +48,7 @@ class Reporter:
         self._tick_ms: deque[float] = deque(maxlen=TICKS_KEPT)
         self._plan_ms: deque[float] = deque(maxlen=TICKS_KEPT)
         self._events: deque[tuple[float, str]] = deque(maxlen=EVENTS_KEPT)
-        self._violations = 0
+        self._envelope = EnvelopeTelemetry()
         self._plan_count = self._fallback_count = 0
         self._mode = ""
 
@@ -60,7 +61,7 @@ class Reporter:
             self._plan_count += 1
             is_own = trace.plan is not None and trace.plan.policy == self._site.policy.value
             self._fallback_count += not is_own
-        self._violations += len(trace.checked.violations)
+        self._envelope.observe(trace.image.t_mono_s, trace.image.wall_utc_s, trace.checked.violations)
         self._watch_rows(trace)
         mode = _mode_name(trace)
         if mode != self._mode:
@@ -127,7 +128,7 @@ class Reporter:
             "plan": {"policy": trace.plan.policy, "status": trace.plan.status.value} if trace.plan else None,
             "nodes": len(trace.image.nodes),
             "gpus": int(decision.fleet.table.stands_for.sum()),
-            "violations": self._violations,
+            **self._envelope.document(),
             "tick": {
                 "count": trace.image.tick + 1,
                 "overruns": trace.overrun_count,
@@ -167,7 +168,7 @@ class Reporter:
         put("rampart_cap_frac", mean_clock_frac(trace.decision.fleet, trace.decision.readings))
         put("rampart_tick_ms_p99", _percentiles(self._tick_ms)["p99"])
         put("rampart_overruns_count", float(trace.overrun_count))
-        put("rampart_envelope_violations_count", float(self._violations))
+        self._envelope.set_metrics(self._metrics)
         if decision.estimate.pcc_w is not None:
             put("rampart_pcc_w", decision.estimate.pcc_w)
         if trace.image.battery is not None:

@@ -42,7 +42,7 @@ class Site:
         told: set[int] = set()
         for _ in range(ticks):
             self.t_s += TICK_S
-            found = self.stagger.due(self.t_s, self.fleet, wanted, self.books, self.books.caps)
+            found = self.stagger.due(self.t_s, self.fleet, wanted, self.books, self.books.caps, may_rise=True)
             if found is not None:
                 told |= set(self.fleet.job_index[found[1]].tolist())
                 self._write(found[0])
@@ -111,7 +111,10 @@ def test_refused_raise_is_asked_once_a_plan() -> None:
     site.plan(900.0)
     wanted = np.vstack((np.full(2, 1500.0), np.full(2, np.inf)))
     site.stagger.planned(2.0, is_urgent=False)
-    found = [site.stagger.due(2.0 + i * TICK_S, site.fleet, wanted, site.books, site.books.caps) for i in range(1, 20)]
+    found = [
+        site.stagger.due(2.0 + i * TICK_S, site.fleet, wanted, site.books, site.books.caps, may_rise=True)
+        for i in range(1, 20)
+    ]
     assert sum(f is not None and bool((f[0] > site.books.caps).any()) for f in found) == 1
 
 
@@ -165,3 +168,18 @@ def test_idle_gpus_lose_nothing() -> None:
     for t_s in range(30):
         watch.book(float(t_s), fleet, readings(fleet, np.full(2, 75.0), np.full(2, 900.0)), curves)
     assert not watch.states[0].is_exceeded and watch.states[0].lost_frac == 0.0
+
+
+def test_raises_wait_while_they_may_not_go_and_lowers_do_not() -> None:
+    """Of two jobs one falls and one rises; the fall comes in its turn, the rise once it may."""
+    site = Site(jobs=2)
+    site.books = replace(site.books, caps=np.vstack((np.repeat([1500.0, 900.0], 2), np.full(4, np.inf))))
+    wanted = np.vstack((np.repeat([900.0, 1500.0], 2), np.full(4, np.inf)))
+    site.stagger.planned(0.0, is_urgent=False)
+    for tick in range(1, 20):
+        found = site.stagger.due(tick * TICK_S, site.fleet, wanted, site.books, site.books.caps, may_rise=False)
+        if found is not None:
+            site.books = replace(site.books, caps=found[0])
+    assert site.books.caps[0].tolist() == [900.0] * 4
+    last = site.stagger.due(1.0, site.fleet, wanted, site.books, site.books.caps, may_rise=True)
+    assert last is not None and last[0][0].tolist() == [900.0, 900.0, 1500.0, 1500.0]

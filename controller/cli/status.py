@@ -57,6 +57,12 @@ def _print(document: dict[str, Any]) -> None:
         console.print(f"  because {reason}")
     for condition in document["unmet"]:
         console.print(f"  not armed: {condition}")
+    last = document.get("envelope", {}).get("last")
+    if last is not None:
+        console.print(
+            f"  envelope: {document['violations']} corrections since the start; the last: {last['rule']}: "
+            f"{last['subject']}: {last['found']}"
+        )
     table = Table(show_header=False)
     for key, value in document["power"].items():
         table.add_row(key, f"{value:,.3f}" if isinstance(value, float) else str(value if value is not None else "-"))

@@ -1,0 +1,50 @@
+"""Caps under a ceiling are steady: floors of whole clocks, a margin that does not ripple, raises that wait."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from controller.fleet import FleetBook
+from controller.node_orders import is_settled
+from controller.room import MARGIN_MEMORY_S, HeldMargin
+from controller.settings import SiteSettings
+from controller.types import EnvelopeState
+from tests.test_identify import TOP_MHZ, fleet_of
+from tests.test_jobs import report, site
+
+__all__ = ["site"]  # the fixture
+
+
+def test_a_rippling_margin_is_planned_with_at_its_top() -> None:
+    """A tenth of a load between 4 and 5 kW: once seen the top stands, and goes with what made it."""
+    held = HeldMargin()
+    seen = [held.step(0.5 * i, 450.0 + 50.0 * (-1.0) ** i) for i in range(200)]
+    assert set(seen[1:]) == {500.0}
+    later_s = 100.0 + MARGIN_MEMORY_S
+    assert held.step(later_s, 300.0) == 500.0, "what is less than two minutes old may be back"
+    assert held.step(later_s + MARGIN_MEMORY_S, 300.0) == 300.0
+
+
+def test_the_service_floor_is_a_clock_that_commands_can_carry(site: SiteSettings) -> None:
+    """A floor of 835.5 MHz would be written as 835 and refused by the envelope for being below it, every second."""
+    fleet = FleetBook(replace(site, service_floor_frac=0.29971)).fleet((report("gpu-1", 4),))
+    floor = fleet.table.floor_mhz
+    assert (floor == np.floor(floor)).all() and (floor > fleet.table.cap_min[0]).all()
+
+
+def test_raises_wait_for_lowers_where_a_ceiling_needs_them() -> None:
+    """One GPU is lowered and another raised: together they fit, beside the lowered one's old cap they do not."""
+    fleet = fleet_of([0, 0])
+    table = fleet.table
+    asked = np.array([[600.0, 1200.0], [np.inf, np.inf]])
+    before = EnvelopeState(gpu_ids=table.gpu_ids, caps=np.array([[1200.0, 600.0], [np.inf, np.inf]]))
+    range_w = float(table.peak_w[0] - table.idle_w[0])
+    fits_w = 10.0 * (2.0 * float(table.idle_w[0]) + range_w * (600.0 + 1200.0) / TOP_MHZ) + 1.0  # each for ten
+    acked = np.minimum(before.caps, table.cap_max)
+    assert not is_settled(fleet, asked, acked, before, fits_w)
+    assert is_settled(fleet, asked, acked, before, np.inf), "nobody needs to wait where nothing is due"
+    written = replace(before, caps=asked)
+    assert not is_settled(fleet, asked, acked, written, fits_w), "written, and not read back"
+    assert is_settled(fleet, asked, np.minimum(asked, table.cap_max), written, fits_w)
