@@ -89,8 +89,13 @@ class SimNode:
         if caps:
             self._apply(caps[0])
 
+    @property
+    def due_s(self) -> float:
+        """When the dead-man acts by itself."""
+        return self._deadman.due_s
+
     def tend(self) -> None:
-        """Look at the dead-man; to be called at the rate of telemetry. Clocks are written at most once a second."""
+        """Look at the dead-man: at the rate of telemetry and when it is due. Clocks are written once a second at most."""
         now_s = self._plant.now_s
         orders = self._deadman.step(now_s=now_s)
         if now_s - self._written_s < CLOCK_WRITE_S:
@@ -219,8 +224,12 @@ class SimNodeLink:
 
     def _beat(self, node: SimNode, t_ns: int) -> None:
         """One telemetry period of one agent."""
-        self._plant.schedule(t_ns + self._period_ns, partial(self._beat, node, t_ns + self._period_ns))
+        next_ns = t_ns + self._period_ns
+        self._plant.schedule(next_ns, partial(self._beat, node, next_ns))
         node.tend()
+        due_ns = math.ceil(min(node.due_s, next_ns / NS_PER_S) * NS_PER_S / self._plant.step_ns) * self._plant.step_ns
+        if due_ns < next_ns:
+            self._plant.schedule(due_ns, node.tend)
         late_ns = self._delay_ns
         fault = self._fault(node)
         if fault is not None:

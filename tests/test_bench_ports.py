@@ -295,6 +295,21 @@ def test_a_node_left_alone_falls_back_in_its_slot_at_its_slope() -> None:
     stage(story)
 
 
+def test_a_node_left_alone_acts_at_the_deadline_itself() -> None:
+    """It reports five times a second; its dead-man does not wait for that."""
+
+    async def story(s: Stand) -> None:
+        await s.to(1.0)
+        node = s.link.nodes["training-0"]
+        node.receive(caps("training-0", 1800, ttl_s=5.07))
+        await s.to(6.06)
+        assert node.state is AgentState.ARMED
+        await s.to(6.08)
+        assert node.state is AgentState.FALLBACK
+
+    stage(story)
+
+
 def test_a_release_gives_the_clocks_back() -> None:
     async def story(s: Stand) -> None:
         await s.link.send([caps("training-0", 1200)])

@@ -16,8 +16,7 @@ from hil.matrix_lab import LIMIT_MEGAWATT, MW, SITE, Lab, LabLease
 from tests.faults_kit import flagged, play, step_w
 
 DEATH_STEP_W = 5 * MW  # per second; the nodes' slopes and the battery's own ramp keep within it
-# The last command may have come at the instant of death: it lives 5 T, and the agent looks at it 5 times a second.
-CAPS_BOUNDED_S, BATTERY_AWAY_S, NORMAL_S = 5.25, 30.0, 20.0
+CAPS_BOUNDED_S, BATTERY_AWAY_S, NORMAL_S = 5.0, 30.0, 20.0
 
 
 async def dies_and_returns(lab: Lab, since_s: float, state: str, span: list[tuple[float, float]]) -> None:

@@ -143,6 +143,24 @@ def test_when_commands_stop_it_falls_back_after_ttl_and_slot(tmp_path: Path) -> 
     play(tmp_path, story)
 
 
+@pytest.mark.parametrize(("ttl_s", "slot_s"), [(5.07, 0.0), (4.93, 1.07)])
+def test_it_falls_back_at_the_deadline_itself_and_not_at_the_next_report(
+    ttl_s: float, slot_s: float, tmp_path: Path
+) -> None:
+    """Reports go out five times a second; expiry and slot lie between two of them."""
+
+    async def story(bench: Bench) -> None:
+        for clock_mhz in (1700, 1800):  # the deadline is the last command's
+            bench.link.send(bench.command(clock_mhz, ttl_s=ttl_s, release_slot_s=slot_s))
+            await bench.wait(1.5)
+        await bench.wait(8.0)
+
+    for gpu in play(tmp_path, story).gpus:
+        (_, _), (held_s, held), (fell_s, fallback) = gpu.writes
+        assert (held.clock_mhz, fallback.clock_mhz) == (1800, FALLBACK_MHZ)
+        assert fell_s - held_s == pytest.approx(ttl_s + slot_s, abs=0.02)
+
+
 def test_the_way_to_fallback_is_no_steeper_than_commanded(tmp_path: Path) -> None:
     """Two GPUs with a swing of 630 W each at 100 W/s: by either curve no second may be worth more than 100 W."""
 

@@ -244,7 +244,7 @@ class NodeDoc(Document):
 class CommandsDoc(Document):
     """How long commands live and how fast things are given back."""
 
-    ttl_periods: Annotated[float, Field(gt=1, le=10)] = 5.0
+    ttl_periods: Annotated[float, Field(gt=1, le=10)] = 4.8
     grace_s: NonNegative = 60.0
     raise_dwell_s: NonNegative = 60.0
     release_stagger_s: NonNegative = 30.0

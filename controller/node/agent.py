@@ -70,6 +70,7 @@ class NodeAgent:
         self._giving: asyncio.Task[None] | None = None
         self._told: dict[str, str] = {}
         self._cycle_s = math.nan
+        self._heard = asyncio.Event()  # a command was taken: the dead-man is due at another time
         self.is_given_back = False  # True after a release that left nothing behind
 
     # ----------------------------------------------------------------------------------------------------------- life
@@ -80,6 +81,7 @@ class NodeAgent:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._receive())
                 tasks.create_task(self._find_gpus(tasks))
+                tasks.create_task(self._keep_deadline())
                 await self._serve()
         finally:
             await self.release()
@@ -205,15 +207,7 @@ class NodeAgent:
         while True:
             await worker.step()
             due_ns = max(due_ns + period_ns, self._clock.now_ns())
-            sleep = asyncio.ensure_future(self._clock.sleep_until_ns(due_ns))
-            news = asyncio.ensure_future(worker.news.wait())
-            try:
-                await asyncio.wait((sleep, news), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                sleep.cancel()
-                news.cancel()
-            if worker.news.is_set():
-                worker.news.clear()
+            if await self._until(due_ns, worker.news):
                 due_ns = self._clock.now_ns()
 
     # ------------------------------------------------------------------------------------------------------- commands
@@ -230,6 +224,30 @@ class NodeAgent:
             if verdict.command is not None:
                 deadman.accept(verdict.command, now_s=self._clock.now_s())
                 self._order(deadman.step(now_s=self._clock.now_s()))
+                self._heard.set()
+
+    async def _keep_deadline(self) -> None:
+        """The dead-man at its own instants: what a command's end asks for does not wait for the next report."""
+        while True:
+            due_s = self._deadman.due_s if self._deadman is not None and self._saved is not None else math.inf
+            due_ns = math.ceil(due_s * NS_PER_S) + 1 if math.isfinite(due_s) else None
+            if not await self._until(due_ns, self._heard) and self._deadman is not None:
+                self._order(self._deadman.step(now_s=self._clock.now_s()))
+
+    async def _until(self, due_ns: int | None, news: asyncio.Event) -> bool:
+        """Sleep until `due_ns` (None: without end) or until there is `news`, which is then taken; True for news."""
+        heard: asyncio.Future[bool] = asyncio.ensure_future(news.wait())
+        waits: set[asyncio.Future[bool] | asyncio.Future[None]] = {heard}
+        if due_ns is not None:
+            waits.add(asyncio.ensure_future(self._clock.sleep_until_ns(due_ns)))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        is_news = news.is_set()
+        news.clear()
+        return is_news
 
     async def _serve(self) -> None:
         """Every telemetry period: the dead-man's orders out to the workers, a report to the site."""

@@ -43,7 +43,7 @@ class Deadman:
         self._fallback = {spec.gpu_id: self._fallback_of(spec) for spec in specs}
         self._swing_w = sum(s.power_limit_w_max - s.idle_w for s in specs)
         self._command: NodeCommand | None = None
-        self._received_s = -math.inf
+        self._expires_s = self._slot_s = -math.inf  # of the last command: its end, and from when clocks may glide
         self._caps: dict[GpuId, GpuCap] = dict(self._fallback) if is_inherited else {}
         self._state = AgentState.FALLBACK if is_inherited else AgentState.STARTING
         self._level: dict[GpuId, float] = {}  # clock over its maximum, while gliding
@@ -65,9 +65,17 @@ class Deadman:
         if is_inherited:
             self._caps[spec.gpu_id] = self._fallback[spec.gpu_id]
 
+    @property
+    def due_s(self) -> float:
+        """When `step` is next to be asked although nobody said anything: expiry, then the slot; inf: it can wait."""
+        waits = (at_s for at_s in (self._expires_s, self._slot_s) if at_s > self._stepped_s)
+        return min(waits, default=math.inf)
+
     def accept(self, command: NodeCommand, *, now_s: float) -> None:
         """Obey `command` (checked before) from now on; a GPU it does not name keeps its cap."""
-        self._command, self._received_s = command, now_s
+        self._command = command
+        self._expires_s = math.inf if command.is_release else now_s + command.ttl_s
+        self._slot_s = (now_s if command.is_release else self._expires_s) + command.release_slot_s
         self._level = {}
         if not command.is_release:
             self._state = AgentState.ARMED
@@ -75,7 +83,7 @@ class Deadman:
 
     def forget(self) -> None:
         """Expire the last command at once: the process was suspended, or its commands can no longer be trusted."""
-        self._received_s = -math.inf
+        self._expires_s = self._slot_s = -math.inf
 
     def step(self, *, now_s: float) -> Orders:
         """The orders at `now_s`; glides by what has passed since the last step."""
@@ -86,9 +94,9 @@ class Deadman:
             return Orders(self._state, dict(self._caps), False, self.last)
         if command.is_release:
             return self._release(command, now_s, dt_s)
-        if now_s - self._received_s >= command.ttl_s:
+        if now_s >= self._expires_s:
             self._state = AgentState.FALLBACK
-            if now_s - self._received_s >= command.ttl_s + command.release_slot_s:
+            if now_s >= self._slot_s:
                 self._glide(self._fallback, _step_w(command, dt_s))
         return Orders(self._state, dict(self._caps), False, self.last)
 
@@ -98,7 +106,7 @@ class Deadman:
 
     def _release(self, command: NodeCommand, now_s: float, dt_s: float) -> Orders:
         """Clocks rise in this node's slot; where nothing is capped any more, the originals come back."""
-        if self._state is not AgentState.RELEASED and now_s - self._received_s >= command.release_slot_s:
+        if self._state is not AgentState.RELEASED and now_s >= self._slot_s:
             free = {gpu_id: GpuCap(gpu_id, None, None) for gpu_id in self._specs}
             if self._glide(free, _step_w(command, dt_s)):
                 self._state = AgentState.RELEASED
