@@ -31,6 +31,8 @@ from controller.types import (
     SwingLimit,
 )
 
+AWAY_S = 30.0  # after a controller's death its battery should be back at zero
+
 
 @dataclass(frozen=True, slots=True)
 class RowFinding:
@@ -63,6 +65,8 @@ class CheckFindings:
     rows: tuple[RowFinding, ...]
     proofs: tuple[Proof, ...]
     death_step_w: float
+    battery_away_w: float | None  # the most that is back at zero AWAY_S after the controller's death; None: see notes
+    battery_away_s: float | None  # how long its full power takes
     notes: tuple[str, ...]
 
     @property
@@ -70,12 +74,16 @@ class CheckFindings:
         return all(proof.is_proven for proof in self.proofs)
 
 
-def check_site(site: SiteSettings, *, own_slope: OwnSlope | None = None) -> CheckFindings:
+def check_site(
+    site: SiteSettings, *, own_slope: OwnSlope | None = None, expiry_s: float | None = None
+) -> CheckFindings:
     """Explain the site's contract and prove what must hold without a controller.
 
     `own_slope` is what the battery's registers can be told; without it a battery with a ramp of its own is believed.
+    `expiry_s`: how long the battery obeys its last command (inf: for ever); None: as long as a command lives.
     """
     follower = follower_of(site)
+    away = _battery_away(site, own_slope, expiry_s=expiry_s)
     death_step_w, death_words = _death_step(site, own_slope)
     leftover = tuple((f, follower.leftover(f)) for f in FREQUENCIES_HZ) if follower else ()
     return CheckFindings(
@@ -85,7 +93,9 @@ def check_site(site: SiteSettings, *, own_slope: OwnSlope | None = None) -> Chec
         rows=tuple(_row(limit, site, follower) for limit in site.contract.limits),
         proofs=(_fallback_proof(site), *_reserve_proofs(site)),
         death_step_w=death_step_w,
-        notes=(*_notes(site, follower), death_words),
+        battery_away_w=away.power_w,
+        battery_away_s=away.full_s,
+        notes=(*_notes(site, follower), *away.words, death_words),
     )
 
 
@@ -296,7 +306,7 @@ def _death_step(site: SiteSettings, own_slope: OwnSlope | None) -> tuple[float, 
 
 def _death_ramp(site: SiteSettings, battery: BatterySettings, own_slope: OwnSlope | None) -> tuple[float, str]:
     """A battery that ramps back by itself: a step where it cannot be told a slope as flat as the contract's."""
-    rows = [r for r in site.contract.limits if isinstance(r, RampLimit | SwingLimit) and not _is_filtered(r)]
+    rows = _plain_rows(site)
     by_itself = "death of the controller: the battery ramps back by itself"
     in_slots = "; nodes reach their fallback caps in slots"
     if own_slope is None:
@@ -325,6 +335,48 @@ def _death_ramp(site: SiteSettings, battery: BatterySettings, own_slope: OwnSlop
         f" where {row.id} allows {megawatt(row.max_w)}; a limit is broken whenever the battery delivers or takes more"
         f" than {megawatt(fits_w)} as the controller dies. A vendor's own slope or following by the device avoids it"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Away:
+    """What becomes of the battery's power without a controller."""
+
+    power_w: float | None = None
+    full_s: float | None = None
+    words: tuple[str, ...] = ()
+
+
+def _battery_away(site: SiteSettings, own_slope: OwnSlope | None, *, expiry_s: float | None) -> _Away:
+    """How much battery power is gone in time after death: its timer, then the slope that the contract asks for."""
+    battery = site.battery
+    if battery is None or battery.following is Following.DEVICE:
+        return _Away()  # nothing to lose, or a target that stays
+    expiry_s = site.ttl_periods * site.planner_period_s if expiry_s is None else expiry_s
+    obeys = f"death of the controller: the battery obeys its last command for {expiry_s:g} s"
+    if math.isinf(expiry_s):
+        words = "death of the controller: the battery obeys its last command until somebody stops it: its profile"
+        return _Away(words=(f"{words} knows no end of a command",))
+    full_w = max(battery.charge_w_max, battery.discharge_w_max)
+    if not battery.has_own_ramp:
+        return _Away(full_w if expiry_s <= AWAY_S else 0.0, expiry_s, (obeys,))
+    if own_slope is None:
+        return _Away(words=(f"{obeys}; how fast it goes back then is the device's own matter",))
+    wanted = min((row.max_w / row.window_s for row in _plain_rows(site)), default=battery.ramp_w_per_s_max)
+    slope = own_slope.nearest(min(wanted, battery.ramp_w_per_s_max))
+    if own_slope.is_shared:
+        slope = max(slope, battery.ramp_w_per_s_max)
+    full_s, in_time_w = expiry_s + full_w / slope, min(full_w, slope * max(AWAY_S - expiry_s, 0.0))
+    words = (
+        f"{obeys} and then goes back at {megawatt(slope)}/s at most: up to {megawatt(in_time_w)} are away within"
+        f" {AWAY_S:g} s, all of its {megawatt(full_w)} in {full_s:.0f} s"
+    )
+    if in_time_w < full_w and slope <= wanted * (1.0 + 1e-9):
+        words += "; the contract allows no faster way, and what ripple takes off its rows makes it slower yet"
+    return _Away(in_time_w, full_s, (words,))
+
+
+def _plain_rows(site: SiteSettings) -> list[RampLimit | SwingLimit]:
+    return [r for r in site.contract.limits if isinstance(r, RampLimit | SwingLimit) and not _is_filtered(r)]
 
 
 def _is_filtered(limit: RampLimit | SwingLimit) -> bool:

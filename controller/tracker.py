@@ -341,13 +341,12 @@ class Tracker:
             self._reference_w = None
             self._is_saturated = True
             return None
-        ramp = min(self.interval.slope_down_w_per_s, self.interval.slope_up_w_per_s, battery.ramp_w_per_s_max)
         if self._site.following is Following.DEVICE:
             power_w = given.battery.power_w
             self._is_saturated = (
                 power_w >= SATURATED_FRAC * bounds.discharge_w_max or -power_w >= SATURATED_FRAC * bounds.charge_w_max
             )
-            return BatteryAim(Following.DEVICE, g_ref_w, ramp)
+            return BatteryAim(Following.DEVICE, g_ref_w, self._expiry_w_per_s(None))
         wanted_w = self._set_point(given, g_ref_w)
         charge_w = min(bounds.charge_w_max, given.battery.charge_w_max)
         reference_w = min(max(wanted_w, -charge_w), bounds.discharge_w_max)
@@ -357,7 +356,19 @@ class Tracker:
         self._reference_w = reference_w
         if estimate.source is LoadSource.HELD and estimate.margin_w >= EVENT_FRAC * self._site.registered_peak_w:
             self._is_saturated = True  # nothing is measured: what is on the meter is no residual
-        return BatteryAim(Following.SOFTWARE, reference_w, ramp)
+        return BatteryAim(Following.SOFTWARE, reference_w, self._expiry_w_per_s(reference_w))
+
+    def _expiry_w_per_s(self, reference_w: float | None) -> float:
+        """How fast the battery may go back to nothing when commands stop, from a set-point (None: from wherever).
+
+        A battery that discharges lets grid power rise, one that charges lets it fall. Nothing is kept for a
+        contingency: nobody is left to answer one.
+        """
+        assert self._site.battery is not None
+        interval = self.interval
+        rise, fall = interval.contingency_rise_w_per_s, interval.contingency_slope_w_per_s
+        allowed = min(rise, fall) if not reference_w else rise if reference_w > 0.0 else fall
+        return min(allowed, self._site.battery.ramp_w_per_s_max)
 
     def _set_point(self, given: TrackerInput, g_ref_w: float) -> float:
         """Load worth following less the target; how much of it is worth following depends on how old it is.

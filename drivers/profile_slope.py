@@ -1,10 +1,12 @@
-"""What slope a battery can be told by its profile, before anybody talks to it.
+"""What a battery does by itself when commands stop, as its profile says, before anybody talks to it.
 
 The slope that matters is the one by which it returns to zero when commands stop: that of the profile's own expiry
 control where it has one, else that of its set-points, which following needs steep.
 """
 
 from __future__ import annotations
+
+import math
 
 from controller.settings import OwnSlope
 from drivers.profile import Control, DeviceProfile, Dispatch, Source
@@ -28,6 +30,17 @@ def own_slope(profile: DeviceProfile, dispatch: Dispatch, *, rating_w: float) ->
             is_shared = source is not Source.EXPIRY_RAMP_W_PER_S
             return OwnSlope(least * unit_w, _step(control) * unit_w, _where(name, control, profile), is_shared)
     return None
+
+
+def own_expiry_s(profile: DeviceProfile, dispatch: Dispatch, *, ttl_s: float) -> float:
+    """How long the device obeys a command that was told to live `ttl_s`; inf where it never lets go by itself."""
+    for name in dispatch.arm:
+        control = profile.controls[name]
+        if control.source is Source.TTL_S:
+            unit_s = _step(control) or ttl_s
+            told_s = unit_s * (math.ceil(ttl_s / unit_s - 1e-6) if control.rounding == "up" else round(ttl_s / unit_s))
+            return min(max(told_s, control.min or 0.0), math.inf if control.max is None else control.max)
+    return math.inf if dispatch.expiry_s is None else dispatch.expiry_s
 
 
 def _step(control: Control) -> float:

@@ -95,7 +95,7 @@ class SimNode:
         return self._deadman.due_s
 
     def tend(self) -> None:
-        """Look at the dead-man: at the rate of telemetry and when it is due. Clocks are written once a second at most."""
+        """Look at the dead-man: at the rate of telemetry and when it is due. Clocks move once a second at most."""
         now_s = self._plant.now_s
         orders = self._deadman.step(now_s=now_s)
         if now_s - self._written_s < CLOCK_WRITE_S:

@@ -11,14 +11,14 @@ from typer.testing import CliRunner, Result
 
 from controller import live
 from controller.check import _death_step
-from controller.cli.check import _own_slope
+from controller.cli.check import _by_itself
 from controller.cli.main import app
 from controller.config.site import load_settings
 from controller.errors import BadInput
 from controller.settings import OwnSlope
 from drivers.identity import IdentityBook
 from drivers.modbus import ModbusPool
-from drivers.profile_slope import own_slope
+from drivers.profile_slope import own_expiry_s, own_slope
 from tests.conftest import ROOT
 from tests.modbus_kit import CLOCK, profile
 
@@ -42,7 +42,7 @@ def death(folder: Path, **battery: object) -> tuple[float, str]:
     path = site_file(folder, **battery)  # type: ignore[arg-type]
     settings = load_settings(path)
     assert settings.site is not None
-    return _death_step(settings.site, _own_slope(settings, path))
+    return _death_step(settings.site, _by_itself(settings, path)[0])
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,44 @@ def test_a_small_battery_may_return_as_it_likes(tmp_path: Path) -> None:
     """4 MW cannot break a limit of 5 MW, however steep."""
     found = json.loads(check(tmp_path, profile="sunspec-battery", following="software", power_megawatt=4.0).stdout)
     assert found["death_step_w"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("battery", "away_w", "full_s", "says"),
+    [
+        # The timer counts whole seconds: 4.8 s are 5, and 25 s of the contract's slope are left.
+        (
+            {"profile": "sunspec-battery-follow"},
+            25.0 / 3e-6,
+            5.0 + 210.0,
+            "8.33 MW are away within 30 s, all of its 70 MW",
+        ),
+        ({"profile": "sunspec-battery-follow", "power_megawatt": 8.0}, 8e6, 5.0 + 24.0, "up to 8 MW"),
+        ({"profile": "sunspec-battery", "ramp_megawatt_per_s": 700.0}, 70e6, 5.1, "goes back at 700 MW/s"),
+        ({"profile": "openems-ess"}, None, None, "obeys its last command for 60 s"),
+        ({"profile": "openems-ess", "own_ramp": False}, 0.0, 60.0, "obeys its last command for 60 s"),
+        ({"profile": "sunspec-battery-follow", "following": "device"}, None, None, "frozen target"),
+    ],
+)
+def test_how_much_battery_is_away_in_time_is_said(
+    tmp_path: Path, battery: dict[str, object], away_w: float | None, full_s: float | None, says: str
+) -> None:
+    found = json.loads(check(tmp_path, **({"following": "software"} | battery)).stdout)
+    assert (found["battery_away_w"], found["battery_away_s"]) == pytest.approx((away_w, full_s))
+    told = [note for note in found["notes"] if says in note]
+    assert told and ("allows no faster way" in told[0]) is (away_w == pytest.approx(25.0 / 3e-6))
+
+
+def test_a_timer_is_told_in_its_own_counts() -> None:
+    for name, ttl_s, expected_s in (
+        ("sunspec-battery-follow", 4.8, 5.0),
+        ("sunspec-battery-follow", 5.0, 5.0),
+        ("sunspec-battery-follow", 0.2, 1.0),
+        ("sunspec-battery-follow", 90.0, 30.0),
+        ("openems-ess", 4.8, 60.0),
+    ):
+        loaded = profile(name)
+        assert loaded.software is not None and own_expiry_s(loaded, loaded.software, ttl_s=ttl_s) == expected_s
 
 
 @pytest.mark.parametrize(

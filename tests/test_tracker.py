@@ -554,3 +554,30 @@ def test_random_jobs_keep_the_contract_under_device_following(seed: int) -> None
     assert worst_swing_w(trailing_mean(load_w, 1.0), 15.0) > 15e6
     assert worst_swing_w(metered, 15.0) <= 5e6
     assert worst_swing_w(metered, 60.0) <= 20e6
+
+
+@pytest.mark.parametrize(
+    ("following", "load_step_w", "expected"),
+    [
+        (Following.SOFTWARE, 8e6, "rise"),  # it discharges, and without it grid power rises
+        (Following.SOFTWARE, -8e6, "fall"),
+        (Following.DEVICE, 8e6, "least"),  # what the load does until then decides
+        (Following.DEVICE, -8e6, "least"),
+    ],
+)
+def test_without_commands_the_battery_goes_back_as_fast_as_the_contract_allows_that_way(
+    following: Following, load_step_w: float, expected: str
+) -> None:
+    """A contract that lets power fall faster than rise; nothing is kept for a crash once nobody can answer one."""
+    rows = (
+        RampLimit(LimitId("down"), 20e6, 60.0, Direction.DOWN, 1.0, HERE),
+        RampLimit(LimitId("up"), 8e6, 60.0, Direction.UP, 1.0, HERE),
+    )
+    load_w = np.concatenate([np.full(1000, 60e6), np.full(400, 60e6 + load_step_w)])
+    found = run(load_w, site=site_of(rows, following=following), watches=watching())
+    interval = found.tracker.interval
+    allowed = {"rise": interval.slope_up_w_per_s, "fall": interval.contingency_slope_w_per_s}
+    allowed["least"] = min(allowed.values())
+    assert allowed["fall"] > 1.5 * allowed["rise"] and allowed["fall"] > interval.slope_down_w_per_s
+    aim = found.outputs[-1].aim
+    assert aim is not None and aim.ramp_w_per_s == allowed[expected]

@@ -35,7 +35,7 @@ def check(
     from controller.config.site import load_settings
 
     settings = load_settings(config)
-    own_slope = _own_slope(settings, config)
+    own_slope, expiry_s = _by_itself(settings, config)
     if settings.site is None:
         if as_json:
             typer.echo(json.dumps({"role": settings.role.value, "valid": True}))
@@ -43,7 +43,7 @@ def check(
             typer.echo(f"{config}: valid (role {settings.role.value}: limits are the site controller's)")
         return
     site = settings.site if ramp is None else _with_ramp(settings.site, ramp)
-    findings = check_site(site, own_slope=own_slope)
+    findings = check_site(site, own_slope=own_slope, expiry_s=expiry_s)
     if as_json:
         typer.echo(json.dumps({**asdict(findings), "role": settings.role.value, "valid": True}))
     else:
@@ -68,25 +68,30 @@ def _with_ramp(site: SiteSettings, text: str) -> SiteSettings:
     return with_ramp(site, max_w=max_w, window_s=window_s, mean_s=mean_s)
 
 
-def _own_slope(settings: Settings, config: Path) -> OwnSlope | None:
-    """What the battery can be told by its profile; what `rampart run` would refuse at its start is refused here."""
+def _by_itself(settings: Settings, config: Path) -> tuple[OwnSlope | None, float | None]:
+    """What the battery can be told by its profile of slope and end (s) of a command, for when its controller is dead.
+
+    What `rampart run` would refuse at its start is refused here.
+    """
     from controller.errors import BadInput
     from controller.live_profiles import battery_profile_for, profile_for
     from drivers.profile import Kind
-    from drivers.profile_slope import own_slope
+    from drivers.profile_slope import own_expiry_s, own_slope
 
     try:
         if settings.meter is not None:
             profile_for(settings.meter, Kind.METER, key="pcc_meter")
         for k, ups in enumerate(settings.ups):
             profile_for(ups, Kind.UPS, key=f"ups.{k}")
-        battery = None if settings.site is None else settings.site.battery
-        if settings.battery is None or battery is None:
-            return None
+        site = settings.site
+        battery = None if site is None else site.battery
+        if settings.battery is None or site is None or battery is None:
+            return None, None
         profile, dispatch = battery_profile_for(settings.battery, battery.following)
     except BadInput as bad:
         raise BadInput(f"{config}: {bad}") from None
-    return own_slope(profile, dispatch, rating_w=max(battery.charge_w_max, battery.discharge_w_max))
+    slope = own_slope(profile, dispatch, rating_w=max(battery.charge_w_max, battery.discharge_w_max))
+    return slope, own_expiry_s(profile, dispatch, ttl_s=site.ttl_periods * site.planner_period_s)
 
 
 def _print(findings: CheckFindings, config: Path) -> None:
