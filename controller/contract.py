@@ -173,6 +173,8 @@ class AdmissibleInterval:
         reach_w = self._band_slope * np.maximum(times - self._path.now_s, 1e-9)
         low = np.minimum(np.maximum(low, now_w - reach_w), now_w)
         high = np.maximum(np.minimum(high, now_w + reach_w), now_w)
+        if not self._ceilings and not self._floors:
+            return low, high
         for index, t_s in enumerate(times):
             due = self._within_due(float(low[index]), float(high[index]), float(t_s))
             low[index], high[index] = due.low_w, due.high_w

@@ -14,11 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from hil.oracle import Oracle, OracleAnswer
+from hil.oracle import Oracle
+from hil.oracle_curve import Least, LeastLoss
 from hil.regret_cases import CASES, Case, case_named, make_world, oracle_case
+from hil.regret_forecast import Forecaster
 from hil.regret_run import Outcome, Run, World
 
 REGRET_MIN_PP = -0.005
+CURVE_PP = 1e-4  # of the demand: a tenth of the last digit printed
 EPISODE_FACTOR = 1.25  # an unavoidable episode may be this much larger than its event forces
 TIERS_SAVING = 0.20  # of rule-max's weighted loss, asked in the case with tiers
 POLICIES: tuple[tuple[str, str], ...] = (
@@ -46,7 +49,7 @@ class Score:
     oracle_lost_frac: float | None
     oracle_start_lost_frac: float | None
     regret_pp: float | None
-    alike_pp: float | None  # regret beside an oracle that may break what the policy broke; None as above
+    alike_pp: float | None  # the same beside an oracle that may break what the policy broke, where the plain one loses
     final_less_start_j: float
     dual: float
     episodes: int
@@ -132,26 +135,45 @@ def score_seed(job: tuple[str, int]) -> list[Score]:
 
 def score_world(case: Case, world: World, *, seed: int, policies: tuple[tuple[str, str], ...]) -> list[Score]:
     """The given policies in one world, each beside the oracle with its own final energy."""
+    forecasters = {variant: Forecaster(world.trace, is_scheduled=variant == "scheduled") for _, variant in policies}
+    outs = {
+        (policy, variant): Run(
+            world, policy=policy, is_scheduled=variant == "scheduled", forecaster=forecasters[variant]
+        ).go()
+        for policy, variant in policies
+    }
     oracle = Oracle(oracle_case(case, world))
-    at_start = oracle.solve(world.start_j)
+    demand_j = next(iter(outs.values())).demand_j
+    curve = LeastLoss(oracle, tolerance_j=CURVE_PP / 100.0 * demand_j)
+    least = curve.at([world.start_j, *(out.final_j for out in outs.values())])
+    at_start = least[world.start_j]
     scores = []
-    for policy, variant in policies:
-        out = Run(world, policy=policy, is_scheduled=variant == "scheduled").go()
-        best = oracle.solve(out.final_j)
-        # `none` has no target that the oracle's could be likened to.
-        is_alike = out.slack is None or policy == "none"
-        alike = best if is_alike else oracle.solve(out.final_j, slack=out.slack)
+    for (policy, variant), out in outs.items():
+        best = least[out.final_j]
+        alike = best if policy == "none" else _alike(oracle, out, best)
         scores.append(_score(case, world, out, best, alike, at_start, key=(policy, variant, seed)))
     return scores
+
+
+def _alike(oracle: Oracle, out: Outcome, best: Least | None) -> Least | None:
+    """What an oracle loses that may break what the policy broke; `best` where that already tells them apart.
+
+    Such an oracle loses no more than the plain one: who did not beat the plain one cannot beat it. `none` has no target
+    that the oracle's could be likened to.
+    """
+    if out.slack is None or (best is not None and 100.0 * (out.lost_j - best.lost_j) / out.demand_j >= REGRET_MIN_PP):
+        return best
+    answer = oracle.solve(out.final_j, slack=out.slack)
+    return Least(answer.lost_j, answer.dual_j_per_j) if answer is not None else None
 
 
 def _score(
     case: Case,
     world: World,
     out: Outcome,
-    best: OracleAnswer | None,
-    alike: OracleAnswer | None,
-    at_start: OracleAnswer | None,
+    best: Least | None,
+    alike: Least | None,
+    at_start: Least | None,
     *,
     key: tuple[str, str, int],
 ) -> Score:

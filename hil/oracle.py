@@ -78,17 +78,21 @@ class Slack:
 
 
 class _Rows:
-    """Collects sparse rows `sum value * x[column] <= bound`."""
+    """Collects sparse rows `least <= sum value * x[column] <= bound`."""
 
     def __init__(self) -> None:
         self.row: list[IntArray] = []
         self.column: list[IntArray] = []
         self.value: list[FloatArray] = []
         self.bound: list[FloatArray] = []
+        self.least: list[FloatArray] = []
         self.count = 0
 
-    def add(self, bound: FloatArray, *terms: tuple[IntArray, FloatArray | float]) -> slice:
-        """One row per entry of `bound`; each term is (columns, coefficient), as long as `bound`."""
+    def add(self, bound: FloatArray, *terms: tuple[IntArray, FloatArray | float], is_both_ways: bool = False) -> slice:
+        """One row per entry of `bound`; each term is (columns, coefficient), as long as `bound`.
+
+        `is_both_ways` bounds the row from below by the negative of `bound` as well.
+        """
         size = len(bound)
         places = np.arange(self.count, self.count + size)
         for columns, coefficient in terms:
@@ -96,6 +100,7 @@ class _Rows:
             self.column.append(columns)
             self.value.append(np.broadcast_to(np.asarray(coefficient, dtype=np.float64), (size,)))
         self.bound.append(np.asarray(bound, dtype=np.float64))
+        self.least.append(-self.bound[-1] if is_both_ways else np.full(size, -np.inf))
         self.count += size
         return slice(self.count - size, self.count)
 
@@ -108,16 +113,22 @@ class _Rows:
     def vector(self) -> FloatArray:
         return np.concatenate(self.bound) if self.bound else np.zeros(0)
 
+    def lower_vector(self) -> FloatArray:
+        return np.concatenate(self.least) if self.least else np.zeros(0)
+
 
 class Oracle:
     """One world, solved for as many final energies as asked; only one number changes between them."""
 
     def __init__(self, case: OracleCase) -> None:
         self._case = case
-        classes, steps = case.demand_w.shape
+        steps = case.demand_w.shape[1]
         self._steps = steps
-        at = {"cut": np.arange(classes * steps).reshape(classes, steps)}
-        width = classes * steps
+        # Classes whose work is worth the same are one: nothing else tells them apart here.
+        worth, group = np.unique(case.weight, return_inverse=True)
+        self._demand_w = np.array([case.demand_w[group == k].sum(axis=0) for k in range(len(worth))])
+        at = {"cut": np.arange(len(worth) * steps).reshape(len(worth), steps)}
+        width = len(worth) * steps
         for name in ("charge", "discharge", "target", "energy", "floor"):
             at[name] = np.arange(width, width + steps)
             width += steps
@@ -130,7 +141,7 @@ class Oracle:
         self._add_ramps()
         self._add_reserve()
         self._cost = np.zeros(self._width)
-        self._cost[at["cut"]] = case.weight[:, None] * case.step_s
+        self._cost[at["cut"]] = worth[:, None] * case.step_s
         self._matrix_a = self._equal.matrix(self._width)
         self._matrix_g = self._below.matrix(self._width)
         self._solver: piqp.SparseSolver | None = (
@@ -189,6 +200,7 @@ class Oracle:
             A=self._matrix_a,
             b=self._equal.vector(),
             G=self._matrix_g,
+            h_l=self._below.lower_vector(),
             h_u=below,
             x_l=lower,
             x_u=upper,
@@ -200,7 +212,7 @@ class Oracle:
     def _bounds(self) -> tuple[FloatArray, FloatArray]:
         case, at, battery = self._case, self._at, self._case.reserve.battery
         lower, upper = np.zeros(self._width), np.full(self._width, np.inf)
-        upper[at["cut"]] = case.demand_w / W_PER_UNIT
+        upper[at["cut"]] = self._demand_w / W_PER_UNIT
         upper[at["charge"]] = battery.charge_w_max / W_PER_UNIT
         upper[at["discharge"]] = battery.discharge_w_max / W_PER_UNIT
         lower[at["energy"]] = battery.energy_j_min / W_PER_UNIT
@@ -246,8 +258,7 @@ class Oracle:
             self._upper[target[0]] = min(self._upper[target[0]], start + move)
             self._lower[target[0]] = max(self._lower[target[0]], start - move)
             moves = np.full(self._steps - 1, move)
-            self._below.add(moves, (target[1:], 1.0), (target[:-1], -1.0))
-            self._below.add(moves, (target[:-1], 1.0), (target[1:], -1.0))
+            self._below.add(moves, (target[1:], 1.0), (target[:-1], -1.0), is_both_ways=True)
         for window in case.windows:
             if not any(_implies(other, window) for other in case.windows if other is not window):
                 self._add_window(window)

@@ -68,11 +68,13 @@ NOTHING = Envelope(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class Forecaster:
-    """Looks only at samples up to the instant it is asked at."""
+    """Looks only at samples up to the instant it is asked at; what it said once it says again to whoever asks next."""
 
     def __init__(self, trace: ReferenceTrace, *, is_scheduled: bool) -> None:
         self._trace = trace
-        self._is_scheduled = is_scheduled
+        self.is_scheduled = is_scheduled
+        self._seen: dict[int, list[Envelope]] = {}
+        self._said: dict[int, Forecast] = {}
         self._window = round(WINDOW_S / STEP_S)
         self._ends = np.rint(OFFSET_S / STEP_S).astype(np.int64)
         self._settled = round(SETTLED_S / STEP_S)
@@ -80,11 +82,16 @@ class Forecaster:
 
     def at(self, step: int) -> Forecast:
         """The forecast made right after sample `step` was seen."""
+        if step not in self._said:
+            self._said[step] = self._look(step)
+        return self._said[step]
+
+    def _look(self, step: int) -> Forecast:
         shape = (len(self._trace.jobs), STEPS)
         mean, top, low, noise, returning = (np.empty(shape) for _ in range(5))
-        now = [self._recent(job, step) for job in range(shape[0])]
+        now = self._now(step)
         for job, recent in enumerate(now):
-            ahead = self._scheduled(job, step, recent) if self._is_scheduled else None
+            ahead = self._scheduled(job, step, recent) if self.is_scheduled else None
             if ahead is None:
                 mean[job], top[job], low[job], noise[job] = recent.mean_w, recent.top_w, recent.low_w, recent.noise_w
                 returning[job] = max(self._running(job).top_w, recent.top_w)  # unannounced: it may come at any moment
@@ -96,13 +103,13 @@ class Forecaster:
 
     def low_path_w(self, step: int) -> FloatArray:
         """What all jobs together draw at least in each of the next samples, shape (LOW_AHEAD_S / STEP_S,)."""
-        now = [self._recent(job, step) for job in range(len(self._trace.jobs))]
+        now = self._now(step)
         ahead = step + 1 + np.arange(round(LOW_AHEAD_S / STEP_S))
         drawn, always_low, noise = [], [], []
         for job, recent in enumerate(now):
             wave = self._wave(job, step, recent)
             low_w = np.full(len(ahead), recent.low_w)
-            if self._is_scheduled and recent.top_w > 0.0:
+            if self.is_scheduled and recent.top_w > 0.0:
                 levels = self._trace.announced[job, np.minimum(ahead, self._trace.steps - 1)]
                 low_w[levels < 1.0] = 0.0
                 is_high = levels >= 2.0
@@ -113,7 +120,7 @@ class Forecaster:
             always_low.append(low_w)
             noise.append(np.where(low_w > 0.0, recent.noise_w, 0.0))
         total_w = np.sum(drawn, axis=0)
-        if not self._is_scheduled:  # any one job may pause from the next sample on
+        if not self.is_scheduled:  # any one job may pause from the next sample on
             total_w = np.min(
                 [total_w - high_w + low_w for high_w, low_w in zip(drawn, always_low, strict=True)], axis=0
             )
@@ -126,6 +133,12 @@ class Forecaster:
             return None
         first = max(0, step + 1 - round(WAVE_S / STEP_S))
         return fit_wave(self._trace.demand_w[job, first : step + 1], first=first)
+
+    def _now(self, step: int) -> list[Envelope]:
+        """Every job lately; steps are first asked for in their order, since what was typical until then counts."""
+        if step not in self._seen:
+            self._seen[step] = [self._recent(job, step) for job in range(len(self._trace.jobs))]
+        return self._seen[step]
 
     def _recent(self, job: int, step: int) -> Envelope:
         """The envelope of the last window, begun anew after the job was down."""

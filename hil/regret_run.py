@@ -119,14 +119,16 @@ def planner_for(policy: str, world: World) -> Planner | None:
 class Run:
     """A policy walking through a world."""
 
-    def __init__(self, world: World, *, policy: str, is_scheduled: bool) -> None:
+    def __init__(self, world: World, *, policy: str, is_scheduled: bool, forecaster: Forecaster | None = None) -> None:
+        """`forecaster` may be one that another run of the same world used: what it said is said again."""
         self._world = world
         self._policy = policy
         self._planner = planner_for(policy, world)
         # Without a reserve the battery's power bounds the target at the low phases; the baselines know no phases.
         self._dips = policy == "mpc" and not world.has_reserve
         self._sharing = Sharing.PROPORTIONAL if policy in ("rule", "rule-max", "low-pass") else Sharing.ORDERED
-        self._forecaster = Forecaster(world.trace, is_scheduled=is_scheduled)
+        self._forecaster = forecaster or Forecaster(world.trace, is_scheduled=is_scheduled)
+        assert self._forecaster.is_scheduled == is_scheduled
         self._interval = AdmissibleInterval(world.limits, start_s=0.0, start_w=world.start_w, tick_s=STEP_S)
         self._ledger = TierLedger(world.tolerated_loss, window_s=world.tier_window_s)
         self._energy_j = world.start_j
@@ -136,22 +138,25 @@ class Run:
         self._contingency = Contingency("full_site", 0.0, world.load_left_w, 0.0, np.inf)
         self._given: PlanInput | None = None
         self._lows, self._lows_from = np.empty(0), 0  # load at the worst coming phase, per step from `_lows_from` on
+        # A run takes 12,000 steps: two or three jobs are quicker as floats than as arrays.
+        self._load_w: list[float] = (world.trace.demand_w.sum(axis=0) + world.trace.base_w).tolist()
+        self._chosen_w = [np.inf] * len(world.trace.jobs)
 
     def go(self) -> Outcome:
         """Walk the whole trace."""
         trace = self._world.trace
-        jobs, steps = trace.demand_w.shape
-        cuts = np.zeros((jobs, steps))
+        steps = trace.steps
+        cuts: list[list[float]] = []
         excess, beside, energies, targets = (np.zeros(steps) for _ in range(4))
         safe, covered = np.zeros(steps, dtype=bool), np.ones(steps, dtype=bool)
-        for step in range(steps):
-            demand_w = trace.demand_w[:, step]
-            if self._planner is not None and step % PLAN_EVERY == 0:
-                self._make_plan(step)
+        for step, demand_w in enumerate(trace.demand_w.T.tolist()):
+            if step % PLAN_EVERY == 0:
+                self._note_losses(step, cuts)
+                if self._planner is not None:
+                    self._make_plan(step)
             low_w, high_w = self._move_target(step)
-            cuts[:, step] = self._cut(demand_w)
-            self._ledger.add(STEP_S, demand_w, cuts[:, step])
-            load_w = float((demand_w - cuts[:, step]).sum()) + trace.base_w
+            cuts.append(self._cut(demand_w))
+            load_w = sum(demand - cut for demand, cut in zip(demand_w, cuts[-1], strict=True)) + trace.base_w
             power_w = self._battery_step(load_w) if self._planner is not None else load_w
             if self._planner is None:
                 self._target_w = power_w
@@ -160,10 +165,19 @@ class Run:
             self._interval.push((step + 1) * STEP_S, self._target_w)
             safe[step], covered[step] = self._is_crash_safe(), self._is_rise_covered(load_w)
             energies[step], targets[step] = self._energy_j, self._target_w
-        found = self._outcome(cuts, excess, safe, targets, energies)
+        self._note_losses(steps, cuts)
+        found = self._outcome(np.array(cuts).T, excess, safe, targets, energies)
         if bool((np.abs(beside) > TINY_W).any()) or not bool(safe.all() and covered.all()):
             found.slack = Slack(beside, ~safe, ~covered)
         return found
+
+    def _note_losses(self, step: int, cuts: list[list[float]]) -> None:
+        """Put the steps since the last plan on the books of tolerated loss: their buckets are whole plans long."""
+        first = step - PLAN_EVERY if step % PLAN_EVERY == 0 else step - step % PLAN_EVERY
+        if step <= 0:
+            return
+        demand_w = self._world.trace.demand_w[:, first:step].mean(axis=1)
+        self._ledger.add((step - first) * STEP_S, demand_w, np.array(cuts[first:step]).mean(axis=0))
 
     # ------------------------------------------------------------------------------------------------- one step
 
@@ -171,6 +185,7 @@ class Run:
         assert self._planner is not None
         self._given = self._input(step)
         self._plan = self._planner.plan(self._given)
+        self._chosen_w = self._plan.chosen_cap_w.tolist()
         self._planned_w = self._target_w
 
     def _input(self, step: int) -> PlanInput:
@@ -259,19 +274,19 @@ class Run:
 
     def _gain_j(self, target_w: float, step: int) -> float:
         """What the battery would store this step if it took target less the load seen now, uncapped."""
-        load_w = float(self._world.trace.demand_w[:, step].sum()) + self._world.trace.base_w
-        return max(0.0, target_w - load_w) * self._world.reserve.battery.eta * STEP_S
+        return max(0.0, target_w - self._load_w[step]) * self._world.reserve.battery.eta * STEP_S
 
-    def _cut(self, demand_w: FloatArray) -> FloatArray:
+    def _cut(self, demand_w: list[float]) -> list[float]:
         """Curtailment per class: the caps the plan chose, then what target and battery cannot carry at this instant."""
-        if self._plan is None or self._given is None:
-            return np.zeros_like(demand_w)
-        cut_w: FloatArray = np.maximum(0.0, demand_w - self._plan.chosen_cap_w)
-        allowed_w = self._target_w + self._cover_w() - self._world.trace.base_w
-        excess_w = float((demand_w - cut_w).sum()) - allowed_w
-        if excess_w > 0.0:
-            cut_w = cut_w + share_cut(self._given, demand_w - cut_w, excess_w, sharing=self._sharing)
-        return cut_w
+        if self._given is None:
+            return [0.0] * len(demand_w)
+        cut_w = [max(0.0, demand - cap) for demand, cap in zip(demand_w, self._chosen_w, strict=True)]
+        give_w = [demand - cut for demand, cut in zip(demand_w, cut_w, strict=True)]
+        excess_w = sum(give_w) - (self._target_w + self._cover_w() - self._world.trace.base_w)
+        if excess_w <= 0.0:
+            return cut_w
+        more_w = share_cut(self._given, np.array(give_w), excess_w, sharing=self._sharing).tolist()
+        return [cut + more for cut, more in zip(cut_w, more_w, strict=True)]
 
     def _cover_w(self) -> float:
         battery = self._world.reserve.battery

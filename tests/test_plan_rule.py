@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.plan.plan import FIRST_STEP_S, OFFSET_S, SPAN_S, STEP_S, STEPS, PlanStatus
-from controller.plan.rule import HoldPlanner, RuleMaxPlanner, RulePlanner, Sharing, cut_classes, share_cut
+from controller.plan.rule import (
+    HoldPlanner,
+    RuleMaxPlanner,
+    RulePlanner,
+    Sharing,
+    class_peaks_w,
+    cut_classes,
+    share_cut,
+)
 from controller.plan.tier import TierLedger
 from tests import plan_kit
 from tests.plan_kit import MEGA, SLOPE
@@ -73,10 +81,14 @@ def test_a_cut_is_complete_and_never_too_deep(excess: float, first: float, secon
 def test_an_enforced_rise_caps_idle_classes_too() -> None:
     """Nothing to cut, and still every class is bounded: together they may rise to what the battery covers."""
     site = plan_kit.given(energy=250.0, rise=True)
-    caps = cut_classes(site, 0, 9.5 * MEGA, sharing=Sharing.PROPORTIONAL)
+    caps = cut_classes(site, class_peaks_w(site)[:, 0], 9.5 * MEGA, sharing=Sharing.PROPORTIONAL)
     assert caps.sum() == pytest.approx(9.5 * MEGA)
     assert bool(
-        np.isinf(cut_classes(replace(site, is_rise_enforced=False), 0, 9.5 * MEGA, sharing=Sharing.ORDERED)).all()
+        np.isinf(
+            cut_classes(
+                replace(site, is_rise_enforced=False), class_peaks_w(site)[:, 0], 9.5 * MEGA, sharing=Sharing.ORDERED
+            )
+        ).all()
     )
 
 

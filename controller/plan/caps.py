@@ -68,14 +68,6 @@ def depth_of_cut(given: PlanInput, cut_w: FloatArray, peak_w: FloatArray) -> Flo
     return depth_w
 
 
-def class_peaks_path_w(given: PlanInput) -> FloatArray:
-    """`rule.class_peaks_w` of every step at once, shape (K, H)."""
-    total_w = given.demand_w.sum(axis=0)
-    factor = 1.0 + np.where(total_w > 0.0, given.ripple_up_w / np.maximum(total_w, 1e-9), 0.0)
-    peak_w: FloatArray = given.demand_w * factor
-    return peak_w
-
-
 def cap_spare(given: PlanInput, caps: FloatArray, peak_w: FloatArray, *, gpu_w_max: FloatArray) -> None:
     """Under an enforced rise every class has a cap: what is spare is shared by size, in place."""
     size_w = np.array([max(job_class.peak_w, 1.0) for job_class in given.classes])

@@ -167,7 +167,10 @@ class Plan:
 
     def target_at(self, t_s: float, *, start_w: float) -> float:
         """The target at `t_s`, on straight lines from `start_w` at the instant of planning."""
-        return float(np.interp(t_s - self.t_s, [0.0, *self.offset_s], [start_w, *self.target_w]))
+        elapsed_s, first_s = t_s - self.t_s, float(self.offset_s[0])
+        if 0.0 <= elapsed_s <= first_s:  # nearly always: plans come as often as the first step is long
+            return start_w + (float(self.target_w[0]) - start_w) / first_s * elapsed_s
+        return float(np.interp(elapsed_s, [0.0, *self.offset_s], [start_w, *self.target_w]))
 
 
 class Planner(Protocol):

@@ -77,42 +77,52 @@ def follow(given: PlanInput, wish_w: FloatArray, *, policy: str, sharing: Sharin
     bounds = given.reserve.battery
     ripple_w = float(given.ripple_up_w[0] + given.ripple_down_w[0])
     has_follower = bounds.charge_w_max + bounds.discharge_w_max > ripple_w
-    load_w = given.load_w()
+    # One pass over arrays before the walk, floats in it: thirty small slices cost more than all of its arithmetic.
+    load_w, other_w, left_w = given.load_w().tolist(), given.other_w.tolist(), given.load_left_w.tolist()
+    wishes_w, ceiling_w = wish_w.tolist(), given.ceiling_w.tolist()
+    lows_w, highs_w = given.low_w.tolist(), given.high_w.tolist()
+    peak_w = class_peaks_w(given)
+    top_w = peak_w.sum(axis=0).tolist()
     target_w, energy_j = given.target_w, given.energy_j
-    targets, batteries, energies = (np.empty(given.steps) for _ in range(3))
-    caps = np.empty((len(given.classes), given.steps))
-    for h in range(given.steps):
-        step_s = float(STEP_S[h])
-        safe_w = crash_safe_target_w(given, energy_j, h)
+    targets, batteries, energies = [], [], []
+    caps = np.full((len(given.classes), given.steps), np.inf)
+    for h, step_s in enumerate(STEP_S[: given.steps].tolist()):
+        safe_w = left_w[h] + crash_safe_surplus_w(given, energy_j, h)
         # The battery must not overflow within the step either.
         absorb_w = (bounds.energy_j_max - energy_j) / (bounds.eta * step_s)
-        full_w = float(load_w[h]) + max(0.0, min(bounds.charge_w_max, absorb_w))
-        low_w, high_w = _reach(given, target_w, h)
-        target_w = min(max(min(float(wish_w[h]), safe_w, full_w), low_w), high_w)
+        full_w = load_w[h] + max(0.0, min(bounds.charge_w_max, absorb_w))
+        low_w, high_w = lows_w[h], highs_w[h]
+        if h > 0:  # the first step is free in the interval, later ones have slopes
+            low_w = max(low_w, target_w - given.slope_down_w_per_s * step_s)
+            high_w = max(low_w, min(high_w, target_w + given.slope_up_w_per_s * step_s))
+        target_w = min(max(min(wishes_w[h], safe_w, full_w), low_w), high_w)
         give_w = max(0.0, energy_j - bounds.energy_j_min) * bounds.eta / step_s
         cover_w = min(given.cover_w(energy_j), give_w)
         site_w_max = target_w + cover_w
         if not has_follower:
             # Nothing holds the target: the site draws what it draws. A cap below that would be the drop itself, and
             # the lower target it leaves would ask for the next one; so caps keep ceilings, and enforced rises.
-            bound_w = high_w if given.is_rise_enforced else float(given.ceiling_w[h])
+            bound_w = high_w if given.is_rise_enforced else ceiling_w[h]
             site_w_max = max(site_w_max, bound_w, low_w)
-        gpu_w_max = site_w_max - float(given.other_w[h])
-        caps[:, h] = cut_classes(given, h, gpu_w_max, sharing=sharing)
-        drawn_w = float(np.minimum(caps[:, h], given.demand_w[:, h]).sum() + given.other_w[h])
+        gpu_w_max, drawn_w = site_w_max - other_w[h], load_w[h]
+        if given.is_rise_enforced or not top_w[h] <= gpu_w_max:
+            caps[:, h] = cut_classes(given, peak_w[:, h], gpu_w_max, sharing=sharing)
+            drawn_w = float(np.minimum(caps[:, h], given.demand_w[:, h]).sum()) + other_w[h]
         battery_w = min(max(drawn_w - target_w, -bounds.charge_limit_w(energy_j)), cover_w)
         stored_w = -battery_w / bounds.eta if battery_w > 0.0 else -battery_w * bounds.eta
         energy_j = min(max(energy_j + stored_w * step_s, bounds.energy_j_min), bounds.energy_j_max)
-        targets[h], batteries[h], energies[h] = target_w, battery_w, energy_j
+        targets.append(target_w)
+        batteries.append(battery_w)
+        energies.append(energy_j)
     return Plan(
         t_s=given.t_s,
         offset_s=OFFSET_S[: given.steps],
-        target_w=targets,
+        target_w=np.array(targets),
         cap_w=caps[:, 0].copy(),
         cap_path_w=caps,
         chosen_cap_w=np.full(len(given.classes), np.inf),
-        battery_w=batteries,
-        energy_path_j=energies,
+        battery_w=np.array(batteries),
+        energy_path_j=np.array(energies),
         prices=(),
         policy=policy,
         status=status,
@@ -120,21 +130,20 @@ def follow(given: PlanInput, wish_w: FloatArray, *, policy: str, sharing: Sharin
     )
 
 
-def crash_safe_target_w(given: PlanInput, energy_j: float, step: int) -> float:
-    """The largest target in `step` that the enforced contingency survives from `energy_j`."""
+def crash_safe_surplus_w(given: PlanInput, energy_j: float, step: int) -> float:
+    """How far the target may stand above the load left in `step`: what the contingency survives from `energy_j`."""
     spent_w = given.spent_w if step == 0 else 0.0
     by_energy_w = given.reserve.surplus_safe_w(energy_j, spent_w=spent_w)
     by_power_w = given.reserve.battery.charge_limit_w(energy_j) - given.contingency_ripple_w
-    return float(given.load_left_w[step]) + min(by_energy_w, by_power_w)
+    return min(by_energy_w, by_power_w)
 
 
-def cut_classes(given: PlanInput, step: int, gpu_w_max: float, *, sharing: Sharing) -> FloatArray:
-    """Caps, shape (K,), whose sum with every class at the top of its ripple is at most `gpu_w_max`.
+def cut_classes(given: PlanInput, peak_w: FloatArray, gpu_w_max: float, *, sharing: Sharing) -> FloatArray:
+    """Caps, shape (K,), whose sum with every class at the top of its ripple, `peak_w`, is at most `gpu_w_max`.
 
     Caps never go below a class's own floor. Where nothing must be cut they are infinite, unless the rise is enforced:
     then what is spare is shared out, so that no class may jump by more than the battery covers.
     """
-    peak_w = class_peaks_w(given, step)
     excess_w = float(peak_w.sum()) - gpu_w_max
     if excess_w <= 0.0 and not given.is_rise_enforced:
         return np.full(len(given.classes), np.inf)
@@ -149,13 +158,11 @@ def cut_classes(given: PlanInput, step: int, gpu_w_max: float, *, sharing: Shari
     return kept
 
 
-def class_peaks_w(given: PlanInput, step: int) -> FloatArray:
-    """Each class at the top of the site's ripple, shape (K,): the ripple is shared in proportion to the draw."""
-    demand_w = given.demand_w[:, step]
-    total_w = float(demand_w.sum())
-    if total_w <= 0.0:
-        return np.zeros_like(demand_w)
-    peak_w: FloatArray = demand_w * (1.0 + float(given.ripple_up_w[step]) / total_w)
+def class_peaks_w(given: PlanInput) -> FloatArray:
+    """Each class at the top of the site's ripple, shape (K, H): the ripple is shared in proportion to the draw."""
+    total_w = given.demand_w.sum(axis=0)
+    factor = 1.0 + np.where(total_w > 0.0, given.ripple_up_w / np.maximum(total_w, 1e-9), 0.0)
+    peak_w: FloatArray = given.demand_w * factor
     return peak_w
 
 
@@ -177,14 +184,3 @@ def cheapest_first(given: PlanInput) -> list[int]:
     return sorted(
         range(len(classes)), key=lambda k: (classes[k].loss_left_j <= 0.0, classes[k].priority, classes[k].weight)
     )
-
-
-def _reach(given: PlanInput, from_w: float, step: int) -> tuple[float, float]:
-    """Where the target may be at the end of `step`. The first step is free in the interval, later ones have slopes."""
-    low_w, high_w = float(given.low_w[step]), float(given.high_w[step])
-    if step == 0:
-        return low_w, high_w
-    length_s = float(STEP_S[step])
-    low_w = max(low_w, from_w - given.slope_down_w_per_s * length_s)
-    high_w = min(high_w, from_w + given.slope_up_w_per_s * length_s)
-    return low_w, max(low_w, high_w)

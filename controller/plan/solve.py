@@ -15,11 +15,11 @@ import numpy as np
 import piqp
 from scipy import sparse
 
-from controller.plan.caps import cap_need, cap_spare, caps_of_cut, class_peaks_path_w
+from controller.plan.caps import cap_need, cap_spare, caps_of_cut
 from controller.plan.model import NEAR_STEPS, RETURN_S, WEAR_COST, AffineMap, ModelShape
 from controller.plan.path import hold, onto_slopes, reachable, shifted
 from controller.plan.plan import OFFSET_S, STEP_S, Plan, PlanInput, PlanStatus, Price, PriceKind
-from controller.plan.rule import RulePlanner, Sharing
+from controller.plan.rule import RulePlanner, Sharing, class_peaks_w
 from controller.reserve import BatteryBounds, chord_slopes_s
 from controller.types import BoolArray, FloatArray
 
@@ -305,7 +305,7 @@ class MpcPlanner:
         wish_w = self._off_chords(given, x[index["target"]] * scale, energy_path_j)
         target_w = onto_slopes(wish_w, low, high, fall, rise)
         cut_w = x[index["cut"]] * scale
-        peak_w = class_peaks_path_w(given)
+        peak_w = class_peaks_w(given)
         cap_path = caps_of_cut(given, cut_w, peak_w)
         chosen = cap_path[:, 0].copy()
         cap_need(given, cap_path, peak_w, cut_w=cut_w, target_w=target_w, energy_path_j=energy_path_j)
