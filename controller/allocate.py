@@ -89,6 +89,8 @@ def clocks_of_caps(fleet: Fleet, curves: Curves, *, cap_w: FloatArray, peak_w: F
     spare_w = np.maximum(peak_w - idle_w, 1.0)
     share = np.clip((cap_w - idle_w) / spare_w, 0.0, np.inf)
     is_free = share >= 1.0
+    if bool(is_free.all()):
+        return np.full(fleet.count, np.inf)
     clock = curves.clock_of_group(np.minimum(share, 1.0), fleet.class_index) * table.cap_max[0]
     stepped = table.cap_min[0] + np.floor((clock - table.cap_min[0]) / CLOCK_STEP_MHZ) * CLOCK_STEP_MHZ
     bounded = np.clip(stepped, table.floor_mhz, table.cap_max[0])

@@ -26,6 +26,8 @@ def caps_of_cut(given: PlanInput, cut_w: FloatArray, peak_w: FloatArray) -> Floa
     floor_w = np.array([job_class.cap_w_min for job_class in given.classes])
     tiny_w = CUT_TINY_FRAC * np.array([max(job_class.peak_w, 1.0) for job_class in given.classes])
     is_cut = (weight < float(weight.max()) * (1.0 - 1e-9))[:, None] & (cut_w > tiny_w[:, None])
+    if not bool(is_cut.any()):
+        return np.full(cut_w.shape, np.inf)
     depth_w = depth_of_cut(given, cut_w, peak_w)
     return np.where(is_cut, np.maximum(peak_w - depth_w, floor_w[:, None]), np.inf)
 

@@ -27,6 +27,8 @@ def reachable(given: PlanInput) -> tuple[FloatArray, FloatArray, FloatArray, Flo
     if not math.isfinite(given.slope_up_w_per_s):
         rise_w = np.full(steps, np.inf)
     path_w = min(max(given.target_w, float(low_w[0])), float(high_w[0]))
+    if float(low_w.max()) <= path_w <= float(high_w.min()):  # nothing ever pushes it
+        return low_w, high_w, fall_w, rise_w
     for step, (low, high) in enumerate(zip(low_w.tolist(), high_w.tolist(), strict=True)):
         next_w = min(max(path_w, low), high)
         if next_w < path_w:
@@ -41,8 +43,8 @@ def onto_slopes(
     target_w: FloatArray, low_w: FloatArray, high_w: FloatArray, fall_w: FloatArray, rise_w: FloatArray
 ) -> FloatArray:
     """The path nearest to `target_w`, step by step, that keeps bounds and allowances exactly."""
-    wish = np.clip(target_w, low_w, high_w)
-    moves = np.diff(wish)
+    wish: FloatArray = np.minimum(np.maximum(target_w, low_w), high_w)
+    moves = wish[1:] - wish[:-1]
     if bool((moves <= rise_w[1:]).all() and (-moves <= fall_w[1:]).all()):
         return wish
     kept = wish.tolist()

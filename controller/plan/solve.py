@@ -20,7 +20,7 @@ from controller.plan.model import NEAR_STEPS, RETURN_S, WEAR_COST, AffineMap, Mo
 from controller.plan.path import hold, onto_slopes, reachable, shifted
 from controller.plan.plan import OFFSET_S, STEP_S, Plan, PlanInput, PlanStatus, Price, PriceKind
 from controller.plan.rule import RulePlanner, Sharing, class_peaks_w
-from controller.reserve import BatteryBounds, chord_slopes_s
+from controller.reserve import BatteryBounds, CrashReserve, chord_slopes_s
 from controller.types import BoolArray, FloatArray
 
 CHORDS = 12
@@ -121,12 +121,17 @@ class MpcPlanner:
         self.counts: Counter[PlanStatus] = Counter()
         self.last_reason = ""  # why the last plan was not solved; empty when it was
         self._affine = affine
-        self._rows = sparse.csr_matrix(sparse.vstack([affine.a, affine.g]))
+        # Equalities, inequalities and the variables themselves: all that has bounds, in one product.
+        itself = sparse.identity(affine.sizes[3], format="csr")
+        self._rows = sparse.csr_matrix(sparse.vstack([affine.a, affine.g, itself]))
+        self._free_below = np.full(affine.sizes[2], -np.inf)
         self._back = sparse.csr_matrix(affine.matrix.T)
         self._near = _Chords.of(shape.model.fall_slopes_s)
         self._late = _Chords.of(shape.model.late_slopes_s)
         self._theta = np.zeros(affine.theta_size)
         self._stacked: FloatArray = affine.constant
+        self._chords_of: CrashReserve | None = None  # the reserve whose chords lie in theta
+        self._surplus_max_w = 0.0
         self._reach = (np.empty(0),) * 4  # bounds and allowances of the input at hand
         self._price_every = price_every
         self._cycle = 0
@@ -195,9 +200,7 @@ class MpcPlanner:
         battery, put = given.reserve.battery, self._put
         scale_j, span_s = scale * model.energy_s, float(OFFSET_S[model.steps - 1])
         load = given.load_w() / scale
-        near = given.reserve.chords(count=CHORDS, spacing_s=self.shape.spacing_s)
-        late = given.reserve.chords(count=CHORDS // 2, spacing_s=2.0 * self.shape.spacing_s)
-        if not _are_alike(near.slope_s, model.fall_slopes_s):
+        if given.reserve != self._chords_of and not self._put_chords(given.reserve, scale_j):
             self.last_reason = "battery"
             return None
         low, high, fall, rise = self._reach = reachable(given)
@@ -221,9 +224,7 @@ class MpcPlanner:
         put("energy_now", given.energy_j / scale_j)
         put("energy_low", min(battery.energy_j_min, given.energy_j) / scale_j)
         put("energy_high", max(battery.energy_j_max, given.energy_j) / scale_j)
-        put("chord", np.array(near.offset_j) / scale_j)
-        put("late_chord", np.array(late.offset_j) / scale_j)
-        put("surplus_max", (near.x_w_max - given.contingency_ripple_w) / scale)
+        put("surplus_max", (self._surplus_max_w - given.contingency_ripple_w) / scale)
         put("left", (given.load_left_w - spent_w) / scale)
         put("tier_left", np.array([job_class.loss_left_j for job_class in given.classes]) / (scale * span_s))
         put("weight", weights / cheapest)
@@ -238,12 +239,24 @@ class MpcPlanner:
             put("peak", load + given.ripple_up_w / scale)
         else:
             put("peak", load + (given.ripple_up_w - discharge_w) / scale)
-        np.clip(self._theta, -FAR, FAR, out=self._theta)
-        if bool(np.isnan(self._theta).any()):
+        np.minimum(np.maximum(self._theta, -FAR, out=self._theta), FAR, out=self._theta)
+        if math.isnan(self._theta.sum()):  # all others are finite now
+            self._chords_of = None  # whatever was no number may have been the chords
             self.last_reason = "input not finite"
             return None
         stacked = self._stacked = self._affine.apply(self._theta)
         return stacked
+
+    def _put_chords(self, reserve: CrashReserve, scale_j: float) -> bool:
+        """Chords of `reserve` into theta; False where the program was built for another battery."""
+        near = reserve.chords(count=CHORDS, spacing_s=self.shape.spacing_s)
+        late = reserve.chords(count=CHORDS // 2, spacing_s=2.0 * self.shape.spacing_s)
+        if not _are_alike(near.slope_s, self.shape.model.fall_slopes_s):
+            return False
+        self._put("chord", np.array(near.offset_j) / scale_j)
+        self._put("late_chord", np.array(late.offset_j) / scale_j)
+        self._chords_of, self._surplus_max_w = reserve, near.x_w_max
+        return True
 
     def _stored_worth(self, given: PlanInput) -> float:
         """Worth of a stored joule, between VALUE_AMPLE and VALUE_SHORT: typical load against the largest target."""
@@ -278,26 +291,18 @@ class MpcPlanner:
             self.last_reason = f"solver: {status.name}"
             return None, solve_ms
         x: FloatArray = np.array(solver.result.x, dtype=np.float64)
-        if not bool(np.isfinite(x).all()):
-            self.last_reason = "solution not finite"
-            return None, solve_ms
         sides = self._rows @ x
-        count = len(b)
-        worst = max(
-            float(np.abs(sides[:count] - b).max()),
-            float((sides[count:] - h).max()),
-            float((lower - x).max()),
-            float((x - upper).max()),
-        )
-        if worst > RESIDUAL_MAX:
-            self.last_reason = f"residual {worst:.1e}"
+        below = float((np.concatenate((b, self._free_below, lower)) - sides).max())
+        above = float((sides - np.concatenate((b, h, upper))).max())
+        if not (below <= RESIDUAL_MAX and above <= RESIDUAL_MAX):  # nor does what is no number pass
+            self.last_reason = f"residual {max(below, above):.1e}"
             return None, solve_ms
         return x, solve_ms
 
     def _read(self, given: PlanInput, x: FloatArray, stacked: FloatArray, solve_ms: float) -> Plan:
         """The plan in watts, projected onto its bounds."""
         _, _, _, lower, upper = self._affine.split(stacked)
-        x = np.clip(x, lower, upper)
+        x = np.minimum(np.maximum(x, lower), upper)
         scale, index = self.shape.scale_w, self._affine.x_index
         scale_j = scale * self.shape.model.energy_s
         low, high, fall, rise = self._reach
