@@ -129,7 +129,7 @@ def fit_worst_case(
         return clock_mhz, free
     spare_w = hard_w - float((table.idle_w * table.stands_for).sum())
     share = np.clip(spare_w / max(float((range_w * table.stands_for).sum()), 1.0), 0.0, 1.0)
-    limit_w = np.maximum(np.floor(table.idle_w + range_w * share), table.cap_min[1])
+    limit_w = np.maximum(np.floor((table.idle_w + range_w * share) * 10.0) / 10.0, table.cap_min[1])
     clock = curves.clock_of_group(np.array([share]), np.zeros(fleet.count, dtype=np.int64)) * table.cap_max[0]
     stepped = table.cap_min[0] + np.floor((clock - table.cap_min[0]) / CLOCK_STEP_MHZ) * CLOCK_STEP_MHZ
     bounded = np.clip(stepped, table.floor_mhz, table.cap_max[0])

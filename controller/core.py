@@ -138,6 +138,8 @@ class SiteCore:
             return Checked(decision.proposal, ())
         assert self.tracker is not None
         verdict = envelope.check(self._view(image, decision, self.tracker), decision.proposal)
+        moves_until_s = self._responder.moves_until_s(image.t_mono_s, self._envelope_state.caps, verdict.state.caps)
+        self.planning.begin_anew(moves_until_s)
         self._envelope_state = verdict.state
         target_w = verdict.state.target_w
         is_narrowed = any(v.subject == "target" for v in verdict.violations)
@@ -261,7 +263,7 @@ class SiteCore:
         target_w, tracker = in_force.exempt_target_w, self.tracker
         if target_w is None or tracker is None or self.site.policy is Policy.NONE:
             if self._responder.is_active:
-                self._responder.stop()
+                self._responder.stop(image.t_mono_s)
                 self._planned_s = -math.inf  # what was held back may be given again
             return None
         sample = battery_sample(image)

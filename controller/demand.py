@@ -7,6 +7,7 @@ that the past of another state does not count. What caps hold back is added agai
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -51,9 +52,20 @@ class DemandWindow:
         self._samples: deque[tuple[float, float]] = deque()
         self._low_w = self._high_w = 0.0  # range of the settled samples, renewed by `stretch`
         self._beyond_since_s: float | None = None
+        self._anew_s = -math.inf
+
+    def begin_anew(self, from_s: float) -> None:
+        """Our own caps move the load until `from_s`: what was before is another state, and the way is no ripple."""
+        self._anew_s = max(self._anew_s, from_s)
 
     def add(self, t_s: float, load_w: float) -> None:
         """The load at `t_s`."""
+        if t_s < self._anew_s:
+            return
+        if math.isfinite(self._anew_s):
+            self._anew_s = -math.inf
+            self._samples.clear()
+            self._beyond_since_s = None
         if not self._samples:
             self._low_w = self._high_w = load_w
         slack_w = self._jump_w + JUMP_RANGE_FRAC * (self._high_w - self._low_w)

@@ -35,7 +35,10 @@ MISS_FRAC_MAX = 0.4  # of the expected fall: more is no error of the path but an
 HOLD_S = 2.0  # telemetry needs so long to show what the caps did; until then the planner would plan on the past
 CLOCK_WRITE_S = 1.0  # clocks change at most once a second; inside it a power limit does the work
 LIMIT_STEADY_FRAC = 0.985  # share of a power limit that steady draw settles at (98.5 to 99.6 % measured)
-LEARN_S = 0.8  # samples of the load after the caps took hold: more than half an iteration of the slowest usual jobs
+LIMITED_SHARE = LIMIT_STEADY_FRAC - 0.001  # of their power limits: what GPUs draw there their clocks do not set
+# When the load is looked at after the caps took hold: a GPU's own loop that cut too low is back by then (90 ms, V100
+# record), and it lasts for more than half an iteration of the usual jobs.
+LEARN_FROM_S, LEARN_UNTIL_S = 0.3, 0.9
 LEARN_GAIN = 0.5
 LEARN_SHARE_MIN, LEARN_SHARE_MAX = 0.05, 0.95  # outside, a share says little about the curve
 STEEPNESS_MAX = 2.0
@@ -192,16 +195,24 @@ class Steepness:
 
     def __init__(self) -> None:
         self.value = 1.0
+        self._has_learned = False
         self._from_s = self._until_s = -math.inf
         self._armed: Armed | None = None
         self._expected_w = 0.0
+        self._bound_w = math.inf
         self._sum_w = 0.0
         self._count = 0
 
-    def watch(self, armed: Armed, *, settled_s: float, expected_w: float) -> None:
-        """Caps were sent under which all GPUs are expected to draw `expected_w` from `settled_s` on."""
+    def watch(self, armed: Armed, *, settled_s: float, expected_w: float, limits_w: FloatArray | None = None) -> None:
+        """Caps were sent under which all GPUs are expected to draw `expected_w` from `settled_s` on.
+
+        `limits_w` (n,): the power limits among them, inf where there is none. Where they bind, clocks show nothing.
+        """
         self._armed, self._expected_w = armed, expected_w
-        self._from_s, self._until_s = settled_s, settled_s + LEARN_S
+        table = armed.fleet.table
+        bound_w = table.peak_w if limits_w is None else np.minimum(limits_w, table.peak_w)
+        self._bound_w = float((bound_w * table.stands_for).sum())
+        self._from_s, self._until_s = settled_s + LEARN_FROM_S, settled_s + LEARN_UNTIL_S
         self._sum_w, self._count = 0.0, 0
 
     def saw(self, t_s: float, load_w: float) -> None:
@@ -215,10 +226,15 @@ class Steepness:
         self._armed = None
         dynamic_w = max(armed.dynamic_w, 1.0)
         expected = (self._expected_w - armed.fixed_w) / dynamic_w
-        actual = (self._sum_w / self._count - armed.other_w - armed.fixed_w) / dynamic_w
+        gpu_w = self._sum_w / self._count - armed.other_w
+        actual = (gpu_w - armed.fixed_w) / dynamic_w
         if min(expected, actual) > LEARN_SHARE_MIN and max(expected, actual) < LEARN_SHARE_MAX:
             found = armed.steepness * math.log(actual) / math.log(expected)
-            self.value += LEARN_GAIN * (min(max(found, 1.0 / STEEPNESS_MAX), STEEPNESS_MAX) - self.value)
+            if gpu_w >= LIMITED_SHARE * self._bound_w and found > self.value:
+                return  # a power limit holds what the clocks would have let through
+            gain = LEARN_GAIN if self._has_learned else 1.0  # the prior is of the model of GPU, not of what runs on it
+            self._has_learned = True
+            self.value += gain * (min(max(found, 1.0 / STEEPNESS_MAX), STEEPNESS_MAX) - self.value)
 
 
 @dataclass(frozen=True, slots=True)

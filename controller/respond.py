@@ -6,6 +6,7 @@ Holds the state of a response between two cycles and nothing else. Pure; knows n
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from controller.reserve import BatteryBounds
 from controller.settings import SiteSettings
 from controller.types import BatterySample, EnvelopeState, FloatArray, Following
 
+GIVEN_BACK_S = 5.0  # after its end, caps that rise are those of the response
+RISE_S = 0.8  # V100 record: within 1 % of its end 0.53 s after a limit was raised, and the driver takes GPUs in turn
 BRIDGE_S_MAX = 0.5  # a meter that shows nothing new by then is not waited for
 
 
@@ -36,7 +39,8 @@ class Responder:
         self._again_w = AGAIN_FRAC * site.registered_peak_w
         self._target_w: float | None = None
         self._bridge: Bridge | None = None
-        self._began_s = self._held_until_s = -math.inf
+        self._settled_s = -math.inf
+        self._began_s = self._held_until_s = self._ended_s = -math.inf
         self.early_s = math.inf
         self.steepness = Steepness()
 
@@ -48,11 +52,21 @@ class Responder:
         """The caps of the response stand; telemetry does not show yet what they did."""
         return now_s < self._held_until_s
 
-    def stop(self) -> None:
+    def stop(self, now_s: float) -> None:
         """The emergency is over; planning may go on at once."""
         self._target_w = self._bridge = None
+        self._ended_s = now_s
         self._held_until_s = -math.inf
         self.early_s = math.inf
+
+    def moves_until_s(self, now_s: float, before: FloatArray, written: FloatArray) -> float:
+        """Until when the load moves by what a response or its end has just written and by no job; -inf: not at all."""
+        if before.shape != written.shape:
+            return -math.inf
+        if self._target_w is not None and self._began_s == now_s and (written < before).any():
+            return self._settled_s
+        is_given_back = now_s - self._ended_s < GIVEN_BACK_S and (written > before).any()
+        return now_s + RISE_S if is_given_back else -math.inf
 
     def caps(
         self,
@@ -72,14 +86,18 @@ class Responder:
         if self._target_w is not None and target_w > self._target_w - self._again_w:
             return None
         before = self._bridge
+        if armed is not None:  # what the last response taught since then counts as well
+            armed = replace(armed, steepness=self.steepness.value)
         self._target_w, self._began_s = target_w, now_s
         caps, to_w = self._lookup(now_s, target_w, armed, estimate, battery is not None, written, hard_w)
         spans = armed.fleet.table.spans.values() if armed is not None else ()
         gpus_per_node = max((span.stop - span.start for span in spans), default=1)
         path = expected_path(now_s, from_w=estimate.load_w, to_w=to_w, gpus_per_node=gpus_per_node)
+        self._settled_s = path.settled_s
         if caps is not None and armed is not None:
             self._held_until_s = now_s + HOLD_S
-            self.steepness.watch(armed, settled_s=path.settled_s, expected_w=to_w - armed.other_w)
+            expected_w = to_w - armed.other_w
+            self.steepness.watch(armed, settled_s=path.settled_s, expected_w=expected_w, limits_w=caps[1])
         if battery is not None and self._site.battery is not None and self._site.following is Following.SOFTWARE:
             self._bridge = Bridge(
                 path,

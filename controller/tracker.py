@@ -16,7 +16,7 @@ from dataclasses import replace
 from controller.contract import AdmissibleInterval, Interval
 from controller.estimate import Estimate, LoadSource
 from controller.follow import FollowerSettings, SoftwareFollower
-from controller.forecast import LineForecast
+from controller.forecast import Line, LineForecast
 from controller.reserve import (
     NO_BATTERY,
     BatteryBounds,
@@ -88,8 +88,7 @@ class Tracker:
         self._tick_s = site.tracker_period_s
         self._contract = site.contract
         self.interval = AdmissibleInterval(site.contract.limits, start_s=start_s, start_w=start_w, tick_s=self._tick_s)
-        ripple_w = RIPPLE_FRAC_MIN * site.registered_peak_w
-        self._forecast = LineForecast(tick_s=self._tick_s, amplitude_w_min=ripple_w)
+        self._forecast = self._new_forecast()
         battery, meter = site.battery, site.meter
         self._times = FollowerSettings(
             tick_s=self._tick_s,
@@ -117,6 +116,11 @@ class Tracker:
     @property
     def g_ref_w(self) -> float:
         return self._g_ref_w
+
+    @property
+    def line(self) -> Line | None:
+        """The load's strongest line; None where it has none."""
+        return self._forecast.line
 
     def set_limits(self, limits: Iterable[Limit], now_s: float) -> None:
         """Put other limits in force from now on (a signal, the fallback contract, the end of one)."""
@@ -174,7 +178,7 @@ class Tracker:
             residual_w=self._residuals(),
             spent_w=spent_w,
             way=self._follower.way if self._site.following is Following.SOFTWARE else None,
-            line=self._forecast.line,
+            line=self.line,
             t_eff_s=estimate.t_eff_s,
             is_saturated=self._is_saturated,
             is_riding_down=self._is_riding_down,
@@ -381,6 +385,7 @@ class Tracker:
             return given.set_point_w
         if self._is_led:
             self._is_led = False
+            self._forecast = self._new_forecast()
             self._follower = self._new_follower()
         times = FollowerSettings(self._tick_s, estimate.delay_s, max(estimate.lag_s, 1e-3))
         if abs(times.t_eff_s - self._times.t_eff_s) > 0.05 * self._times.t_eff_s:
@@ -390,6 +395,9 @@ class Tracker:
             given.now_s, sample_s=estimate.t_s, load_w=estimate.load_w, is_fresh=estimate.is_fresh
         )
         return follow_w - g_ref_w
+
+    def _new_forecast(self) -> LineForecast:
+        return LineForecast(tick_s=self._tick_s, amplitude_w_min=RIPPLE_FRAC_MIN * self._site.registered_peak_w)
 
     def _new_follower(self) -> SoftwareFollower:
         ripple_w = RIPPLE_FRAC_MIN * self._site.registered_peak_w

@@ -2,8 +2,9 @@
 
 The site controller and the node agent are processes of their own, run from files written here; broker, Modbus servers
 and plant live in this process. A trial publishes a signed, ramp-exempt ceiling, watches until power has stayed inside
-for a second, and withdraws it. Every time is of one machine's monotonic clock; the start is the hand-over of the signed
-message to MQTT.
+for a second, and withdraws it. A clock may change once a second and a trial changes each twice, so that it takes two
+seconds at least. Every time is of one machine's monotonic clock; the start is the hand-over of the signed message to
+MQTT.
 """
 
 from __future__ import annotations
@@ -18,11 +19,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from enum import StrEnum, unique
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from controller.clock import MonotonicClock
 from controller.settings import MqttSettings
@@ -33,8 +32,8 @@ from drivers.dsx_wire import Sender, ramp_limit_topic
 from drivers.jws import Signer, write_key_pair
 from drivers.mqtt import Keep, MqttSession
 from hil.broker import EmbeddedBroker
-from hil.fake_nvml.build import environment
-from hil.latency_plant import BATTERY_J, BATTERY_W, GPUS, LAG_S, OTHER_W, STANDS_FOR, STEP_S, LatencyPlant
+from hil.latency_plant import STEP_S, LatencyPlant
+from hil.latency_site import Ports, Way, write_files
 from hil.wire_children import Child, left_of
 from hil.wire_devices import serve
 
@@ -42,26 +41,17 @@ TARGET_FRAC = 0.78  # of the power before
 BELOW_FRAC, ABOVE_FRAC = 0.05, 0.01  # settled: within 5 % of the step below, 1 % of the target above
 MEAN_S, STAYS_S = 0.1, 1.0
 WATCH_S = 1.0 + STAYS_S + 0.2
-LOOK_S = 0.1  # how often a trial looks whether it has seen enough
+LOOK_S = 0.02  # how often a trial looks whether it has seen enough
 SAY_EVERY = 10  # trials between two lines of progress
-START_S_MAX, FREE_S_MAX = 60.0, 30.0
-STEADY_S, STEADY_FRAC = 0.3, 0.003
+START_S_MAX, REST_S_MAX = 60.0, 8.0
+STEADY_S, STEADY_FRAC = 0.1, 0.01  # within a twentieth of the step, as long as the mean that the step is measured from
+UNREADY_IN_A_ROW_MAX = 3
 WARM_UP = 3  # the first response of a controller rests on its prior of the GPUs' curve
 STOP_S = 15.0
-NO_DRIVER = "^none$"  # no driver is accepted: the agent reports its GPUs and leaves them alone
 
 
 class NotReady(Exception):
     """The processes run but do not control; the text says what is missing."""
-
-
-@unique
-class Way(StrEnum):
-    """Who brings power down."""
-
-    COMBINED = "combined"
-    CAPS = "caps"
-    BATTERY = "battery"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +168,23 @@ def run(*, trials: int, is_loaded: bool, ways: Sequence[Way], seed: int, say: Ca
 async def _run_way(way: Way, *, trials: int, seed: int, say: Callable[[str], None]) -> list[Trial]:
     with tempfile.TemporaryDirectory(prefix="rampart-latency-") as name:
         async with _bench(way, Path(name), seed=seed) as bench:
-            found = []
+            found: list[Trial] = []
             began_s = time.monotonic()
-            for number in range(WARM_UP + trials):
-                found.append(await bench.trial())
-                done = number + 1 - WARM_UP
+            unready = 0
+            while len(found) < WARM_UP + trials:
+                try:
+                    found.append(await bench.trial())
+                    unready = 0
+                except NotReady as why:
+                    unready += 1
+                    say(f"  {way.value}: trial {len(found) + 1 - WARM_UP}: {why}")
+                    if unready >= UNREADY_IN_A_ROW_MAX:
+                        done = max(0, len(found) - WARM_UP)
+                        raise NotReady(f"{way.value}: {done} of {trials} trials, then {why}") from None
+                    continue
+                done = len(found) - WARM_UP
                 if done > 0 and (done % SAY_EVERY == 0 or done == trials):
-                    left_s = (time.monotonic() - began_s) / (number + 1) * (trials - done)
+                    left_s = (time.monotonic() - began_s) / len(found) * (trials - done)
                     say(f"  {way.value}: {done} of {trials}, {left_s:.0f} s to go")
             return found
 
@@ -199,7 +199,7 @@ class LatencyBench:
 
     async def trial(self) -> Trial:
         """One emergency, from steady to steady."""
-        await self._steady()
+        await self._rest()
         await asyncio.sleep(float(self._rng.uniform(0.0, 0.1)))  # any phase of any loop
         self._plant.advance()
         _, before = self._plant.truth(time.monotonic() - MEAN_S)
@@ -235,17 +235,17 @@ class LatencyBench:
             if settled is not None or time.monotonic() - start_s >= WATCH_S:
                 return settled, t_s, power_w
 
-    async def _steady(self) -> None:
-        """Caps are off, the battery rests, and power has not moved for a while."""
-        deadline_s, why = time.monotonic() + FREE_S_MAX, ""
+    async def _rest(self) -> None:
+        """Until caps are off, clocks may be written, the battery rests and power stands; NotReady after REST_S_MAX."""
+        deadline_s, why = time.monotonic() + REST_S_MAX, ""
         while time.monotonic() < deadline_s:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(LOOK_S)
             _, power_w = self._plant.truth(time.monotonic() - STEADY_S)
             swing_w = float(np.ptp(power_w)) if power_w.size > 10 else np.inf
             why = self._plant.busy_with()
             if not why and swing_w < STEADY_FRAC * float(power_w.mean()):
                 return
-        raise NotReady(f"not at rest after {FREE_S_MAX:g} s: {why or f'power moves by {swing_w:.0f} W'}")
+        raise NotReady(f"not at rest after {REST_S_MAX:g} s: {why or f'power moves by {swing_w:.0f} W'}")
 
     def _encode(self, target_w: float | None) -> bytes:
         request: dict[str, object] = {"interval": {}, "feed_tags": (), "limits": None}
@@ -267,7 +267,8 @@ async def _bench(way: Way, folder: Path, *, seed: int) -> AsyncIterator[LatencyB
     tasks = [asyncio.create_task(_move(plant))]
     try:
         async with EmbeddedBroker() as broker:
-            files = _write_files(folder, way, broker.port, servers[0].port, servers[1].port, public)
+            ports = Ports(broker.port, servers[0].port, servers[1].port)
+            files = write_files(way, folder, ports, public=public)
             mqtt = MqttSettings("127.0.0.1", broker.port, 2, None, None, None, None, None)
             session = MqttSession(mqtt, client_id="grid", clock=MonotonicClock(), rng=rng)
             tasks.append(asyncio.create_task(session.run()))
@@ -357,85 +358,3 @@ def _burners(count: int) -> Iterator[None]:
         for process in busy:
             process.kill()
             process.wait()
-
-
-def _write_files(
-    folder: Path, way: Way, broker: int, meter: int, battery: int, public: Path
-) -> dict[str, tuple[Path, Mapping[str, str]]]:
-    """The files of the processes of this way, by name, with what each needs in its environment."""
-    gpu_peak_w, gpu_idle_w = GPUS * STANDS_FOR * 300.0, GPUS * STANDS_FOR * 42.0
-    mega = 1e6
-    mqtt = {"host": "127.0.0.1", "port": broker, "keepalive_s": 2}
-    site: dict[str, object] = {
-        "role": "site",
-        "name": "latency",
-        "registered_peak_megawatt": 12.0,
-        "limits": [{"id": "peak", "kind": "ceiling", "max_megawatt": 12.0}],
-        "controller": "rule",  # the planner is not what is measured; the MPC would use an idle battery
-        "tracker_hz": 20,
-        "planner_hz": 1,
-        "pcc_meter": {
-            "profile": "sunspec-meter",
-            "host": "127.0.0.1",
-            "port": meter,
-            "delay_s": 0.005,
-            "update_s": 0.005,
-            "nameplate_megawatt": 15,
-        },
-        "load": {
-            "gpu_peak_megawatt": gpu_peak_w / mega,
-            "gpu_idle_megawatt": gpu_idle_w / mega,
-            "gpu_fallback_megawatt": 0.6 * gpu_peak_w / mega,
-            "other_megawatt": OTHER_W / mega,
-            "other_max_megawatt": OTHER_W / mega,
-        },
-        "classes": [{"name": "training", "nodes": ["node-*"], "priority": 50}],
-        "commands": {"raise_dwell_s": 0, "grace_s": 60, "release_stagger_s": 0, "service_floor": 0.3},
-        "mqtt": mqtt,
-        "grid": {
-            "agent_id": "latency",
-            "clock_sync": "assumed",  # the sender of the bench reads our own clock
-            "issuers": [
-                {"name": "grid", "key_files": [str(public)], "may_set_ramp": True, "may_exempt_ramp": True},
-            ],
-        },
-        "state_dir": str(folder / "site"),
-        "runtime_dir": str(folder / "run-site"),
-    }
-    if way is not Way.CAPS:
-        site["battery"] = {
-            "profile": "sunspec-battery",
-            "host": "127.0.0.1",
-            "port": battery,
-            "charge_megawatt": BATTERY_W / mega,
-            "discharge_megawatt": BATTERY_W / mega,
-            "energy_megawatt_hour": BATTERY_J / 3.6e9,
-            "soc_min": 0.05,
-            "soc_max": 0.95,
-            "lag_s": LAG_S,
-            "following": "software",
-            "ramp_megawatt_per_s": 50.0 * BATTERY_W / mega,
-        }
-    node = {
-        "role": "node",
-        "node": {
-            "id": "node-1",
-            "sampled": {"nodes": STANDS_FOR},
-            "telemetry_hz": 5,
-            "fallback_clock_mhz": 1200,
-            "driver_versions": NO_DRIVER if way is Way.BATTERY else r"^0\.0-hil",
-        },
-        "mqtt": mqtt,
-        "state_dir": str(folder / "node"),
-        "runtime_dir": str(folder / "run-node"),
-    }
-    documents: dict[str, tuple[Mapping[str, object], Mapping[str, str]]] = {
-        "site controller": (site, {}),
-        "node agent": (node, environment(folder / "gpus")),
-    }
-    found: dict[str, tuple[Path, Mapping[str, str]]] = {}
-    for name, (document, variables) in documents.items():
-        path = folder / f"{name.replace(' ', '-')}.yaml"
-        path.write_text(yaml.safe_dump(dict(document), sort_keys=False), encoding="utf-8")
-        found[name] = (path, variables)
-    return found

@@ -46,25 +46,7 @@ class LatencyPlant:
         self.gpus = FakeGpus.create(state, [MODEL] * GPUS, seed=seed)
         self._link = GpuPlantLink(self.gpus, GpuBank(MODEL, GPUS, rng=rng, clock_jitter_frac=0.1), rng=rng)
         self._activity = np.ones(GPUS)
-        self.battery = Battery(
-            BatteryParams(
-                charge_w_max=BATTERY_W,
-                discharge_w_max=BATTERY_W,
-                energy_j=BATTERY_J,
-                soc_frac_start=0.5,
-                soc_frac_min=0.05,
-                soc_frac_max=0.95,
-                eta=0.96,
-                lag_s=LAG_S,
-                follow_lag_s=0.023,
-                slope_w_per_s_max=50.0 * BATTERY_W,
-                deadband_w=0.0,
-                taper_soc_frac=0.05,
-                standby_w=0.0,
-                follow_reversion=Reversion.FREEZE,
-                reversion_w_per_s=BATTERY_W,
-            )
-        )
+        self.battery = Battery(battery_params())
         self._has_battery = has_battery
         self._t_s = time.monotonic()
         self._truth: deque[tuple[float, float, float]] = deque(maxlen=round(KEPT_S / STEP_S))
@@ -112,6 +94,27 @@ class LatencyPlant:
 
     def close(self) -> None:
         self.gpus.close()
+
+
+def battery_params() -> BatteryParams:
+    """A battery of 60 ms: 8 MW, 4 MWh, half full."""
+    return BatteryParams(
+        charge_w_max=BATTERY_W,
+        discharge_w_max=BATTERY_W,
+        energy_j=BATTERY_J,
+        soc_frac_start=0.5,
+        soc_frac_min=0.05,
+        soc_frac_max=0.95,
+        eta=0.96,
+        lag_s=LAG_S,
+        follow_lag_s=0.023,
+        slope_w_per_s_max=50.0 * BATTERY_W,
+        deadband_w=0.0,
+        taper_soc_frac=0.05,
+        standby_w=0.0,
+        follow_reversion=Reversion.FREEZE,
+        reversion_w_per_s=BATTERY_W,
+    )
 
 
 class _Meter:

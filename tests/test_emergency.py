@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from controller.allocate import Curves
 from controller.app import make_core
 from controller.config.site import parse_site
+from controller.demand import DemandWindow
 from controller.droop import DroopTrip
 from controller.emergency import (
     CALL_S,
@@ -410,3 +411,48 @@ def test_caps_are_counted_on_only_where_some_gpu_obeys(fixed_w: list[float], wai
     acks = SimpleNamespace(fixed_w=np.array(fixed_w))
     core._read = (None, SimpleNamespace(acks=acks))  # type: ignore[assignment]
     assert core._has_commandable() is waits
+
+
+# ------------------------------------------------------------------------------------------------ what is learnt of it
+
+
+def test_the_first_response_teaches_all_it_shows_and_later_ones_half() -> None:
+    ready, learned = armed(), Steepness()
+    seen = []
+    for _ in range(2):
+        learned.watch(ready, settled_s=0.0, expected_w=1500.0)
+        for k in range(20):
+            learned.saw(0.05 * k, 100.0 + 1300.0)
+        seen.append(learned.value)
+    expected, actual = (1500.0 - 280.0) / 2320.0, (1300.0 - 280.0) / 2320.0
+    assert seen == pytest.approx([math.log(actual) / math.log(expected)] * 2)
+    learned.watch(ready, settled_s=0.0, expected_w=1500.0)
+    for k in range(20):
+        learned.saw(0.05 * k, 100.0 + 1500.0)
+    assert learned.value == pytest.approx((seen[0] + 1.0) / 2.0)
+
+
+@pytest.mark.parametrize(("drawn_w", "is_learned"), [(1295.0, False), (1200.0, True)])
+def test_what_a_power_limit_holds_says_nothing_of_the_clocks(drawn_w: float, is_learned: bool) -> None:
+    """Four limits of 325 W: GPUs that draw 99 % of them are held by them, at 92 % by their clocks."""
+    ready, learned = armed(), Steepness()
+    learned.watch(ready, settled_s=0.0, expected_w=1500.0, limits_w=np.full(4, 325.0))
+    for k in range(20):
+        learned.saw(0.05 * k, 100.0 + drawn_w)
+    assert (learned.value > 1.0) is is_learned
+
+
+def test_own_caps_begin_the_window_of_demand_anew() -> None:
+    """100, then our caps bring it to 60: mean and ripple are of 60 alone once it settled, and of 100 until then."""
+    window = DemandWindow(peak_w=100.0)
+    for k in range(20):
+        window.add(0.05 * k, 100.0)
+    window.begin_anew(1.2)
+    for t_s, load_w in ((1.05, 90.0), (1.1, 75.0), (1.15, 62.0)):
+        window.add(t_s, load_w)
+    before = window.stretch()
+    assert (before.mean_w, before.bottom_w) == (100.0, 100.0)
+    for k in range(4):
+        window.add(1.2 + 0.05 * k, 60.0)
+    after = window.stretch()
+    assert (after.mean_w, after.top_w, after.bottom_w) == (60.0, 60.0, 60.0)

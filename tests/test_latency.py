@@ -10,8 +10,9 @@ import pytest
 from controller.clock import MonotonicClock
 from controller.cycle import Cycle
 from controller.types import FloatArray
-from hil.bench_latency import Result, Trial, Way, settled_s, spread, table
+from hil.bench_latency import Result, Trial, settled_s, spread, table
 from hil.latency_plant import STEP_S
+from hil.latency_site import Way
 
 T_S: FloatArray = STEP_S * np.arange(1, 1201, dtype=np.float64)
 

@@ -15,7 +15,7 @@ import pytest
 from controller.ports import DriverError, GpuNode
 from controller.types import GpuCap, GpuId, Quality
 from drivers import errors
-from drivers.nvml import NvmlGpu
+from drivers.nvml import LIMIT_AFTER_CLOCK_S, NvmlGpu
 from drivers.nvml_calls import _KINDS, as_driver_error
 from drivers.nvml_smoothing import PowerSmoothing, SmoothingProfile
 from tests.nvml_kit import FakeNode, fake_node, library
@@ -92,6 +92,20 @@ async def test_a_cap_is_applied_read_back_and_given_back(tmp_path: Path) -> None
         assert (seen.clock_cap_mhz, seen.power_limit_w) == (None, 650.0)
         assert 1800.0 < seen.clock_mhz < 1980.0, "free but for the limit that was there before us"
         assert node.gpus.power_limit_w().tolist() == [700.0, 650.0], "the other GPU was never touched"
+
+
+async def test_a_limit_that_comes_down_waits_for_its_clock(tmp_path: Path) -> None:
+    """Written on power the clock has not brought down yet, a limit makes the GPU cut below it; upwards none waits."""
+    with fake_node(tmp_path) as node:
+        gpu = (await opened(node))[0]
+        began_s = node.clock.now_s()
+        await gpu.write(GpuCap(gpu.spec.gpu_id, 1200, 500.0))
+        assert node.clock.now_s() - began_s == pytest.approx(LIMIT_AFTER_CLOCK_S)
+        began_s = node.clock.now_s()
+        await gpu.write(GpuCap(gpu.spec.gpu_id, 1200, 450.0))
+        assert node.clock.now_s() == began_s, "the clock took hold long ago"
+        await gpu.write(GpuCap(gpu.spec.gpu_id, 1300, 600.0))
+        assert node.clock.now_s() == began_s
 
 
 async def test_only_changes_are_written(tmp_path: Path) -> None:

@@ -196,7 +196,8 @@ def latency(
     import structlog
 
     from controller.errors import BadInput
-    from hil.bench_latency import NotReady, Way, run, table
+    from hil.bench_latency import NotReady, run, table
+    from hil.latency_site import Way
     from hil.wire_children import ChildDied
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
