@@ -20,7 +20,19 @@ from controller.plan.plan import Planner
 from controller.plan.rule import RuleMaxPlanner, RulePlanner
 from controller.plan.solve import planner_shape
 from controller.planner_start import mpc_planner
-from controller.ports import Battery, Clock, GridSource, JobSource, Lease, NodeLink, PowerMeter, Recorder, Ups, WallSync
+from controller.ports import (
+    Battery,
+    Clock,
+    GridSource,
+    JobSource,
+    Lease,
+    LoadBank,
+    NodeLink,
+    PowerMeter,
+    Recorder,
+    Ups,
+    WallSync,
+)
 from controller.reserve import NO_BATTERY, battery_bounds, crash_slope_w_per_s, reserve_rows
 from controller.sense import Sense
 from controller.settings import Policy, Settings, SiteSettings, Stance
@@ -42,6 +54,7 @@ class Factories:
     ups: Mapping[str, Ups] = field(default_factory=dict)
     grid: GridSource | None = None
     jobs: JobSource | None = None
+    load_bank: LoadBank | None = None
     sync: WallSync | None = None  # None: nothing hangs on the wall clock, or the site answers for it
     feed_watchdog: Callable[[], None] = lambda: None
     background: tuple[Runner, ...] = ()
@@ -93,6 +106,7 @@ def build(settings: Settings, factories: Factories) -> Daemon:
             core=core,
             actuate=Actuate(
                 battery=factories.battery,
+                load_bank=factories.load_bank,
                 node_link=factories.node_link,
                 deadline_s=0.5 * site.tracker_period_s,
                 on_change=on_change,
@@ -128,6 +142,7 @@ def make_planner(site: SiteSettings) -> Planner:
         rise_w_per_s=crash_slope_w_per_s(rows[Direction.UP], residual_w=0.0),
         is_rise_enforced=any(c.rise is Stance.ENFORCE for c in site.contingencies) or site.battery is None,
         peak_w=site.registered_peak_w,
+        has_ballast=site.load_bank is not None,
     )
     return mpc_planner(shape, is_lean=True)
 
@@ -144,5 +159,6 @@ def _sense(site: SiteSettings, factories: Factories, on_change: Callable[[str, s
         grid=factories.grid,
         jobs=factories.jobs,
         sync=factories.sync,
+        load_bank=factories.load_bank,
         on_change=on_change,
     )

@@ -21,8 +21,8 @@ from controller.codec import decode, encode
 from controller.errors import BadInput
 from controller.lease import FileLease
 from controller.live_jobs import open_jobs
-from controller.live_profiles import battery_profile_for, profile_for
-from controller.ports import Battery, Clock, JobSource, NodeLink, PowerMeter, Ups, WallSync
+from controller.live_profiles import battery_profile_for, load_bank_profile_for, profile_for
+from controller.ports import Battery, Clock, JobSource, LoadBank, NodeLink, PowerMeter, Ups, WallSync
 from controller.settings import (
     GridSettings,
     IssuerSettings,
@@ -37,6 +37,7 @@ from drivers.battery import open_battery
 from drivers.clock_sync import KernelSync
 from drivers.dsx import DsxGridSource
 from drivers.identity import IdentityBook
+from drivers.load_bank import open_load_bank
 from drivers.meter import open_meter
 from drivers.modbus import ModbusPool
 from drivers.mqtt import MqttSession
@@ -59,6 +60,7 @@ class Devices:
 
     meter: PowerMeter | None
     battery: Battery | None
+    load_bank: LoadBank | None
     ups: dict[str, Ups]
 
 
@@ -99,6 +101,7 @@ async def live_factories(
                 clock=clock,
                 meter=devices.meter,
                 battery=devices.battery,
+                load_bank=devices.load_bank,
                 ups=devices.ups,
                 node_link=link,
                 recorder=recorder,
@@ -122,6 +125,7 @@ def _open_devices(
 ) -> Devices:
     meter: PowerMeter | None = None
     battery: Battery | None = None
+    load_bank: LoadBank | None = None
     delay_s = site.meter.delay_s if site.meter else 0.0
     if settings.meter is not None:
         meter = open_meter(
@@ -143,11 +147,21 @@ def _open_devices(
             pool=pool,
             identity=book.of(settings.battery.name),
         )
+    if settings.load_bank is not None:
+        assert site.load_bank is not None
+        load_bank = open_load_bank(
+            settings.load_bank,
+            profile=load_bank_profile_for(settings.load_bank)[0],
+            clock=clock,
+            power_w_max=site.load_bank.power_w_max,
+            pool=pool,
+            identity=book.of(settings.load_bank.name),
+        )
     ups: dict[str, Ups] = {}
     for k, device in enumerate(settings.ups):
         profile = profile_for(device, Kind.UPS, key=f"ups.{k}")
         ups[device.name] = open_ups(device, profile=profile, clock=clock, pool=pool)
-    return Devices(meter, battery, ups)
+    return Devices(meter, battery, load_bank, ups)
 
 
 def _open_sync(settings: Settings, clock: Clock) -> WallSync | None:

@@ -33,3 +33,11 @@ def battery_profile_for(device: ModbusSettings, following: Following) -> tuple[D
     if dispatch is None:
         raise BadInput(f"battery.following: {following}: profile {profile.id} cannot be driven that way")
     return profile, dispatch
+
+
+def load_bank_profile_for(device: ModbusSettings) -> tuple[DeviceProfile, Dispatch]:
+    """The load bank's profile and the way it is driven; BadInput where it cannot be driven at all."""
+    profile = profile_for(device, Kind.LOAD_BANK, key="load_bank")
+    if profile.software is None:
+        raise BadInput(f"load_bank.profile: {profile.id}: it can only be read; software (how to write it) is needed")
+    return profile, profile.software

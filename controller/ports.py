@@ -21,6 +21,8 @@ from controller.types import (
     GpuTelemetry,
     GridSignal,
     Job,
+    LoadBankCommand,
+    LoadBankSample,
     Margin,
     MeterSample,
     NodeCommand,
@@ -194,8 +196,11 @@ class JobSource(Protocol):
 
 
 class LoadBank(Protocol):
-    async def arm(self, *, floor_w: float, ttl_s: float) -> None:
-        """Hold the site's load at or above `floor_w` until `ttl_s` passes."""
+    async def read(self) -> Reading[LoadBankSample]:
+        """What it draws and can draw, and the set-point read back, stamped like a meter sample."""
+
+    async def write(self, command: LoadBankCommand) -> None:
+        """Write set-point, slopes and reversion timer in the safe order; returns once read back."""
 
 
 class Recorder(Protocol):

@@ -12,11 +12,24 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Generic, TypeVar
 
-from controller.ports import Battery, Clock, DriverError, GridSource, JobSource, NodeLink, PowerMeter, Ups, WallSync
+from controller.ports import (
+    Battery,
+    Clock,
+    DriverError,
+    GridSource,
+    JobSource,
+    LoadBank,
+    NodeLink,
+    PowerMeter,
+    Ups,
+    WallSync,
+)
 from controller.types import (
     BatterySample,
     BatteryState,
     Job,
+    LoadBankSample,
+    LoadBankState,
     MeterSample,
     NodeReport,
     Quality,
@@ -111,6 +124,7 @@ class Sense:
         on_change: Callable[[str, str], None],
         jobs: JobSource | None = None,
         sync: WallSync | None = None,
+        load_bank: LoadBank | None = None,
     ) -> None:
         self._clock = clock
         self._sync = sync
@@ -130,10 +144,16 @@ class Sense:
             if battery
             else None
         )
+        self._load_bank = (
+            Source("load_bank", load_bank.read, stand_in=NO_LOAD_BANK, fresh_s=fresh_s, on_change=on_change)
+            if load_bank
+            else None
+        )
         self._ups = tuple(
             Source(name, ups[name].read, stand_in=NO_UPS, fresh_s=3 * UPS_PERIOD_S, on_change=on_change)
             for name in sorted(ups)
         )
+        self._fast = (self._meter, self._battery, self._load_bank)
         self._ups_ticks = max(1, round(UPS_PERIOD_S / period_s))
 
     async def image(self, tick: int, *, overrun_count: int, is_early: bool = False) -> SiteImage:
@@ -159,8 +179,9 @@ class Sense:
             is_grid_link_up=self._grid.is_link_up if self._grid else True,
             overrun_count=overrun_count,
             jobs=self._changed_jobs(now_s),
-            changed_devices=tuple(s.name for s in (self._meter, self._battery) if s is not None and s.is_changed),
+            changed_devices=tuple(s.name for s in self._fast if s is not None and s.is_changed),
             is_clock_synced=self._sync.is_synced if self._sync else True,
+            load_bank=self._load_bank.collect(now_s) if self._load_bank else None,
         )
 
     def ask_meter(self) -> None:
@@ -176,7 +197,7 @@ class Sense:
         return found
 
     async def _read_all(self, tick: int) -> None:
-        due = [source.start() for source in (self._meter, self._battery) if source is not None]
+        due = [source.start() for source in self._fast if source is not None]
         if tick % self._ups_ticks == 0:
             for ups in self._ups:
                 ups.start()
@@ -187,7 +208,7 @@ class Sense:
 
     def close(self) -> None:
         """Cancel reads in flight."""
-        for source in (self._meter, self._battery, *self._ups):
+        for source in (*self._fast, *self._ups):
             if source is not None:
                 source.cancel()
 
@@ -218,4 +239,5 @@ NO_BATTERY = BatterySample(
     reference_w=0.0,
     is_following=False,
 )
+NO_LOAD_BANK = LoadBankSample(power_w=0.0, power_w_max=0.0, state=LoadBankState.OFF, is_remote=False, setpoint_w=0.0)
 NO_UPS = UpsSample(output_w=0.0, is_on_battery=False, is_on_bypass=False, minutes_left=None, load_frac=None)

@@ -85,6 +85,24 @@ class BatterySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadBankSettings:
+    """A load bank as its profile and nameplate declare it: resistors that can be made to draw power at the PCC.
+
+    `energy_j` is what it takes from cold before it is too hot (inf: it may run for ever), `recovery_w` the power it
+    can shed for ever. `step_w` is its smallest step (0: any power).
+    """
+
+    name: str
+    power_w_max: float
+    lag_s: float  # first-order, from the command to the power
+    ramp_w_per_s_max: float  # the device's own slope, both ways
+    has_own_ramp: bool  # False: when commands stop it steps to 0 W
+    step_w: float
+    energy_j: float
+    recovery_w: float
+
+
+@dataclass(frozen=True, slots=True)
 class OwnSlope:
     """What slope the battery can be told for when commands stop: the least, the step between slopes (0: any), where.
 
@@ -145,13 +163,14 @@ class SiteSettings:
     gpu_fallback_w: float  # all GPUs at their fallback caps
     other_load_w: float
     other_load_w_max: float
-    guaranteed_floor_w: float  # load that stays after a crash (armed floor, load bank); 0: none
+    guaranteed_floor_w: float  # load that stays after a crash whatever Rampart does; 0: none
     service_floor_frac: float  # of a node's clock range: no cap below it
     ttl_periods: float  # command TTL in planner periods (5 by default in config)
     grace_s: float  # after the grid link is lost, before the fallback contract
     raise_dwell_s: float
     max_export_w: float
     release_stagger_s: float
+    load_bank: LoadBankSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,3 +324,4 @@ class Settings:
     config_path: str
     openadr: OpenAdrSettings | None = None
     jobs: JobsSettings | None = None
+    load_bank: ModbusSettings | None = None

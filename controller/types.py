@@ -105,6 +105,30 @@ class BatterySample:
     temperature_c: float | None = None
 
 
+@unique
+class LoadBankState(StrEnum):
+    OFF = "off"
+    STANDBY = "standby"
+    RUNNING = "running"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadBankSample:
+    """State of a load bank as read back: what it draws, what it can draw now, and what it was last told.
+
+    `reversion_s_left` and `energy_j_left` (before it is too hot to go on) are None where the device does not tell.
+    """
+
+    power_w: float
+    power_w_max: float
+    state: LoadBankState
+    is_remote: bool
+    setpoint_w: float
+    reversion_s_left: float | None = None
+    energy_j_left: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class UpsSample:
     """State of a UPS (read-only): what it feeds and what feeds it."""
@@ -625,6 +649,18 @@ class BatteryCommand:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadBankCommand:
+    """One write to the load bank. At `ttl_s` without another it goes back to 0 W, no faster than `expiry_w_per_s`."""
+
+    setpoint_w: float
+    ramp_w_per_s: float
+    expiry_w_per_s: float
+    epoch: int
+    seq: int
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class SiteCommand:
     """Everything one cycle may write. Nodes whose caps do not change still get their command renewed (TTL)."""
 
@@ -632,6 +668,7 @@ class SiteCommand:
     seq: int
     battery: BatteryCommand | None
     nodes: tuple[NodeCommand, ...]
+    load_bank: LoadBankCommand | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -689,6 +726,7 @@ class SiteImage:
     jobs: tuple[Job, ...] | None = None  # merged from all sources, first wins; None: as in the image before
     changed_devices: tuple[str, ...] = ()  # locked out: they are no longer what was armed
     is_clock_synced: bool = True  # False: nothing disciplines the wall clock; True where nothing hangs on it
+    load_bank: Reading[LoadBankSample] | None = None  # None on a site without one
 
 
 @dataclass(frozen=True, slots=True)

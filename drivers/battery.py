@@ -12,7 +12,7 @@ import math
 from controller.ports import Clock
 from controller.settings import ModbusSettings
 from controller.types import BatteryCommand, BatterySample, BatteryState, Following, Quality, Reading
-from drivers.command_writer import CommandWriter
+from drivers.command_writer import CommandWriter, Order
 from drivers.device_map import DeviceMap
 from drivers.errors import NotSupported, Refused
 from drivers.identity import Identity
@@ -59,9 +59,11 @@ class ModbusBattery:
             self._writer.forget()
             raise Refused(self.name, "local control: commands are not taken")
         rating_w = self._map.values.get("rating_w") or self._discharge_w_max
+        expiry_w_per_s = command.ramp_w_per_s if command.expiry_w_per_s is None else command.expiry_w_per_s
+        order = Order(command.reference_w, command.ramp_w_per_s, expiry_w_per_s, command.ttl_s)
         is_done = False
         try:
-            await self._writer.write(command, dispatch, rating_w=rating_w)
+            await self._writer.write(order, dispatch, rating_w=rating_w)
             is_done = True
         finally:
             if not is_done:  # failed or cancelled half-way: what the device holds is unknown

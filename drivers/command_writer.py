@@ -1,4 +1,4 @@
-"""Writes a battery command by its profile: values into registers, registers into frames, and the proof that they took.
+"""Writes an order to a device by its profile: values into registers, registers into frames, and proof that they took.
 
 Keeps what the device acknowledged, so that a renewal writes no more than it must. Knows nothing of what a command is
 for.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import assert_never
 
 from controller.ports import Clock
-from controller.types import BatteryCommand
 from drivers.device_map import ControlPlace, DeviceMap
 from drivers.errors import BadReply, InvalidValue, NotApplied, NotSupported
 from drivers.modbus import WRITE_REGISTERS_MAX
@@ -22,8 +22,18 @@ from drivers.registers import SCALE_FACTOR_MAX
 HEARTBEAT_MODULUS = 1 << 31
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a device is to do, and what it does when it is not told again within `ttl_s`."""
+
+    reference_w: float
+    ramp_w_per_s: float
+    expiry_w_per_s: float
+    ttl_s: float
+
+
 class CommandWriter:
-    """One battery's way of being written to. The caller says `forget` after a command that failed or was cancelled."""
+    """One device's way of being written to. The caller says `forget` after a command that failed or was cancelled."""
 
     def __init__(self, map_: DeviceMap, clock: Clock) -> None:
         self._map = map_
@@ -39,7 +49,7 @@ class CommandWriter:
         self._armed = None
         self._acked.clear()
 
-    async def write(self, command: BatteryCommand, dispatch: Dispatch, *, rating_w: float) -> None:
+    async def write(self, order: Order, dispatch: Dispatch, *, rating_w: float) -> None:
         """Write and read back. Raises DriverError; InvalidValue before anything is sent."""
         await self._map.prepare()
         here = (dispatch, self._map.epoch)
@@ -49,7 +59,7 @@ class CommandWriter:
             self._require(dispatch)
             await self._read_scales(dispatch.arm)
             self._map.identity.see_scales(self._scales)
-        wanted = {name: self._encode(name, command, rating_w=rating_w) for name in dispatch.arm}
+        wanted = {name: self._encode(name, order, rating_w=rating_w) for name in dispatch.arm}
         await self._beat_if_due()
         if is_arming:
             names: tuple[str, ...] = dispatch.arm
@@ -81,13 +91,13 @@ class CommandWriter:
             raise BadReply(self._map.device.name, f"scale factor {exponent} at {address} is not one")
         self._scales[address] = exponent
 
-    def _encode(self, name: str, command: BatteryCommand, *, rating_w: float) -> bytes:
+    def _encode(self, name: str, order: Order, *, rating_w: float) -> bytes:
         control, place = self._map.profile.controls[name], self._map.controls[name]
         if control.source is Source.DIRECTION:
-            reference_w = command.reference_w
+            reference_w = order.reference_w
             raw: float = control.choices["idle" if reference_w == 0 else "discharge" if reference_w > 0 else "charge"]
             return place.codec.pack(raw)
-        value = self._bounded(name, control, _value(control, command, rating_w=rating_w))
+        value = self._bounded(name, control, _value(control, order, rating_w=rating_w))
         raw = value / place.factor
         if place.scale_address is not None:
             raw /= 10.0 ** self._scales[place.scale_address]
@@ -180,26 +190,26 @@ class CommandWriter:
         return registers
 
 
-def _value(control: Control, command: BatteryCommand, *, rating_w: float) -> float:
-    """What a control carries for `command`, in the unit of its source."""
+def _value(control: Control, order: Order, *, rating_w: float) -> float:
+    """What a control carries for `order`, in the unit of its source."""
     match control.source:
         case Source.CONSTANT:
             assert control.value is not None
             return control.value
         case Source.REFERENCE_W:
-            return command.reference_w
+            return order.reference_w
         case Source.CHARGE_W:
-            return max(0.0, -command.reference_w)
+            return max(0.0, -order.reference_w)
         case Source.DISCHARGE_W:
-            return max(0.0, command.reference_w)
+            return max(0.0, order.reference_w)
         case Source.RAMP_W_PER_S:
-            return command.ramp_w_per_s
+            return order.ramp_w_per_s
         case Source.RAMP_PERCENT_PER_S:
-            return 100.0 * command.ramp_w_per_s / rating_w
+            return 100.0 * order.ramp_w_per_s / rating_w
         case Source.EXPIRY_RAMP_W_PER_S:
-            return command.ramp_w_per_s if command.expiry_w_per_s is None else command.expiry_w_per_s
+            return order.expiry_w_per_s
         case Source.TTL_S:
-            return command.ttl_s
+            return order.ttl_s
         case Source.DIRECTION | Source.HEARTBEAT:
             raise AssertionError(control.source)
         case _:

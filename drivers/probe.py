@@ -73,7 +73,11 @@ class Trial:
     def reading(self) -> str:
         if self.power_w is None:
             return "it gives no power"
-        way = {Kind.METER: ("importing", "exporting"), Kind.BATTERY: ("discharging", "charging")}
+        way = {
+            Kind.METER: ("importing", "exporting"),
+            Kind.BATTERY: ("discharging", "charging"),
+            Kind.LOAD_BANK: ("drawing", "feeding"),
+        }
         words = way.get(self.profile.kind, ("feeding", "feeding"))
         return (
             f"{words[0] if self.power_w >= 0 else words[1]} {abs(self.power_w):,.0f} W if the profile's sign is right"

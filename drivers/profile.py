@@ -3,7 +3,7 @@
 A profile names its quantities by role (`power_w`, `soc_frac`, ...), so that one driver per capability serves every
 make. Addresses are those of the wire (from 0). A point lies at fixed registers (`address`), at a SunSpec point
 (`sunspec: alias.Point`), or at an offset of a vendor's SunSpec model (`model` and `offset`). Powers come out in W with
-the sign of the whole program: grid import positive, battery discharge positive.
+the sign of the whole program: grid import positive, battery discharge positive, draw of a load bank positive.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Kind(StrEnum):
     METER = "meter"
     BATTERY = "battery"
     UPS = "ups"
+    LOAD_BANK = "load_bank"
 
 
 @unique
@@ -58,6 +59,7 @@ REQUIRED: dict[Kind, frozenset[str]] = {
     Kind.METER: frozenset({"power_w"}),
     Kind.BATTERY: frozenset({"power_w", "soc_frac"}),
     Kind.UPS: frozenset({"output_w"}),
+    Kind.LOAD_BANK: frozenset({"power_w"}),
 }
 ROLES: dict[Kind, frozenset[str]] = {
     Kind.METER: frozenset({"power_w", "frequency_hz", "voltage_v", "import_wh", "export_wh"}),
@@ -82,6 +84,20 @@ ROLES: dict[Kind, frozenset[str]] = {
     ),
     Kind.UPS: frozenset(
         {"output_w", "source", "is_on_battery", "is_on_bypass", "minutes_left", "load_frac", "rating_w"}
+    ),
+    Kind.LOAD_BANK: frozenset(
+        {
+            "power_w",
+            "power_w_max",
+            "rating_w",
+            "state",
+            "is_remote",
+            "setpoint_w",
+            "setpoint_s_left",
+            "energy_wh_left",
+            "device_heartbeat",
+            "temperature_c",
+        }
     ),
 }
 MEANINGS: dict[str, frozenset[str]] = {
@@ -313,8 +329,10 @@ class DeviceProfile(_Doc):
         if used != set(self.controls):
             odd = ", ".join(sorted(used ^ set(self.controls)))
             raise ValueError(f"controls and their use in arm, renew and heartbeat differ: {odd}")
-        if used and self.kind is not Kind.BATTERY:
-            raise ValueError("controls: only a battery is written to")
+        if used and self.kind not in (Kind.BATTERY, Kind.LOAD_BANK):
+            raise ValueError("controls: only a battery or a load bank is written to")
+        if self.device is not None and self.kind is not Kind.BATTERY:
+            raise ValueError("device: only a battery follows load by itself")
 
 
 def parse_profile(raw: object, *, origin: str) -> DeviceProfile:

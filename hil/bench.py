@@ -20,14 +20,14 @@ import numpy as np
 
 from controller.audit.referee import Referee
 from controller.audit.verdicts import Verdicts
-from controller.ports import Battery, Clock, PowerMeter, Recorder, Ups
+from controller.ports import Battery, Clock, LoadBank, PowerMeter, Recorder, Ups
 from controller.settings import Policy, Settings, SiteSettings
 from controller.types import FloatArray
 from hil import vtime
-from hil.faults import FaultPlan, SickBattery, SickMeter, SickUps
+from hil.faults import FaultPlan, SickBattery, SickLoadBank, SickMeter, SickUps
 from hil.nodes import SimNodeLink
 from hil.plant.site import BATTERY, LOAD, NS_PER_S, PCC, SOC, TruthBlock
-from hil.ports import HeldLease, NoRecorder, SimBattery, SimGrid, SimMeter, SimUps
+from hil.ports import HeldLease, NoRecorder, SimBattery, SimGrid, SimLoadBank, SimMeter, SimUps
 from hil.run_log import (
     BriefRecorder,
     MarginLog,
@@ -369,6 +369,19 @@ def make_factories(
             write_latency_s=b.write_latency_s,
         )
         battery = TimedBattery(SickBattery(inner, faults, clock, world.rng(2)), watch)
+    load_bank: LoadBank | None = None
+    if site.load_bank is not None and world.plant.load_bank is not None:
+        delay_s = site.meter.delay_s if site.meter else 0.0
+        shown = doc.plant.load_bank
+        bank = SimLoadBank(
+            world.plant,
+            clock,
+            world.plant.load_bank,
+            read_delay_s=delay_s if shown.read_delay_s is None else shown.read_delay_s,
+            believed_delay_s=delay_s,
+            write_latency_s=shown.write_latency_s,
+        )
+        load_bank = SickLoadBank(bank, faults, clock, world.rng(5))
     ups: dict[str, Ups] = {}
     if doc.plant.facility.ups_share > 0.0:
         ups["ups"] = SickUps(SimUps(world.plant, clock), faults, clock, world.rng(4))
@@ -380,5 +393,6 @@ def make_factories(
         recorder=TimedRecorder(recorder, watch),
         lease=HeldLease(epoch),
         ups=ups,
+        load_bank=load_bank,
         grid=SimGrid(grid_signals(scenario, site), clock, faults),
     )

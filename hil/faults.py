@@ -1,6 +1,6 @@
 """Faults of ports: the seven verbs, when each is in force, and ports that lie as they say.
 
-A fault names a port (`meter`, `battery`, `ups`, `grid`, `node:<pattern>`), a verb and a span of time:
+A fault names a port (`meter`, `battery`, `load_bank`, `ups`, `grid`, `node:<pattern>`), a verb and a span of time:
 
 * off: no answer at all            * stuck: the last value for ever, freshly stamped
 * garbage: answers that cannot be  * wrong: the value times a factor (1000, -1, 0.97); a node: accepted, not applied
@@ -18,8 +18,16 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from controller.ports import Battery, Clock, PowerMeter, Ups
-from controller.types import BatteryCommand, BatterySample, MeterSample, Reading, UpsSample
+from controller.ports import Battery, Clock, LoadBank, PowerMeter, Ups
+from controller.types import (
+    BatteryCommand,
+    BatterySample,
+    LoadBankCommand,
+    LoadBankSample,
+    MeterSample,
+    Reading,
+    UpsSample,
+)
 from drivers.errors import BadReply, DeviceGone, DeviceTimeout
 from hil.scenario import FaultDoc, Verb
 from hil.vtime import NS_PER_S
@@ -183,6 +191,42 @@ class SickBattery(_Sick):
             await self._suffer(fault)
             if fault.verb == "garbage":
                 raise BadReply("battery", "acknowledgement of another register")
+        await self._inner.write(command)
+
+
+class SickLoadBank(_Sick):
+    """A load bank whose wire may be ill; what is wrong with the bank itself is the plant's."""
+
+    def __init__(self, inner: LoadBank, plan: FaultPlan, clock: Clock, rng: np.random.Generator) -> None:
+        super().__init__("load_bank", plan, clock, rng)
+        self._inner = inner
+        self._stuck: LoadBankSample | None = None
+
+    async def read(self) -> Reading[LoadBankSample]:
+        fault = self._fault()
+        if fault is None:
+            self._stuck = None
+            return await self._inner.read()
+        await self._suffer(fault)
+        reading = await self._inner.read()
+        sample = reading.value
+        if fault.verb == "stuck":
+            self._stuck = self._stuck or sample
+            return replace(reading, value=self._stuck)
+        if fault.verb == "garbage":
+            raise BadReply("load_bank", "reply of another length than asked for")
+        if fault.verb == "wrong":
+            return replace(reading, value=replace(sample, power_w=sample.power_w * fault.value))
+        if fault.verb == "delayed":
+            return replace(reading, t_mono_s=reading.t_mono_s - fault.value)
+        return reading
+
+    async def write(self, command: LoadBankCommand) -> None:
+        fault = self._fault()
+        if fault is not None:
+            await self._suffer(fault)
+            if fault.verb == "garbage":
+                raise BadReply("load_bank", "acknowledgement of another register")
         await self._inner.write(command)
 
 

@@ -18,6 +18,9 @@ from controller.types import (
     BatteryState,
     Following,
     GridSignal,
+    LoadBankCommand,
+    LoadBankSample,
+    LoadBankState,
     Margin,
     MeterSample,
     Outlook,
@@ -30,7 +33,8 @@ from controller.types import (
 from drivers.errors import DeviceFault, Refused
 from hil.faults import FaultPlan
 from hil.plant.battery import Battery
-from hil.plant.site import BATTERY, FREQUENCY, IMPORTED_J, NS_PER_S, PCC, SOC, VOLTAGE, SitePlant
+from hil.plant.load_bank import LoadBank
+from hil.plant.site import BALLAST, BATTERY, FREQUENCY, IMPORTED_J, NS_PER_S, PCC, SOC, VOLTAGE, SitePlant
 from hil.scenario import MeterPlantDoc
 
 J_PER_WH = 3_600.0
@@ -138,6 +142,53 @@ class SimBattery:
             b.set_setpoint(command.reference_w, command.ramp_w_per_s)
         expiry_w_per_s = command.ramp_w_per_s if command.expiry_w_per_s is None else command.expiry_w_per_s
         b.arm_reversion(command.ttl_s, slope_w_per_s=min(expiry_w_per_s, b.params.reversion_w_per_s))
+        if self._write_latency_s > 0.0:
+            await self._clock.sleep_until_ns(self._clock.now_ns() + round(self._write_latency_s * NS_PER_S))
+
+
+class SimLoadBank:
+    """The load bank behind its port. Reads show the past by `read_delay_s`; a write takes effect at the next step."""
+
+    def __init__(
+        self,
+        plant: SitePlant,
+        clock: Clock,
+        bank: LoadBank,
+        *,
+        read_delay_s: float,
+        believed_delay_s: float,
+        write_latency_s: float,
+    ) -> None:
+        self._plant, self._clock, self._bank = plant, clock, bank
+        self._read_delay_s, self._believed_delay_s = read_delay_s, believed_delay_s
+        self._write_latency_s = write_latency_s
+
+    async def read(self) -> Reading[LoadBankSample]:
+        now_ns = self._clock.now_ns()
+        self._plant.advance_ns(now_ns)
+        now_s = now_ns / NS_PER_S
+        b = self._bank
+        sample = LoadBankSample(
+            power_w=self._plant.value(BALLAST, now_s - self._read_delay_s),
+            power_w_max=b.power_w_limit,
+            state=b.state,
+            is_remote=b.is_remote,
+            setpoint_w=b.setpoint_w,
+            reversion_s_left=b.reversion_s_left,
+            energy_j_left=b.energy_j_left,
+        )
+        return Reading(sample, now_s - self._believed_delay_s, Quality.GOOD, "load_bank")
+
+    async def write(self, command: LoadBankCommand) -> None:
+        """Set-point, slopes and reversion timer, all or nothing."""
+        self._plant.advance_ns(self._clock.now_ns())
+        b = self._bank
+        if not b.is_remote:
+            raise Refused("load_bank", "local control: commands are not taken")
+        if b.state is LoadBankState.FAULT:
+            raise DeviceFault("load_bank", "tripped")
+        b.set_setpoint(command.setpoint_w, command.ramp_w_per_s)
+        b.arm_reversion(command.ttl_s, slope_w_per_s=command.expiry_w_per_s)
         if self._write_latency_s > 0.0:
             await self._clock.sleep_until_ns(self._clock.now_ns() + round(self._write_latency_s * NS_PER_S))
 

@@ -20,7 +20,7 @@ from hil.truth_log import BEFORE_S
 from hil.world import Happening
 
 CONDITIONS = ("transient", "power", "energy", "rise")
-UNANNOUNCED = ("drop", "battery_trip")
+UNANNOUNCED = ("drop", "battery_trip", "load_bank_trip")
 BACK_FRAC = 0.05  # of the drop: nearer than this to where it should be counts as back
 BACK_HOLDS_S = 1.0  # and it must stay there this long
 GOOD, BROKEN = 0, 1
@@ -52,6 +52,7 @@ def result_of(record: RunRecord) -> dict[str, object]:
         "record": record.verdicts.record.to_json(),
         "work": _work(record),
         "battery": _battery(record),
+        "load_bank": _load_bank(record),
         **_safety(record),
         "contingency": [alone(record, h) for h in record.world.diary if h.kind in UNANNOUNCED],
         "planner": _planner(record),
@@ -160,6 +161,13 @@ def _battery(record: RunRecord) -> dict[str, object] | None:
         "throughput_wh": battery.throughput_j / 3_600.0,
         "peak_w": battery.power_w_peak,
     }
+
+
+def _load_bank(record: RunRecord) -> dict[str, object] | None:
+    bank = record.world.plant.load_bank
+    if bank is None:
+        return None
+    return {"drawn_wh": bank.drawn_j / 3_600.0, "peak_w": bank.power_w_peak}
 
 
 def _safety(record: RunRecord) -> dict[str, object]:

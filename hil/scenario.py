@@ -136,6 +136,15 @@ class BatteryPlantDoc(Document):
     write_latency_s: NonNegative = 0.0  # from write to acknowledgement
 
 
+class LoadBankPlantDoc(Document):
+    """The real load bank, where it differs from what the site file believes."""
+
+    lag_s: NonNegative | None = None
+    ramp_megawatt_per_s: Positive | None = None
+    read_delay_s: NonNegative | None = None  # age of a reading on arrival; None: as the meter's
+    write_latency_s: NonNegative = 0.0  # from write to acknowledgement
+
+
 class MeterPlantDoc(Document):
     """The real meter, where it differs from what the site file believes."""
 
@@ -188,6 +197,7 @@ class PlantDoc(Document):
 
     fleet: Annotated[tuple[ClassPlantDoc, ...], Field(min_length=1, max_length=64)]
     battery: BatteryPlantDoc = BatteryPlantDoc()
+    load_bank: LoadBankPlantDoc = LoadBankPlantDoc()
     meter: MeterPlantDoc = MeterPlantDoc()
     nodes: NodePlantDoc = NodePlantDoc()
     facility: FacilityDoc = FacilityDoc()
@@ -267,18 +277,28 @@ class BatteryEventDoc(Document):
     derate_frac: Fraction = 0.5
 
 
+class LoadBankEventDoc(Document):
+    """The load bank itself: trips, goes deaf (acknowledges, does not obey), local, or derates to `derate_frac`."""
+
+    kind: Literal["load_bank_trip", "load_bank_deaf", "load_bank_local", "load_bank_derate"]
+    t_s: NonNegative
+    duration_s: Positive | None = None
+    derate_frac: Fraction = 0.5
+
+
 EventDoc = Annotated[
-    DropDoc | StartDoc | StopDoc | SagDoc | GenerationLossDoc | BatteryEventDoc, Field(discriminator="kind")
+    DropDoc | StartDoc | StopDoc | SagDoc | GenerationLossDoc | BatteryEventDoc | LoadBankEventDoc,
+    Field(discriminator="kind"),
 ]
 
 
 class FaultDoc(Document):
-    """A fault of a port: `meter`, `battery`, `ups`, `grid`, or `node:<pattern>`."""
+    """A fault of a port: `meter`, `battery`, `load_bank`, `ups`, `grid`, or `node:<pattern>`."""
 
     id: str | None = None
     t_s: NonNegative
     duration_s: Positive | None = None  # None: to the end
-    port: Annotated[str, Field(pattern=r"^(meter|battery|ups|grid|node:.+)$")]
+    port: Annotated[str, Field(pattern=r"^(meter|battery|load_bank|ups|grid|node:.+)$")]
     verb: Verb
     value: float | None = None  # factor (wrong), seconds (slow, delayed), probability (intermittent)
 
@@ -314,6 +334,7 @@ class WireDoc(Document):
     broker_port: WirePort = 0
     meter_port: WirePort = 0
     battery_port: WirePort = 0
+    load_bank_port: WirePort = 0
     ups_port: WirePort = 0
     start_s_max: Positive = 60.0  # how long the processes may take until they control
 

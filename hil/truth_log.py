@@ -14,7 +14,7 @@ from typing import TextIO
 import numpy as np
 
 from controller.types import FloatArray
-from hil.plant.site import TruthBlock
+from hil.plant.site import TRUTH, TruthBlock
 
 ROW_S = 0.05  # of pcc.csv
 CSV_COLUMNS = (
@@ -32,6 +32,7 @@ CSV_COLUMNS = (
     "cap_frac",
     "mode",
     "frequency_hz",
+    "ballast_w",
 )
 BEFORE_S, AFTER_S = 2.0, 60.0  # of truth kept around an event
 HISTORY_S = 14_400.0  # of one-row-per-50-ms history kept for plots; older rows are in the CSV only
@@ -152,6 +153,7 @@ class PccCsv:
                 cap,
                 mode,
                 shaped(block.frequency_hz).mean(axis=1),
+                shaped(block.ballast_w).mean(axis=1),
             )
         )
         self._keep(table)
@@ -194,12 +196,12 @@ class Moments:
 
 
 def _line(row: list[float]) -> str:
-    t_s, pcc, low, high, load, battery, soc, ref, band_low, band_high, margin, cap, mode, frequency = row
+    t_s, pcc, low, high, load, battery, soc, ref, band_low, band_high, margin, cap, mode, frequency, ballast = row
     # NaN is an empty cell: before the first decision there is nothing to say.
     return (
         f"{t_s:.3f},{pcc:.1f},{low:.1f},{high:.1f},{load:.1f},{battery:.1f},{soc:.6f},{_w(ref)},{_w(band_low)},"
         f"{_w(band_high)},{_w(margin)},{'' if cap != cap else f'{cap:.4f}'},{'' if mode != mode else int(mode)},"
-        f"{frequency:.4f}\n"
+        f"{frequency:.4f},{ballast:.1f}\n"
     )
 
 
@@ -213,10 +215,7 @@ def _joined(before: TruthBlock | None, block: TruthBlock) -> TruthBlock:
     return TruthBlock(
         before.t0_s,
         block.dt_s,
-        *(
-            np.concatenate((getattr(before, name), getattr(block, name)))
-            for name in ("pcc_w", "load_w", "battery_w", "soc_frac", "frequency_hz", "voltage_pu")
-        ),
+        *(np.concatenate((getattr(before, name), getattr(block, name))) for name in TRUTH),
     )
 
 
@@ -224,8 +223,5 @@ def _part(block: TruthBlock, first: int, last: int) -> TruthBlock:
     return TruthBlock(
         block.t0_s + first * block.dt_s,
         block.dt_s,
-        *(
-            getattr(block, name)[first:last]
-            for name in ("pcc_w", "load_w", "battery_w", "soc_frac", "frequency_hz", "voltage_pu")
-        ),
+        *(getattr(block, name)[first:last] for name in TRUTH),
     )

@@ -24,7 +24,7 @@ import numpy as np
 
 from controller.config.load import data_path, read_yaml
 from controller.errors import BadInput
-from controller.settings import Policy, SiteSettings
+from controller.settings import ModbusSettings, Policy, SiteSettings
 from controller.status import fetch
 from controller.types import GridSignal
 from drivers.profile import parse_profile
@@ -45,9 +45,11 @@ from hil.wire_config import HOST, Ports, WireFiles, node_settings, write_files
 from hil.wire_devices import (
     RunClock,
     WireBattery,
+    WireLoadBank,
     WireMeter,
     WireUps,
     battery_device,
+    load_bank_registers,
     meter_registers,
     serve,
     ups_registers,
@@ -249,11 +251,16 @@ class WireBench:
         behind_w = site.gpu_peak_w + site.other_load_w_max
         ups = WireUps(plant, self._advance, rated_w=UPS_SIZE * self._ups_share() * behind_w)
         nominal_hz = self._scenario.doc.plant.grid.nominal_hz
-        for name, registers, port in (
+        devices = [
             ("meter", meter_registers(meter, nominal_hz=nominal_hz), wire.meter_port),
             ("battery", self._device, wire.battery_port),
             ("ups", ups_registers(ups), wire.ups_port),
-        ):
+        ]
+        if plant.load_bank is not None:
+            delay_s = _read_delay_s(self._scenario.doc.plant.load_bank.read_delay_s, self._scenario.settings.load_bank)
+            bank = WireLoadBank(plant, plant.load_bank, self._advance, delay_s=delay_s)
+            devices.append(("load_bank", load_bank_registers(bank), wire.load_bank_port))
+        for name, registers, port in devices:
             self._servers.append(await serve(name, registers, port=port))
         port = wire.broker_port or free_port(HOST)
         check_bindable(HOST, port)
@@ -278,12 +285,7 @@ class WireBench:
         return self._plant.facility.params.ups_share or 1.0
 
     def _battery_delay_s(self) -> float:
-        """How old the battery's own reading is, as its profile declares it."""
-        doc, modbus = self._scenario.doc.plant.battery, self._scenario.settings.battery
-        if doc.read_delay_s is not None or modbus is None:
-            return doc.read_delay_s or 0.0
-        path = data_path("devices", modbus.profile)
-        return parse_profile(read_yaml(path), origin=str(path)).latency_s
+        return _read_delay_s(self._scenario.doc.plant.battery.read_delay_s, self._scenario.settings.battery)
 
     async def _until_ready(self) -> None:
         """Wait until the controller is in normal operation with every GPU known and the battery under command."""
@@ -466,13 +468,21 @@ class WireBench:
         return predictions(self._site, [sig for _, sig in grid_signals(self._scenario, self._site)], crash)
 
 
+def _read_delay_s(told_s: float | None, modbus: ModbusSettings | None) -> float:
+    """How old a device's own reading is: as the scenario says, else as its profile declares it."""
+    if told_s is not None or modbus is None:
+        return told_s or 0.0
+    path = data_path("devices", modbus.profile)
+    return parse_profile(read_yaml(path), origin=str(path)).latency_s
+
+
 def _wire_faults(scenario: Scenario) -> list[Fault]:
     """The scenario's faults, which must be such as a wire can have."""
     for doc in scenario.doc.faults:
-        if doc.port not in ("meter", "battery", "ups") or doc.verb not in WIRE_VERBS:
+        if doc.port not in ("meter", "battery", "load_bank", "ups") or doc.verb not in WIRE_VERBS:
             raise BadInput(
-                f"{scenario.doc.name}: faults: {doc.port} {doc.verb}: with --wire meter, battery and ups can be"
-                f" {', '.join(WIRE_VERBS)}; leave --wire out for the others"
+                f"{scenario.doc.name}: faults: {doc.port} {doc.verb}: with --wire meter, battery, load_bank and ups can"
+                f" be {', '.join(WIRE_VERBS)}; leave --wire out for the others"
             )
     return FaultPlan.of(scenario.doc.faults).faults
 

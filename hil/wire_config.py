@@ -32,6 +32,7 @@ class Ports:
     meter: int
     battery: int
     ups: int
+    load_bank: int = 0  # none
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,13 @@ def write_files(scenario: Scenario, folder: Path, run_dir: Path, ports: Ports) -
 def filled_site(raw: dict[str, Any], folder: Path, run_dir: Path, ports: Ports, *, agent_key: Path) -> dict[str, Any]:
     """`raw` with addresses, keys and folders of this run."""
     site = dict(raw)
-    for key, port in (("pcc_meter", ports.meter), ("battery", ports.battery), ("mqtt", ports.broker)):
+    where = {
+        "pcc_meter": ports.meter,
+        "battery": ports.battery,
+        "load_bank": ports.load_bank,
+        "mqtt": ports.broker,
+    }
+    for key, port in where.items():
         if isinstance(site.get(key), dict):
             site[key] = {**site[key], "host": HOST, "port": port}
     if site.get("ups"):

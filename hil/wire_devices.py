@@ -1,4 +1,4 @@
-"""The site's Modbus devices on real sockets: PCC meter, battery and UPS, all in front of one plant.
+"""The site's Modbus devices on real sockets: PCC meter, battery, load bank and UPS, all in front of one plant.
 
 Reads advance the plant to now first, then show it as late and as coarse as the scenario says. Plant time stands still
 until the run begins; the devices' own timers follow the machine's clock, as those of real ones do.
@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import errno
 import math
+import time
 from collections.abc import Callable
 
 import numpy as np
 
 from controller.clock import MonotonicClock
 from controller.errors import BadInput
-from controller.types import BatteryState
+from controller.types import BatteryState, LoadBankState
 from hil.modbus_battery import SunSpecBatteryDevice
 from hil.modbus_battery_map import BatteryNameplate
+from hil.modbus_load_bank import LoadBankDevice
 from hil.modbus_meter import sunspec_meter
 from hil.modbus_server import ModbusServer, RegisterMap
 from hil.modbus_ups import LiebertUpsDevice
 from hil.plant.battery import Battery
-from hil.plant.site import BATTERY, FREQUENCY, IMPORTED_J, PCC, VOLTAGE, SitePlant
+from hil.plant.load_bank import LoadBank
+from hil.plant.site import BALLAST, BATTERY, FREQUENCY, IMPORTED_J, PCC, VOLTAGE, SitePlant
 from hil.scenario import MeterPlantDoc
 
 J_PER_WH = 3_600.0
@@ -134,6 +137,50 @@ class WireBattery:
         self._battery.set_idle()
 
 
+class WireLoadBank:
+    """The plant's load bank as its PLC shows it: power `delay_s` ago, everything else as it is."""
+
+    def __init__(self, plant: SitePlant, bank: LoadBank, advance: Advance, *, delay_s: float) -> None:
+        self._plant, self._bank, self._advance, self._delay_s = plant, bank, advance, delay_s
+
+    @property
+    def power_w(self) -> float:
+        return self._plant.value(BALLAST, self._advance() - self._delay_s)
+
+    @property
+    def power_w_limit(self) -> float:
+        return self._bank.power_w_limit
+
+    @property
+    def setpoint_w(self) -> float:
+        return self._bank.setpoint_w
+
+    @property
+    def reversion_s_left(self) -> float | None:
+        return self._bank.reversion_s_left
+
+    @property
+    def state(self) -> LoadBankState:
+        return self._bank.state
+
+    @property
+    def is_remote(self) -> bool:
+        return self._bank.is_remote
+
+    @property
+    def energy_j_left(self) -> float | None:
+        return self._bank.energy_j_left
+
+    @property
+    def uptime_s(self) -> float:
+        return time.monotonic()  # the PLC's own clock runs while the plant stands
+
+    def order(self, setpoint_w: float, *, ramp_w_per_s: float, expiry_w_per_s: float, expiry_s: float) -> None:
+        self._advance()
+        self._bank.set_setpoint(setpoint_w, ramp_w_per_s)
+        self._bank.arm_reversion(expiry_s, slope_w_per_s=expiry_w_per_s)
+
+
 class WireUps:
     """The plant's UPS as its management card sees it."""
 
@@ -185,6 +232,10 @@ def battery_device(battery: Battery, shown: WireBattery) -> SunSpecBatteryDevice
         soc_frac_max=p.soc_frac_max,
     )
     return SunSpecBatteryDevice(shown, nameplate)
+
+
+def load_bank_registers(bank: WireLoadBank) -> RegisterMap:
+    return LoadBankDevice(bank)
 
 
 def meter_registers(meter: WireMeter, *, nominal_hz: float) -> RegisterMap:

@@ -14,7 +14,7 @@ from controller.check import crash_reading
 from controller.settings import SiteSettings
 from controller.types import FloatArray, GridSignal, Margin, Mode, RampLimit, SwingLimit
 from hil.plant.fleet import Group, Job
-from hil.plant.site import TruthBlock
+from hil.plant.site import TRUTH, TruthBlock
 from hil.run_log import TickView
 from hil.scenario import ClassPlantDoc, TrainingDoc
 from hil.truth_log import ROW_S, Rows
@@ -204,8 +204,7 @@ def cut(blocks: Sequence[TruthBlock], *, until_s: float) -> Iterator[TruthBlock]
         if keep >= block.pcc_w.size:
             yield block
         elif keep > 0:
-            names = ("pcc_w", "load_w", "battery_w", "soc_frac", "frequency_hz", "voltage_pu")
-            yield TruthBlock(block.t0_s, block.dt_s, *(getattr(block, name)[:keep] for name in names))
+            yield TruthBlock(block.t0_s, block.dt_s, *(getattr(block, name)[:keep] for name in TRUTH))
 
 
 def _quantiles(values_ms: Sequence[float]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from hil.plant.facility import Facility, FacilityParams
 from hil.plant.fleet import Fleet, Group, Job
 from hil.plant.gpu_models import GpuModel, model
 from hil.plant.grid import Grid, SwingParams
+from hil.plant.load_bank import LoadBank, LoadBankParams
 from hil.plant.site import NS_PER_S, SitePlant
 from hil.plant.workload import (
     Activity,
@@ -39,6 +40,7 @@ from hil.scenario import (
     EventDoc,
     GenerationLossDoc,
     InferenceDoc,
+    LoadBankEventDoc,
     RippleDoc,
     SagDoc,
     Scenario,
@@ -108,7 +110,13 @@ def build_world(scenario: Scenario) -> World:
         ),
         it_w=_start_w(jobs),
     )
-    plant = SitePlant(fleet=fleet, facility=facility, battery=_battery(scenario), grid=_grid(scenario))
+    plant = SitePlant(
+        fleet=fleet,
+        facility=facility,
+        battery=_battery(scenario),
+        grid=_grid(scenario),
+        load_bank=_load_bank(scenario),
+    )
     world = World(
         plant=plant, duration_s=duration_s, seed=doc.seed, trace_names=tuple(sorted(t.name for t in traces.values()))
     )
@@ -271,6 +279,24 @@ def _battery(scenario: Scenario) -> Battery | None:
     )
 
 
+def _load_bank(scenario: Scenario) -> LoadBank | None:
+    believed = scenario.settings.site.load_bank if scenario.settings.site else None
+    if believed is None:
+        return None
+    doc = scenario.doc.plant.load_bank
+    ramp = doc.ramp_megawatt_per_s
+    return LoadBank(
+        LoadBankParams(
+            power_w_max=believed.power_w_max,
+            lag_s=believed.lag_s if doc.lag_s is None else doc.lag_s,
+            ramp_w_per_s_max=believed.ramp_w_per_s_max if ramp is None else ramp * W_PER_MEGAWATT,
+            has_own_ramp=believed.has_own_ramp,
+            energy_j=believed.energy_j,
+            recovery_w=believed.recovery_w,
+        )
+    )
+
+
 def _grid(scenario: Scenario) -> Grid:
     doc = scenario.doc.plant.grid
     swing = doc.swing
@@ -324,6 +350,8 @@ def _happen(world: World, event: EventDoc, name: str) -> None:
         if event.duration_s is not None:
             world.plant.schedule(_ns(event.t_s + event.duration_s), partial(world.plant.grid.lose_generation, -lost_w))
         _note(world, event, name, f"{event.megawatt:g} MW lost elsewhere")
+    elif isinstance(event, LoadBankEventDoc):
+        _load_bank_event(world, event, name)
     else:
         _battery_event(world, event, name)
 
@@ -372,6 +400,31 @@ def _set_battery(battery: Battery, event: BatteryEventDoc, *, is_on: bool) -> No
         battery.is_remote = not is_on
     else:
         battery.derate_frac = event.derate_frac if is_on else 1.0
+
+
+def _load_bank_event(world: World, event: LoadBankEventDoc, name: str) -> None:
+    bank = world.plant.load_bank
+    if bank is None:
+        return
+    dropped_w = bank.power_w if event.kind == "load_bank_trip" else 0.0
+    _set_load_bank(bank, event, is_on=True)
+    _note(world, event, name, f"at {bank.power_w / 1e6:.1f} MW", drop_w=dropped_w, within_s=0.0)
+    if event.duration_s is not None:
+        world.plant.schedule(_ns(event.t_s + event.duration_s), partial(_set_load_bank, bank, event, is_on=False))
+
+
+def _set_load_bank(bank: LoadBank, event: LoadBankEventDoc, *, is_on: bool) -> None:
+    if event.kind == "load_bank_trip":
+        if is_on:
+            bank.trip()
+        else:
+            bank.reset()
+    elif event.kind == "load_bank_deaf":
+        bank.is_deaf = is_on
+    elif event.kind == "load_bank_local":
+        bank.is_remote = not is_on
+    else:
+        bank.derate_frac = event.derate_frac if is_on else 1.0
 
 
 def _note(world: World, event: EventDoc, name: str, detail: str, *, drop_w: float = 0.0, within_s: float = 0.0) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from controller.actuate import Actuate
 from controller.ports import DriverError
@@ -11,6 +12,8 @@ from controller.types import (
     BatteryCommand,
     BatterySample,
     Following,
+    LoadBankCommand,
+    LoadBankSample,
     NodeCommand,
     NodeId,
     NodeReport,
@@ -122,3 +125,76 @@ async def test_closing_cancels_the_write_in_flight() -> None:
     battery.gate.set()
     await asyncio.sleep(0)
     assert battery.written == []
+
+
+class ScriptedBank:
+    """A load bank that keeps a shared diary of who was written to when."""
+
+    def __init__(self, diary: list[str]) -> None:
+        self.diary = diary
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.fault: DriverError | None = None
+
+    async def read(self) -> Reading[LoadBankSample]:
+        raise DriverError("load_bank", "not read here")
+
+    async def write(self, command: LoadBankCommand) -> None:
+        await self.gate.wait()
+        if self.fault:
+            raise self.fault
+        self.diary.append(f"bank {command.setpoint_w:g}")
+
+
+class DiaryLink(Link):
+    def __init__(self, diary: list[str]) -> None:
+        super().__init__()
+        self.diary = diary
+
+    async def send(self, commands: Sequence[NodeCommand]) -> None:
+        self.diary.append("caps")
+
+
+def with_bank(seq: int, setpoint_w: float) -> SiteCommand:
+    return replace(command(seq), load_bank=LoadBankCommand(setpoint_w, 1e6, 1e6, epoch=1, seq=seq, ttl_s=5.0))
+
+
+async def test_what_a_bank_gives_up_goes_first_and_what_it_takes_on_goes_last() -> None:
+    """More ballast is more import: it waits for the caps of the same command; less ballast never waits."""
+    diary: list[str] = []
+    actuate = Actuate(
+        battery=ScriptedBattery(),
+        load_bank=ScriptedBank(diary),
+        node_link=DiaryLink(diary),
+        deadline_s=0.02,
+        on_change=lambda s, w: None,
+    )
+    for seq, setpoint_w in ((1, 0.0), (2, 2.0), (3, 1.0)):
+        acks = await actuate.apply(with_bank(seq, setpoint_w))
+        assert acks.load_bank and acks.battery and acks.nodes_sent
+    assert diary == ["bank 0", "caps", "caps", "bank 2", "bank 1", "caps"]
+
+
+async def test_a_bank_that_hangs_or_refuses_holds_nothing_else_back() -> None:
+    """Its command is not acknowledged, the battery's is; the loss is told once, and so is the end of it."""
+    diary: list[str] = []
+    told: list[tuple[str, str]] = []
+    bank, battery = ScriptedBank(diary), ScriptedBattery()
+    actuate = Actuate(
+        battery=battery,
+        load_bank=bank,
+        node_link=Link(),
+        deadline_s=0.02,
+        on_change=lambda s, w: told.append((s, w)),
+    )
+    bank.gate.clear()
+    for seq in (1, 2):
+        acks = await actuate.apply(with_bank(seq, 0.0))
+        assert acks.battery and not acks.load_bank
+    bank.gate.set()
+    bank.fault = DriverError("load_bank", "local control")
+    assert not (await actuate.apply(with_bank(3, 0.0))).load_bank
+    bank.fault = None
+    assert (await actuate.apply(with_bank(4, 0.0))).load_bank
+    assert [what for what, _ in told] == ["load bank write", "load bank write"] and told[1][1] == ""
+    actuate.close()

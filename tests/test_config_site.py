@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ SITE = ROOT / "configs" / "site.example.yaml"
 NODE = ROOT / "configs" / "node.example.yaml"
 
 
+BANK = {"profile": "rampart-load-bank", "power_megawatt": 10, "lag_s": 0.05, "ramp_megawatt_per_s": 100}
+
+
 def raw_site() -> dict[str, object]:
     raw = read_yaml(SITE)
     assert isinstance(raw, dict)
@@ -34,6 +38,19 @@ def test_the_shipped_site_converts_once() -> None:
     assert battery.following is Following.DEVICE
     assert settings.site.tracker_period_s == 0.05
     assert [limit.id for limit in settings.site.contract.limits] == ["ieso-ramp.ramp-60s", "ieso-ramp.swing-15s"]
+
+
+def test_a_load_bank_is_read_in_watts_and_joules() -> None:
+    """Without an energy it may run for ever; without the key there is none."""
+    site = parse_site({**raw_site(), "load_bank": BANK}, origin="campus.yaml")
+    assert site.site is not None and site.site.load_bank is not None and site.load_bank is not None
+    bank = site.site.load_bank
+    assert (bank.power_w_max, bank.ramp_w_per_s_max, bank.energy_j, bank.has_own_ramp) == (10e6, 100e6, math.inf, True)
+    assert site.load_bank.profile == "rampart-load-bank"
+    hot = parse_site({**raw_site(), "load_bank": {**BANK, "energy_megawatt_hour": 0.5}}, origin="campus.yaml")
+    assert hot.site is not None and hot.site.load_bank is not None and hot.site.load_bank.energy_j == 1.8e9
+    plain = load_settings(SITE)
+    assert plain.site is not None and plain.site.load_bank is None and plain.load_bank is None
 
 
 def test_the_shipped_node_has_its_own_rows() -> None:
@@ -56,6 +73,11 @@ def test_the_shipped_node_has_its_own_rows() -> None:
         ({"contract": ["atlantis"]}, "atlantis: no such file, nor one of the shipped contracts"),
         ({"contract": [], "limits": []}, "needs contract"),
         ({"pcc_meter": None}, "battery needs pcc_meter"),
+        ({"battery": None, "load_bank": BANK}, "load_bank needs battery"),
+        ({"load_bank": {**BANK, "power_megawatt": 0}}, "load_bank.power_megawatt: 0"),
+        ({"load_bank": {**BANK, "step_megawatt": 11}}, "step_megawatt 11.0 must not exceed"),
+        ({"load_bank": {**BANK, "recovery_megawatt": 1}}, "recovery_megawatt needs energy_megawatt_hour"),
+        ({"load_bank": {**BANK, "power_kilowatt": 1}}, "load_bank.power_kilowatt: unknown key"),
         ({"mqtt": None, "grid": None}, "needs mqtt"),
         ({"limits": [{"id": "x", "kind": "ramp", "max_megawatt": 0, "window_s": 15}]}, "max_megawatt: 0"),
         ({"limits": [{"id": "x", "kind": "ramp", "max_megawatt": 5}]}, "window_s: required"),

@@ -146,7 +146,7 @@ def test_the_truth_ends_where_the_run_ends() -> None:
 
 def block(t0_s: float, n: int) -> TruthBlock:
     ones: FloatArray = np.ones(n)
-    return TruthBlock(t0_s, 0.005, ones, ones, ones, ones, ones, ones)
+    return TruthBlock(t0_s, 0.005, ones, ones, ones, ones, ones, ones, ones)
 
 
 def test_a_status_becomes_a_tick_on_the_runs_time() -> None:

@@ -10,7 +10,16 @@ import pytest
 
 from controller.ports import DriverError
 from controller.sense import Sense
-from controller.types import MeterSample, NodeCommand, NodeReport, Quality, Reading
+from controller.types import (
+    LoadBankCommand,
+    LoadBankSample,
+    LoadBankState,
+    MeterSample,
+    NodeCommand,
+    NodeReport,
+    Quality,
+    Reading,
+)
 
 
 class StepClock:
@@ -145,3 +154,49 @@ async def test_a_meter_without_a_number_is_missing_and_never_infinite(power_w: f
     meter.power_w = power_w
     image = await make(clock, meter, told).image(0, overrun_count=0)
     assert image.pcc is not None and image.pcc.quality is Quality.MISSING and math.isnan(image.pcc.value.power_w)
+
+
+class ScriptedBank:
+    """A load bank that answers at once, or fails as told."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self.clock = clock
+        self.fault: DriverError | None = None
+
+    async def read(self) -> Reading[LoadBankSample]:
+        if self.fault:
+            raise self.fault
+        sample = LoadBankSample(1e6, 2e6, LoadBankState.RUNNING, is_remote=True, setpoint_w=1e6)
+        return Reading(sample, self.clock.t_s, Quality.GOOD, "load_bank")
+
+    async def write(self, command: LoadBankCommand) -> None:
+        del command
+
+
+async def test_a_load_bank_that_falls_silent_ages_and_is_told_once() -> None:
+    """Its last value stays in the image, ever worse; nothing invents that it still stands ready."""
+    clock, told = StepClock(), list[tuple[str, str]]()
+    meter, bank = ScriptedMeter(clock), ScriptedBank(clock)
+    sense = Sense(
+        clock=clock,
+        period_s=0.05,
+        meter=meter,
+        meter_delay_s=0.03,
+        battery=None,
+        ups={},
+        node_link=NoNodes(),
+        grid=None,
+        on_change=lambda subject, why: told.append((subject, why)),
+        load_bank=bank,
+    )
+    image = await sense.image(0, overrun_count=0)
+    assert image.load_bank is not None and image.load_bank.is_good and image.load_bank.value.power_w == 1e6
+    bank.fault = DriverError("load_bank", "no answer")
+    found = []
+    for tick in range(1, 9):
+        clock.t_s += 0.05
+        image = await sense.image(tick, overrun_count=0)
+        assert image.load_bank is not None
+        found.append(image.load_bank.quality)
+    assert found[0] is Quality.GOOD and Quality.STALE in found and found[-1] is Quality.MISSING
+    assert [subject for subject, why in told if why] == ["load_bank"]

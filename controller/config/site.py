@@ -6,6 +6,7 @@ that is stated in the example file beside its reason.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -25,6 +26,7 @@ from controller.settings import (
     GridSettings,
     IssuerSettings,
     JobClassSettings,
+    LoadBankSettings,
     MeterSettings,
     ModbusSettings,
     MqttSettings,
@@ -103,6 +105,26 @@ class BatteryDoc(ModbusDoc):
     def _order(self) -> BatteryDoc:
         if self.soc_min >= self.soc_max:
             raise ValueError(f"soc_min {self.soc_min} must be below soc_max {self.soc_max}")
+        return self
+
+
+class LoadBankDoc(ModbusDoc):
+    """A load bank behind the point of common coupling."""
+
+    power_megawatt: Positive
+    lag_s: Annotated[float, Field(ge=0, le=10)]
+    ramp_megawatt_per_s: Positive
+    own_ramp: bool = True
+    step_megawatt: NonNegative = 0.0
+    energy_megawatt_hour: Positive | None = None
+    recovery_megawatt: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> LoadBankDoc:
+        if self.step_megawatt > self.power_megawatt:
+            raise ValueError(f"step_megawatt {self.step_megawatt} must not exceed power_megawatt {self.power_megawatt}")
+        if self.energy_megawatt_hour is None and self.recovery_megawatt > 0.0:
+            raise ValueError("recovery_megawatt needs energy_megawatt_hour: without it the bank may run for ever")
         return self
 
 
@@ -266,6 +288,7 @@ class SiteDoc(Document):
     planner_hz: Annotated[float, Field(ge=0.1, le=10)] = 1.0
     pcc_meter: MeterDoc | None = None
     battery: BatteryDoc | None = None
+    load_bank: LoadBankDoc | None = None
     ups: tuple[UpsDoc, ...] = ()
     load: LoadDoc | None = None
     classes: Annotated[tuple[ClassDoc, ...], Field(max_length=CLASSES_MAX)] = ()
@@ -294,6 +317,8 @@ class SiteDoc(Document):
             raise ValueError(f"role {self.role.value} needs contract (names or files) or limits (rows)")
         if self.battery is not None and self.pcc_meter is None:
             raise ValueError("battery needs pcc_meter: without a meter nothing says what the battery should follow")
+        if self.load_bank is not None and self.battery is None:
+            raise ValueError("load_bank needs battery: the bank only lends it what it cannot take itself")
         if self.grid is not None and self.mqtt is None:
             raise ValueError("grid needs mqtt")
         if self.openadr is not None and self.grid is None:
@@ -347,6 +372,7 @@ def _settings(doc: SiteDoc, *, origin: str, base: Path) -> Settings:
             if doc.jobs
             else None
         ),
+        load_bank=doc.load_bank.settings("load_bank") if doc.load_bank else None,
     )
 
 
@@ -388,6 +414,7 @@ def _site(doc: SiteDoc, base: Path, origin: str) -> SiteSettings:
         raise_dwell_s=commands.raise_dwell_s,
         max_export_w=commands.max_export_megawatt * W_PER_MEGAWATT,
         release_stagger_s=commands.release_stagger_s,
+        load_bank=_load_bank(doc.load_bank) if doc.load_bank else None,
     )
 
 
@@ -425,6 +452,20 @@ def _battery(doc: BatteryDoc) -> BatterySettings:
         deadband_w=doc.deadband_megawatt * W_PER_MEGAWATT,
         dwell_s=doc.dwell_s,
         taper_soc_frac=doc.taper_soc,
+    )
+
+
+def _load_bank(doc: LoadBankDoc) -> LoadBankSettings:
+    hours = doc.energy_megawatt_hour
+    return LoadBankSettings(
+        name="load_bank",
+        power_w_max=doc.power_megawatt * W_PER_MEGAWATT,
+        lag_s=doc.lag_s,
+        ramp_w_per_s_max=doc.ramp_megawatt_per_s * W_PER_MEGAWATT,
+        has_own_ramp=doc.own_ramp,
+        step_w=doc.step_megawatt * W_PER_MEGAWATT,
+        energy_j=math.inf if hours is None else hours * J_PER_MEGAWATT_HOUR,
+        recovery_w=doc.recovery_megawatt * W_PER_MEGAWATT,
     )
 
 

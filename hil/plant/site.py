@@ -18,6 +18,7 @@ from hil.plant.battery import Battery
 from hil.plant.facility import Facility
 from hil.plant.fleet import Fleet
 from hil.plant.grid import Grid
+from hil.plant.load_bank import LoadBank
 
 NS_PER_S = 1_000_000_000
 STEP_NS = 5_000_000  # 200 Hz, the slowest at which the referee takes plant truth
@@ -37,22 +38,32 @@ class TruthBlock:
     soc_frac: FloatArray
     frequency_hz: FloatArray
     voltage_pu: FloatArray
+    ballast_w: FloatArray  # what the load bank draws; not in `load_w`
 
 
+TRUTH = ("pcc_w", "load_w", "battery_w", "soc_frac", "frequency_hz", "voltage_pu", "ballast_w")  # arrays of a block
 ONE = np.ones(1)
 
 TruthListener = Callable[[TruthBlock], None]
 
-PCC, LOAD, BATTERY, SOC, FREQUENCY, VOLTAGE, OTHER, IMPORTED_J, GROUP_0 = range(9)
+PCC, LOAD, BATTERY, SOC, FREQUENCY, VOLTAGE, OTHER, IMPORTED_J, BALLAST, GROUP_0 = range(10)
 
 
 class SitePlant:
     """Everything behind the meter, and the grid in front of it."""
 
     def __init__(
-        self, *, fleet: Fleet, facility: Facility, battery: Battery | None, grid: Grid, step_ns: int = STEP_NS
+        self,
+        *,
+        fleet: Fleet,
+        facility: Facility,
+        battery: Battery | None,
+        grid: Grid,
+        load_bank: LoadBank | None = None,
+        step_ns: int = STEP_NS,
     ) -> None:
         self.fleet, self.facility, self.battery, self.grid = fleet, facility, battery, grid
+        self.load_bank = load_bank
         self.step_ns = step_ns
         self._dt_s = step_ns / NS_PER_S
         self._actions: list[tuple[int, int, Callable[[], None]]] = []
@@ -138,6 +149,9 @@ class SitePlant:
         log[OTHER, columns] = block.other_w
         log[GROUP_0:, columns] = block.group_w
         log[VOLTAGE, columns] = voltage
+        if self.load_bank is not None:
+            log[BALLAST, columns] = self.load_bank.advance(n, dt_s=dt_s)
+            load_w = load_w + log[BALLAST, columns]
         if self.battery is None:
             pcc_w = load_w
         else:
@@ -176,6 +190,7 @@ class SitePlant:
             soc_frac=rows[SOC],
             frequency_hz=rows[FREQUENCY],
             voltage_pu=rows[VOLTAGE],
+            ballast_w=rows[BALLAST],
         )
         self._given = self._filled
         for listener in self._listeners:
