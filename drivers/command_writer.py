@@ -15,7 +15,7 @@ from typing import assert_never
 from controller.ports import Clock
 from drivers.device_map import ControlPlace, DeviceMap
 from drivers.errors import BadReply, InvalidValue, NotApplied, NotSupported
-from drivers.modbus import WRITE_REGISTERS_MAX
+from drivers.modbus import WRITE_REGISTERS_MAX, ModbusDevice
 from drivers.profile import Control, Dispatch, Source
 from drivers.registers import SCALE_FACTOR_MAX
 
@@ -38,7 +38,7 @@ class CommandWriter:
     def __init__(self, map_: DeviceMap, clock: Clock) -> None:
         self._map = map_
         self._clock = clock
-        self._armed: tuple[Dispatch, int] | None = None  # what is in force, and on which connection it was written
+        self._armed: tuple[Dispatch, ModbusDevice] | None = None  # in force, and on which connection
         self._acked: dict[str, bytes] = {}
         self._scales: dict[int, int] = {}
         self._beat = 0
@@ -52,23 +52,24 @@ class CommandWriter:
     async def write(self, order: Order, dispatch: Dispatch, *, rating_w: float) -> None:
         """Write and read back. Raises DriverError; InvalidValue before anything is sent."""
         await self._map.prepare()
-        here = (dispatch, self._map.epoch)
+        device = self._map.device  # a reconnect in the midst of the order ends it
+        here = (dispatch, device)
         is_arming = self._armed != here
         if is_arming:
             self.forget()
             self._require(dispatch)
-            await self._read_scales(dispatch.arm)
+            await self._read_scales(device, dispatch.arm)
             self._map.identity.see_scales(self._scales)
         wanted = {name: self._encode(name, order, rating_w=rating_w) for name in dispatch.arm}
-        await self._beat_if_due()
+        await self._beat_if_due(device)
         if is_arming:
             names: tuple[str, ...] = dispatch.arm
         else:
             changed = tuple(n for n in dispatch.arm if n not in dispatch.renew and self._acked.get(n) != wanted[n])
             names = (*changed, *dispatch.renew)
         for address, data in self._frames(names, wanted):
-            await self._map.device.write_registers(address, data)
-        await self._read_back(names, wanted, dispatch)
+            await device.write_registers(address, data)
+        await self._read_back(device, names, wanted, dispatch)
         self._acked.update({name: wanted[name] for name in names})
         self._armed = here
 
@@ -79,10 +80,10 @@ class CommandWriter:
         if missing:
             raise NotSupported(self._map.device.name, f"the device lacks the control {missing[0]}")
 
-    async def _read_scales(self, names: Iterable[str]) -> None:
+    async def _read_scales(self, device: ModbusDevice, names: Iterable[str]) -> None:
         scales = {self._map.controls[name].scale_address for name in names}
         for address in sorted(address for address in scales if address is not None):
-            raw = await self._map.device.read_registers(3, address, 1)
+            raw = await device.read_registers(3, address, 1)
             self._keep_scale(address, raw)
 
     def _keep_scale(self, address: int, raw: bytes) -> None:
@@ -135,7 +136,7 @@ class CommandWriter:
             frames.append((address, data))
         return frames
 
-    async def _beat_if_due(self) -> None:
+    async def _beat_if_due(self, device: ModbusDevice) -> None:
         heartbeat = self._map.profile.heartbeat
         now_s = self._clock.now_s()
         if heartbeat is None or now_s - self._beat_t_s < heartbeat.period_s:
@@ -145,12 +146,14 @@ class CommandWriter:
             raise NotSupported(self._map.device.name, f"the device lacks the control {heartbeat.control}")
         self._beat = (self._beat + 1) % HEARTBEAT_MODULUS
         modulus = 1 << (16 * place.codec.words - 1)
-        await self._map.device.write_registers(place.address, place.codec.pack(self._beat % modulus))
+        await device.write_registers(place.address, place.codec.pack(self._beat % modulus))
         self._beat_t_s = now_s
 
     # ---------------------------------------------------------------------------------------------- read-back
 
-    async def _read_back(self, names: Sequence[str], wanted: dict[str, bytes], dispatch: Dispatch) -> None:
+    async def _read_back(
+        self, device: ModbusDevice, names: Sequence[str], wanted: dict[str, bytes], dispatch: Dispatch
+    ) -> None:
         controls = self._map.profile.controls
         places = {name: self._map.controls[name] for name in names if controls[name].is_read_back}
         timer = self._map.point_places.get(dispatch.timer) if dispatch.timer else None
@@ -159,7 +162,7 @@ class CommandWriter:
         spans += [(address, address + 1) for address in scales]
         if timer is not None:
             spans.append((timer.address, timer.address + timer.codec.words))
-        registers = await self._read_spans(spans)
+        registers = await self._read_spans(device, spans)
         for name, place in places.items():
             found = b"".join(registers[place.address + word] for word in range(place.codec.words))
             if found != wanted[name]:
@@ -173,9 +176,8 @@ class CommandWriter:
             if timer.codec.unpack(data, 0) <= 0:
                 raise NotApplied(self._map.device.name, f"{dispatch.timer}: the expiry timer does not run")
 
-    async def _read_spans(self, spans: list[tuple[int, int]]) -> dict[int, bytes]:
+    async def _read_spans(self, device: ModbusDevice, spans: list[tuple[int, int]]) -> dict[int, bytes]:
         """Registers of all spans in few reads; across gaps only on SunSpec maps, where every register can be read."""
-        device = self._map.device
         gap = device.registers_per_read_max if self._map.profile.sunspec is not None else 0
         registers: dict[int, bytes] = {}
         merged: list[tuple[int, int]] = []

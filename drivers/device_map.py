@@ -89,13 +89,13 @@ class DeviceMap:
     ) -> None:
         self.identity = identity if identity is not None else IdentityBook().of(device.name)
         self.profile = profile
-        self.device = device
+        self.device = device  # from `prepare` on: on the connection that everything was located on
+        self._any_connection = device
         self.values: dict[str, float | None] = dict.fromkeys(profile.points)
         self.power_t_s = float("-inf")
         self.models: tuple[ModelAt, ...] = ()
         self.controls: dict[str, ControlPlace] = {}
         self.point_places: dict[str, ControlPlace] = {}  # of points at one place, for reading one of them back
-        self.epoch = 0  # the connection these places were found on
         self._clock = clock
         self._is_reading_all = is_reading_all
         self._blocks: tuple[_Block, ...] = ()
@@ -119,22 +119,19 @@ class DeviceMap:
 
     async def prepare(self) -> None:
         """Locate everything, once per connection."""
-        epoch = self.device.connection.connect_count
         self.identity.require()
-        if self.epoch == epoch and epoch > 0:
+        if self.device.is_standing:
             return
+        device = await self._any_connection.on_this_connection()
         self._is_proven = False
         if self.profile.sunspec is not None:
-            self.models = await discover(self.device, self.profile.sunspec.bases)
+            self.models = await discover(device, self.profile.sunspec.bases)
             if self.profile.controls:  # what is only read is located anew, and must be plausible again
                 self.identity.see_models(self.profile.id, self.models)
             self._require_models()
-        elif epoch == 0:  # nothing was ever read on this connection: learn whether there is one
-            block = self.profile.blocks[0]
-            read = self.device.read_bits if block.function in (1, 2) else self.device.read_registers
-            await read(block.function, block.start, block.count)
         self._locate()
-        self.epoch = self.device.connection.connect_count
+        device.allow(addresses_of(self.controls.values()))
+        self.device = device
 
     def meaning(self, name: str) -> str | None:
         """The meaning of an enumerated point, None where it is absent or not listed."""
@@ -240,7 +237,6 @@ class DeviceMap:
         self.point_places = {name: _single(where[0]) for name, where in places.items() if len(where) == 1}
         located = {name: self._where(control) for name, control in self.profile.controls.items()}
         self.controls = {name: _single(where[0]) for name, where in located.items() if where}
-        self.device.allow(addresses_of(self.controls.values()))
 
     def _used_points(self) -> frozenset[str]:
         dispatches = (self.profile.software, self.profile.device)

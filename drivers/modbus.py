@@ -13,6 +13,7 @@ import contextlib
 import logging
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from copy import copy
 from typing import Any
 
 from pymodbus.client.base import ModbusBaseClient
@@ -81,8 +82,17 @@ class ModbusConnection:
                 await supervisor
         self._drop("closed")
 
-    async def request(self, device: str, send: Send) -> Any:
-        """The reply to what `send(client)` asks, or a DriverError that names `device`."""
+    async def ready(self, device: str) -> int:
+        """Which connection stands, counted from 1; DriverError where none does."""
+        if not self.is_connected:
+            await self._wait_for_client(device)
+        return self.connect_count
+
+    async def request(self, device: str, send: Send, *, over: int | None = None) -> Any:
+        """The reply to what `send(client)` asks, or a DriverError that names `device`.
+
+        `over` is the one connection it may travel on: on a later one another device may answer.
+        """
         client = self._client
         if client is None or not client.connected:
             client = await self._wait_for_client(device)
@@ -93,6 +103,8 @@ class ModbusConnection:
         try:
             if client is not self._client:
                 raise DeviceGone(device, f"{self.endpoint}: {self._why}")
+            if over is not None and over != self.connect_count:
+                raise DeviceGone(device, f"{self.endpoint}: connected anew, and nothing is known of what answers now")
             await self._wait_for_quiet()
             return await self._exchange(device, client, send)
         finally:
@@ -257,6 +269,21 @@ class ModbusDevice:
         self.registers_per_read_max = registers_per_read_max
         self._write_function = write_function
         self._writable: frozenset[int] = frozenset()
+        self.over: int | None = None  # the one connection it is spoken to on; None: any
+
+    @property
+    def is_standing(self) -> bool:
+        """It was taken on a connection, and that is still up."""
+        return self.over == self.connection.connect_count and self.connection.is_connected
+
+    async def on_this_connection(self) -> ModbusDevice:
+        """The same device for as long as the connection that stands now lasts; afterwards DeviceGone, for good.
+
+        An order that began before a reconnect must not end behind it, at whatever answers there.
+        """
+        taken = copy(self)
+        taken.over = await self.connection.ready(self.name)
+        return taken
 
     def allow(self, addresses: Iterable[int]) -> None:
         """These registers, and no others, may be written from now on."""
@@ -279,7 +306,7 @@ class ModbusDevice:
             read = client.read_coils if function == 1 else client.read_discrete_inputs
             return read(address, count=count, device_id=unit)  # type: ignore[no-any-return]
 
-        bits = (await self.connection.request(self.name, send)).bits
+        bits = (await self.connection.request(self.name, send, over=self.over)).bits
         if len(bits) < count:
             raise self.connection.bad_reply(self.name, f"{len(bits)} bits where {count} were asked for at {address}")
         return [bool(bit) for bit in bits[:count]]
@@ -300,7 +327,7 @@ class ModbusDevice:
         def send(client: Any) -> Awaitable[Any]:
             return client.write_registers(address, values, device_id=unit)  # type: ignore[no-any-return]
 
-        reply = await self.connection.request(self.name, send)
+        reply = await self.connection.request(self.name, send, over=self.over)
         if (reply.address, reply.count) != (address, count):
             raise self.connection.bad_reply(self.name, f"a write at {address} was acknowledged for {reply.address}")
 
@@ -310,7 +337,7 @@ class ModbusDevice:
         def send(client: Any) -> Awaitable[Any]:
             return client.write_register(address, value, device_id=unit)  # type: ignore[no-any-return]
 
-        reply = await self.connection.request(self.name, send)
+        reply = await self.connection.request(self.name, send, over=self.over)
         if (reply.address, list(reply.registers)) != (address, [value]):
             raise self.connection.bad_reply(self.name, f"a write at {address} was acknowledged for {reply.address}")
 
@@ -321,7 +348,7 @@ class ModbusDevice:
             read = client.read_holding_registers if function == 3 else client.read_input_registers
             return read(address, count=count, device_id=unit)  # type: ignore[no-any-return]
 
-        reply = await self.connection.request(self.name, send)
+        reply = await self.connection.request(self.name, send, over=self.over)
         if reply.function_code != function:
             what = f"function {reply.function_code} in reply to {function} at {address}"
             raise self.connection.bad_reply(self.name, what)

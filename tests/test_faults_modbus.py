@@ -255,6 +255,32 @@ async def test_firmware_update(state: str, update: type[Rig], tmp_path: Path) ->
     await asyncio.to_thread(site_loses_battery, state)
 
 
+async def test_an_order_given_while_the_link_comes_back_is_for_nobody_unknown() -> None:
+    """The battery is exchanged during a reconnect; a renewal that waits for the link asks first who answers there."""
+    rig, changed, go = Rig(), Moved(), asyncio.Event()
+    async with ModbusServer({1: rig}) as server:
+        battery = opened(server)
+        command = await armed("steady", battery)
+        connection = battery._map.device.connection
+        connect = connection._connect
+
+        async def held() -> bool:
+            await go.wait()
+            return await connect()
+
+        connection._connect = held  # type: ignore[method-assign]
+        server.units[1] = changed
+        server.drop_clients()
+        await until(lambda: not connection.is_connected and not connection._attempted.is_set())
+        order = asyncio.create_task(battery.write(command))
+        await asyncio.sleep(0.02)
+        go.set()
+        with pytest.raises(DeviceChanged):
+            await order
+        assert not changed.frames and not changed.plant.orders
+        await battery.close()
+
+
 async def refused(attempt: Callable[[], Awaitable[object]]) -> None:
     """DeviceChanged, once the wire is there to tell."""
     async with asyncio.timeout(5.0):
