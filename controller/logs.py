@@ -14,7 +14,7 @@ def set_up_logs(level: int = logging.INFO) -> None:
     renderer = (
         structlog.dev.ConsoleRenderer()
         if is_person
-        else structlog.processors.LogfmtRenderer(key_order=["level", "logger", "event"])
+        else structlog.processors.LogfmtRenderer(key_order=["level", "event"])
     )
     stamps = [structlog.processors.TimeStamper(fmt="iso", utc=True)] if is_person else []
     structlog.configure(
