@@ -120,6 +120,7 @@ class DsxGridSource:
             publish=self._publish,
             write_audit=self.write_audit,
         )
+        self._judged: deque[tuple[CloudEvent, Sequence[SignalOutcome], float, float]] = deque()  # to be answered
         self._quiet: dict[RefusalReason, tuple[float, int]] = {}
         self._inboxes = [
             _Inbox(session, load_target_topic(i.name), self._on_load_target, clock) for i in settings.issuers
@@ -172,13 +173,14 @@ class DsxGridSource:
         self._reporter.tell_outlook(image.t_mono_s, outlook, energy_prices)
 
     async def run(self) -> None:
-        """Work off what came faster than it may be looked at, and keep the keys fresh; until cancelled."""
+        """Answer, work off what came faster than it may be looked at, and keep the keys fresh; until cancelled."""
         refresh_due_s = self._clock.now_s() + KEY_REFRESH_S
         try:
             while True:
                 await asyncio.sleep(POLL_S)
                 for inbox in self._inboxes:
                     inbox.work_off()
+                self._answer_judged()
                 if self._clock.now_s() >= refresh_due_s:
                     refresh_due_s = self._clock.now_s() + KEY_REFRESH_S
                     self._refresh_keys()
@@ -248,21 +250,13 @@ class DsxGridSource:
         return event
 
     def _judge(self, event: CloudEvent, outcomes: Sequence[SignalOutcome]) -> None:
-        """Pass on, audit and answer what the rules said about one message."""
+        """Pass on and audit what the rules said about one message; `run` answers it, which takes longer."""
         now_s, utc_s = self._clock.now_s(), self._clock.wall_utc_s()
         if self._on_outcome is not None:
             for outcome in outcomes:  # first: an emergency does not wait for the paperwork
                 self._on_outcome(outcome)
         for outcome in outcomes:
             self.write_audit(_audit_line(outcome, now_s, utc_s))
-            log.info(
-                "grid signal",
-                kind=str(outcome.kind),
-                issuer=outcome.issuer,
-                acceptance=str(outcome.acceptance),
-                reason=str(outcome.reason or ""),
-                detail=outcome.detail,
-            )
             if outcome.reason is not None:
                 self.refused_count[outcome.reason] = self.refused_count.get(outcome.reason, 0) + 1
             else:
@@ -271,15 +265,29 @@ class DsxGridSource:
                 self._traces.move_to_end(outcome.correlation_id)
         while len(self._traces) > TRACES_MAX:
             self._traces.popitem(last=False)
-        if self._sender is None or not outcomes:
-            return
-        data = SignalAnswerData(
-            message_id=event.id,
-            issuer=outcomes[0].issuer,
-            answers=tuple(_answer(o, now_s, utc_s) for o in outcomes),
-        )
-        cause = event.correlationid or event.id
-        self._publish(answer_topic(self._settings.agent_id), data, QOS_SIGNAL, cause, trace=event.trace)
+        if outcomes:
+            self._judged.append((event, outcomes, now_s, utc_s))
+
+    def _answer_judged(self) -> None:
+        """Log and answer what was judged since the last time: signing would hold up the cycle a signal wakes."""
+        while self._judged:
+            event, outcomes, now_s, utc_s = self._judged.popleft()
+            for outcome in outcomes:
+                log.info(
+                    "grid signal",
+                    kind=str(outcome.kind),
+                    issuer=outcome.issuer,
+                    acceptance=str(outcome.acceptance),
+                    reason=str(outcome.reason or ""),
+                    detail=outcome.detail,
+                )
+            data = SignalAnswerData(
+                message_id=event.id,
+                issuer=outcomes[0].issuer,
+                answers=tuple(_answer(o, now_s, utc_s) for o in outcomes),
+            )
+            cause = event.correlationid or event.id
+            self._publish(answer_topic(self._settings.agent_id), data, QOS_SIGNAL, cause, trace=event.trace)
 
     def refuse(self, message: Incoming, refused: WireRefused) -> None:
         """Count a message that did not get as far as the rules; say so, but not more often than it is useful."""

@@ -335,7 +335,8 @@ async def test_watching_hears_all_an_agent_publishes_and_refuses_what_is_not_its
         await until(lambda: b.outcomes)
         for k in (5000.0, 5006.0):
             await b.source.report(image(now_s + k, 75 * MW), NOTHING, ())
-        await until(lambda: any(line.startswith("breach") for line in heard))
+        for word in ("breach", "bounded"):
+            await until(lambda word=word: any(line.startswith(word) for line in heard))
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 INTERRUPTED = 130
+# For so long a thread that writes a file may keep the interpreter from a loop that woke; the usual 5 ms is half of what
+# an emergency has. Also so long a driver call waits while the agent hands out the others.
+SWITCH_S = 0.0005
 
 
 @app.command()
@@ -39,6 +43,7 @@ def run(
 
     settings = load_settings(config)
     set_up_logs()
+    sys.setswitchinterval(SWITCH_S)
     raise typer.Exit(asyncio.run(_until_stopped(lambda: _serve(settings))))
 
 
