@@ -21,6 +21,7 @@ from typing import cast
 
 import aiomqtt
 import numpy as np
+import paho.mqtt.client as paho
 import structlog
 
 from controller.errors import BadInput
@@ -98,6 +99,32 @@ class _DropOldest(asyncio.Queue[aiomqtt.Message]):
             self.get_nowait()
             self._counts.overflowed_in += 1
         super().put_nowait(item)
+
+
+class _Client(aiomqtt.Client):
+    """The library's client, that watches no socket which was closed before the loop came round to it.
+
+    The library hands the loop a bare descriptor a moment later. Where a broker died in between, that was a traceback of
+    the loop's; and a descriptor that meanwhile belonged to another socket would have been watched in its place.
+    """
+
+    def _on_socket_register_write(self, client: paho.Client, userdata: object, sock: paho.SocketLike) -> None:
+        self._loop.call_soon_threadsafe(self._watch_write, client, sock)  # it may come from the thread that connects
+
+    def _watch_write(self, client: paho.Client, sock: paho.SocketLike) -> None:
+        if sock.fileno() >= 0 and client.want_write():
+            self._loop.add_writer(sock.fileno(), self._write, client)
+
+    def _on_socket_unregister_write(self, client: paho.Client, userdata: object, sock: paho.SocketLike) -> None:
+        if sock.fileno() >= 0:
+            self._loop.remove_writer(sock.fileno())
+
+    def _write(self, client: paho.Client) -> None:
+        try:
+            client.loop_write()
+        except (OSError, ValueError) as error:  # the connection is gone; whoever waits for it is told
+            if not self._disconnected.done():
+                self._disconnected.set_exception(error)
 
 
 class MqttSession:
@@ -216,7 +243,7 @@ class MqttSession:
 
     def _new_client(self) -> aiomqtt.Client:
         settings = self.settings
-        client = aiomqtt.Client(
+        client = _Client(
             settings.host,
             settings.port,
             username=settings.username,

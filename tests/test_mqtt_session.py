@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +13,7 @@ import aiomqtt
 import pytest
 
 from controller.errors import BadInput
-from drivers.mqtt import EVENTS_MAX, PAYLOAD_BYTES_MAX, Incoming, Keep
+from drivers.mqtt import EVENTS_MAX, PAYLOAD_BYTES_MAX, Incoming, Keep, _Client
 from hil.broker import EmbeddedBroker, free_port
 from tests.mqtt_kit import running, session, until
 
@@ -182,3 +184,41 @@ async def test_a_cancellation_that_the_library_eats_is_heeded_all_the_same() -> 
     serving.cancel()
     await asyncio.wait((serving,), timeout=5.0)
     assert serving.done() and serving.cancelled()
+
+
+async def test_a_broker_that_dies_while_a_write_waits_is_no_traceback() -> None:
+    """The socket is closed, and another has its number, before the loop came round to watch it: nothing is watched."""
+    told: list[dict[str, object]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    client = session(free_port(), "a")._new_client()
+    paho = client._client
+    paho._out_packet.append(None)  # type: ignore[arg-type]
+    ours, theirs = socket.socketpair()
+    number = ours.fileno()
+    paho.on_socket_register_write(paho, None, ours)
+    ours.close()
+    await asyncio.sleep(0.01)
+    other = socket.fromfd(theirs.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
+    assert other.fileno() == number, "the next socket takes the number"
+    paho.on_socket_register_write(paho, None, ours)
+    await asyncio.sleep(0.01)
+    assert not told and not loop.remove_writer(number)
+    paho.on_socket_unregister_write(paho, None, ours)
+    other.close()
+    theirs.close()
+
+
+async def test_a_write_that_fails_ends_the_session_and_another_begins() -> None:
+    async with EmbeddedBroker() as broker:
+        a = session(broker.port, "a")
+        async with running(a):
+            assert await a.wait_up(deadline_s=5)
+            client = next(c for c in gc.get_objects() if isinstance(c, _Client) and c._client.is_connected())
+
+            def fail() -> None:
+                raise ConnectionResetError("gone")
+
+            client._client.loop_write = fail  # type: ignore[assignment,method-assign]
+            client._write(client._client)
+            await until(lambda: a.counts.sessions == 2)
