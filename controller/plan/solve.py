@@ -315,8 +315,11 @@ class MpcPlanner:
         chosen = cap_path[:, 0].copy()
         cap_need(given, cap_path, peak_w, cut_w=cut_w, target_w=target_w, energy_path_j=energy_path_j)
         if given.is_rise_enforced:
-            battery = given.reserve.battery
-            cover_w = x[index["cover"]] * scale if "cover" in index else battery.discharge_limit_w(given.energy_j)
+            # The program counts with the energy at a step's end; a cap holds from its start.
+            start_j = [given.energy_j, *energy_path_j[:-1].tolist()]
+            cover_w = np.array([given.cover_w(energy_j) for energy_j in start_j])
+            if "cover" in index:
+                cover_w = np.minimum(cover_w, x[index["cover"]] * scale)
             cap_spare(given, cap_path, peak_w, gpu_w_max=target_w + cover_w - given.other_w)
         return Plan(
             t_s=given.t_s,
