@@ -24,6 +24,7 @@ from controller.types import (
     NodeReport,
     Quality,
     Reading,
+    RefusalReason,
     SiteImage,
 )
 
@@ -33,6 +34,23 @@ ABOVE_CAP_PERIODS = 5.0
 STALL_PERIODS = 1.0
 NOT_FOLLOWING_FRAC = 0.05  # of nameplate, beyond what ripple and lag explain
 NOT_FOLLOWING_S = 3.0  # FAULTS B2: for 3 T
+# Rows Q of the fault catalogue. What is not named here is an issuer's own affair: it is answered, and audited.
+SIGNAL_FLAGS = {
+    RefusalReason.DUPLICATE: Flag.SIGNAL_DUPLICATE,
+    RefusalReason.OUT_OF_ORDER: Flag.SIGNAL_OUT_OF_ORDER,
+    RefusalReason.OVERSIZED: Flag.SIGNAL_OVERSIZED,
+    RefusalReason.ENVELOPE: Flag.SIGNAL_MALFORMED,
+    RefusalReason.SCHEMA: Flag.SIGNAL_MALFORMED,
+    RefusalReason.SIGNATURE: Flag.SIGNAL_FORGED,
+    RefusalReason.UNKNOWN_KEY: Flag.SIGNAL_FORGED,
+    RefusalReason.ALGORITHM: Flag.SIGNAL_FORGED,
+    RefusalReason.SOURCE: Flag.SIGNAL_FORGED,
+    RefusalReason.STALE_RAISE: Flag.SIGNAL_REPLAYED,
+    RefusalReason.UNTIMED_RAISE: Flag.SIGNAL_REPLAYED,
+    RefusalReason.FROM_FUTURE: Flag.SIGNAL_REPLAYED,
+    RefusalReason.RANGE: Flag.SIGNAL_ABSURD,
+    RefusalReason.FLOOD: Flag.SIGNAL_FLOOD,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +107,7 @@ class Health:
             found.add(Flag.GRID_SILENT)
         if image.changed_devices:
             found.add(Flag.DEVICE_CHANGED)
+        found |= {SIGNAL_FLAGS[reason] for reason in image.signal_alarms if reason in SIGNAL_FLAGS}
         self._had_battery = image.battery is None or image.battery.quality is not Quality.MISSING
         return frozenset(found)
 

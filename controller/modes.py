@@ -162,7 +162,7 @@ def _rows() -> dict[Flag, Reaction]:
         (f.SIGNAL_OUT_OF_ORDER, "Q3", normal, when, "a grid message came out of order; ignored"),
         (f.SIGNAL_OVERSIZED, "Q4", normal, when, "an oversized grid message was dropped"),
         (f.SIGNAL_MALFORMED, "Q5", normal, when, "a malformed grid message was dropped"),
-        (f.SIGNAL_FORGED, "Q6", normal, operator, "a grid message failed its signature check: security event"),
+        (f.SIGNAL_FORGED, "Q6", normal, when, "a grid message failed its signature check: security event"),
         (f.SIGNAL_REPLAYED, "Q7", normal, when, "an old grid message was replayed; dropped"),
         (f.SIGNAL_STALE, "Q8", degraded, signal, "only a stale retained grid message is known"),
         (f.SIGNAL_ABSURD, "Q9", normal, when, "a grid limit beyond reason was bounded"),

@@ -29,6 +29,7 @@ from controller.types import (
     NodeReport,
     Outlook,
     Reading,
+    RefusalReason,
     SignalOffer,
     SignalOutcome,
     SiteCommand,
@@ -154,6 +155,9 @@ class GridSource(Protocol):
 
     @property
     def is_link_up(self) -> bool: ...
+
+    def alarms(self, now_s: float) -> tuple[RefusalReason, ...]:
+        """Why messages were not followed lately; sorted. For people: nothing is decided by it."""
 
     async def report(
         self,

@@ -176,6 +176,7 @@ class Sense:
             ups={source.name: source.collect(now_s) for source in self._ups},
             nodes=tuple(_aged(reports[node_id], now_s) for node_id in sorted(reports)),
             signals=self._grid.active(now_s) if self._grid else (),
+            signal_alarms=self._grid.alarms(now_s) if self._grid else (),
             is_grid_link_up=self._grid.is_link_up if self._grid else True,
             overrun_count=overrun_count,
             jobs=self._changed_jobs(now_s),

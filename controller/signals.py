@@ -21,6 +21,7 @@ from controller.types import (
     CeilingLimit,
     Contract,
     Direction,
+    DroopLimit,
     FeedTarget,
     FloorLimit,
     GridSignal,
@@ -29,6 +30,7 @@ from controller.types import (
     RampLimit,
     RateLimit,
     RefusalReason,
+    RideThroughLimit,
     SignalKind,
     SignalOffer,
     SignalOutcome,
@@ -206,7 +208,8 @@ class AcceptanceRules:
     def _may_still(self, layer: Layer) -> bool:
         issuer = self._issuers.get(layer.issuer)
         is_known = issuer is not None and layer.feed in self._share and _may(issuer, layer.kind)
-        return is_known and (not layer.ramp_exempt or (issuer is not None and issuer.may_exempt_ramp))
+        waives = layer.ramp_exempt or any(_sets_ramps_aside(row) for row in layer.limits)
+        return is_known and (not waives or (issuer is not None and issuer.may_exempt_ramp))
 
     def _watch_clock(self, now_s: float, utc_s: float) -> None:
         """A wall clock that parts from the monotonic one by more than the skew is not trusted until it ran evenly."""
@@ -258,8 +261,9 @@ class AcceptanceRules:
         offer, target = request.offer, request.target
         if any(f not in self._share for f in target.feeds):
             return request.refused(RefusalReason.UNKNOWN_FEED, f"feeds here: {', '.join(self._share)}")
-        if target.ramp_exempt and not self._issuers[offer.issuer].may_exempt_ramp:
-            return request.refused(RefusalReason.NOT_PERMITTED, f"{offer.issuer} may not waive ramp rows")
+        waives = _waiver(target)
+        if waives and not self._issuers[offer.issuer].may_exempt_ramp:
+            return request.refused(RefusalReason.NOT_PERMITTED, f"{offer.issuer} may not waive ramp rows{waives}")
         slots = [(offer.kind, offer.issuer, f) for f in self._share if not target.feeds or f in target.feeds]
         iat = offer.iat_utc_s
         if iat is not None and any(iat <= self._last_iat.get(s, -math.inf) for s in slots):
@@ -313,7 +317,7 @@ class AcceptanceRules:
         if request.is_fresh and not self.is_clock_suspect:
             return None
         target = request.target
-        if not (target.is_revert or target.ramp_exempt or any(self._schedule.raises(x) for x in layers)):
+        if not (target.is_revert or _waiver(target) or any(self._schedule.raises(x) for x in layers)):
             return None
         if request.offer.iat_utc_s is None or request.offer.jti is None:
             return RefusalReason.UNTIMED_RAISE, "without signed iat and jti a message may only tighten"
@@ -393,6 +397,21 @@ def _target_w(signal: GridSignal | None) -> float:
 
 def _may(issuer: IssuerSettings, kind: SignalKind) -> bool:
     return issuer.may_set_target if kind is SignalKind.LOAD_TARGET else issuer.may_set_ramp
+
+
+def _waiver(target: OfferedTarget) -> str:
+    """In what way a request sets the contract's ramp rows aside; empty where it leaves them as they are.
+
+    A droop row does so as much as `ramp_exempt`: its trip goes past planner and rows.
+    """
+    if target.ramp_exempt:
+        return " for a target"
+    row = next((row for row in target.limits if _sets_ramps_aside(row)), None)
+    return f" by row {row.id}" if row is not None else ""
+
+
+def _sets_ramps_aside(row: Limit) -> bool:
+    return isinstance(row, DroopLimit) or (isinstance(row, RideThroughLimit) and row.suspends_ramps)
 
 
 def _identity(offer: SignalOffer) -> str:

@@ -727,6 +727,7 @@ class SiteImage:
     changed_devices: tuple[str, ...] = ()  # locked out: they are no longer what was armed
     is_clock_synced: bool = True  # False: nothing disciplines the wall clock; True where nothing hangs on it
     load_bank: Reading[LoadBankSample] | None = None  # None on a site without one
+    signal_alarms: tuple[RefusalReason, ...] = ()  # why grid messages were not followed in the last minute
 
 
 @dataclass(frozen=True, slots=True)

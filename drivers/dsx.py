@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +30,15 @@ from controller.types import (
     SiteImage,
 )
 from drivers.audit_log import AuditLog
+from drivers.dsx_answer import audit_line, request_answer
+from drivers.dsx_inbox import RATE_PER_S_MAX, Inbox
 from drivers.dsx_offer import load_target_offer, ramp_limit_offer
 from drivers.dsx_payloads import (
     Payload,
     PowerBreachEnforcementData,
-    RequestAnswer,
     SetLoadTargetData,
     SetRampLimitData,
     SignalAnswerData,
-    power,
     utc_text,
 )
 from drivers.dsx_report import GridReporter, site_power_w
@@ -56,13 +57,11 @@ from drivers.dsx_wire import (
     verify_event,
 )
 from drivers.jws import KeyStore, Signer, WireRefused
-from drivers.mqtt import Incoming, Keep, MqttSession
+from drivers.mqtt import PAYLOAD_BYTES_MAX, Incoming, Keep, MqttSession
 
-RATE_PER_S_MAX = 20.0  # messages of one topic that are looked at; verifying one takes 0.2 ms
-BURST_MAX = 20.0
-WAITING_MAX = 16  # messages of one topic beyond the rate; when full the oldest goes
 POLL_S = 0.05
 KEY_REFRESH_S = 10.0
+ALARM_S = 60.0  # how long the status tells of a refusal
 REFUSALS_LOGGED_S = 10.0  # unverified refusals of one reason: one line per so long, with the count of the rest
 QOS_SIGNAL = 1
 TRACES_MAX = 512  # trace contexts of accepted signals that are carried on
@@ -91,6 +90,7 @@ class DsxGridSource:
     ) -> None:
         self._sync = sync
         self.refused_count: dict[RefusalReason, int] = {}
+        self._alarmed_s: dict[RefusalReason, float] = {}
         self._session = session
         self._settings = settings
         self._rules = rules
@@ -122,15 +122,17 @@ class DsxGridSource:
         )
         self._judged: deque[tuple[CloudEvent, Sequence[SignalOutcome], float, float]] = deque()  # to be answered
         self._quiet: dict[RefusalReason, tuple[float, int]] = {}
+        self._topics: dict[str, Callable[[Incoming], None]] = {}
+        for i in settings.issuers:
+            self._topics[load_target_topic(i.name)] = self._on_load_target
+            self._topics[ramp_limit_topic(i.name)] = self._on_ramp_limit
+            self._topics[enforcement_topic(i.name)] = self._on_enforcement
         self._inboxes = [
-            _Inbox(session, load_target_topic(i.name), self._on_load_target, clock) for i in settings.issuers
+            Inbox(session, topic, handler, clock, partial(self._dropped, topic))
+            for topic, handler in self._topics.items()
         ]
-        self._inboxes += [
-            _Inbox(session, ramp_limit_topic(i.name), self._on_ramp_limit, clock) for i in settings.issuers
-        ]
-        self._inboxes += [
-            _Inbox(session, enforcement_topic(i.name), self._on_enforcement, clock) for i in settings.issuers
-        ]
+
+        session.on_oversized(self._on_oversized)
 
     # ------------------------------------------------------------------------------------------- ports.GridSource
 
@@ -152,6 +154,9 @@ class DsxGridSource:
             is_clock_synced=self._sync.is_synced if self._sync is not None else True,
         )
         return self._rules.active(now_s)
+
+    def alarms(self, now_s: float) -> tuple[RefusalReason, ...]:
+        return tuple(sorted(reason for reason, t_s in self._alarmed_s.items() if now_s - t_s < ALARM_S))
 
     async def report(
         self,
@@ -242,6 +247,12 @@ class DsxGridSource:
             )
             log.info("breach enforcement", issuer=signed.issuer, action=data.action, code=data.code)
 
+    def _on_oversized(self, topic: str, size: int) -> None:
+        """The session drops what is too large; on a topic of ours it is said."""
+        if topic in self._topics:
+            detail = f"{size} bytes; {PAYLOAD_BYTES_MAX} are allowed"
+            self._refuse(RefusalReason.OVERSIZED, topic, detail, "refused_unverified")
+
     def _envelope(self, message: Incoming, event_type: str) -> CloudEvent:
         event = decode_envelope(message.payload, expected_type=event_type)
         _, _, role, identifier, *_ = message.topic.split("/")
@@ -255,11 +266,14 @@ class DsxGridSource:
         if self._on_outcome is not None:
             for outcome in outcomes:  # first: an emergency does not wait for the paperwork
                 self._on_outcome(outcome)
+        outcomes = self._not_replayed(event, outcomes)
         for outcome in outcomes:
-            self.write_audit(_audit_line(outcome, now_s, utc_s))
+            self.write_audit(audit_line(outcome, now_s, utc_s))
             if outcome.reason is not None:
-                self.refused_count[outcome.reason] = self.refused_count.get(outcome.reason, 0) + 1
+                self._count(outcome.reason)
             else:
+                if (outcome.applied_w or 0.0) > (outcome.asked_w or 0.0):
+                    self._alarmed_s[RefusalReason.RANGE] = now_s  # followed as far as the floor
                 self._just_set |= dict.fromkeys(outcome.feeds, outcome.correlation_id)
                 self._traces[outcome.correlation_id] = event.trace
                 self._traces.move_to_end(outcome.correlation_id)
@@ -267,6 +281,14 @@ class DsxGridSource:
             self._traces.popitem(last=False)
         if outcomes:
             self._judged.append((event, outcomes, now_s, utc_s))
+
+    def _not_replayed(self, event: CloudEvent, outcomes: Sequence[SignalOutcome]) -> Sequence[SignalOutcome]:
+        """Without a replay: anyone who reaches the broker can send it, so it counts as what was not signed."""
+        if any(o.reason is not RefusalReason.DUPLICATE for o in outcomes):
+            return outcomes
+        for outcome in outcomes[:1]:
+            self._refuse(RefusalReason.DUPLICATE, f"{outcome.kind} of {event.source}", outcome.detail, "refused_replay")
+        return ()
 
     def _answer_judged(self) -> None:
         """Log and answer what was judged since the last time: signing would hold up the cycle a signal wakes."""
@@ -284,30 +306,36 @@ class DsxGridSource:
             data = SignalAnswerData(
                 message_id=event.id,
                 issuer=outcomes[0].issuer,
-                answers=tuple(_answer(o, now_s, utc_s) for o in outcomes),
+                answers=tuple(request_answer(o, now_s, utc_s) for o in outcomes),
             )
             cause = event.correlationid or event.id
             self._publish(answer_topic(self._settings.agent_id), data, QOS_SIGNAL, cause, trace=event.trace)
 
     def refuse(self, message: Incoming, refused: WireRefused) -> None:
         """Count a message that did not get as far as the rules; say so, but not more often than it is useful."""
-        reason = refused.reason
-        self.refused_count[reason] = self.refused_count.get(reason, 0) + 1
+        self._refuse(refused.reason, message.topic, refused.detail, "refused_unverified")
+
+    def _refuse(self, reason: RefusalReason, where: str, detail: str, event: str) -> None:
+        self._count(reason)
         now_s = self._clock.now_s()
         said_s, quiet = self._quiet.get(reason, (-math.inf, 0))
         if now_s - said_s < REFUSALS_LOGGED_S:
             self._quiet[reason] = (said_s, quiet + 1)
             return
         self._quiet[reason] = (now_s, 0)
-        log.warning("grid message refused", reason=str(reason), topic=message.topic, detail=refused.detail)
+        log.warning("grid message refused", reason=str(reason), where=where, detail=detail)
         self.write_audit(
-            {
-                "event": "refused_unverified",
-                "reason": str(reason),
-                "topic": message.topic,
-                "detail": refused.detail,
-                "more_since_last": quiet,
-            }
+            {"event": event, "reason": str(reason), "where": where, "detail": detail, "more_since_last": quiet}
+        )
+
+    def _count(self, reason: RefusalReason) -> None:
+        self.refused_count[reason] = self.refused_count.get(reason, 0) + 1
+        self._alarmed_s[reason] = self._clock.now_s()
+
+    def _dropped(self, topic: str) -> None:
+        """More came on a topic than is looked at; the newest are kept."""
+        self._refuse(
+            RefusalReason.FLOOD, topic, f"more than {RATE_PER_S_MAX:g} messages a second", "refused_unverified"
         )
 
     def _refresh_keys(self) -> None:
@@ -336,30 +364,6 @@ class DsxGridSource:
         self._session.publish(topic, payload, qos=qos, keep=Keep.ALL)
 
 
-class _Inbox:
-    """One topic behind a token bucket: a flood of it costs neither the loop nor the other issuers anything."""
-
-    def __init__(self, session: MqttSession, topic: str, handler: Callable[[Incoming], None], clock: Clock) -> None:
-        self._handler = handler
-        self._clock = clock
-        self._tokens = BURST_MAX
-        self._filled_s = clock.now_s()
-        self._waiting: deque[Incoming] = deque(maxlen=WAITING_MAX)
-        session.on_message(topic, self.put)
-
-    def put(self, message: Incoming) -> None:
-        self._waiting.append(message)
-        self.work_off()
-
-    def work_off(self) -> None:
-        now_s = self._clock.now_s()
-        self._tokens = min(BURST_MAX, self._tokens + (now_s - self._filled_s) * RATE_PER_S_MAX)
-        self._filled_s = now_s
-        while self._waiting and self._tokens >= 1.0:
-            self._tokens -= 1.0
-            self._handler(self._waiting.popleft())
-
-
 class _Refusals:
     """Turns a typed refusal inside the block into a counted, rate-limited line; lets everything else through."""
 
@@ -375,40 +379,3 @@ class _Refusals:
             self._source.refuse(self._message, error)
             return True
         return False
-
-
-def _audit_line(o: SignalOutcome, now_s: float, utc_s: float) -> dict[str, object]:
-    def utc(t_s: float | None) -> str | None:
-        return None if t_s is None or not math.isfinite(t_s) else utc_text(utc_s + t_s - now_s)
-
-    return {
-        "event": "signal",
-        "kind": str(o.kind),
-        "issuer": o.issuer,
-        "key_id": o.key_id,
-        "message_id": o.message_id,
-        "correlation_id": o.correlation_id,
-        "index": o.index,
-        "feeds": list(o.feeds),
-        "acceptance": str(o.acceptance),
-        "reason": str(o.reason) if o.reason else None,
-        "detail": o.detail,
-        "asked_w": o.asked_w,
-        "applied_w": o.applied_w,
-        "from": utc(o.from_s),
-        "until": utc(o.until_s),
-        "met_at": utc(o.met_at_s),
-    }
-
-
-def _answer(o: SignalOutcome, now_s: float, utc_s: float) -> RequestAnswer:
-    fields: dict[str, object] = {}
-    if o.reason is not None:
-        fields["reason"] = str(o.reason)
-    if o.applied_w is not None:
-        fields["applied"] = power(o.applied_w)
-    if o.met_at_s is not None and math.isfinite(o.met_at_s):
-        fields["met_at"] = utc_text(utc_s + o.met_at_s - now_s)
-    return RequestAnswer.model_validate(
-        {"index": o.index, "feed_tags": o.feeds, "acceptance": o.acceptance.value, "detail": o.detail, **fields}
-    )

@@ -75,19 +75,26 @@ class KeyStore:
     def __init__(self, issuers: Sequence[IssuerSettings]) -> None:
         self._issuers = tuple(issuers)
         self._stamp = self._files_stamp()
-        self._keys = self._read()
+        for issuer, folder in ((i.name, Path(f)) for i in issuers for f in i.key_files):
+            if folder.is_dir() and not _key_files(folder):
+                raise BadInput(f"{folder}: no key of {issuer} in it; allowed: *.jwk, *.json, *.pem")
+        self._keys = self._read(may_be_gone=False)
 
     @property
     def key_ids(self) -> tuple[str, ...]:
         return tuple(sorted(self._keys))
 
     def refresh(self) -> bool:
-        """Re-read the files if any of them changed; True if it did. On BadInput the keys in use stay as they are."""
+        """Re-read the files if any of them changed; True if it did.
+
+        A file that is gone takes its key along: so one is revoked. On BadInput (a file half written, a private key) the
+        keys in use stay as they are.
+        """
         stamp = self._files_stamp()
         if stamp == self._stamp:
             return False
         self._stamp = stamp
-        self._keys = self._read()
+        self._keys = self._read(may_be_gone=True)
         return True
 
     def verify(self, compact: str) -> Signed:
@@ -127,10 +134,7 @@ class KeyStore:
             for name in issuer.key_files:
                 path = Path(name)
                 if path.is_dir():
-                    found = sorted(p for p in path.iterdir() if p.suffix in KEY_FILE_ENDINGS)
-                    if not found:
-                        raise BadInput(f"{path}: no key of {issuer.name} in it; allowed: *.jwk, *.json, *.pem")
-                    yield from ((issuer.name, p) for p in found)
+                    yield from ((issuer.name, p) for p in _key_files(path))
                 else:
                     yield issuer.name, path
 
@@ -144,9 +148,11 @@ class KeyStore:
                 stamp.append((str(path), 0, 0))
         return tuple(stamp)
 
-    def _read(self) -> dict[str, PublicKey]:
+    def _read(self, *, may_be_gone: bool) -> dict[str, PublicKey]:
         keys: dict[str, PublicKey] = {}
         for issuer, path in self._files():
+            if may_be_gone and not path.exists():
+                continue
             public = read_public_key(path, issuer=issuer)
             other = keys.setdefault(public.key_id, public)
             if other.issuer != issuer:
@@ -259,6 +265,10 @@ def write_key_pair(folder: Path, name: str, *, algorithm: str = ES256) -> tuple[
     except OSError as error:
         raise BadInput(f"{folder}: {error.strerror or error}") from None
     return private_path, public_path
+
+
+def _key_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix in KEY_FILE_ENDINGS)
 
 
 def _is_rsa_pem(text: str) -> bool:

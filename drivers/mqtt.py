@@ -143,6 +143,7 @@ class MqttSession:
         self._clock = clock
         self._rng = rng
         self._handlers: list[tuple[str, Handler, int]] = []
+        self._oversized: list[Callable[[str, int], None]] = []
         self._newest: dict[str, tuple[bytes, int]] = {}
         self._events: deque[tuple[str, bytes, int]] = deque()
         self._wake = asyncio.Event()
@@ -160,6 +161,10 @@ class MqttSession:
     def on_message(self, topic_filter: str, handler: Handler, *, qos: int = 1) -> None:
         """Subscribe `handler` (synchronous, quick, never raises on bad bytes) to a topic filter."""
         self._handlers.append((topic_filter, handler, qos))
+
+    def on_oversized(self, hear: Callable[[str, int], None]) -> None:
+        """Tell of messages dropped for their size: topic and bytes."""
+        self._oversized.append(hear)
 
     def publish(self, topic: str, payload: bytes, *, qos: int, keep: Keep) -> None:
         """Queue a message; returns at once. Oversized is a programming error: our own messages are bounded."""
@@ -285,6 +290,8 @@ class MqttSession:
                 continue
             if len(payload) > PAYLOAD_BYTES_MAX:
                 self.counts.oversized += 1
+                for hear in self._oversized:
+                    hear(topic, len(payload))
                 continue
             if topic == self._ping_topic:
                 self._set_up()

@@ -26,6 +26,7 @@ from controller.types import (
     Outlook,
     Quality,
     Reading,
+    RefusalReason,
     SiteCommand,
     SiteImage,
     UpsSample,
@@ -237,6 +238,9 @@ class SimGrid:
     @property
     def is_link_up(self) -> bool:
         return not self._plan.faults or self._plan.on("grid", self._clock.now_s()) is None
+
+    def alarms(self, now_s: float) -> tuple[RefusalReason, ...]:
+        return ()
 
     async def report(
         self,

@@ -23,7 +23,8 @@ from controller.errors import BadInput
 from controller.settings import IssuerSettings
 from controller.signals import AcceptanceRules
 from controller.types import Outlook, RefusalReason, SignalOutcome
-from drivers.dsx import BURST_MAX, WAITING_MAX, DsxGridSource
+from drivers.dsx import DsxGridSource
+from drivers.dsx_inbox import BURST_MAX, RATE_PER_S_MAX, WAITING_MAX
 from drivers.dsx_payloads import (
     Interval,
     LoadTarget,
@@ -222,20 +223,38 @@ async def test_replay_is_refused_and_said(tmp_path: Path) -> None:
         now = MonotonicClock().wall_utc_s()
         _, first = b.acme.encode(load_target(60), utc_s=now - 1)
         _, second = b.acme.encode(load_target(50), utc_s=now)
-        for raw in (first, second, first):
+        for raw in (first, second, first, second, first):
             b.send(load_target_topic("acme"), raw)
-        await until(lambda: len(b.outcomes) == 3)
+        await until(lambda: len(b.outcomes) == 5 and len(b.of(SignalAnswerData)) == 2)
         assert b.outcomes[-1].reason is RefusalReason.DUPLICATE and b.target_w() == 50 * MW
+        assert b.source.alarms(MonotonicClock().now_s()) == (RefusalReason.DUPLICATE,)
+        assert b.source.alarms(MonotonicClock().now_s() + 60.0) == ()
+        await asyncio.sleep(0.1)
+        assert len(b.of(SignalAnswerData)) == 2, "who replays is nobody to answer"
+    assert [x["event"] for x in b.audit()] == ["signal", "signal", "refused_replay"], "anyone can replay: one line"
+
+
+async def test_what_the_session_drops_for_its_size_is_refused_in_a_line(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        b.source._session._oversized[0](load_target_topic("acme"), 70_000)
+        b.source._session._oversized[0]("rampart/v1/node/n/report", 70_000)
+        assert b.source.refused_count == {RefusalReason.OVERSIZED: 1}
+    assert [(x["reason"], x["where"]) for x in b.audit()] == [("oversized", load_target_topic("acme"))]
 
 
 async def test_flood_keeps_the_newest_and_spares_others(tmp_path: Path) -> None:
     """Hundreds of messages at once: only a bucketful is looked at, the last one of all is followed."""
     async with bench(tmp_path) as b:
+        began_s = MonotonicClock().now_s()
         for n in range(300):
             b.acme_session._events.append((load_target_topic("acme"), b"junk %d" % n, 1))
         b.say(load_target(55))
         await until(lambda: b.target_w() == 55 * MW)
-        assert b.source.refused_count[RefusalReason.ENVELOPE] <= BURST_MAX + WAITING_MAX + 20
+        looked_at = BURST_MAX + WAITING_MAX + RATE_PER_S_MAX * (MonotonicClock().now_s() - began_s)
+        assert b.source.refused_count[RefusalReason.ENVELOPE] <= looked_at
+        assert b.source.refused_count[RefusalReason.FLOOD] >= 300 - looked_at
+    lines = [x for x in b.audit() if x.get("reason") == "flood"]
+    assert len(lines) == 1 and lines[0]["where"] == load_target_topic("acme")
 
 
 async def test_status_breach_and_enforcement(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from controller.health import SIGNAL_FLAGS
 from controller.modes import Flag
 from controller.signals import AcceptanceRules, bounds_of
 from controller.types import Mode, RefusalReason
@@ -41,6 +42,9 @@ class Session:
 
     def on_message(self, topic_filter: str, handler: Callable[[Incoming], None], *, qos: int = 1) -> None:
         self.handlers[topic_filter] = handler
+
+    def on_oversized(self, hear: Callable[[str, int], None]) -> None:
+        return None
 
     def publish(self, topic: str, payload: bytes, *, qos: int, keep: Keep) -> None:
         return None
@@ -148,6 +152,7 @@ def unchanged(state: str, tmp_path: Path, act: Callable[[Grid], Sequence[Refusal
     async def react(lab: Lab, desk: Grid, since_s: float) -> None:
         reasons = act(desk)
         assert desk.refused(*reasons) >= 1, desk.source.refused_count
+        await flagged(lab, *{SIGNAL_FLAGS[reason] for reason in reasons}, since_s=since_s, within_s=1.0)
         await lab.run(3.0)
         assert desk.target_w() == before(state)
 
@@ -294,8 +299,9 @@ def test_flood(state: str, tmp_path: Path) -> None:
         for _ in range(2000):
             desk.arrive(junk)
         desk.arrive(desk.encode(target(56.0)))
-        refused = sum(desk.source.refused_count.values())
-        assert refused <= 60, refused
+        dropped = desk.refused(RefusalReason.FLOOD)
+        refused = sum(desk.source.refused_count.values()) - dropped
+        assert refused <= 60 and dropped >= 1900, (refused, dropped)
         for _ in range(20):
             await lab.run(0.25)
             for inbox in desk.source._inboxes:

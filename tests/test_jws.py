@@ -101,6 +101,22 @@ def test_broken_refresh_keeps_the_keys(tmp_path: Path) -> None:
     assert store.verify(signer(private).sign(b"{}", content_type="t", utc_s=1.0)).issuer == "acme"
 
 
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_the_last_key_of_an_issuer_is_revoked_by_deleting_it(tmp_path: Path, is_folder: bool) -> None:
+    """At start a key must be there; later its absence is the word of whoever took it away."""
+    private, public = write_key_pair(tmp_path, "acme")
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    with pytest.raises(BadInput, match="no key of acme"):
+        KeyStore([issuer("acme", keys)])
+    public = public.rename(keys / public.name)
+    store = KeyStore([issuer("acme", keys if is_folder else public)])
+    assert store.verify(signer(private).sign(b"{}", content_type="t", utc_s=1.0)).issuer == "acme"
+    public.unlink()
+    assert store.refresh() and store.key_ids == ()
+    assert refused(store, signer(private).sign(b"{}", content_type="t", utc_s=1.0)) is RefusalReason.UNKNOWN_KEY
+
+
 @pytest.mark.parametrize("kind", ["ec", "rsa"])
 def test_pem_files_have_their_name_as_key_id(tmp_path: Path, kind: str) -> None:
     """PEM in SPKI form, as other tools write it, works; the key id is the file's name."""

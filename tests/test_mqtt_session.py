@@ -125,12 +125,15 @@ async def test_oversized_is_dropped_and_counted() -> None:
         a, b = session(broker.port, "a"), session(broker.port, "b")
         got: list[Incoming] = []
         b.on_message("t", got.append)
+        told: list[tuple[str, int]] = []
+        b.on_oversized(lambda topic, size: told.append((topic, size)))
         async with running(a, b):
             assert await a.wait_up(deadline_s=5) and await b.wait_up(deadline_s=5)
             a._events.append(("t", b"x" * (PAYLOAD_BYTES_MAX + 1), 1))
             a.publish("t", b"small", qos=1, keep=Keep.ALL)
             await until(lambda: got)
         assert [m.payload for m in got] == [b"small"] and b.counts.oversized == 1
+        assert told == [("t", PAYLOAD_BYTES_MAX + 1)]
 
 
 async def test_event_queue_is_bounded() -> None:

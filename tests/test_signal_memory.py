@@ -11,7 +11,7 @@ from controller.settings import GridSettings
 from controller.signals import AcceptanceRules
 from controller.types import CeilingLimit, FeedTarget, FloorLimit, LimitId, RefusalReason, SignalKind
 from tests.dsx_kit import MW, SOURCE, bounds, grid, issuer
-from tests.test_signals import Story, ramp
+from tests.test_signals import TRIPS, Story, ramp
 
 
 def reborn(site: Story, *, away_s: float = 7.0, settings: GridSettings | None = None) -> Story:
@@ -111,6 +111,13 @@ def test_a_waiver_needs_its_right_still() -> None:
     plain = Story(withdrawn)
     plain.say(60 * MW, end=500.0)
     assert reborn(plain, settings=withdrawn).target_w() == 60 * MW
+
+
+def test_a_row_that_sets_ramps_aside_needs_the_right_still() -> None:
+    site = Story()
+    site.rows(TRIPS, end=500.0)
+    assert reborn(site).row_ids() == {"droop"}
+    assert reborn(site, settings=grid(issuer(may_exempt_ramp=False))).row_ids() == set()
 
 
 def test_a_memory_counts_at_once_whatever_was_asked_before() -> None:

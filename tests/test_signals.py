@@ -280,6 +280,23 @@ def test_rights_of_issuers() -> None:
     assert site.rules.active(site.now_s) == ()
 
 
+RIDES = RideThroughLimit(LimitId("ride"), (), (), 0.9, 1.0, False, SOURCE)
+TRIPS = DroopLimit(LimitId("droop"), 0.036, 50 * MW, 10 * MW, SOURCE)
+
+
+@pytest.mark.parametrize("row", [TRIPS, replace(RIDES, suspends_ramps=True)], ids=["droop", "ride-through"])
+def test_rows_that_set_ramps_aside_need_the_right_to_waive_them(row: Limit) -> None:
+    """A droop row goes past ramp rows when it trips; a ride-through row may suspend them; others only add."""
+    site = Story(grid(issuer("acme", may_exempt_ramp=False)))
+    refused = site.rows(row, end=100.0)
+    assert refused.reason is RefusalReason.NOT_PERMITTED and row.id in refused.detail
+    assert site.row_ids() == set()
+    assert site.rows(RIDES, end=100.0).reason is None and site.row_ids() == {"ride"}
+    waiving = Story()
+    assert waiving.rows(row, end=100.0).reason is None
+    assert waiving.rows(row, end=100.0, jti=None, iat=None).reason is RefusalReason.UNTIMED_RAISE
+
+
 def test_unknown_feed_is_refused_with_the_known_ones() -> None:
     """A feed that is not ours is answered with ours."""
     site = Story()
