@@ -28,6 +28,7 @@ from drivers.dsx_payloads import (
     SetLoadTargetData,
     SetRampLimitData,
     SignalAnswerData,
+    Strategy,
     utc_s_of,
     utc_text,
 )
@@ -142,6 +143,9 @@ class AgentSuite:
             ("the latest target wins", self._rule_latest),
             ("a scheduled target is listed and not active", self._rule_scheduled),
             ("null withdraws the active target", self._rule_null),
+            ("a target for one feed is listed on that feed alone", self._rule_feed),
+            ("a target for a feed the agent does not have is ignored", self._rule_no_feed),
+            ("best effort is carried into the status", self._rule_best_effort),
             ("unknown CloudEvents attributes are accepted", self._rule_extensions),
             ("a forged signature is ignored", self._rule_forged),
             ("an unsigned payload is ignored", self._rule_unsigned),
@@ -229,6 +233,36 @@ class AgentSuite:
         self._set(self._target(None))
         if not await self._until(lambda: not self._is_active(correlation_id, since=before)):
             raise _Rule(Verdict.BROKEN, "the target is still active")
+        return ""
+
+    async def _rule_feed(self) -> str:
+        feeds = sorted(self._statuses[-1][1].feeds) if self._statuses else []
+        if not feeds:
+            raise _Rule(Verdict.UNTESTED, "no status came")
+        constraint = PowerUnit(value=self._watts, unit="watt")
+        target = LoadTarget(interval=Interval(), load_constraint=constraint, feed_tags=(feeds[0],))
+        correlation_id = self._set(SetLoadTargetData(targets=(target,)))
+        await self._listed(correlation_id)
+        seen = [(name, t) for _, s in self._statuses for name, f in s.feeds.items() for t in f.targets]
+        others = {name for name, t in seen if t.correlation_id == correlation_id} - {feeds[0]}
+        if others:
+            raise _Rule(Verdict.BROKEN, f"for {feeds[0]}, listed on {', '.join(sorted(others))} too")
+        return f"{feeds[0]} of {len(feeds)}"
+
+    async def _rule_no_feed(self) -> str:
+        constraint = PowerUnit(value=self._watts * 0.96, unit="watt")
+        target = LoadTarget(interval=Interval(), load_constraint=constraint, feed_tags=("no-such-feed",))
+        raw, correlation_id = self._encode(self._sender, SetLoadTargetData(targets=(target,)))
+        return await self._ignored(raw, correlation_id)
+
+    async def _rule_best_effort(self) -> str:
+        constraint = PowerUnit(value=self._watts, unit="watt")
+        target = LoadTarget(interval=Interval(), load_constraint=constraint, strategy=Strategy(best_effort=True))
+        correlation_id = self._set(SetLoadTargetData(targets=(target,)))
+        feed = await self._listed(correlation_id)
+        listed = next(t for t in feed.targets if t.correlation_id == correlation_id)
+        if not listed.strategy.best_effort:
+            raise _Rule(Verdict.BROKEN, "listed as a target without it")
         return ""
 
     async def _rule_extensions(self) -> str:

@@ -72,7 +72,7 @@ async def test_our_agent_conforms(tmp_path: Path) -> None:
         cycling.cancel()
         await asyncio.gather(cycling, return_exceptions=True)
     assert [(r.rule, r.detail) for r in results if r.verdict is not Verdict.HOLDS] == []
-    assert len(results) == 14 and is_conformant(results)
+    assert len(results) == 17 and is_conformant(results)
 
 
 async def test_credulous_agent_is_found_out(tmp_path: Path) -> None:
@@ -118,6 +118,8 @@ async def test_credulous_agent_is_found_out(tmp_path: Path) -> None:
     assert found["a replayed message is ignored"] is Verdict.BROKEN
     assert found["what a target causes carries its correlation id and trace"] is Verdict.BROKEN
     assert found["a scheduled target is listed and not active"] is Verdict.BROKEN
+    assert found["a target for a feed the agent does not have is ignored"] is Verdict.BROKEN
+    assert found["best effort is carried into the status"] is Verdict.BROKEN
     assert found["the latest target wins"] is Verdict.HOLDS
     assert found["extension: a ramp limit is answered"] is Verdict.ABSENT
     assert not is_conformant(results)

@@ -6,12 +6,14 @@ import asyncio
 import datetime
 import getpass
 import ipaddress
+import json
 import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from typer.testing import CliRunner
 
+from controller.cli.conformance import app as conformance_app
 from controller.clock import MonotonicClock
 from controller.signals import AcceptanceRules
 from controller.types import NodeId, Outlook, RefusalReason, SignalOutcome
@@ -276,6 +280,63 @@ async def test_the_shipped_files_serve_a_site_and_its_grid(tmp_path: Path, has_p
             assert not spied and not stranger.is_up
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
+
+
+async def test_conformance_of_both_roles_over_the_shipped_broker(tmp_path: Path) -> None:
+    """Mutual TLS and the shipped access list: the command judges our agent as an issuer, our issuer as an agent."""
+    ca = certificate(tmp_path, "ca", None)
+    for name in ("broker", "site", "acme"):
+        certificate(tmp_path, name, ca)
+    acme, public = sender(tmp_path, "grid-acme")
+    acme = type(acme)("isv", "acme", acme.signer, acme.rng)
+    _, agent_public = sender(tmp_path, "grid-site", role="dsx-flex-agent", seed=7)
+    settings = grid(issuer("acme", (public,)), feeds=("a", "b"), signing_key_file=str(tmp_path / "grid-site.jwk"))
+    async with mosquitto(tmp_path, text=shipped(tmp_path, has_passwords=False)) as broker:
+
+        def judge(user: str, *args: str) -> Any:
+            files = ("--cert-file", f"{tmp_path}/{user}.pem", "--tls-key-file", f"{tmp_path}/{user}.key")
+            where = ("--broker", f"mqtts://127.0.0.1:{broker.port}", "--ca-file", f"{tmp_path}/ca.pem", *files)
+            return CliRunner().invoke(conformance_app, [*where, "--issuer", "acme", "--json", *args])
+
+        own = {"ca_file": f"{tmp_path}/ca.pem"}
+        own |= {"cert_file": f"{tmp_path}/site.pem", "key_file": f"{tmp_path}/site.key"}
+        site, clock = session(broker.port, "site", **own), MonotonicClock()
+        source = DsxGridSource(
+            site, settings=settings, rules=AcceptanceRules(settings, bounds(raise_dwell_s=0.0)), peak_w=100 * MW,
+            floor_w=20 * MW, classes=(), jobs=None, clock=clock, rng=np.random.default_rng(1),
+            audit_path=tmp_path / "audit.jsonl",
+        )  # fmt: skip
+
+        async def cycle() -> None:
+            while True:
+                source.active(clock.now_s())
+                await source.report(image(clock.now_s(), 50 * MW), NOTHING, ())
+                await asyncio.sleep(0.02)
+
+        tasks = [asyncio.create_task(source.run()), asyncio.create_task(cycle())]
+        async with running(site):
+            assert await site.wait_up(deadline_s=10), site.down_reason
+            private = str(tmp_path / "grid-acme.jwk")
+            keys = ("--key", private, "--agent", "site", "--agent-key", agent_public, "--megawatt", "40")
+            of_agent = await asyncio.to_thread(judge, "acme", "--role", "agent", *keys)
+            listening = asyncio.create_task(
+                asyncio.to_thread(judge, "site", "--role", "isv", "--key", public, "--seconds", "1.5")
+            )
+            own |= {"cert_file": f"{tmp_path}/acme.pem", "key_file": f"{tmp_path}/acme.key"}
+            issuer_ = session(broker.port, "acme", **own)
+            async with running(issuer_):
+                assert await issuer_.wait_up(deadline_s=10), issuer_.down_reason
+                while not listening.done():
+                    _, raw = acme.encode(load_target(60), utc_s=clock.wall_utc_s())
+                    issuer_.publish(load_target_topic("acme"), raw, qos=1, keep=Keep.ALL)
+                    await asyncio.sleep(0.1)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for result in (of_agent, listening.result()):
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.output[result.output.index("[\n") :])
+        assert {r["verdict"] for r in found} == {"holds"}, found
 
 
 async def test_retained_stale_signal_and_flood_at_connect(tmp_path: Path) -> None:
