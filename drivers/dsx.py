@@ -63,7 +63,8 @@ POLL_S = 0.05
 KEY_REFRESH_S = 10.0
 ALARM_S = 60.0  # how long the status tells of a refusal
 REFUSALS_LOGGED_S = 10.0  # unverified refusals of one reason: one line per so long, with the count of the rest
-QOS_SIGNAL = 1
+QOS_SIGNAL, QOS_ENFORCEMENT = 1, 2  # as DSX Flex 1.7.0 has its channels
+ENFORCEMENTS_MAX = 1024  # remembered, to tell a replay
 TRACES_MAX = 512  # trace contexts of accepted signals that are carried on
 
 log = structlog.get_logger("grid")
@@ -122,14 +123,15 @@ class DsxGridSource:
         )
         self._judged: deque[tuple[CloudEvent, Sequence[SignalOutcome], float, float]] = deque()  # to be answered
         self._quiet: dict[RefusalReason, tuple[float, int]] = {}
-        self._topics: dict[str, Callable[[Incoming], None]] = {}
+        self._enforcements: OrderedDict[str, None] = OrderedDict()  # by digest
+        self._topics: dict[str, tuple[Callable[[Incoming], None], int]] = {}
         for i in settings.issuers:
-            self._topics[load_target_topic(i.name)] = self._on_load_target
-            self._topics[ramp_limit_topic(i.name)] = self._on_ramp_limit
-            self._topics[enforcement_topic(i.name)] = self._on_enforcement
+            self._topics[load_target_topic(i.name)] = self._on_load_target, QOS_SIGNAL
+            self._topics[ramp_limit_topic(i.name)] = self._on_ramp_limit, QOS_SIGNAL
+            self._topics[enforcement_topic(i.name)] = self._on_enforcement, QOS_ENFORCEMENT
         self._inboxes = [
-            Inbox(session, topic, handler, clock, partial(self._dropped, topic))
-            for topic, handler in self._topics.items()
+            Inbox(session, topic, handler, clock, partial(self._dropped, topic), qos=qos)
+            for topic, (handler, qos) in self._topics.items()
         ]
 
         session.on_oversized(self._on_oversized)
@@ -230,6 +232,11 @@ class DsxGridSource:
         with _Refusals(self, message):
             event = self._envelope(message, POWER_BREACH_ENFORCEMENT)
             signed, data = verify_event(event, self._keys, PowerBreachEnforcementData)
+            if signed.digest in self._enforcements:
+                raise WireRefused(RefusalReason.DUPLICATE, "already seen")
+            self._enforcements[signed.digest] = None
+            while len(self._enforcements) > ENFORCEMENTS_MAX:
+                self._enforcements.popitem(last=False)
             self.write_audit(
                 {
                     "event": "enforcement",

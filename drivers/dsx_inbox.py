@@ -23,6 +23,8 @@ class Inbox:
         handler: Callable[[Incoming], None],
         clock: Clock,
         dropped: Callable[[], None],
+        *,
+        qos: int,
     ) -> None:
         self._handler = handler
         self._dropped = dropped
@@ -30,7 +32,7 @@ class Inbox:
         self._tokens = BURST_MAX
         self._filled_s = clock.now_s()
         self._waiting: deque[Incoming] = deque(maxlen=WAITING_MAX)
-        session.on_message(topic, self.put)
+        session.on_message(topic, self.put, qos=qos)
 
     def put(self, message: Incoming) -> None:
         if len(self._waiting) == WAITING_MAX:

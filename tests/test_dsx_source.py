@@ -234,6 +234,28 @@ async def test_replay_is_refused_and_said(tmp_path: Path) -> None:
     assert [x["event"] for x in b.audit()] == ["signal", "signal", "refused_replay"], "anyone can replay: one line"
 
 
+async def test_an_enforcement_outcome_counts_once(tmp_path: Path) -> None:
+    """Played again it is refused in a line, and not one line each time."""
+    async with bench(tmp_path) as b:
+        data = PowerBreachEnforcementData.model_validate(
+            {
+                "breach_id": "3f2b7c1e-9a4d-4c2b-8e5f-0123456789ab",
+                "feed_tag": "main",
+                "action": "applied",
+                "code": "success",
+                "results": [],
+                "timestamp": utc_text(MonotonicClock().wall_utc_s()),
+            }
+        )
+        _, raw = b.infra.encode(data, utc_s=MonotonicClock().wall_utc_s())  # type: ignore[attr-defined]
+        for _ in range(5):
+            b.send(enforcement_topic("infra-1"), raw)
+        await until(lambda: b.source.refused_count.get(RefusalReason.DUPLICATE) == 4)
+        topics = {f: qos for f, _, qos in b.source._session._handlers}
+        assert (topics[enforcement_topic("infra-1")], topics[load_target_topic("acme")]) == (2, 1)
+    assert [x["event"] for x in b.audit()] == ["enforcement", "refused_unverified"]
+
+
 async def test_what_the_session_drops_for_its_size_is_refused_in_a_line(tmp_path: Path) -> None:
     async with bench(tmp_path) as b:
         b.source._session._oversized[0](load_target_topic("acme"), 70_000)
