@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from controller.ballast import declared_floor
 from controller.predict import FREQUENCIES_HZ, Dip, Follower, crash_dip, follower_of, largest_drop_w
 from controller.settings import BatterySettings, ContingencySettings, OwnSlope, SiteSettings
 from controller.types import (
@@ -75,16 +76,22 @@ class CheckFindings:
 
 
 def check_site(
-    site: SiteSettings, *, own_slope: OwnSlope | None = None, expiry_s: float | None = None
+    site: SiteSettings,
+    *,
+    own_slope: OwnSlope | None = None,
+    expiry_s: float | None = None,
+    bank_slope: OwnSlope | None = None,
 ) -> CheckFindings:
     """Explain the site's contract and prove what must hold without a controller.
 
     `own_slope` is what the battery's registers can be told; without it a battery with a ramp of its own is believed.
     `expiry_s`: how long the battery obeys its last command (inf: for ever); None: as long as a command lives.
+    `bank_slope` is the same of the load bank.
     """
     follower = follower_of(site)
     away = _battery_away(site, own_slope, expiry_s=expiry_s)
     death_step_w, death_words = _death_step(site, own_slope)
+    bank_step_w, bank_words = _bank_step(site, bank_slope)
     leftover = tuple((f, follower.leftover(f)) for f in FREQUENCIES_HZ) if follower else ()
     return CheckFindings(
         contract=site.contract.name,
@@ -92,10 +99,10 @@ def check_site(
         leftover=leftover,
         rows=tuple(_row(limit, site, follower) for limit in site.contract.limits),
         proofs=(_fallback_proof(site), *_reserve_proofs(site)),
-        death_step_w=death_step_w,
+        death_step_w=death_step_w + bank_step_w,
         battery_away_w=away.power_w,
         battery_away_s=away.full_s,
-        notes=(*_notes(site, follower), *away.words, death_words),
+        notes=(*_notes(site, follower), *away.words, death_words, *bank_words),
     )
 
 
@@ -257,12 +264,14 @@ def _ripple(allowed_w: float, band_hz: tuple[float, float], follower: Follower |
 
 def _fallback_proof(site: SiteSettings) -> Proof:
     """All nodes at their fallback caps at once must fit every ceiling, with no controller, broker or meter."""
-    worst_w = site.gpu_fallback_w + site.other_load_w_max
+    bank_w = site.load_bank.power_w_max if site.load_bank is not None else 0.0
+    worst_w = site.gpu_fallback_w + site.other_load_w_max + bank_w
     ceilings = [limit.max_w for limit in site.contract.limits if isinstance(limit, CeilingLimit)]
     least_w = min([site.registered_peak_w, *ceilings])
     words = (
         f"all GPUs at fallback {megawatt(site.gpu_fallback_w)} + other load up to {megawatt(site.other_load_w_max)}"
-        f" = {megawatt(worst_w)}; lowest ceiling or registered peak {megawatt(least_w)}"
+        + (f" + load bank until its order lapses {megawatt(bank_w)}" if bank_w else "")
+        + f" = {megawatt(worst_w)}; lowest ceiling or registered peak {megawatt(least_w)}"
     )
     return Proof("fallback fits without a controller", words, worst_w <= least_w)
 
@@ -278,9 +287,13 @@ def _reserve_proofs(site: SiteSettings) -> tuple[Proof, ...]:
             ),
         )
     left_w, takes_w = _left_w(site), site.battery.charge_w_max
+    floor = declared_floor(site)
+    bank = ""
+    if site.load_bank is not None:
+        bank = f", an armed load bank adds {megawatt(floor.sure_w)} ({megawatt(floor.quick_w)} of it in time)"
     words = (
-        f"after a full crash {megawatt(left_w)} stay on and the battery takes {megawatt(takes_w)}: grid power up to"
-        f" {megawatt(left_w + takes_w)} survives it; the site's peak is {megawatt(_peak_w(site))}"
+        f"after a full crash {megawatt(left_w)} stay on and the battery takes {megawatt(takes_w)}{bank}: grid power up"
+        f" to {megawatt(left_w + floor.quick_w + takes_w)} survives it; the site's peak is {megawatt(_peak_w(site))}"
     )
     return (Proof("contingencies can be enforced", words, takes_w > 0.0),)
 
@@ -377,6 +390,36 @@ def _battery_away(site: SiteSettings, own_slope: OwnSlope | None, *, expiry_s: f
 
 def _plain_rows(site: SiteSettings) -> list[RampLimit | SwingLimit]:
     return [r for r in site.contract.limits if isinstance(r, RampLimit | SwingLimit) and not _is_filtered(r)]
+
+
+def _bank_step(site: SiteSettings, slope: OwnSlope | None) -> tuple[float, tuple[str, ...]]:
+    """What the load bank adds to the step of the controller's death, and what it is worth while it lives."""
+    bank = site.load_bank
+    if bank is None:
+        return 0.0, ()
+    floor = declared_floor(site)
+    worth = (
+        f"load bank: {megawatt(bank.power_w_max)} declared; {megawatt(floor.sure_w)} count as load that stays after a"
+        f" crash while it is armed, {megawatt(floor.quick_w)} of them for the battery's power too: the bank comes"
+        f" {floor.late_s * 1e3:.0f} ms after the drop, and the target may dip by a fifth of a row until then"
+    )
+    if not bank.has_own_ramp:
+        lost = f"death of the controller: a load bank in use drops out at once, by up to {megawatt(bank.power_w_max)}"
+        return bank.power_w_max, (worth, lost)
+    rows = _plain_rows(site)
+    # Bank and battery let go at the same time, so each is told half of what the contract allows.
+    wanted = 0.5 * min((row.max_w / row.window_s for row in rows), default=math.inf)
+    told = wanted if slope is None else slope.nearest(min(wanted, bank.ramp_w_per_s_max))
+    if slope is not None and slope.is_shared:
+        told = bank.ramp_w_per_s_max
+    if told <= wanted * (1.0 + 1e-9):
+        return 0.0, (worth, "death of the controller: a load bank in use lets go at half of the contract's slope")
+    step_w = max(min(bank.power_w_max, told * row.window_s) for row in rows)
+    lost = (
+        f"death of the controller: a load bank in use lets go by up to {megawatt(step_w)} within a window: its profile"
+        f" tells it {megawatt(told)}/s, {megawatt(wanted)}/s is wanted"
+    )
+    return step_w, (worth, lost)
 
 
 def _is_filtered(limit: RampLimit | SwingLimit) -> bool:

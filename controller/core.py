@@ -13,7 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from controller import envelope, room
+from controller import envelope, envelope_bank, room
+from controller.ballast import Ballast, expiry_share
 from controller.decision import Checked, Decision
 from controller.estimate import Estimate, LoadEstimator, LoadSource
 from controller.estimate_checks import MeterFlag
@@ -89,6 +90,7 @@ class SiteCore:
         self._violation_count = 0
         self._exempt_until_s = -math.inf
         self._responder = Responder(site)
+        self._ballast = Ballast(site)
         self._plan_start_w = 0.0  # the target when the present plan was made
         self._load_rise_w = (
             site.gpu_peak_w + site.other_load_w_max
@@ -115,7 +117,12 @@ class SiteCore:
         """Estimate, mode, limits, target, command: what this cycle proposes."""
         now_s = image.t_mono_s
         estimate = self._estimator.step(
-            now_s, pcc=image.pcc, battery=image.battery, nodes=image.nodes, meters=image.meters
+            now_s,
+            pcc=image.pcc,
+            battery=image.battery,
+            nodes=image.nodes,
+            meters=image.meters,
+            load_bank=image.load_bank,
         )
         fleet, readings = self._read_nodes(image)
         if estimate.is_fresh:
@@ -127,17 +134,27 @@ class SiteCore:
         mode = self._modes.step(flags, now_s=now_s, has_new_signal=image.is_grid_link_up)
         in_force = self._take_limits(image, estimate)
         set_point_w = self._respond(image, estimate, mode, in_force, fleet)
+        self.planning.floor = self._ballast.see(
+            image,
+            tracker=self.tracker,
+            limits=in_force.limits,
+            left_w=self.planning.left_w(),
+            may_draw=is_leader and mode.mode <= Mode.HOLD and not self._envelope_state.is_distrusted,
+        )
         track = self._track(image, estimate, mode, in_force, set_point_w)
         self.planning.read(now_s, fleet, readings, line=track.line if track is not None else None)
-        proposal = self._proposal(image, fleet, track, mode, is_leader=is_leader)
-        return Decision(estimate, mode, in_force, track, proposal, fleet, readings)
+        proposal = self._proposal(image, estimate, fleet, track, mode, is_leader=is_leader)
+        return Decision(
+            estimate, mode, in_force, track, proposal, fleet, readings, self.planning.floor, self._ballast.why_not
+        )
 
     def check(self, image: SiteImage, decision: Decision) -> Checked:
         """The envelope's word on the proposal."""
         if decision.track is None:
             return Checked(decision.proposal, ())
         assert self.tracker is not None
-        verdict = envelope.check(self._view(image, decision, self.tracker), decision.proposal)
+        view = self._view(image, decision, self.tracker)
+        verdict = envelope_bank.check(view, decision.proposal, envelope.check(view, decision.proposal))
         moves_until_s = self._responder.moves_until_s(image.t_mono_s, self._envelope_state.caps, verdict.state.caps)
         self.planning.begin_anew(moves_until_s)
         self._envelope_state = verdict.state
@@ -150,11 +167,13 @@ class SiteCore:
             self._orders.written()
         return Checked(verdict.command, verdict.violations)
 
-    def acknowledge(self, image: SiteImage, checked: Checked, *, battery: bool) -> None:
+    def acknowledge(self, image: SiteImage, checked: Checked, *, battery: bool, load_bank: bool) -> None:
         """What the wires took of the command."""
-        command = checked.command.battery
+        command, ballast = checked.command.battery, checked.command.load_bank
         if battery and command is not None:
             self._estimator.commanded(image.t_mono_s, reference_w=command.reference_w, following=command.following)
+        if load_bank and ballast is not None:
+            self._ballast.acknowledged(image.t_mono_s, ballast)
 
     def plan_if_due(self, image: SiteImage, decision: Decision) -> bool:
         """Plan once a planner period, and at once when the battery cannot carry the load; True when a plan was made."""
@@ -219,6 +238,7 @@ class SiteCore:
                 is_model_wrong=self.planning.is_model_wrong,
                 plan=self.planning.plan,
                 written=self._envelope_state,
+                is_bank_disobeying=self._ballast.is_disobeying,
             ),
         )
 
@@ -336,17 +356,40 @@ class SiteCore:
         )
 
     def _proposal(
-        self, image: SiteImage, fleet: Fleet, track: TrackerOutput | None, state: ModeState, *, is_leader: bool
+        self,
+        image: SiteImage,
+        estimate: Estimate,
+        fleet: Fleet,
+        track: TrackerOutput | None,
+        state: ModeState,
+        *,
+        is_leader: bool,
     ) -> SiteCommand:
         self._seq += 1
         mode = state.mode
-        if track is None or not is_leader or mode is Mode.LOCKOUT or self.site.policy is Policy.NONE:
+        if (
+            track is None
+            or self.tracker is None
+            or not is_leader
+            or mode is Mode.LOCKOUT
+            or self.site.policy is Policy.NONE
+        ):
             return SiteCommand(self._epoch, self._seq, None, ())
         ttl_s = self.site.ttl_periods * self.site.planner_period_s
+        ballast = self._ballast.order(
+            image,
+            tracker=self.tracker,
+            track=track,
+            estimate=estimate,
+            plan=self.planning.plan,
+            mode=mode,
+            numbers=(self._epoch, self._seq),
+            ttl_s=ttl_s,
+        )
         battery = None
         if track.aim is not None:
             assert self.site.battery is not None
-            expiry = track.aim.ramp_w_per_s
+            expiry = track.aim.ramp_w_per_s * expiry_share(ballast.setpoint_w if ballast is not None else 0.0)
             battery = BatteryCommand(
                 following=track.aim.following,
                 reference_w=track.aim.reference_w,
@@ -358,7 +401,7 @@ class SiteCore:
             )
         nodes: tuple[NodeCommand, ...] = ()
         if fleet.count > 0 and self.planning.caps.shape == (2, fleet.count):
-            assert self._read is not None and self.tracker is not None
+            assert self._read is not None
             nodes = self._orders.commands(
                 image,
                 fleet,
@@ -373,7 +416,7 @@ class SiteCore:
                 seq=self._seq,
                 ttl_s=ttl_s,
             )
-        return SiteCommand(self._epoch, self._seq, battery, nodes)
+        return SiteCommand(self._epoch, self._seq, battery, nodes, ballast)
 
     def _may_raise(self, state: ModeState) -> bool:
         """What the envelope would refuse is not asked for: refusals count, and would keep it in doubt for ever."""

@@ -129,7 +129,7 @@ class Cycle:
         if self._core.early_s - image.t_mono_s < self._period_s:  # a response is under way
             self._sense.ask_meter()  # after the writes, which may share its wire
         acted_ns = self._clock.now_ns()
-        self._core.acknowledge(image, checked, battery=acks.battery)
+        self._core.acknowledge(image, checked, battery=acks.battery, load_bank=acks.load_bank)
         planned = self._core.plan_if_due(image, decision)
         plan_ms = (self._clock.now_ns() - acted_ns) * 1e3 / NS_PER_S if planned else 0.0
         self._recorder.record("cycle", _record(image, checked, self._lease.is_held, acks))

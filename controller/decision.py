@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from controller.ballast import NO_FLOOR, Floor
 from controller.estimate import Estimate
 from controller.fleet import Fleet, FleetReadings
 from controller.limits import InForce
@@ -23,6 +24,8 @@ class Decision:
     proposal: SiteCommand
     fleet: Fleet
     readings: FleetReadings
+    floor: Floor = NO_FLOOR  # what a load bank adds to the load that a crash leaves
+    why_no_floor: str = ""  # why a load bank that is there adds nothing
 
     @property
     def margins(self) -> tuple[Margin, ...]:

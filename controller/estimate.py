@@ -16,11 +16,12 @@ from enum import StrEnum, unique
 
 import numpy as np
 
+from controller.estimate_bank import BankHistory
 from controller.estimate_bridge import NodeBridge
 from controller.estimate_checks import MeterCheck, MeterFlag, MeterView
 from controller.estimate_lag import LagEstimate
 from controller.settings import SiteSettings
-from controller.types import BatterySample, Following, MeterSample, NodeReport, Quality, Reading
+from controller.types import BatterySample, Following, LoadBankSample, MeterSample, NodeReport, Quality, Reading
 
 NODES_PERIOD_S = 0.1  # reports come at a few hertz; thousands of them are not added up on every tick
 NODES_PERIOD_S_PER_NODE = 1e-4
@@ -78,10 +79,12 @@ class Estimate:
     lag_s: float
     t_eff_s: float
     flags: frozenset[MeterFlag]
+    ballast_w: float = 0.0  # of `load_w`, what a load bank drew at `t_s`
 
     @property
-    def load_w_max(self) -> float:
-        return self.load_w + self.margin_w
+    def own_load_w(self) -> float:
+        """What the site draws for its own ends."""
+        return self.load_w - self.ballast_w
 
 
 def sum_nodes(nodes: Sequence[Reading[NodeReport]], *, gpu_peak_w: float) -> NodePower:
@@ -133,6 +136,8 @@ class LoadEstimator:
         self._other_w = site.other_load_w
         self._last_power_w = math.nan
         self._bridge = NodeBridge(scale_w=site.registered_peak_w, other_w=site.other_load_w)
+        self._bank = BankHistory()
+        self._ballast_w = 0.0
         self._last_s = -math.inf
 
     def commanded(self, t_s: float, *, reference_w: float, following: Following) -> None:
@@ -148,9 +153,11 @@ class LoadEstimator:
         battery: Reading[BatterySample] | None,
         nodes: Sequence[Reading[NodeReport]],
         meters: Mapping[str, Reading[MeterSample]],
+        load_bank: Reading[LoadBankSample] | None = None,
     ) -> Estimate:
         """The estimate at `now_s` from everything that was read."""
         battery_w = self._take_battery(battery)
+        self._bank.take(load_bank)
         self._take_nodes(now_s, nodes)
         view = MeterView(
             now_s=now_s,
@@ -163,7 +170,9 @@ class LoadEstimator:
         self._last_s = now_s
         if is_used and MeterFlag.METER_SLOW in flags and self._nodes.gpu_count:
             assert pcc is not None  # one source, corrected by the meter when it speaks, and no turns between the two
-            self._bridge.metered(pcc.t_mono_s, self._meter.power_w + self._battery_at(pcc.t_mono_s), is_repeated=False)
+            at_s = pcc.t_mono_s
+            own_w = self._meter.power_w + self._battery_at(at_s) - self._bank.at_w(at_s)
+            self._bridge.metered(at_s, own_w, is_repeated=False)
         elif is_used:
             assert pcc is not None
             return self._from_meter(now_s, pcc, view, frozenset(flags))
@@ -182,12 +191,14 @@ class LoadEstimator:
         if is_fresh:
             self._learn_delay(now_s - t_s, elapsed_s=t_s - self._load_s)
             self._load_w = power_w + self._battery_at(t_s)
-            self._load_s = t_s
-            self._bridge.metered(t_s, self._load_w, is_repeated=power_w == self._last_power_w)
+            self._load_s, self._ballast_w = t_s, self._bank.at_w(t_s)
+            own_w = self._load_w - self._ballast_w
+            self._bridge.metered(t_s, own_w, is_repeated=power_w == self._last_power_w)
             self._last_power_w = power_w
         self._good_s = now_s
         if self._nodes.gpu_count:
-            self._other_w = min(max(self._load_w - self._nodes.gpu_w, 0.0), self._site.other_load_w_max)
+            own_w = self._load_w - self._ballast_w
+            self._other_w = min(max(own_w - self._nodes.gpu_w, 0.0), self._site.other_load_w_max)
         margin_w = 0.0
         if MeterFlag.METER_DRIFT in flags or MeterFlag.METERS_DISAGREE in flags:
             margin_w = SUB_METER_MARGIN_FRAC * abs(power_w)
@@ -202,7 +213,7 @@ class LoadEstimator:
         held_s = now_s - self._good_s
         self._bridge.lost()
         if view.others_w is not None:
-            self._load_w, self._load_s = view.others_w + battery_w, now_s
+            self._load_w, self._load_s, self._ballast_w = view.others_w + battery_w, now_s, self._bank.at_w(now_s)
             margin_w = SUB_METER_MARGIN_FRAC * abs(view.others_w)
             return self._made(
                 now_s, margin_w=margin_w, pcc_w=None, source=LoadSource.SUB_METERS, is_fresh=True, flags=flags
@@ -211,7 +222,9 @@ class LoadEstimator:
         if self._nodes.gpu_count and not brief:
             known_s, load_w = self._bridge.load()
             is_fresh = known_s > self._load_s or not math.isfinite(self._load_s)
-            self._load_w, self._load_s = load_w, max(self._load_s, known_s)
+            self._load_s = max(self._load_s, known_s)
+            self._ballast_w = self._bank.at_w(self._load_s)
+            self._load_w = load_w + self._ballast_w
             margin_w = self._bridge.margin_w(now_s, load_w) + self._nodes.gpu_w_max - self._nodes.gpu_w
             return self._made(
                 now_s, margin_w=margin_w, pcc_w=None, source=LoadSource.NODES, is_fresh=is_fresh, flags=flags
@@ -237,7 +250,7 @@ class LoadEstimator:
         quality = {LoadSource.METER: Quality.GOOD, LoadSource.HELD: Quality.MISSING}.get(source, Quality.SUSPECT)
         if source is LoadSource.METER and flags & DOUBTS:
             quality = Quality.SUSPECT
-        gpu_w = nodes.gpu_w if nodes.gpu_count else max(0.0, self._load_w - self._other_w)
+        gpu_w = nodes.gpu_w if nodes.gpu_count else max(0.0, self._load_w - self._ballast_w - self._other_w)
         lag_s = self._lag.lag_s
         period_s = self._site.tracker_period_s
         is_device = self._site.following is Following.DEVICE
@@ -259,6 +272,7 @@ class LoadEstimator:
             lag_s=lag_s,
             t_eff_s=lag_s if is_device else delay_s + period_s + lag_s,
             flags=flags,
+            ballast_w=self._ballast_w,
         )
 
     def _take_battery(self, battery: Reading[BatterySample] | None) -> float:

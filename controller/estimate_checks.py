@@ -82,7 +82,8 @@ class MeterCheck:
         self._update_s = max(site.meter.update_s if site.meter else 0.0, site.tracker_period_s)
         self._delay_s = site.meter.delay_s if site.meter else 0.0
         self._nameplate_w = site.meter.nameplate_w if site.meter else math.inf
-        self._load_w_max = LOAD_GAIN * (site.gpu_peak_w + site.other_load_w_max)
+        bank_w = site.load_bank.power_w_max if site.load_bank is not None else 0.0
+        self._load_w_max = LOAD_GAIN * (site.gpu_peak_w + site.other_load_w_max + bank_w)
         self._t_s = self._checked_s = -math.inf
         self._is_paused = False
         self._counter_wh: float | None = None

@@ -20,6 +20,7 @@ from controller.types import (
     BatteryState,
     EnvelopeState,
     Following,
+    LoadBankState,
     NodeId,
     NodeReport,
     Quality,
@@ -63,6 +64,7 @@ class HealthInput:
     is_model_wrong: bool  # GPU power strays from the curves
     plan: Plan | None
     written: EnvelopeState
+    is_bank_disobeying: bool = False  # the load bank does not draw what it was told
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class Health:
         judged = [self._judge(reading.value) for reading in image.nodes]
         found = self._clocks(image) | self._gpus(image.nodes, judged) | self._restarted(image.nodes)
         found |= self._power(image, given.estimate) | self._planner(given) | _nodes(image.nodes)
-        found |= self._battery(image, given.written)
+        found |= self._battery(image, given.written) | _load_bank(image, is_disobeying=given.is_bank_disobeying)
         if self._is_above_cap(image.t_mono_s, judged):
             found.add(Flag.POWER_ABOVE_CAP)
         if not given.is_leader:
@@ -218,6 +220,20 @@ class Health:
         if self._above_since_s is None:
             self._above_since_s = now_s
         return now_s - self._above_since_s >= ABOVE_CAP_PERIODS * self._site.planner_period_s
+
+
+def _load_bank(image: SiteImage, *, is_disobeying: bool) -> set[Flag]:
+    """The bank as it reports itself, and whether it draws what it is told."""
+    if image.load_bank is None:
+        return set()
+    if image.load_bank.quality is Quality.MISSING:
+        return {Flag.LOAD_BANK_LOST}
+    sample, found = image.load_bank.value, set()
+    if not sample.is_remote or sample.state in (LoadBankState.OFF, LoadBankState.FAULT):
+        found.add(Flag.LOAD_BANK_LIMITED)
+    if is_disobeying:
+        found.add(Flag.LOAD_BANK_NOT_OBEYING)
+    return found
 
 
 def _nodes(nodes: tuple[Reading[NodeReport], ...]) -> set[Flag]:

@@ -71,6 +71,9 @@ class Flag(StrEnum):
     BATTERY_LIMITED = "battery_limited"
     BATTERY_LOST = "battery_lost"
     BATTERY_NOT_FOLLOWING = "battery_not_following"
+    LOAD_BANK_LIMITED = "load_bank_limited"
+    LOAD_BANK_LOST = "load_bank_lost"
+    LOAD_BANK_NOT_OBEYING = "load_bank_not_obeying"
     # Grid signals
     GRID_LINK_LOST = "grid_link_lost"
     GRID_SILENT = "grid_silent"
@@ -189,6 +192,9 @@ def _rows() -> dict[Flag, Reaction]:
         (f.BATTERY_LIMITED, "B1", degraded, when, "the battery is empty, full, derated, faulted or in local control"),
         (f.BATTERY_LOST, "B1", degraded, when, "the battery does not report; planned without it"),
         (f.BATTERY_NOT_FOLLOWING, "B2", degraded, when, "the battery does not follow; it counts for nothing"),
+        (f.LOAD_BANK_LIMITED, "B1", degraded, when, "the load bank is off, faulted, hot or in local control; no floor"),
+        (f.LOAD_BANK_LOST, "B1", degraded, when, "the load bank does not report; its floor counts for nothing"),
+        (f.LOAD_BANK_NOT_OBEYING, "B2", degraded, when, "the load bank does not draw what it is told; no floor"),
         (f.OPERATOR_RELEASE, "-", Mode.RELEASE, when, "an operator asked to give all settings back"),
         (f.OPERATOR_FALLBACK, "-", fallback, when, "an operator asked for fallback"),
         (f.OPERATOR_LOCKOUT, "-", Mode.LOCKOUT, operator, "an operator locked the controller out"),

@@ -21,6 +21,7 @@ from controller.allocate import (
     held_back_w,
     one_clock_per_job,
 )
+from controller.ballast import NO_FLOOR
 from controller.contract import AdmissibleInterval
 from controller.demand import Demand, DemandWindow, split_demand
 from controller.emergency import Armed
@@ -92,6 +93,7 @@ class Planning:
         self.caps: FloatArray = np.empty((2, 0))  # clock in MHz over power limit in W, per GPU; inf is free
         self.plan: Plan | None = None
         self.armed: Armed | None = None  # the response to an emergency, as of the last plan
+        self.floor = NO_FLOOR  # what a load bank adds to the load that a crash leaves, as of this cycle
         self.steepness = 1.0  # of the GPUs' curves, as earlier responses showed it
 
     @property
@@ -104,7 +106,7 @@ class Planning:
         elapsed_s = min(max(estimate.t_s - self._seen_s, 0.0), OTHER_MEMORY_S)
         self._other_w += elapsed_s / OTHER_MEMORY_S * (estimate.other_w - self._other_w)
         self._seen_s = estimate.t_s
-        self._window.add(estimate.t_s, estimate.load_w)
+        self._window.add(estimate.t_s, estimate.own_load_w)
 
     def begin_anew(self, from_s: float) -> None:
         """An emergency's caps move the load until `from_s`: no job does, and none is judged by it."""
@@ -123,19 +125,32 @@ class Planning:
             for c in self._site.contingencies
         )
 
-    def _contingency(self, kind: ContingencyKind, slew_frac_per_s: float, estimate: Estimate) -> Contingency:
+    def left_w(self) -> float:
+        """What certainly stays after a full crash, without a load bank.
+
+        What is measured beside the GPUs may belong to the jobs as well; only the declared part certainly stays.
+        """
         site = self._site
-        # What is measured beside the GPUs may belong to the jobs as well; only the declared part certainly stays.
-        base_w = site.gpu_idle_w + min(self._other_w, site.other_load_w) + site.guaranteed_floor_w
-        load_w = estimate.load_w_max
-        if kind is ContingencyKind.FULL_SITE:
-            drop_w = max(0.0, load_w - base_w)
-            return Contingency(kind.value, drop_w, base_w, 0.0, slew_frac_per_s * drop_w)
-        largest_w = float(self._demand.class_w.max(initial=0.0))
-        share = largest_w / max(float(self._demand.class_w.sum()), 1.0)
-        drop_w = min(largest_w, max(0.0, load_w - base_w))
-        ripple_w = (1.0 - share) * self._demand.ripple_down_w
-        return Contingency(kind.value, drop_w, load_w - drop_w, ripple_w, slew_frac_per_s * drop_w)
+        return site.gpu_idle_w + min(self._other_w, site.other_load_w) + site.guaranteed_floor_w
+
+    def _contingency(self, kind: ContingencyKind, slew_frac_per_s: float, estimate: Estimate) -> Contingency:
+        base_w, load_w, floor = self.left_w(), estimate.own_load_w + estimate.margin_w, self.floor
+        drop_w = max(0.0, load_w - base_w)
+        left_w, ripple_w = base_w, 0.0
+        if kind is ContingencyKind.LARGEST_JOB:
+            largest_w = float(self._demand.class_w.max(initial=0.0))
+            share = largest_w / max(float(self._demand.class_w.sum()), 1.0)
+            drop_w = min(largest_w, drop_w)
+            left_w, ripple_w = load_w - drop_w, (1.0 - share) * self._demand.ripple_down_w
+        return Contingency(
+            name=kind.value,
+            drop_w=drop_w,
+            load_left_w=left_w + floor.sure_w,
+            ripple_w=ripple_w + floor.sure_w - floor.quick_w,
+            slew_w_per_s=slew_frac_per_s * drop_w,
+            late_w=floor.quick_w,
+            late_s=floor.late_s,
+        )
 
     def load_rise_w(self, known: Known) -> float:
         """What load may jump to under the caps in force."""
@@ -277,6 +292,7 @@ class Planning:
             spent_w=interval.contingency_excess_w,
             spent_rise_w=interval.contingency_excess_up_w,
             is_rise_enforced=any(w.enforces_rise for w in watches) or site.battery is None,
+            ballast_w_max=self.floor.sure_w,
         )
 
     def _busiest_w(self) -> float:

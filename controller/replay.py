@@ -65,6 +65,7 @@ class Cycle:
     command: Json
     is_leader: bool
     is_battery_acknowledged: bool
+    is_load_bank_acknowledged: bool
 
 
 def replay(path: Path, build: CoreBuilder) -> Replayed:
@@ -100,7 +101,7 @@ def step(core: SiteCore, cycle: Cycle) -> Checked:
     image = cycle.image
     decision: Decision = core.decide(image, is_leader=cycle.is_leader)
     checked = core.check(image, decision)
-    core.acknowledge(image, checked, battery=cycle.is_battery_acknowledged)
+    core.acknowledge(image, checked, battery=cycle.is_battery_acknowledged, load_bank=cycle.is_load_bank_acknowledged)
     core.plan_if_due(image, decision)
     return checked
 
@@ -161,10 +162,11 @@ def _cycle(path: Path, number: int, raw: dict[str, Any]) -> Cycle:
     except (ValueError, OverflowError, RecursionError, AssertionError) as error:
         raise _refused(path, f"line {number}: {error}") from None
     acks, is_leader = raw.get("acks"), raw.get("is_leader")
-    if not isinstance(acks, dict) or not isinstance(acks.get("battery"), bool) or not isinstance(is_leader, bool):
+    taken = [acks.get(name) for name in ("battery", "load_bank")] if isinstance(acks, dict) else [None]
+    if not all(isinstance(was, bool) for was in taken) or not isinstance(is_leader, bool):
         raise _refused(path, f"line {number}: acks or is_leader missing")
     assert isinstance(image, SiteImage)
-    return Cycle(image, raw["command"], is_leader, acks["battery"])
+    return Cycle(image, raw["command"], is_leader, *(was is True for was in taken))
 
 
 def _numbers(path: Path, number: int, command: Json) -> tuple[int, int]:

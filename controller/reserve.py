@@ -71,7 +71,8 @@ class Contingency:
     """One sudden drop to survive: how much load goes, what stays, and how the survivors still swing.
 
     `load_left_w` counts everything that certainly stays (idle, other, cooling, guaranteed floor; for N-1 the other
-    jobs' mean). `ripple_w` is how far the survivors dip below it at their worst phase.
+    jobs' mean). `ripple_w` is how far the survivors dip below it at their worst phase. `late_w` of what is left
+    is switched on `late_s` after the drop (a load bank); until then the target dips where the battery cannot take it.
     """
 
     name: str
@@ -79,6 +80,8 @@ class Contingency:
     load_left_w: float
     ripple_w: float
     slew_w_per_s: float
+    late_w: float = 0.0
+    late_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,18 @@ def transient_dip_w(row: ReserveRow, contingency: Contingency, *, t_eff_s: float
     if row.mean_s > 0.0:
         seen_w = min(seen_w, contingency.drop_w * t_eff_s / row.mean_s)
     return seen_w
+
+
+def late_share(row: ReserveRow, *, late_s: float) -> float:
+    """What a row sees of each watt that is missing for `late_s`: its own mean hides the rest."""
+    if row.is_filtered:
+        return FILTERED_STEP_GAIN
+    return min(1.0, late_s / row.mean_s) if row.mean_s > 0.0 else 1.0
+
+
+def late_dip_w(row: ReserveRow, contingency: Contingency) -> float:
+    """What a row sees of load that is switched on only after the drop."""
+    return contingency.late_w * late_share(row, late_s=contingency.late_s) if contingency.late_w > 0.0 else 0.0
 
 
 def drop_that_holds_w(row: ReserveRow, contingency: Contingency, *, t_eff_s: float, residual_w: float) -> float:
@@ -349,7 +364,7 @@ def margins(
     assert len(rows) == len(spent_by_row_w)
     found: list[Margin] = []
     for row, spent_w in zip(rows, spent_by_row_w, strict=True):
-        used_w = transient_dip_w(row, contingency, t_eff_s=t_eff_s)
+        used_w = transient_dip_w(row, contingency, t_eff_s=t_eff_s) + late_dip_w(row, contingency)
         if not row.is_filtered:
             used_w += max(0.0, spent_w) + residual_w
         found.append(Margin(f"transient:{row.limit_id}", contingency.name, row.max_w - used_w, "W"))

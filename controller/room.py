@@ -17,7 +17,7 @@ from controller.modes import Flag
 from controller.settings import SiteSettings
 from controller.tracker import METERED_MEAN_S, UNSEEN_FRAC, Tracker
 from controller.types import EnvelopeView, SiteImage
-from controller.view import battery_sample, ceiling_w, envelope_battery, smallest_row_w, unmanaged_w
+from controller.view import ballast_w_max, battery_sample, ceiling_w, envelope_battery, smallest_row_w, unmanaged_w
 
 MARGIN_MEMORY_S = 60.0
 
@@ -47,6 +47,7 @@ def under_target_w(
     """What all GPUs may draw at their worst while the site imports no more than `target_w`."""
     battery = envelope_battery(site, image, flags)
     unmanaged = unmanaged_w(fleet, other_w_max=site.other_load_w_max, gpu_peak_w=site.gpu_peak_w)
+    unmanaged += ballast_w_max(site, image, written_w=0.0)
     return target_w - estimate.margin_w - unmanaged + (battery.supply_w if battery is not None else 0.0)
 
 

@@ -114,6 +114,7 @@ class Reporter:
                 "t_eff_s": _number(estimate.t_eff_s),
                 "cap_frac": mean_clock_frac(trace.decision.fleet, trace.decision.readings),
             },
+            "load_bank": _load_bank(trace),
             "rows": [_row(row) for row in self._rows],
             "residual_w": {k: _number(v) for k, v in (track.residual_w if track else {}).items()},
             **margin_fields(decision.margins, self._site),
@@ -174,6 +175,12 @@ class Reporter:
         if trace.image.battery is not None:
             put("rampart_battery_w", trace.image.battery.value.power_w)
             put("rampart_soc_frac", trace.image.battery.value.soc_frac)
+        if trace.image.load_bank is not None:
+            put("rampart_load_bank_w", trace.image.load_bank.value.power_w)
+            put("rampart_load_bank_setpoint_w", trace.image.load_bank.value.setpoint_w)
+            put("rampart_load_bank_armed", float(not decision.why_no_floor))
+            put("rampart_floor_w", decision.floor.sure_w)
+            put("rampart_floor_quick_w", decision.floor.quick_w)
         for row in self._rows:
             labels = {"row": row.limit_id, "estimate": str(row.is_estimate).lower()}
             put("rampart_headroom_w", row.headroom_w, labels)
@@ -219,6 +226,25 @@ def _margin(margin: Margin) -> dict[str, object]:
         "contingency": margin.contingency,
         "value": _number(margin.value),
         "unit": margin.unit,
+    }
+
+
+def _load_bank(trace: TickTrace) -> dict[str, object] | None:
+    """What the bank does, whether it counts, and if not, why not."""
+    reading = trace.image.load_bank
+    if reading is None:
+        return None
+    sample, floor = reading.value, trace.decision.floor
+    return {
+        "state": sample.state.value,
+        "power_w": _number(sample.power_w),
+        "setpoint_w": _number(sample.setpoint_w),
+        "power_w_max": _number(sample.power_w_max),
+        "energy_j_left": _number(sample.energy_j_left),
+        "is_armed": not trace.decision.why_no_floor,
+        "why_not": trace.decision.why_no_floor,
+        "floor_w": _number(floor.sure_w),
+        "floor_quick_w": _number(floor.quick_w),
     }
 
 

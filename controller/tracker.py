@@ -23,6 +23,7 @@ from controller.reserve import (
     CrashReserve,
     ReserveRow,
     battery_bounds,
+    late_dip_w,
     margins,
     reserve_rows,
     transient_dip_w,
@@ -73,6 +74,7 @@ RIDE_S = 2.0  # falls that R_n could catch up with in this time are ordinary
 MEAN_LOAD_S = 30.0  # of the load that FALLBACK lets the target go back to
 SATURATED_FRAC = 0.98
 ORDER_BELOW_FRAC = 0.005  # of an emergency target: how far the reference may stay under it
+STALE_SOC_S = 1.0  # how much older than the limits beside it a state of charge may be: devices renew it slowly
 METERED_MEAN_S = 1.0  # the averaging time that ramp, swing and rate rows are assumed to be metered on
 
 
@@ -174,6 +176,7 @@ class Tracker:
             aim=aim,
             load_w_max=(g_ref_w if aim is not None else allowed.high_w) + cover_w,
             load_w_min=(g_ref_w if aim is not None else allowed.low_w) - bounds.charge_limit_w(energy_j),
+            ride_w=self._ride_w(given, reserve, energy_j),
             margins=self._margins(given, reserve, energy_j, g_ref_w, spent_w),
             residual_w=self._residuals(),
             spent_w=spent_w,
@@ -253,7 +256,8 @@ class Tracker:
             return NO_BATTERY
         nameplate, energy_j = self._nameplate, self._energy_j(sample)
         charge_w, discharge_w = nameplate.charge_w_max, min(sample.discharge_w_max, nameplate.discharge_w_max)
-        if sample.charge_w_max < 0.999 * nameplate.charge_limit_w(energy_j):  # derated beyond its declared taper
+        ahead_j = energy_j + max(0.0, -sample.power_w) * STALE_SOC_S
+        if sample.charge_w_max < 0.999 * nameplate.charge_limit_w(ahead_j):  # derated beyond its declared taper
             charge_w = min(sample.charge_w_max, charge_w)
         if (charge_w, discharge_w) != (self._bounds.charge_w_max, self._bounds.discharge_w_max):
             self._bounds = replace(nameplate, charge_w_max=charge_w, discharge_w_max=discharge_w)
@@ -281,6 +285,13 @@ class Tracker:
                 )
                 g_rise_min_w = max(g_rise_min_w, rise_w)
         return g_safe_w, g_rise_min_w
+
+    def _ride_w(self, given: TrackerInput, reserve: CrashReserve, energy_j: float) -> float:
+        """By power; by energy too where a contingency's energy is kept."""
+        by_power_w = reserve.battery.charge_limit_w(energy_j)
+        if not any(watch.enforces_energy for watch in given.watches):
+            return by_power_w
+        return min(by_power_w, reserve.surplus_safe_w(energy_j, spent_w=self.interval.contingency_excess_w))
 
     def _rides_down(self, given: TrackerInput, g_safe_w: float) -> bool:
         """A contingency is under way: the battery holds most of its surplus, or the clamp fell away from the target."""
@@ -447,10 +458,12 @@ class Tracker:
         dips: dict[LimitId, float] = {}
         if not self._is_riding_down:  # once it has happened, the dip is spent and its share is free for the fall
             enforced = [watch.contingency for watch in given.watches if watch.enforces_transient]
+            late = [watch.contingency for watch in given.watches if watch.enforces_power]
             for row in self._rows:
                 t_eff_s = given.estimate.t_eff_s
                 found = [transient_dip_w(row, contingency, t_eff_s=t_eff_s) for contingency in enforced]
-                dips[row.limit_id] = max(found, default=0.0)
+                late_w = max((late_dip_w(row, contingency) for contingency in late), default=0.0)
+                dips[row.limit_id] = max(found, default=0.0) + late_w
         self.interval.set_shrink(self._residuals(), dips)
 
     def _margins(

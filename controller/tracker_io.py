@@ -60,6 +60,7 @@ class TrackerOutput:
     """The tick's decision and what explains it. Powers in W.
 
     `load_w_max` is the largest load that battery and target can carry if it came now, so caps go below it.
+    `ride_w` is the surplus of target over load that the battery can take and ride down from here.
     `residual_w` and `spent_w` are per row; `g_safe_w` and `g_rise_min_w` infinite where nothing is enforced.
     """
 
@@ -71,6 +72,7 @@ class TrackerOutput:
     aim: BatteryAim | None
     load_w_max: float
     load_w_min: float
+    ride_w: float
     margins: tuple[Margin, ...]
     residual_w: dict[LimitId, float]
     spent_w: dict[LimitId, float]

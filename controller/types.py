@@ -848,6 +848,18 @@ class EnvelopeBattery:
 
 
 @dataclass(frozen=True, slots=True)
+class EnvelopeLoadBank:
+    """What the load bank can do now, by nameplate and its own report.
+
+    `relief_w` is what a trusted battery takes now, and would take less of by what the bank draws more.
+    """
+
+    power_w_max: float
+    ramp_w_per_s_max: float
+    relief_w: float
+
+
+@dataclass(frozen=True, slots=True)
 class EnvelopeState:
     """What the envelope remembers from one check to the next; `caps` are the last it let through."""
 
@@ -862,6 +874,7 @@ class EnvelopeState:
     reference_t_s: float = float("-inf")
     violation_times_s: tuple[float, ...] = ()
     is_distrusted: bool = False  # too many violations: the planner is to be shed
+    ballast_w: float = 0.0  # set-point of the load bank, as last let through
 
 
 @dataclass(frozen=True, slots=True)
@@ -895,6 +908,7 @@ class EnvelopeView:
     max_export_w: float
     violations_max: int  # in 60 s
     state: EnvelopeState
+    load_bank: EnvelopeLoadBank | None = None
 
 
 @dataclass(frozen=True, slots=True)

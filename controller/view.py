@@ -20,6 +20,7 @@ from controller.types import (
     CeilingLimit,
     Direction,
     EnvelopeBattery,
+    EnvelopeLoadBank,
     EnvelopeState,
     EnvelopeView,
     Following,
@@ -70,7 +71,8 @@ def envelope_view(
         target_step_w=step_w,
         import_w_max=max(ceiling_w(limits, image.t_mono_s), track.low_w),
         margin_w=decision.estimate.margin_w,
-        unmanaged_w_max=unmanaged_w(decision.fleet, other_w_max=site.other_load_w_max, gpu_peak_w=site.gpu_peak_w),
+        unmanaged_w_max=unmanaged_w(decision.fleet, other_w_max=site.other_load_w_max, gpu_peak_w=site.gpu_peak_w)
+        + ballast_w_max(site, image, written_w=state.ballast_w),
         load_w=load_w,
         battery=envelope_battery(site, image, flags),
         drop_safe_target_w=max(track.g_safe_w, tracker.g_ref_w),
@@ -84,6 +86,7 @@ def envelope_view(
         max_export_w=site.max_export_w,
         violations_max=VIOLATIONS_MAX,
         state=state,
+        load_bank=_envelope_load_bank(site, image, flags),
     )
 
 
@@ -160,6 +163,28 @@ def envelope_battery(site: SiteSettings, image: SiteImage, flags: frozenset[Flag
         dwell_s=settings.dwell_s,
         is_eligible=is_usable,
     )
+
+
+def _envelope_load_bank(site: SiteSettings, image: SiteImage, flags: frozenset[Flag]) -> EnvelopeLoadBank | None:
+    """The load bank as its nameplate and its own report bound it; None where it takes no orders."""
+    bank, reading, battery = site.load_bank, image.load_bank, battery_sample(image)
+    if bank is None or reading is None or reading.quality is Quality.MISSING or not reading.value.is_remote:
+        return None
+    is_trusted = battery is not None and Flag.BATTERY_NOT_FOLLOWING not in flags
+    return EnvelopeLoadBank(
+        power_w_max=max(0.0, min(bank.power_w_max, reading.value.power_w_max)),
+        ramp_w_per_s_max=bank.ramp_w_per_s_max,
+        relief_w=max(0.0, -battery.power_w) if battery is not None and is_trusted else 0.0,
+    )
+
+
+def ballast_w_max(site: SiteSettings, image: SiteImage, *, written_w: float) -> float:
+    """The most a load bank may draw now: what it was told or draws; one that is silent, until its order has lapsed."""
+    if site.load_bank is None or image.load_bank is None:
+        return 0.0
+    if image.load_bank.quality is Quality.MISSING and written_w > 0.0:
+        return site.load_bank.power_w_max
+    return max(written_w, image.load_bank.value.power_w)
 
 
 def unmanaged_w(fleet: Fleet, *, other_w_max: float, gpu_peak_w: float) -> float:

@@ -1,4 +1,4 @@
-"""What a battery does by itself when commands stop, as its profile says, before anybody talks to it.
+"""What a battery or a load bank does by itself when commands stop, as its profile says, before anybody asks it.
 
 The slope that matters is the one by which it returns to zero when commands stop: that of the profile's own expiry
 control where it has one, else that of its set-points, which following needs steep.

@@ -381,6 +381,7 @@ class Overrides:
     edge: str | None = None
     clock: str | None = None
     seed: int | None = None
+    without_load_bank: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,6 +423,8 @@ def _override_site(site: dict[str, Any], overrides: Overrides, *, origin: str) -
         if not isinstance(site.get("battery"), dict):
             raise BadInput(f"{origin}: --follow {overrides.follow}: this site has no battery")
         site["battery"] = {**site["battery"], "following": overrides.follow}
+    if overrides.without_load_bank and site.pop("load_bank", None) is None:
+        raise BadInput(f"{origin}: --without-load-bank: this site has none")
     return site
 
 

@@ -31,6 +31,7 @@ CORE_MID = {
     f"controller.{name}"
     for name in (
         "estimate",
+        "estimate_bank",
         "estimate_bridge",
         "estimate_checks",
         "estimate_lag",
@@ -48,6 +49,7 @@ CORE_HIGH = {
     f"controller.{name}"
     for name in (
         "allocate",
+        "ballast",
         "follow",
         "tracker",
         "tracker_io",
@@ -77,7 +79,7 @@ CORE_TOP = {
     )
 }
 CORE = CORE_LOW | CORE_MID | CORE_HIGH | CORE_TOP
-ENVELOPES = {"controller.envelope", "controller.envelope_node"}
+ENVELOPES = {"controller.envelope", "controller.envelope_bank", "controller.envelope_node"}
 FORBIDDEN_IN_CORE = {"asyncio", "socket", "threading", "time", "subprocess", "logging", "structlog", "os", "pathlib"}
 
 

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
@@ -35,7 +35,7 @@ def check(
     from controller.config.site import load_settings
 
     settings = load_settings(config)
-    own_slope, expiry_s = _by_itself(settings, config)
+    by_itself = _by_itself(settings, config)
     if settings.site is None:
         if as_json:
             typer.echo(json.dumps({"role": settings.role.value, "valid": True}))
@@ -43,7 +43,7 @@ def check(
             typer.echo(f"{config}: valid (role {settings.role.value}: limits are the site controller's)")
         return
     site = settings.site if ramp is None else _with_ramp(settings.site, ramp)
-    findings = check_site(site, own_slope=own_slope, expiry_s=expiry_s)
+    findings = check_site(site, own_slope=by_itself.slope, expiry_s=by_itself.expiry_s, bank_slope=by_itself.bank_slope)
     if as_json:
         typer.echo(json.dumps({**asdict(findings), "role": settings.role.value, "valid": True}))
     else:
@@ -68,30 +68,39 @@ def _with_ramp(site: SiteSettings, text: str) -> SiteSettings:
     return with_ramp(site, max_w=max_w, window_s=window_s, mean_s=mean_s)
 
 
-def _by_itself(settings: Settings, config: Path) -> tuple[OwnSlope | None, float | None]:
-    """What the battery can be told by its profile of slope and end (s) of a command, for when its controller is dead.
+class _ByItself(NamedTuple):
+    """What devices do when their controller is dead, as far as their profiles can be told: slopes, end of a command."""
 
-    What `rampart run` would refuse at its start is refused here.
-    """
+    slope: OwnSlope | None = None  # of the battery
+    expiry_s: float | None = None
+    bank_slope: OwnSlope | None = None  # of the load bank
+
+
+def _by_itself(settings: Settings, config: Path) -> _ByItself:
+    """What `rampart run` would refuse of the profiles at its start is refused here."""
     from controller.errors import BadInput
-    from controller.live_profiles import battery_profile_for, profile_for
+    from controller.live_profiles import battery_profile_for, load_bank_profile_for, profile_for
     from drivers.profile import Kind
     from drivers.profile_slope import own_expiry_s, own_slope
 
+    site = settings.site
     try:
         if settings.meter is not None:
             profile_for(settings.meter, Kind.METER, key="pcc_meter")
         for k, ups in enumerate(settings.ups):
             profile_for(ups, Kind.UPS, key=f"ups.{k}")
-        site = settings.site
-        battery = None if site is None else site.battery
-        if settings.battery is None or site is None or battery is None:
-            return None, None
-        profile, dispatch = battery_profile_for(settings.battery, battery.following)
+        found = _ByItself()
+        if settings.battery is not None and site is not None and site.battery is not None:
+            profile, dispatch = battery_profile_for(settings.battery, site.battery.following)
+            slope = own_slope(profile, dispatch, rating_w=max(site.battery.charge_w_max, site.battery.discharge_w_max))
+            expiry_s = own_expiry_s(profile, dispatch, ttl_s=site.ttl_periods * site.planner_period_s)
+            found = _ByItself(slope, expiry_s)
+        if settings.load_bank is not None and site is not None and site.load_bank is not None:
+            profile, dispatch = load_bank_profile_for(settings.load_bank)
+            found = found._replace(bank_slope=own_slope(profile, dispatch, rating_w=site.load_bank.power_w_max))
     except BadInput as bad:
         raise BadInput(f"{config}: {bad}") from None
-    slope = own_slope(profile, dispatch, rating_w=max(battery.charge_w_max, battery.discharge_w_max))
-    return slope, own_expiry_s(profile, dispatch, ttl_s=site.ttl_periods * site.planner_period_s)
+    return found
 
 
 def _print(findings: CheckFindings, config: Path) -> None:

@@ -23,6 +23,7 @@ def run(
     contract: list[str] = typer.Option([], "--contract", metavar="NAME", help="Contract or file; may be repeated."),
     controller: Literal["mpc", "rule", "rule-max", "none"] = typer.Option(None, "--controller", help="Who plans."),
     follow: Literal["device", "software"] = typer.Option(None, "--follow", help="Who closes the fast loop."),
+    without_load_bank: bool = typer.Option(False, "--without-load-bank", help="The same site without its load bank."),
     edge: Literal["linear", "hold"] = typer.Option(None, "--edge", help="What lies between the trace's samples."),
     clock: Literal["virtual", "real"] = typer.Option(None, "--clock", help="Simulated time, or the machine's."),
     wire: bool = typer.Option(False, "--wire", help="On real wires: the shipped processes, Modbus, MQTT, fake GPUs."),
@@ -48,6 +49,7 @@ def run(
         edge=edge,
         clock=clock,
         seed=seed,
+        without_load_bank=without_load_bank,
     )
     raise typer.Exit(run_and_report(scenario, overrides, out=Path(out) if out else None, is_wire=wire))
 

@@ -67,6 +67,10 @@ def _print(document: dict[str, Any]) -> None:
     for key, value in document["power"].items():
         table.add_row(key, f"{value:,.3f}" if isinstance(value, float) else str(value if value is not None else "-"))
     console.print(table)
+    bank = document.get("load_bank")
+    if bank is not None:
+        armed = f"armed, floor {bank['floor_w']:,.0f} W" if bank["is_armed"] else f"not armed: {bank['why_not']}"
+        console.print(f"  load bank {bank['state']}, draws {bank['power_w'] or 0.0:,.0f} W, {armed}")
     for margin in document["margins"]:
         console.print(f"  margin {margin['name']} ({margin['contingency']}): {_amount(margin)}")
     least = document.get("least_margin")
