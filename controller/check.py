@@ -123,6 +123,12 @@ def crash_reading(site: SiteSettings, *, mean_s: float, drop_w: float | None = N
     drop_w = _crash_w(site) if drop_w is None else drop_w
     slew = max((c.slew_frac_per_s for c in site.contingencies), default=DEFAULT_SLEW_PER_S)
     dip = crash_dip(follower, drop_w=drop_w, slew_w_per_s=slew * drop_w, mean_s=mean_s)
+    if site.load_bank is not None and site.battery is not None:
+        # What the battery cannot take is missing until the bank has come on.
+        floor = declared_floor(site)
+        late_w = min(floor.quick_w, max(0.0, drop_w - site.battery.charge_w_max))
+        mean_w = late_w * (min(1.0, floor.late_s / mean_s) if mean_s > 0.0 else 1.0)
+        dip = replace(dip, raw_w=dip.raw_w + late_w, mean_w=dip.mean_w + mean_w, change_w=dip.change_w + mean_w)
     return CrashReading(drop_w=drop_w, slew_per_s=slew, dip=dip)
 
 

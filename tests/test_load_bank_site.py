@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from controller import check
 from controller.app import make_core
 from controller.config.load import data_root
 from controller.modes import Flag
@@ -360,7 +361,6 @@ def bank_site(change: Callable[[dict[str, Any]], None] = lambda raw: None) -> Si
 
 def test_check_counts_it_in_the_death_step_and_in_the_proof_of_fallback() -> None:
     """Until its order lapses a bank may draw all it has; one without a ramp of its own then drops out at once."""
-    from controller.check import check_site
 
     def stepping(raw: dict[str, Any]) -> None:
         raw["site"]["load_bank"]["own_ramp"] = False
@@ -368,10 +368,24 @@ def test_check_counts_it_in_the_death_step_and_in_the_proof_of_fallback() -> Non
     def tight(raw: dict[str, Any]) -> None:
         raw["site"]["registered_peak_megawatt"] = 24
 
-    good, stepped, small = check_site(bank_site()), check_site(bank_site(stepping)), check_site(bank_site(tight))
+    good, stepped, small = (
+        check.check_site(bank_site()),
+        check.check_site(bank_site(stepping)),
+        check.check_site(bank_site(tight)),
+    )
     assert good.death_step_w == 0.0 and good.is_good and "load bank until its order lapses 8 MW" in good.proofs[0].words
     assert stepped.death_step_w == 8e6 and any("drops out at once" in note for note in stepped.notes)
     assert not small.proofs[0].is_proven, "12.5 + 8.5 MW would fit 24 MW, with the bank's 8 they do not"
     assert any("count as load that stays after a crash" in note for note in good.notes)
     coarse = OwnSlope(min_w_per_s=1e6, step_w_per_s=0.0, where="x", is_shared=False)
-    assert check_site(bank_site(), bank_slope=coarse).death_step_w == 8e6
+    assert check.check_site(bank_site(), bank_slope=coarse).death_step_w == 8e6
+
+
+def test_check_foresees_the_dip_until_the_bank_has_come_on() -> None:
+    """A drop of 18 MW on a battery of 13: 5 MW are missing for the bank's 0.2 s, a megawatt on means of a second."""
+    alone = check.crash_reading(bank_site(lambda raw: raw["site"].pop("load_bank")), mean_s=1.0, drop_w=18e6)
+    lent = check.crash_reading(bank_site(), mean_s=1.0, drop_w=18e6)
+    small = check.crash_reading(bank_site(), mean_s=1.0, drop_w=12e6)
+    assert alone is not None and lent is not None and small is not None
+    assert lent.dip.mean_w - alone.dip.mean_w == pytest.approx(5e6 * 0.175, rel=0.05)
+    assert small.dip.mean_w < alone.dip.mean_w, "what the battery takes alone waits for nobody"
