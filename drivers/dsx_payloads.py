@@ -394,7 +394,7 @@ class MarginalPrice(Payload):
 
 
 class EnergyPriceState(Payload):
-    """What energy costs, as a VTN told; it steers nothing here yet."""
+    """What energy costs, as a VTN told; it steers nothing here."""
 
     per_kilowatt_hour: float
     currency: Annotated[str, Field(max_length=8)] = ""

@@ -34,6 +34,7 @@ KEPT_S = 20.0
 REST_LOAD_FRAC = 0.85
 REST_FRAC = 0.25  # of the battery's power: the controller corrects its state of charge with less
 CLOCK_REST_S = 1.05  # clocks change at most once a second; a trial inside it would be answered by power limits alone
+METER_NOISE_FRAC = 1e-4  # no load is the same twice; a meter that says so is taken for stuck
 STALL_S = 0.5  # after a longer stall the plant goes on from now
 LINE_TO_NEUTRAL_V = 7_967.0
 
@@ -55,7 +56,7 @@ class LatencyPlant:
         self.lock_ns: set[int] = set()  # the library keeps only the last write of each GPU
         nameplate = BatteryNameplate(BATTERY_W, BATTERY_W, BATTERY_J / 3600.0, 0.05, 0.95)
         self.device = SunSpecBatteryDevice(self.battery, nameplate)
-        self.meter = sunspec_meter(_Meter(self), nominal_voltage_v=LINE_TO_NEUTRAL_V)
+        self.meter = sunspec_meter(_Meter(self, rng), nominal_voltage_v=LINE_TO_NEUTRAL_V)
 
     def advance(self) -> None:
         """Every step up to now."""
@@ -125,13 +126,13 @@ class _Meter:
     frequency_hz: float | None = 60.0
     voltage_pu: float | None = 1.0
 
-    def __init__(self, plant: LatencyPlant) -> None:
-        self._plant = plant
+    def __init__(self, plant: LatencyPlant, rng: np.random.Generator) -> None:
+        self._plant, self._rng = plant, rng
 
     @property
     def power_w(self) -> float:
         self._plant.advance()
-        return self._plant.pcc_w
+        return self._plant.pcc_w * (1.0 + METER_NOISE_FRAC * float(self._rng.standard_normal()))
 
 
 class _Noted:

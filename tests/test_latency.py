@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,8 @@ import pytest
 from controller.clock import MonotonicClock
 from controller.cycle import Cycle
 from controller.types import FloatArray
-from hil.bench_latency import Result, Trial, settled_s, spread, table
+from hil import bench_latency
+from hil.bench_latency import NotReady, Result, Trial, settled_s, spread, table
 from hil.latency_plant import STEP_S
 from hil.latency_site import Way
 
@@ -114,3 +118,36 @@ async def test_news_and_a_response_under_way_bring_cycles_before_the_tick() -> N
     news.cancel()
     assert cycle.steps == [(6, True), (6, True)]
     assert due.done() and due.result() == 7 and not wake.is_set()
+
+
+@pytest.mark.parametrize(("fails", "made"), [({3}, 4), ({3, 4, 5}, None)])
+def test_a_site_that_does_not_come_to_rest_is_said_and_ends_the_run_after_three(
+    monkeypatch: pytest.MonkeyPatch, fails: set[int], made: int | None
+) -> None:
+    """One trial that cannot be made is made good; three in a row end it, with the number of those that were made."""
+    said: list[str] = []
+    count = 0
+
+    class Bench:
+        async def trial(self) -> Trial:
+            nonlocal count
+            count += 1
+            if count in fails:
+                raise NotReady("not at rest after 8 s: battery at 3 W")
+            return Trial(1.0, 1.0, 1.0, 1.0, 0.0)
+
+    @asynccontextmanager
+    async def bench(way: Way, folder: Path, *, seed: int) -> AsyncIterator[Bench]:
+        yield Bench()
+
+    monkeypatch.setattr(bench_latency, "_bench", bench)
+
+    def once() -> Result:
+        return bench_latency.run(trials=4, is_loaded=False, ways=[Way.BATTERY], seed=1, say=said.append)
+
+    if made is None:
+        with pytest.raises(NotReady, match="battery: 0 of 4 trials, then not at rest"):
+            once()
+    else:
+        assert once().as_dict()["trials"] == made
+    assert any("not at rest" in line for line in said)
