@@ -115,25 +115,26 @@ def has_mixed_jobs(fleet: Fleet, curves: Curves) -> bool:
 
 
 def fit_worst_case(
-    fleet: Fleet, curves: Curves, *, clock_mhz: FloatArray, hard_w: float
+    fleet: Fleet, curves: Curves, *, clock_mhz: FloatArray, limit_w: FloatArray, hard_w: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Clocks and power limits (n,) under which all GPUs at their worst draw at most `hard_w` together; inf is free.
+    """Clocks and power limits (n,), no higher than those given, under which all GPUs draw at most `hard_w` together.
+
+    Inf is free.
 
     A clock alone bounds power only by the chord of its curve; where that is not enough every GPU gets the same share
     of its range above idle as a power limit, and the clock that its curve draws there.
     """
     table = fleet.table
-    free = np.full(fleet.count, np.inf)
     range_w = table.peak_w - table.idle_w
-    if worst_case_w(fleet, np.vstack((clock_mhz, free))) <= hard_w:
-        return clock_mhz, free
+    if worst_case_w(fleet, np.vstack((clock_mhz, limit_w))) <= hard_w:
+        return clock_mhz, limit_w
     spare_w = hard_w - float((table.idle_w * table.stands_for).sum())
     share = np.clip(spare_w / max(float((range_w * table.stands_for).sum()), 1.0), 0.0, 1.0)
-    limit_w = np.maximum(np.floor((table.idle_w + range_w * share) * 10.0) / 10.0, table.cap_min[1])
+    shared_w = np.maximum(np.floor((table.idle_w + range_w * share) * 10.0) / 10.0, table.cap_min[1])
     clock = curves.clock_of_group(np.array([share]), np.zeros(fleet.count, dtype=np.int64)) * table.cap_max[0]
     stepped = table.cap_min[0] + np.floor((clock - table.cap_min[0]) / CLOCK_STEP_MHZ) * CLOCK_STEP_MHZ
     bounded = np.clip(stepped, table.floor_mhz, table.cap_max[0])
-    return np.minimum(clock_mhz, bounded), limit_w
+    return np.minimum(clock_mhz, bounded), np.minimum(limit_w, shared_w)
 
 
 def worst_case_w(fleet: Fleet, caps: FloatArray) -> float:

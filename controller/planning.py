@@ -37,6 +37,7 @@ from controller.plan.rule import RulePlanner, Sharing
 from controller.plan.tier import TierLedger
 from controller.reserve import BatteryBounds, Contingency, CrashReserve
 from controller.settings import ContingencyKind, JobClassSettings, SiteSettings, Stance
+from controller.swing import SwingWatch, limits_of_swing
 from controller.tier_watch import TierState, TierWatch
 from controller.tracker import Watch
 from controller.types import BoolArray, FloatArray, GpuCap, Mode, NodeCommand, NodeId, NodeReport, Reading
@@ -77,6 +78,8 @@ class Planning:
         self._model = ModelWatch()
         self._classes = (*site.classes, REST_SETTINGS)
         self._window = DemandWindow(peak_w=site.registered_peak_w)
+        self._swings = SwingWatch()
+        self._reach_w = 0.0  # what the battery takes and gives, as of the last plan
         tiers = np.array([c.tolerated_loss_frac for c in self._classes])
         self._ledgers = {
             window_s: TierLedger(tiers, window_s=window_s) for window_s in {c.window_s for c in self._classes}
@@ -163,7 +166,9 @@ class Planning:
     def decide(self, known: Known) -> Plan:
         """Plan the next minutes and turn the caps into clocks."""
         likely, curves = self._curves_of(known.fleet)
-        self._demand = self._demand_now(known, likely)
+        self._reach_w = known.bounds.charge_w_max + known.bounds.discharge_w_max
+        swing = self._swings.beyond(self._reach_w)
+        self._demand = swing.demand(self._other_w) if swing is not None else self._demand_now(known, likely)
         self._tiers.book(known.now_s, known.fleet, known.readings, likely)
         given = self._input(known, curves)
         planner = self._without_solver if known.is_planner_doubted else self._planner
@@ -173,8 +178,14 @@ class Planning:
         if self._has_mixed_jobs:
             clocks_mhz = one_clock_per_job(known.fleet, clocks_mhz)
         clocks_mhz = self._raised_with_care(known, given, plan, clocks_mhz)
+        limits_w = np.full(known.fleet.count, np.inf)
+        if swing is not None:  # a limit cuts the tops alone, where a clock would take the bottoms along
+            limits_w, is_cut = limits_of_swing(known.fleet, swing, cap_w=plan.cap_w, peak_w=peaks_w)
+            clocks_mhz = np.where(is_cut, np.inf, clocks_mhz)
         hard_w = known.gpu_w_max - self.model_margin_w
-        self.caps = np.vstack(fit_worst_case(known.fleet, curves, clock_mhz=clocks_mhz, hard_w=hard_w))
+        self.caps = np.vstack(
+            fit_worst_case(known.fleet, curves, clock_mhz=clocks_mhz, limit_w=limits_w, hard_w=hard_w)
+        )
         self._account(known.now_s, given, plan)
         self.armed = Armed.arm(
             known.fleet,
@@ -208,7 +219,14 @@ class Planning:
     def read(self, now_s: float, fleet: Fleet, readings: FleetReadings, *, line: Line | None) -> None:
         """Learn from the nodes' readings; at most every tick."""
         self._identifier.saw(now_s, fleet, readings, line=line)
-        self._model.saw(now_s, fleet, readings, self._curves_of(fleet)[0])
+        likely = self._curves_of(fleet)[0]
+        self._model.saw(now_s, fleet, readings, likely)
+        could_swing_w = self._site.gpu_peak_w - self._site.gpu_idle_w
+        if 0.0 < self._reach_w < could_swing_w and self._swings.is_due(now_s):
+            caps = readings.acks.caps
+            held_w = held_back_w(fleet, likely, power_w=readings.power_w, clock_cap_mhz=caps[0])
+            limit_w = fleet.by_class(np.where(caps[1] < fleet.table.peak_w, caps[1], np.inf))
+            self._swings.saw(now_s, fleet.by_class(readings.power_w) + held_w, limit_w)
 
     @property
     def is_model_wrong(self) -> bool:

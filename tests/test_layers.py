@@ -59,6 +59,7 @@ CORE_HIGH = {
         "planning",
         "glide",
         "stagger",
+        "swing",
         "tier_watch",
         "outlook",
     )
