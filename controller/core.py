@@ -19,6 +19,7 @@ from controller.decision import Checked, Decision
 from controller.estimate import Estimate, LoadEstimator, LoadSource
 from controller.estimate_checks import MeterFlag
 from controller.fleet import Fleet, FleetBook, FleetReader, FleetReadings
+from controller.gpu_floor import steady_floor_w
 from controller.gpu_model import GpuCurve
 from controller.health import Health, HealthInput
 from controller.jobs import Placement
@@ -141,11 +142,26 @@ class SiteCore:
             left_w=self.planning.left_w(),
             may_draw=is_leader and mode.mode <= Mode.HOLD and not self._envelope_state.is_distrusted,
         )
+        if self.tracker is not None:
+            self.planning.held_w = steady_floor_w(
+                readings.floor,
+                surplus_w=self.tracker.g_ref_w - self.planning.left_w() - self.planning.floor.sure_w,
+                fall_w_per_s=self.tracker.interval.contingency_slope_w_per_s,
+            )
         track = self._track(image, estimate, mode, in_force, set_point_w)
         self.planning.read(now_s, fleet, readings, line=track.line if track is not None else None)
         proposal = self._proposal(image, estimate, fleet, track, mode, is_leader=is_leader)
         return Decision(
-            estimate, mode, in_force, track, proposal, fleet, readings, self.planning.floor, self._ballast.why_not
+            estimate,
+            mode,
+            in_force,
+            track,
+            proposal,
+            fleet,
+            readings,
+            self.planning.floor,
+            self._ballast.why_not,
+            self.planning.held_w,
         )
 
     def check(self, image: SiteImage, decision: Decision) -> Checked:

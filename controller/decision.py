@@ -26,6 +26,7 @@ class Decision:
     readings: FleetReadings
     floor: Floor = NO_FLOOR  # what a load bank adds to the load that a crash leaves
     why_no_floor: str = ""  # why a load bank that is there adds nothing
+    held_w: float = 0.0  # what GPUs' own power floors add
 
     @property
     def margins(self) -> tuple[Margin, ...]:

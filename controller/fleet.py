@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from controller.gpu_floor import sum_floors
 from controller.jobs import Placement, class_of_node, place
 from controller.settings import SiteSettings
 from controller.types import (
@@ -22,6 +23,7 @@ from controller.types import (
     FloatArray,
     IntArray,
     Job,
+    NodeFloor,
     NodeId,
     NodeReport,
     Quality,
@@ -69,6 +71,7 @@ class FleetReadings:
     acks: FleetAcks
     node_other_w: float
     is_read: BoolArray  # whether `power_w` was measured and is not old
+    floor: NodeFloor | None = None  # what power smoothing holds when jobs stop, of nodes heard from lately
 
 
 class FleetBook:
@@ -179,9 +182,12 @@ class FleetReader:
         caps = np.where(np.isfinite(self._caps), self._caps, np.inf)
         bound_w = np.minimum(caps[1], table.peak_w)
         is_measured = is_read & np.isfinite(self._power)
-        other_w = 0.0
+        other_w, floors = 0.0, []
         for reading in nodes:
-            other_w += reading.value.other_w * reading.value.stands_for
+            report = reading.value
+            other_w += report.other_w * report.stands_for
+            if report.floor is not None and reading.quality is Quality.GOOD:
+                floors.append((report.stands_for, report.floor))
         return FleetReadings(
             power_w=np.where(is_measured, self._power, bound_w),
             acks=FleetAcks(
@@ -191,6 +197,7 @@ class FleetReader:
             ),
             node_other_w=other_w,
             is_read=is_measured,
+            floor=sum_floors(floors),
         )
 
     def _take(self, reading: Reading[NodeReport]) -> None:

@@ -97,6 +97,7 @@ class Planning:
         self.plan: Plan | None = None
         self.armed: Armed | None = None  # the response to an emergency, as of the last plan
         self.floor = NO_FLOOR  # what a load bank adds to the load that a crash leaves, as of this cycle
+        self.held_w = 0.0  # what GPUs' own power floors are worth, as of this cycle
         self.steepness = 1.0  # of the GPUs' curves, as earlier responses showed it
 
     @property
@@ -129,7 +130,7 @@ class Planning:
         )
 
     def left_w(self) -> float:
-        """What certainly stays after a full crash, without a load bank.
+        """What certainly stays after a full crash, without a load bank and what GPUs hold by themselves for a while.
 
         What is measured beside the GPUs may belong to the jobs as well; only the declared part certainly stays.
         """
@@ -139,7 +140,7 @@ class Planning:
     def _contingency(self, kind: ContingencyKind, slew_frac_per_s: float, estimate: Estimate) -> Contingency:
         base_w, load_w, floor = self.left_w(), estimate.own_load_w + estimate.margin_w, self.floor
         drop_w = max(0.0, load_w - base_w)
-        left_w, ripple_w = base_w, 0.0
+        left_w, ripple_w = min(base_w + self.held_w, max(load_w, base_w)), 0.0
         if kind is ContingencyKind.LARGEST_JOB:
             largest_w = float(self._demand.class_w.max(initial=0.0))
             share = largest_w / max(float(self._demand.class_w.sum()), 1.0)

@@ -34,6 +34,7 @@ from controller.types import (
     SignalOutcome,
     SiteCommand,
     SiteImage,
+    SmoothingProfile,
     UpsSample,
 )
 
@@ -102,8 +103,14 @@ class GpuNode(Protocol):
     async def restore(self, originals: GpuOriginals) -> None:
         """Give the saved settings back."""
 
-    async def originals(self) -> GpuOriginals:
-        """The settings in force now, to be saved before the first write."""
+    async def originals(self, *, preset: int | None = None) -> GpuOriginals:
+        """The settings in force now, to be saved before the first write; with power smoothing where `preset` is."""
+
+    async def holds_floor(self, floor: SmoothingProfile, *, preset: int) -> bool:
+        """Whether power smoothing is on with this preset and reads back as `floor`; NotSupported without a circuit."""
+
+    async def arm_floor(self, floor: SmoothingProfile, *, preset: int) -> None:
+        """Store `floor` as the preset, activate it, switch smoothing on; returns once read back."""
 
 
 class NodeLink(Protocol):

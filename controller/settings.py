@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum, unique
 
-from controller.types import ClassId, Contract, Following, NodeId
+from controller.types import ClassId, Contract, Following, NodeId, SmoothingProfile
 
 
 @unique
@@ -174,6 +174,14 @@ class SiteSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SmoothingSettings:
+    """The power floor a node's GPUs hold by themselves, and the preset it is written into."""
+
+    profile: SmoothingProfile
+    preset: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeSettings:
     """One node agent."""
 
@@ -187,6 +195,7 @@ class NodeSettings:
     driver_versions: str  # pattern the NVML driver version must match
     other_w: float  # the node's draw beside its GPUs
     call_deadline_s: float
+    smoothing: SmoothingSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)

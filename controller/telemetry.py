@@ -115,6 +115,7 @@ class Reporter:
                 "cap_frac": mean_clock_frac(trace.decision.fleet, trace.decision.readings),
             },
             "load_bank": _load_bank(trace),
+            "gpu_floor": _gpu_floor(trace),
             "rows": [_row(row) for row in self._rows],
             "residual_w": {k: _number(v) for k, v in (track.residual_w if track else {}).items()},
             **margin_fields(decision.margins, self._site),
@@ -181,6 +182,8 @@ class Reporter:
             put("rampart_load_bank_armed", float(not decision.why_no_floor))
             put("rampart_floor_w", decision.floor.sure_w)
             put("rampart_floor_quick_w", decision.floor.quick_w)
+        put("rampart_gpu_floor_w", decision.readings.floor.power_w if decision.readings.floor is not None else 0.0)
+        put("rampart_gpu_floor_worth_w", decision.held_w)
         for row in self._rows:
             labels = {"row": row.limit_id, "estimate": str(row.is_estimate).lower()}
             put("rampart_headroom_w", row.headroom_w, labels)
@@ -246,6 +249,14 @@ def _load_bank(trace: TickTrace) -> dict[str, object] | None:
         "floor_w": _number(floor.sure_w),
         "floor_quick_w": _number(floor.quick_w),
     }
+
+
+def _gpu_floor(trace: TickTrace) -> dict[str, object] | None:
+    """What GPUs hold by power smoothing, and the load that stays for ever it is worth."""
+    floor = trace.decision.readings.floor
+    if floor is None:
+        return None
+    return {"armed_w": _number(floor.power_w), "hold_s": floor.hold_s, "worth_w": _number(trace.decision.held_w)}
 
 
 def _mode_name(trace: TickTrace) -> str:

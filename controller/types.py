@@ -204,14 +204,40 @@ class GpuEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class SmoothingProfile:
+    """One preset of hardware power smoothing: floor as a share of the GPU's maximum power, slopes, and how long the
+    floor outlasts the load."""
+
+    floor_frac: float
+    up_w_per_s: float
+    down_w_per_s: float
+    hysteresis_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SmoothingFound:
+    """Power smoothing as found before the first write, and what the preset held that is written. None: not known,
+    then only the switch goes back."""
+
+    is_enabled: bool
+    active_preset: int | None
+    preset: int
+    profile: SmoothingProfile | None
+
+
+@dataclass(frozen=True, slots=True)
 class GpuOriginals:
-    """Settings found before the first write, to be given back. A locked clock of None means none was set."""
+    """Settings found before the first write, to be given back. A locked clock of None means none was set.
+
+    `smoothing` is None where it is left alone.
+    """
 
     gpu_id: GpuId
     power_limit_w: float
     power_limit_w_default: float
     requested_limit_w: float | None
     locked_clock_mhz: tuple[int, int] | None
+    smoothing: SmoothingFound | None = None
 
 
 @unique
@@ -223,6 +249,16 @@ class AgentState(StrEnum):
     FALLBACK = "fallback"  # last command expired; GPUs at the fallback cap
     MONITOR_ONLY = "monitor_only"  # may not set clocks (permission, refused driver); still reports
     RELEASED = "released"  # originals given back
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFloor:
+    """What power smoothing holds of a node's power when its jobs stop: `power_w` above idle for `hold_s`, then it falls
+    at `down_w_per_s`. Only GPUs whose floor was read back and that draw as much now."""
+
+    power_w: float
+    hold_s: float
+    down_w_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +286,7 @@ class NodeReport:
     acked_seq: int
     specs: tuple[GpuSpec, ...]
     fallback_clock_mhz: float
+    floor: NodeFloor | None = None
 
 
 @dataclass(frozen=True, slots=True)

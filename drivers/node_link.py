@@ -24,6 +24,7 @@ from controller.types import (
     GpuId,
     GpuSpec,
     NodeCommand,
+    NodeFloor,
     NodeId,
     NodeReport,
     Quality,
@@ -61,6 +62,14 @@ class SpecWire(WireModel):
     clocks_mhz: Annotated[list[Annotated[int, Field(ge=1, le=20_000)]], Field(min_length=1, max_length=512)]
 
 
+class FloorWire(WireModel):
+    """What power smoothing holds of this node's power above idle, how long, and how fast it falls then."""
+
+    power_w: Watts
+    hold_s: Annotated[float, Field(ge=0, le=3600)]
+    down_w_per_s: Annotated[float, Field(gt=0, le=1e9)]
+
+
 class ReportWire(WireModel):
     """One node's telemetry. Arrays run in the order of `gpu_ids`; `spec_of` points into `specs`."""
 
@@ -82,6 +91,7 @@ class ReportWire(WireModel):
     spec_of: list[Count]
     fallback_clock_mhz: Annotated[float, Field(ge=0, le=20_000)]
     age_s: Annotated[float, Field(ge=0, le=3600)]  # how old the telemetry was when it was sent
+    floor: FloorWire | None = None  # not sent where there is none
 
     @model_validator(mode="after")
     def _arrays_agree(self) -> ReportWire:
@@ -165,8 +175,11 @@ def encode_report(report: NodeReport, *, age_s: float) -> bytes:
         spec_of=spec_of,
         fallback_clock_mhz=float(report.fallback_clock_mhz),
         age_s=min(3600.0, max(0.0, age_s)),
+        floor=None
+        if (floor := report.floor) is None
+        else FloorWire.model_construct(power_w=floor.power_w, hold_s=floor.hold_s, down_w_per_s=floor.down_w_per_s),
     )
-    return wire.model_dump_json().encode()
+    return wire.model_dump_json(exclude={"floor"} if report.floor is None else None).encode()
 
 
 def decode_report(payload: bytes, *, t_mono_s: float) -> NodeReport | None:
@@ -205,6 +218,7 @@ def decode_report(payload: bytes, *, t_mono_s: float) -> NodeReport | None:
         acked_seq=wire.acked_seq,
         specs=specs,
         fallback_clock_mhz=wire.fallback_clock_mhz,
+        floor=None if (floor := wire.floor) is None else NodeFloor(floor.power_w, floor.hold_s, floor.down_w_per_s),
     )
 
 

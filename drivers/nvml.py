@@ -8,6 +8,7 @@ is "no lock", unless the agent's own saved state says otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import deque
 from collections.abc import Callable
@@ -16,10 +17,27 @@ from itertools import pairwise
 from typing import TypeVar
 
 from controller.ports import Clock, DriverError
-from controller.types import GpuCap, GpuId, GpuOriginals, GpuSpec, GpuTelemetry, Quality, Reading
+from controller.types import (
+    GpuCap,
+    GpuId,
+    GpuOriginals,
+    GpuSpec,
+    GpuTelemetry,
+    Quality,
+    Reading,
+    SmoothingFound,
+    SmoothingProfile,
+)
 from drivers.deadline import DeviceWorker
 from drivers.errors import DeviceGone, DriverUnavailable, InvalidValue, NotApplied, NotSupported, WrongDevice
 from drivers.nvml_calls import ClockLimit, GpuCalls, Identity, RawSample, enumerate_uuids, initialise, shut_down
+from drivers.nvml_smoothing import (
+    find_smoothing,
+    give_smoothing_back,
+    is_held,
+    read_smoothing,
+    write_smoothing,
+)
 
 T = TypeVar("T")
 
@@ -270,19 +288,37 @@ class NvmlGpu:
             lambda: self.calls.lock_clocks_by_name(ClockLimit.UNLIMITED, ClockLimit.TDP), "lock clocks at TDP"
         )
 
-    async def originals(self) -> GpuOriginals:
-        """Limits as found. The locked clock is always None: NVML cannot be asked for it."""
+    async def originals(self, *, preset: int | None = None) -> GpuOriginals:
+        """Limits as found, and power smoothing where `preset` of it is to be written.
+
+        The locked clock is always None: NVML cannot be asked for it.
+        """
         requested_w = await self.run(self.calls.requested_limit_w, "read power limit")
+        smoothing: SmoothingFound | None = None
+        if preset is not None:
+            with contextlib.suppress(NotSupported):
+                smoothing = await self.run(lambda: find_smoothing(self.calls, preset), "read power smoothing")
         return GpuOriginals(
             gpu_id=self.spec.gpu_id,
             power_limit_w=requested_w,
             power_limit_w_default=self.spec.power_limit_w_default,
             requested_limit_w=requested_w,
             locked_clock_mhz=None,
+            smoothing=smoothing,
         )
 
+    async def holds_floor(self, floor: SmoothingProfile, *, preset: int) -> bool:
+        """Whether power smoothing is on with this preset and it reads back as `floor`."""
+        state = await self.run(lambda: read_smoothing(self.calls), "read power smoothing")
+        return is_held(state, preset, floor)
+
+    async def arm_floor(self, floor: SmoothingProfile, *, preset: int) -> None:
+        """Store `floor` as the preset, activate it, switch smoothing on; NotApplied when the read-back differs."""
+        self.refuse_if_monitoring()
+        await self.run(lambda: write_smoothing(self.calls, preset, floor), "set power smoothing")
+
     async def restore(self, originals: GpuOriginals) -> None:
-        """Give the saved settings back, whatever we believe is set now; both are tried even if one fails.
+        """Give the saved settings back, whatever we believe is set now; each is tried even if another fails.
 
         A saved limit outside the GPU's range (it was replaced, or the file is from another model) becomes its default.
         """
@@ -295,6 +331,13 @@ class NvmlGpu:
             pass  # a GPU that cannot lock clocks has none locked
         except DriverError as error:
             failed = error
+        if (found := originals.smoothing) is not None:
+            try:
+                await self.run(lambda: give_smoothing_back(self.calls, found), "give power smoothing back")
+            except NotSupported:
+                pass  # another GPU than the one that had it
+            except DriverError as error:
+                failed = error
         wish_w = originals.power_limit_w if originals.requested_limit_w is None else originals.requested_limit_w
         is_possible = self.spec.power_limit_w_min <= wish_w <= self.spec.power_limit_w_max
         self._limit_asked_w = None

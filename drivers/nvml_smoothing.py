@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pynvml
 
+from controller.types import SmoothingFound, SmoothingProfile
 from drivers.errors import InvalidValue, NotApplied, NotSupported
-from drivers.nvml import NvmlGpu
 from drivers.nvml_calls import MILLI, GpuCalls, as_driver_error, typed
+
+if TYPE_CHECKING:
+    from drivers.nvml import NvmlGpu
 
 PERCENT = 100.0
 FLOOR_STEP_FRAC = 0.01  # read-back is in whole percent
@@ -39,16 +43,6 @@ _PARAMS = (
 
 
 @dataclass(frozen=True, slots=True)
-class SmoothingProfile:
-    """One preset: floor as a share of the GPU's maximum power, slopes, and how long the floor outlasts the load."""
-
-    floor_frac: float
-    up_w_per_s: float
-    down_w_per_s: float
-    hysteresis_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class SmoothingState:
     """What the circuit does now."""
 
@@ -64,7 +58,6 @@ class PowerSmoothing:
 
     def __init__(self, gpu: NvmlGpu) -> None:
         self._gpu = gpu
-        self._id = gpu.spec.gpu_id
 
     async def read(self) -> SmoothingState:
         """The circuit's state and its active preset."""
@@ -77,61 +70,98 @@ class PowerSmoothing:
         differs.
         """
         self._gpu.refuse_if_monitoring()
-        return await self._gpu.run(lambda: self._write(index, profile), "set power smoothing")
+        return await self._gpu.run(lambda: write_smoothing(self._gpu.calls, index, profile), "set power smoothing")
 
     async def disable(self) -> None:
         """Switch smoothing off; presets stay as they are."""
         self._gpu.refuse_if_monitoring()
-        await self._gpu.run(lambda: self._switch(0), "disable power smoothing")
+        await self._gpu.run(lambda: switch_smoothing(self._gpu.calls, is_on=False), "disable power smoothing")
 
-    def _write(self, index: int, profile: SmoothingProfile) -> SmoothingState:
-        self._check(index, profile, floor_frac_max=read_smoothing(self._gpu.calls).floor_frac_max)
-        handle = self._gpu.calls.handle()
-        wishes = (
-            profile.floor_frac * PERCENT,
-            profile.up_w_per_s,
-            profile.down_w_per_s,
-            profile.hysteresis_s * MILLI,
-        )
-        change = pynvml.c_nvmlPowerSmoothingProfile_v1_t()
-        change.profileId = index
-        for param, wish in zip(_PARAMS, wishes, strict=True):
-            change.paramId, change.value = param, wish
-            with typed(self._id, f"set power smoothing parameter {param} to {wish:g}"):
-                pynvml.nvmlDevicePowerSmoothingUpdatePresetProfileParam(handle, pynvml.byref(change))
-        with typed(self._id, f"activate power smoothing preset {index}"):
-            pynvml.nvmlDevicePowerSmoothingActivatePresetProfile(handle, pynvml.byref(change))
-        self._switch(1)
-        state = read_smoothing(self._gpu.calls)
-        if not (state.is_enabled and state.active_profile == index and _is_close(state.profile, profile)):
-            raise NotApplied(self._id, f"power smoothing preset {index}: reads back as {state}")
-        return state
 
-    def _check(self, index: int, profile: SmoothingProfile, *, floor_frac_max: float) -> None:
-        if not 0 <= index < pynvml.NVML_POWER_SMOOTHING_MAX_NUM_PROFILES:
-            allowed = pynvml.NVML_POWER_SMOOTHING_MAX_NUM_PROFILES - 1
-            raise InvalidValue(self._id, f"power smoothing preset {index}: allowed 0 to {allowed}")
-        if not 0.0 <= profile.floor_frac <= floor_frac_max:
-            raise InvalidValue(self._id, f"power floor {profile.floor_frac:.0%}: allowed 0 % to {floor_frac_max:.0%}")
-        rates = (profile.up_w_per_s, profile.down_w_per_s, profile.hysteresis_s)
-        if not all(0.0 < rate < math.inf for rate in rates):
-            raise InvalidValue(self._id, f"slopes and hysteresis {rates}: finite and above 0")
+def write_smoothing(calls: GpuCalls, index: int, profile: SmoothingProfile) -> SmoothingState:
+    """Store `profile` as preset `index`, activate it, switch smoothing on, in blocking calls; the state read back."""
+    _check(calls.uuid, index, profile, floor_frac_max=read_smoothing(calls).floor_frac_max)
+    _store(calls, index, profile)
+    _activate(calls, index)
+    switch_smoothing(calls, is_on=True)
+    state = read_smoothing(calls)
+    if not is_held(state, index, profile):
+        raise NotApplied(calls.uuid, f"power smoothing preset {index}: reads back as {state}")
+    return state
 
-    def _switch(self, state: int) -> None:
-        change = pynvml.c_nvmlPowerSmoothingState_v1_t()
-        change.state = state
-        with typed(self._id, "switch power smoothing"):
-            pynvml.nvmlDevicePowerSmoothingSetState(self._gpu.calls.handle(), pynvml.byref(change))
+
+def is_held(state: SmoothingState, index: int, profile: SmoothingProfile) -> bool:
+    """Whether smoothing is on with this preset and it reads back as `profile`."""
+    return state.is_enabled and state.active_profile == index and _is_close(state.profile, profile)
+
+
+def find_smoothing(calls: GpuCalls, index: int) -> SmoothingFound:
+    """What is to be given back after preset `index` was written; NotSupported where there is no circuit."""
+    state = read_smoothing(calls)
+    return SmoothingFound(state.is_enabled, state.active_profile, index, _read_preset(calls, index))
+
+
+def give_smoothing_back(calls: GpuCalls, found: SmoothingFound) -> None:
+    """The preset, the one that was active, and the switch, as found."""
+    if found.profile is not None:
+        _store(calls, found.preset, found.profile)
+    if found.active_preset is not None:
+        _activate(calls, found.active_preset)
+    switch_smoothing(calls, is_on=found.is_enabled)
+
+
+def switch_smoothing(calls: GpuCalls, *, is_on: bool) -> None:
+    change = pynvml.c_nvmlPowerSmoothingState_v1_t()
+    change.state = int(is_on)
+    with typed(calls.uuid, "switch power smoothing"):
+        pynvml.nvmlDevicePowerSmoothingSetState(calls.handle(), pynvml.byref(change))
+
+
+def _store(calls: GpuCalls, index: int, profile: SmoothingProfile) -> None:
+    wishes = (
+        profile.floor_frac * PERCENT,
+        profile.up_w_per_s,
+        profile.down_w_per_s,
+        profile.hysteresis_s * MILLI,
+    )
+    change = pynvml.c_nvmlPowerSmoothingProfile_v1_t()
+    change.profileId = index
+    for param, wish in zip(_PARAMS, wishes, strict=True):
+        change.paramId, change.value = param, wish
+        with typed(calls.uuid, f"set power smoothing parameter {param} to {wish:g}"):
+            pynvml.nvmlDevicePowerSmoothingUpdatePresetProfileParam(calls.handle(), pynvml.byref(change))
+
+
+def _activate(calls: GpuCalls, index: int) -> None:
+    change = pynvml.c_nvmlPowerSmoothingProfile_v1_t()
+    change.profileId = index
+    with typed(calls.uuid, f"activate power smoothing preset {index}"):
+        pynvml.nvmlDevicePowerSmoothingActivatePresetProfile(calls.handle(), pynvml.byref(change))
+
+
+def _check(uuid: str, index: int, profile: SmoothingProfile, *, floor_frac_max: float) -> None:
+    if not 0 <= index < pynvml.NVML_POWER_SMOOTHING_MAX_NUM_PROFILES:
+        allowed = pynvml.NVML_POWER_SMOOTHING_MAX_NUM_PROFILES - 1
+        raise InvalidValue(uuid, f"power smoothing preset {index}: allowed 0 to {allowed}")
+    if not 0.0 <= profile.floor_frac <= floor_frac_max:
+        raise InvalidValue(uuid, f"power floor {profile.floor_frac:.0%}: allowed 0 % to {floor_frac_max:.0%}")
+    rates = (profile.up_w_per_s, profile.down_w_per_s, profile.hysteresis_s)
+    if not all(0.0 < rate < math.inf for rate in rates):
+        raise InvalidValue(uuid, f"slopes and hysteresis {rates}: finite and above 0")
+
+
+def _read_preset(calls: GpuCalls, index: int) -> SmoothingProfile:
+    floor, up, down, hysteresis = _values(calls, [(f, index) for f in _PROFILE_FIELDS])
+    return SmoothingProfile(floor / PERCENT, up / MILLI, down / MILLI, hysteresis / MILLI)
 
 
 def read_smoothing(calls: GpuCalls) -> SmoothingState:
     """What the circuit does now, in a blocking call; NotSupported where there is none."""
     enabled, active, lifetime, floor_max = _values(calls, list(_FIELDS))
-    floor, up, down, hysteresis = _values(calls, [(f, int(active)) for f in _PROFILE_FIELDS])
     return SmoothingState(
         is_enabled=enabled != 0,
         active_profile=int(active),
-        profile=SmoothingProfile(floor / PERCENT, up / MILLI, down / MILLI, hysteresis / MILLI),
+        profile=_read_preset(calls, int(active)),
         floor_frac_max=floor_max / PERCENT,
         lifetime_frac=lifetime / PERCENT,
     )

@@ -10,7 +10,7 @@ from controller.clock import NS_PER_S
 from controller.node.agent import NodeAgent
 from controller.node.originals import OriginalsFile
 from controller.ports import Clock
-from controller.settings import NodeSettings
+from controller.settings import NodeSettings, SmoothingSettings
 from controller.types import (
     GpuCap,
     GpuEvent,
@@ -23,8 +23,10 @@ from controller.types import (
     NodeReport,
     Quality,
     Reading,
+    SmoothingFound,
+    SmoothingProfile,
 )
-from drivers.errors import DeviceGone, DeviceTimeout, DriverUnavailable, PermissionDenied
+from drivers.errors import DeviceGone, DeviceTimeout, DriverUnavailable, NotSupported, PermissionDenied
 
 NODE = NodeId("n1")
 CLOCKS = tuple(range(210, 1981, 15))
@@ -47,6 +49,10 @@ class FakeGpu:
         self.restores: list[float] = []
         self.is_forbidden = self.is_lost = self.ignores = self.hangs = False
         self.failing_restores = 0
+        self.smoothing: SmoothingProfile | None = None  # in force
+        self.has_circuit = True
+        self.floor_writes = 0
+        self.loses_floor = False
         self.read_count = 0
 
     async def read(self) -> Reading[GpuTelemetry]:
@@ -73,10 +79,28 @@ class FakeGpu:
             raise DeviceTimeout(self.spec.gpu_id, "unlock clocks: no answer")
         self.restores.append(self.clock.now_s())
         self.clock_mhz, self.limit_w = None, originals.power_limit_w
+        if originals.smoothing is not None:
+            self.smoothing = originals.smoothing.profile if originals.smoothing.is_enabled else None
 
-    async def originals(self) -> GpuOriginals:
+    async def originals(self, *, preset: int | None = None) -> GpuOriginals:
         self._check()
-        return GpuOriginals(self.spec.gpu_id, self.limit_w, 700.0, self.limit_w, None)
+        found = None
+        if preset is not None and self.has_circuit:
+            found = SmoothingFound(self.smoothing is not None, 0, preset, self.smoothing)
+        return GpuOriginals(self.spec.gpu_id, self.limit_w, 700.0, self.limit_w, None, found)
+
+    async def holds_floor(self, floor: SmoothingProfile, *, preset: int) -> bool:
+        self._check()
+        if not self.has_circuit:
+            raise NotSupported(self.spec.gpu_id, "no power smoothing")
+        return self.smoothing == floor
+
+    async def arm_floor(self, floor: SmoothingProfile, *, preset: int) -> None:
+        self._check()
+        if self.is_forbidden:
+            raise PermissionDenied(self.spec.gpu_id, "set power smoothing: this needs CAP_SYS_ADMIN")
+        self.floor_writes += 1
+        self.smoothing = None if self.loses_floor else floor
 
     def _check(self) -> None:
         if self.is_lost:
@@ -108,7 +132,12 @@ class TestLink:
             await self._clock.sleep_until_ns(self._clock.now_ns() + NS_PER_S // 100)
 
 
-def settings(state_dir: Path, *, stagger_s: float = 0.0, limit_w: float | None = None) -> NodeSettings:
+FLOOR = SmoothingProfile(0.4, 1000.0, 20.0, 2.0)
+
+
+def settings(
+    state_dir: Path, *, stagger_s: float = 0.0, limit_w: float | None = None, has_floor: bool = False
+) -> NodeSettings:
     return NodeSettings(
         node_id=NODE,
         stands_for=1,
@@ -120,13 +149,16 @@ def settings(state_dir: Path, *, stagger_s: float = 0.0, limit_w: float | None =
         driver_versions=".*",
         other_w=500.0,
         call_deadline_s=1.0,
+        smoothing=SmoothingSettings(FLOOR, preset=4) if has_floor else None,
     )
 
 
 class Bench:
     """An agent over fake GPUs on a clock of the test's choice."""
 
-    def __init__(self, state_dir: Path, clock: Clock, *, count: int = 2, stagger_s: float = 0.0) -> None:
+    def __init__(
+        self, state_dir: Path, clock: Clock, *, count: int = 2, stagger_s: float = 0.0, has_floor: bool = False
+    ) -> None:
         self.clock = clock
         self.gpus = [FakeGpu(f"GPU-{i}", clock) for i in range(count)]
         self.link = TestLink(clock)
@@ -140,7 +172,7 @@ class Bench:
         self.cycles = 0
         self._seq = 0
         self.agent = NodeAgent(
-            settings(state_dir, stagger_s=stagger_s),
+            settings(state_dir, stagger_s=stagger_s, has_floor=has_floor),
             open_gpus=self._open,
             link=self.link,
             clock=clock,

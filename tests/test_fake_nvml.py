@@ -248,8 +248,8 @@ def test_power_smoothing_is_set_in_watts_and_read_in_milliwatts(tmp_path: Path) 
         pynvml.nvmlDevicePowerSmoothingSetState(h, pynvml.byref(state))
         answers = pynvml.nvmlDeviceGetFieldValues(h, [251, 264, (260, 1), (261, 1), (262, 1)])
         assert [a.value.ullVal for a in answers] == [1, 1, 60, 2_500_000, 800_000]
-        floor_w, up, down = node.gpus.smoothing()
-        assert (floor_w[0], up[0], down[0]) == (660.0, 2500.0, 800.0)
+        floor_w, up, down, hold_s = node.gpus.smoothing()
+        assert (floor_w[0], up[0], down[0], hold_s[1]) == (660.0, 2500.0, 800.0, 0.0)
         assert (floor_w[1], up[1]) == (0.0, np.inf)
 
 

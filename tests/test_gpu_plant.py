@@ -161,7 +161,7 @@ def test_a_power_limit_lets_bursts_through_and_holds_the_steady_part() -> None:
 
 def test_smoothing_holds_a_floor_and_bounds_slopes_while_busy() -> None:
     bank = GpuBank("b200", 1)
-    bank.set_smoothing(np.array([500.0]), np.array([1000.0]), np.array([400.0]))
+    bank.set_smoothing(np.array([500.0]), np.array([1000.0]), np.array([400.0]), np.array([0.0]))
     up = [bank.step(0.01, np.ones(1))[0] for _ in range(200)]
     assert max(np.diff(up)) <= 1000.0 * 0.01 + 1e-6
     down = [bank.step(0.01, np.array([0.1]))[0] for _ in range(300)]

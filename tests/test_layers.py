@@ -19,6 +19,7 @@ CORE_LOW = {
         "contract_rows",
         "slope_bound",
         "reserve",
+        "gpu_floor",
         "gpu_model",
         "headroom",
         "fleet",

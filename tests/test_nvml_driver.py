@@ -13,11 +13,11 @@ import pynvml
 import pytest
 
 from controller.ports import DriverError, GpuNode
-from controller.types import GpuCap, GpuId, Quality
+from controller.types import GpuCap, GpuId, Quality, SmoothingProfile
 from drivers import errors
 from drivers.nvml import LIMIT_AFTER_CLOCK_S, NvmlGpu
 from drivers.nvml_calls import _KINDS, as_driver_error
-from drivers.nvml_smoothing import PowerSmoothing, SmoothingProfile
+from drivers.nvml_smoothing import PowerSmoothing
 from tests.nvml_kit import FakeNode, fake_node, library
 
 pytestmark = pytest.mark.wire

@@ -14,12 +14,12 @@ from typer.testing import CliRunner, Result
 
 from controller.cli.main import app
 from controller.errors import BadInput
-from controller.types import GpuCap, GpuId
+from controller.types import GpuCap, GpuId, SmoothingProfile
 from drivers import errors
 from drivers.nvml import NvmlGpu
 from drivers.nvml_calls import GpuCalls
 from drivers.nvml_events import gpu_events
-from drivers.nvml_smoothing import PowerSmoothing, SmoothingProfile
+from drivers.nvml_smoothing import PowerSmoothing
 from drivers.nvml_survey import survey
 from drivers.nvml_workload import WorkloadProfiles
 from hil import bench_gpus

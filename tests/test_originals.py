@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import replace
@@ -21,11 +22,12 @@ from controller.node.originals import (
     device_defaults,
     how_to,
 )
-from controller.types import GpuId, GpuOriginals
+from controller.types import GpuId, GpuOriginals, SmoothingFound, SmoothingProfile
 from tests.node_kit import settings, spec
 
 A = GpuOriginals(GpuId("GPU-a"), 650.0, 700.0, 640.0, None)
-B = GpuOriginals(GpuId("GPU-b"), 500.0, 700.0, None, (210, 1500))
+FOUND = SmoothingFound(True, 2, 4, SmoothingProfile(0.5, 1000.0, 1000.0, 0.5))
+B = GpuOriginals(GpuId("GPU-b"), 500.0, 700.0, None, (210, 1500), FOUND)
 
 
 def how(folder: Path):  # type: ignore[no-untyped-def]
@@ -125,7 +127,7 @@ def test_a_right_checksum_over_wrong_fields_is_damage_too(tmp_path: Path) -> Non
 
 
 def test_device_defaults_stand_in() -> None:
-    (found,) = device_defaults([spec("GPU-a")])
+    (found,) = device_defaults([spec("GPU-a")], arms_floor=False)
     assert (found.power_limit_w, found.requested_limit_w, found.locked_clock_mhz) == (700.0, 700.0, None)
 
 
@@ -138,3 +140,20 @@ def test_the_lock_is_one_owners_at_a_time(tmp_path: Path) -> None:
         assert second.try_acquire()
     assert first.try_acquire()
     first.release()
+
+
+def test_a_file_of_an_agent_that_knew_no_power_smoothing_is_read(tmp_path: Path) -> None:
+    """An upgrade under a crashed agent must not cost the originals; smoothing is then left alone."""
+    file = OriginalsFile(tmp_path)
+    saved = file.save(how(tmp_path), [A], boot_id="b1")
+    document = json.loads(file.path.read_text())
+    del document["body"]["how_to"]["arms_floor"], document["body"]["gpus"][0]["smoothing"]
+    body = json.dumps(document["body"], sort_keys=True, separators=(",", ":"))
+    document |= {"format": "rampart-originals/1", "sha256": hashlib.sha256(body.encode()).hexdigest()}
+    file.path.write_text(json.dumps(document))
+    assert file.load() == saved
+
+
+def test_defaults_of_power_smoothing_are_off_where_it_was_armed() -> None:
+    (found,) = device_defaults([spec("GPU-a")], arms_floor=True)
+    assert found.smoothing == SmoothingFound(False, None, 0, None)

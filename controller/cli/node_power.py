@@ -14,9 +14,10 @@ import typer
 from controller.clock import MonotonicClock
 from controller.errors import BadInput
 from controller.ports import DriverError
+from controller.types import SmoothingProfile
 from drivers.errors import NotSupported
 from drivers.nvml import NvmlGpu, NvmlLibrary
-from drivers.nvml_smoothing import PowerSmoothing, SmoothingProfile
+from drivers.nvml_smoothing import PowerSmoothing
 from drivers.nvml_workload import WorkloadProfiles
 
 CALL_S_MAX = 5.0

@@ -36,9 +36,10 @@ from controller.settings import (
     Role,
     Settings,
     SiteSettings,
+    SmoothingSettings,
     Stance,
 )
-from controller.types import ClassId, Contract, Following, NodeId
+from controller.types import ClassId, Contract, Following, NodeId, SmoothingProfile
 
 W_PER_MEGAWATT = 1e6
 W_PER_KILOWATT = 1e3
@@ -249,6 +250,16 @@ class SampledDoc(Document):
     nodes: Annotated[int, Field(ge=1, le=1_000_000)]
 
 
+class SmoothingDoc(Document):
+    """Hardware power smoothing that the agent arms and gives back (Blackwell)."""
+
+    floor: Annotated[float, Field(gt=0, le=1)]
+    ramp_up_w_per_s: Annotated[float, Field(gt=0, le=1e6)]
+    ramp_down_w_per_s: Annotated[float, Field(gt=0, le=1e6)]
+    hysteresis_s: Annotated[float, Field(gt=0, le=600)]
+    preset: Annotated[int, Field(ge=0, le=4)] = 4
+
+
 class NodeDoc(Document):
     """One node agent."""
 
@@ -261,6 +272,7 @@ class NodeDoc(Document):
     driver_versions: str = r"^(?!0\.)\d+\."
     other_kilowatt: NonNegative = 0.0
     call_deadline_s: Annotated[float, Field(gt=0, le=60)] = 1.0
+    smoothing: SmoothingDoc | None = None
 
 
 class CommandsDoc(Document):
@@ -508,7 +520,13 @@ def _node(doc: SiteDoc) -> NodeSettings:
         driver_versions=node.driver_versions,
         other_w=node.other_kilowatt * W_PER_KILOWATT,
         call_deadline_s=node.call_deadline_s,
+        smoothing=_smoothing(node.smoothing) if node.smoothing else None,
     )
+
+
+def _smoothing(doc: SmoothingDoc) -> SmoothingSettings:
+    profile = SmoothingProfile(doc.floor, doc.ramp_up_w_per_s, doc.ramp_down_w_per_s, doc.hysteresis_s)
+    return SmoothingSettings(profile=profile, preset=doc.preset)
 
 
 def _beside(base: Path, file: str | None) -> str | None:

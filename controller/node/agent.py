@@ -21,7 +21,7 @@ from controller.node.restore import Outcome, give_back
 from controller.node.watch import LOOK_S, EventLog, Events, MoreGpus, hear_events
 from controller.ports import AgentLink, Clock, DriverError, GpuNode
 from controller.settings import NodeSettings
-from controller.types import AgentState, FloatArray, GpuId, GpuOriginals, NodeReport, Quality
+from controller.types import AgentState, FloatArray, GpuId, GpuOriginals, NodeFloor, NodeReport, Quality
 
 RETRY_S = 5.0
 PAUSE_S = 5.0  # a gap between two cycles longer than this is a suspend, and no command outlives it (FAULTS C4)
@@ -164,7 +164,7 @@ class NodeAgent:
         assert self._saved is not None and self._deadman is not None
         gpu_id = gpu.spec.gpu_id
         is_known = gpu_id in self._saved.by_id
-        found = () if is_known else (await gpu.originals(),)
+        found = () if is_known else (await gpu.originals(preset=self._preset),)
         self._saved = self._file.save(how_to(self._settings), found, boot_id=self._boot_id)
         self._deadman.add(gpu.spec, is_inherited=is_known)
         self._start_worker(gpu, tasks)
@@ -189,10 +189,15 @@ class NodeAgent:
         except OriginalsCorrupt as corrupt:
             self._tell("originals", f"{corrupt}; device defaults stand in")
             self._is_inherited = True
-            return device_defaults([gpu.spec for gpu in gpus])
+            return device_defaults([gpu.spec for gpu in gpus], arms_floor=self._settings.smoothing is not None)
         self._is_inherited = before is not None and bool(before.gpus)
         known = before.by_id if before else {}
-        return [await gpu.originals() for gpu in gpus if gpu.spec.gpu_id not in known]
+        return [await gpu.originals(preset=self._preset) for gpu in gpus if gpu.spec.gpu_id not in known]
+
+    @property
+    def _preset(self) -> int | None:
+        """The preset of power smoothing that will be written; None: smoothing is left alone."""
+        return self._settings.smoothing.preset if self._settings.smoothing is not None else None
 
     def _tell(self, subject: str, what: str) -> None:
         """One line per change of state."""
@@ -206,6 +211,7 @@ class NodeAgent:
         due_ns = self._clock.now_ns()
         while True:
             await worker.step()
+            await worker.keep_floor()
             due_ns = max(due_ns + period_ns, self._clock.now_ns())
             if await self._until(due_ns, worker.news):
                 due_ns = self._clock.now_ns()
@@ -264,7 +270,8 @@ class NodeAgent:
             self._on_cycle()
 
     def _order(self, orders: Orders) -> None:
-        if (orders.caps or orders.gives_back) and not self._is_guarded:
+        floor = None if orders.gives_back else self._settings.smoothing
+        if (orders.caps or orders.gives_back or floor is not None) and not self._is_guarded:
             try:
                 self._before_first_write()
             except OSError as error:
@@ -273,10 +280,16 @@ class NodeAgent:
             self._is_guarded = True
         for gpu_id, worker in self._workers.items():
             worker.want(orders.caps.get(gpu_id), orders.order)
+            worker.want_floor(floor if self._is_floor_saved(gpu_id) else None)
         if not orders.gives_back:
             self._returned = frozenset()
         elif self._giving is None or self._giving.done():
             self._giving = asyncio.create_task(self._give_back())
+
+    def _is_floor_saved(self, gpu_id: GpuId) -> bool:
+        """What is not on file as found could not be given back, so it is not written."""
+        found = self._saved.by_id.get(gpu_id) if self._saved is not None else None
+        return found is not None and found.smoothing is not None
 
     async def _give_back(self) -> None:
         """The site released this node: originals once; the file stays until the agent stops."""
@@ -319,7 +332,22 @@ class NodeAgent:
             acked_seq=seq,
             specs=tuple(worker.gpu.spec for worker in workers),
             fallback_clock_mhz=float(self._settings.fallback_clock_mhz),
+            floor=self._floor(workers, now_s),
         )
+
+    def _floor(self, workers: Sequence[GpuWorker], now_s: float) -> NodeFloor | None:
+        """What the armed GPUs hold above idle when their jobs stop; None where nothing is armed."""
+        smoothing = self._settings.smoothing
+        armed = [w for w in workers if w.status.has_floor and _quality(w, now_s) is Quality.GOOD]
+        if smoothing is None or not armed:
+            return None
+        power_w = 0.0
+        for worker in armed:
+            spec, reading = worker.gpu.spec, worker.status.reading
+            assert reading is not None
+            held_w = min(smoothing.profile.floor_frac * spec.power_limit_w_max, reading.value.power_w)
+            power_w += max(0.0, min(held_w, reading.value.power_limit_w) - spec.idle_w)
+        return NodeFloor(power_w, smoothing.profile.hysteresis_s, len(armed) * smoothing.profile.down_w_per_s)
 
     def _state(self, workers: Sequence[GpuWorker]) -> AgentState:
         if self._deadman is None or self._saved is None or not workers:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from controller.ports import Clock, DriverError, GpuNode
+from controller.settings import SmoothingSettings
 from controller.types import GpuCap, GpuTelemetry, Quality, Reading
 
 CLOCK_WRITE_S = 1.0  # clock writes every ~50 ms delayed NCCL (nccl 1551)
@@ -21,6 +22,7 @@ PEACE_S = 600.0  # without another fight the count starts again
 REFUSED_S = 30.0  # before another try on a GPU that ignored us
 FORBIDDEN_S = 60.0  # before another try where we may not write
 LIMIT_TOLERANCE_W = 1.5
+FLOOR_LOOK_S = 1.0  # two field reads a look; smoothing is set by people and drivers, not by loops
 MISSING_S = 2.0  # a GPU not read for this long counts as missing
 
 OTHER_LIMIT = "another tool set its power limit to"
@@ -38,6 +40,7 @@ class GpuStatus:
     is_forbidden: bool = False
     applied: tuple[int, int] = (-1, -1)  # epoch and sequence whose cap was read back
     write_count: int = 0
+    has_floor: bool = False  # power smoothing reads back as it was armed
 
 
 class GpuWorker:
@@ -60,12 +63,61 @@ class GpuWorker:
         self._retry_s = 0.0
         self._told = ""
         self._found_limit_w: float | None = None  # requested when first read
+        self._floor: SmoothingSettings | None = None
+        self._floor_due_s = 0.0
+        self._floor_fights = 0
+        self._told_floor = ""
 
     def want(self, cap: GpuCap | None, order: tuple[int, int]) -> None:
         """Keep the GPU at `cap` from the next step on; None: leave it as it is."""
         if cap != self._wish:
             self.news.set()
         self._wish, self._order = cap, order
+
+    def want_floor(self, floor: SmoothingSettings | None) -> None:
+        """Keep power smoothing at `floor` from the next look on; None: leave it as it is."""
+        self._floor = floor
+        if floor is None:
+            self.status.has_floor = False
+
+    async def keep_floor(self) -> None:
+        """Once a second see whether the GPU still holds its floor, and arm it where it does not.
+
+        Another tool that changes it is overruled three times, then left to win.
+        """
+        floor, now_s = self._floor, self._clock.now_s()
+        if floor is None or now_s < self._floor_due_s:
+            return
+        self._floor_due_s = now_s + FLOOR_LOOK_S
+        had_floor = self.status.has_floor
+        try:
+            self.status.has_floor = await self.gpu.holds_floor(floor.profile, preset=floor.preset)
+            if not self.status.has_floor and self._may_arm(had_floor=had_floor, now_s=now_s):
+                self.was_written = True
+                await self.gpu.arm_floor(floor.profile, preset=floor.preset)
+                self.status.has_floor = self._floor is floor
+            if self.status.has_floor:
+                self._tell_floor("")
+        except DriverError as error:
+            self.status.has_floor = False
+            self._floor_due_s = now_s + (FORBIDDEN_S if type(error).__name__ in FORBIDDING else REFUSED_S)
+            self._tell_floor(f"has no power floor: {error}")
+
+    def _may_arm(self, *, had_floor: bool, now_s: float) -> bool:
+        if not had_floor:
+            return True
+        self._floor_fights += 1
+        if self._floor_fights <= FIGHTS_MAX:
+            return True
+        self._floor_fights, self._floor_due_s = 0, now_s + PEACE_S
+        self._tell_floor("another tool keeps changing its power smoothing; left to it")
+        return False
+
+    def _tell_floor(self, what: str) -> None:
+        """One line per change of state."""
+        if what != self._told_floor:
+            self._told_floor = what
+            self._say(self.gpu.spec.gpu_id, what or "holds its power floor")
 
     def forget_limit(self) -> None:
         """The settings found were given back: the limit in force now is whosever it was."""

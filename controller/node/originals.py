@@ -16,15 +16,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from controller.codec import decode, encode
 from controller.files import read_file
 from controller.settings import NodeSettings
-from controller.types import GpuId, GpuOriginals, GpuSpec
+from controller.types import GpuId, GpuOriginals, GpuSpec, SmoothingFound
 
 FILE_NAME = "originals.json"
 LOCK_NAME = "node.lock"
-FORMAT = "rampart-originals/1"
+FORMAT = "rampart-originals/2"
+OLD_FORMAT = "rampart-originals/1"  # knew nothing of power smoothing
 FILE_BYTES_MAX = 16 << 20  # a node of 16 GPUs takes kilobytes
 
 
@@ -41,6 +43,7 @@ class HowTo:
     release_stagger_s: float
     driver_versions: str
     call_deadline_s: float
+    arms_floor: bool = False  # power smoothing is written too
 
 
 def how_to(settings: NodeSettings) -> HowTo:
@@ -50,6 +53,7 @@ def how_to(settings: NodeSettings) -> HowTo:
         release_stagger_s=settings.release_stagger_s,
         driver_versions=settings.driver_versions,
         call_deadline_s=settings.call_deadline_s,
+        arms_floor=settings.smoothing is not None,
     )
 
 
@@ -87,9 +91,9 @@ class OriginalsFile:
         try:
             document = json.loads(text)
             body = document["body"]
-            if document["format"] != FORMAT or document["sha256"] != _checksum(body):
+            if document["format"] not in (FORMAT, OLD_FORMAT) or document["sha256"] != _checksum(body):
                 raise ValueError("checksum")
-            saved = decode(Saved, body)
+            saved = decode(Saved, _renewed(body) if document["format"] == OLD_FORMAT else body)
         except (ValueError, KeyError, TypeError, RecursionError):
             aside = self.path.with_suffix(".damaged")
             self.path.replace(aside)
@@ -136,8 +140,17 @@ class OriginalsFile:
         _sync_folder(self.path.parent)
 
 
-def device_defaults(specs: Sequence[GpuSpec]) -> tuple[GpuOriginals, ...]:
-    """What stands in for damaged originals: each device's own default limit and no clock lock."""
+def _renewed(body: dict[str, Any]) -> dict[str, Any]:
+    """What an agent of before wrote, in today's form."""
+    if any("smoothing" in gpu for gpu in body["gpus"]):
+        raise ValueError("a body of today under the name of before")
+    gpus = [{**gpu, "smoothing": None} for gpu in body["gpus"]]
+    return {**body, "how_to": {**body["how_to"], "arms_floor": False}, "gpus": gpus}
+
+
+def device_defaults(specs: Sequence[GpuSpec], *, arms_floor: bool) -> tuple[GpuOriginals, ...]:
+    """What stands in for damaged originals: each device's own default limit, no clock lock, no power smoothing."""
+    smoothing = SmoothingFound(False, None, 0, None) if arms_floor else None
     return tuple(
         GpuOriginals(
             gpu_id=s.gpu_id,
@@ -145,6 +158,7 @@ def device_defaults(specs: Sequence[GpuSpec]) -> tuple[GpuOriginals, ...]:
             power_limit_w_default=s.power_limit_w_default,
             requested_limit_w=s.power_limit_w_default,
             locked_clock_mhz=None,
+            smoothing=smoothing,
         )
         for s in specs
     )

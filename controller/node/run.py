@@ -166,7 +166,9 @@ async def restore_node(
             call_deadline_s=2.0,
         )
         gpus = await _open(how, clock, open_gpus)
-        saved = Saved(boot_id=boot_id(), how_to=how, gpus=device_defaults([gpu.spec for gpu in gpus]))
+        saved = Saved(
+            boot_id=boot_id(), how_to=how, gpus=device_defaults([gpu.spec for gpu in gpus], arms_floor=how.arms_floor)
+        )
     else:
         if saved is None:
             return ()

@@ -195,15 +195,15 @@ class FakeGpus:
         """Monotonic seconds at which the last clock lock and power limit took effect; 0 for never."""
         return self.gpus["clock_write_ns"] / NS_PER_S, self.gpus["limit_write_ns"] / NS_PER_S
 
-    def smoothing(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Floor in W and slopes up and down in W/s of hardware power smoothing; off is 0 and infinity."""
+    def smoothing(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """Floor in W, slopes up and down in W/s and hold in s of hardware power smoothing; off is 0 and infinity."""
         on = self.gpus["smoothing_is_enabled"] != 0
         rows = self.gpus["smoothing_params"].reshape(self.count, 5, 8)
         active = rows[np.arange(self.count), self.gpus["smoothing_profile"].astype(np.int64)]
         floor_w = np.where(on, active[:, 0] / 100.0 * self.gpus["limit_max_milliwatt"] / MILLI, 0.0)
         up = np.where(on & (active[:, 1] > 0), active[:, 1], np.inf)
         down = np.where(on & (active[:, 2] > 0), active[:, 2], np.inf)
-        return floor_w, up, down
+        return floor_w, up, down, np.where(on, active[:, 3] / MILLI, 0.0)
 
     def call_count(self, function: str, gpu: int) -> int:
         """How often clients called a function on a GPU."""

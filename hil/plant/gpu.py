@@ -86,7 +86,8 @@ class GpuBank:
         self._cut_age_s = np.full(count, 10.0)
         self._is_power_capped = np.zeros(count, dtype=np.bool_)
         self._activity = np.zeros(count)
-        self._floor_w = np.zeros(count)
+        self._floor_w, self._hold_s = np.zeros(count), np.zeros(count)
+        self._busy_s = np.full(count, -np.inf)
         self._slew_w_per_s = np.full((2, count), np.inf)  # up, down
 
     # ------------------------------------------------------------------------------------------------------- settings
@@ -108,9 +109,14 @@ class GpuBank:
         assert limit_w.shape == (self.count,)
         self.power_limit_w = limit_w.astype(np.float64)
 
-    def set_smoothing(self, floor_w: FloatArray, up_w_per_s: FloatArray, down_w_per_s: FloatArray) -> None:
-        """Hardware power smoothing: a floor and slopes of power while the GPU is busy; zeros and infinities are off."""
-        self._floor_w = floor_w
+    def set_smoothing(
+        self, floor_w: FloatArray, up_w_per_s: FloatArray, down_w_per_s: FloatArray, hold_s: FloatArray
+    ) -> None:
+        """Hardware power smoothing: slopes of power, and a floor while the GPU is busy and `hold_s` longer.
+
+        Zeros and infinities are off.
+        """
+        self._floor_w, self._hold_s = floor_w, hold_s
         self._slew_w_per_s = np.stack([up_w_per_s, down_w_per_s])
 
     # ----------------------------------------------------------------------------------------------------------- state
@@ -205,10 +211,12 @@ class GpuBank:
         return clock
 
     def _smoothed(self, demand_w: FloatArray, activity: FloatArray, dt_s: float) -> FloatArray:
-        """Demand under hardware smoothing: not below the floor while busy, no faster than its slopes."""
+        """Demand under hardware smoothing: not below the floor while busy or held, no faster than its slopes."""
+        self._busy_s = np.where(activity >= IDLE_ACTIVITY, self.t_s, self._busy_s)
         if not self._floor_w.any() and np.isinf(self._slew_w_per_s).all():
             return demand_w
-        held = np.where(activity >= IDLE_ACTIVITY, np.maximum(demand_w, self._floor_w), demand_w)
+        is_held = self.t_s - self._busy_s <= self._hold_s
+        held = np.where(is_held, np.maximum(demand_w, self._floor_w), demand_w)
         up, down = self._slew_w_per_s * dt_s
         smoothed: FloatArray = np.clip(held, self._power_end_w - down, self._power_end_w + up)
         return smoothed
