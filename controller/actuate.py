@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from controller.ports import Battery, DriverError, LoadBank, NodeLink
-from controller.types import SiteCommand
+from controller.types import SiteCommand, SiteFault, Trouble
+
+FAILURES_TOLD = 3  # writes in a row; one may be late on a busy wire
 
 C = TypeVar("C")
 
@@ -66,6 +68,14 @@ class Actuate:
         acks = await asyncio.gather(battery.end(), bank.end())
         return Acks(battery=acks[0], nodes_sent=nodes_sent, load_bank=acks[1])
 
+    @property
+    def troubles(self) -> tuple[Trouble, ...]:
+        """What is wrong with writing to devices now."""
+        writers = (("battery", self._battery), ("load_bank", self._bank))
+        return tuple(
+            Trouble(writer.fault, name) for name, writer in writers if writer is not None and writer.fault is not None
+        )
+
     async def _send_nodes(self, command: SiteCommand) -> bool:
         try:
             async with asyncio.timeout(self._deadline_s):
@@ -95,6 +105,8 @@ class _Writer(Generic[C]):
         self._task: asyncio.Task[None] | None = None
         self._wanted: C | None = None
         self._is_begun = self._is_lost = False
+        self._failures = 0  # writes that failed in a row
+        self._fault: SiteFault | None = None
 
     async def begin(self, command: C | None) -> None:
         """Put the first request on the wire unless a write is under way; who takes it at once needs no timer."""
@@ -130,8 +142,10 @@ class _Writer(Generic[C]):
         try:
             task.result()
         except DriverError as error:
+            self._failures, self._fault = self._failures + 1, error.fault
             self._say(lost=True, why=str(error))
             return False
+        self._failures, self._fault = 0, None
         self._say(lost=False, why="")
         return True
 
@@ -139,6 +153,12 @@ class _Writer(Generic[C]):
         if lost != self._is_lost:
             self._is_lost = lost
             self._on_change(self._name, why)
+
+    @property
+    def fault(self) -> SiteFault | None:
+        """What is wrong with writing, where it is more than one write that was late."""
+        is_told = self._failures >= FAILURES_TOLD or self._fault is SiteFault.DEVICE_CHANGED
+        return self._fault if is_told else None
 
     def cancel(self) -> None:
         if self._task is not None:

@@ -28,6 +28,7 @@ from controller.ports import (
     Lease,
     LoadBank,
     NodeLink,
+    OperatorSource,
     PowerMeter,
     Recorder,
     Ups,
@@ -56,6 +57,7 @@ class Factories:
     jobs: JobSource | None = None
     load_bank: LoadBank | None = None
     sync: WallSync | None = None  # None: nothing hangs on the wall clock, or the site answers for it
+    operator: OperatorSource | None = None
     feed_watchdog: Callable[[], None] = lambda: None
     background: tuple[Runner, ...] = ()
     wake: asyncio.Event = field(default_factory=asyncio.Event)  # set: the next cycle comes at once
@@ -160,5 +162,6 @@ def _sense(site: SiteSettings, factories: Factories, on_change: Callable[[str, s
         jobs=factories.jobs,
         sync=factories.sync,
         load_bank=factories.load_bank,
+        operator=factories.operator,
         on_change=on_change,
     )

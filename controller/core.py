@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from controller import envelope, envelope_bank, room
+from controller.arming import ArmingFacts, holds_back, is_clock_trusted, unready
 from controller.ballast import Ballast, expiry_share
 from controller.decision import Checked, Decision
 from controller.estimate import Estimate, LoadEstimator, LoadSource
@@ -24,7 +25,7 @@ from controller.gpu_model import GpuCurve
 from controller.health import Health, HealthInput
 from controller.jobs import Placement
 from controller.limits import InForce, LimitBook
-from controller.modes import Flag, ModeMachine, ModeState
+from controller.modes import TABLE, Clear, Flag, ModeMachine, ModeState, Reason
 from controller.node_orders import NodeOrders
 from controller.outlook import outlook_of
 from controller.plan.plan import Plan, Planner
@@ -89,6 +90,9 @@ class SiteCore:
         self._first_s: float | None = None
         self._resumed_s: float | None = None  # since when the target waits for a first sample after a pause
         self._violation_count = 0
+        self._is_clamped = False  # a cap of the last proposal was out of its GPU's range
+        self._is_battery_proven = False  # it took a whole command of ours
+        self._mode: ModeState | None = None
         self._exempt_until_s = -math.inf
         self._responder = Responder(site)
         self._ballast = Ballast(site)
@@ -112,11 +116,28 @@ class SiteCore:
         waits_s = self._in_force.waits_s if self._in_force is not None else math.inf
         return min(self._responder.early_s, waits_s)
 
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """Why the mode is what it is, as of the last cycle."""
+        return self._mode.reasons if self._mode is not None else ()
+
+    @property
+    def reset_obstacles(self) -> frozenset[Flag]:
+        """Flags that an operator's reset cannot clear now: their cause is still there, or only a restart ends them."""
+        over = {Flag.OPERATOR_LOCKOUT} | ({Flag.METER_UNIT_WRONG} if self._estimator.is_meter_sane else set())
+        return frozenset(
+            r.flag
+            for r in self.reasons
+            if (r.is_set and r.flag not in over) or TABLE[r.flag].clear is Clear.NEVER_THIS_BOOT
+        )
+
     # ------------------------------------------------------------------------------------------------ the cycle
 
     def decide(self, image: SiteImage, *, is_leader: bool) -> Decision:
         """Estimate, mode, limits, target, command: what this cycle proposes."""
-        now_s = image.t_mono_s
+        now_s, is_reset = image.t_mono_s, image.operator is not None and image.operator.is_reset
+        if is_reset:
+            self._estimator.unlock()
         estimate = self._estimator.step(
             now_s,
             pcc=image.pcc,
@@ -132,8 +153,10 @@ class SiteCore:
         if Flag.RESUMED in flags:
             self._resumed_s = now_s
         # The link counts as up only while our own ping comes back through the broker: that is its heartbeat.
-        mode = self._modes.step(flags, now_s=now_s, has_new_signal=image.is_grid_link_up)
-        in_force = self._take_limits(image, estimate)
+        mode = self._modes.step(flags, now_s=now_s, has_new_signal=image.is_grid_link_up, is_operator_reset=is_reset)
+        self._mode = mode
+        arming = self._facts(image, estimate, is_leader=is_leader)
+        in_force = self._take_limits(image, estimate, arming)
         set_point_w = self._respond(image, estimate, mode, in_force, fleet)
         self.planning.floor = self._ballast.see(
             image,
@@ -159,9 +182,10 @@ class SiteCore:
             proposal,
             fleet,
             readings,
-            self.planning.floor,
-            self._ballast.why_not,
-            self.planning.held_w,
+            arming,
+            floor=self.planning.floor,
+            why_no_floor=self._ballast.why_not,
+            held_w=self.planning.held_w,
         )
 
     def check(self, image: SiteImage, decision: Decision) -> Checked:
@@ -179,6 +203,7 @@ class SiteCore:
         if is_narrowed and target_w is not None:
             self.tracker.corrected(image.t_mono_s, target_w)
         self._violation_count += len(verdict.violations)
+        self._is_clamped = any(v.invariant == 2 for v in verdict.violations)
         if verdict.command.nodes:
             self._orders.written()
         return Checked(verdict.command, verdict.violations)
@@ -187,6 +212,7 @@ class SiteCore:
         """What the wires took of the command."""
         command, ballast = checked.command.battery, checked.command.load_bank
         if battery and command is not None:
+            self._is_battery_proven = True
             self._estimator.commanded(image.t_mono_s, reference_w=command.reference_w, following=command.following)
         if load_bank and ballast is not None:
             self._ballast.acknowledged(image.t_mono_s, ballast)
@@ -250,6 +276,7 @@ class SiteCore:
             HealthInput(
                 estimate=estimate,
                 is_leader=is_leader,
+                is_cap_clamped=self._is_clamped,
                 is_grid_silent=self._in_force is not None and self._in_force.is_fallback,
                 is_model_wrong=self.planning.is_model_wrong,
                 plan=self.planning.plan,
@@ -268,9 +295,20 @@ class SiteCore:
         self._envelope_state = replace(self._envelope_state, target_w=None, reference_w=None)
         return True
 
-    def _take_limits(self, image: SiteImage, estimate: Estimate) -> InForce:
+    def _facts(self, image: SiteImage, estimate: Estimate, *, is_leader: bool) -> ArmingFacts:
+        waited_s = image.t_mono_s - self._first_s if self._first_s is not None else 0.0
+        return ArmingFacts(
+            is_power_known=self._is_known(image, estimate),
+            is_clock_trusted=is_clock_trusted(image, waited_s=waited_s, grace_s=self.site.grace_s),
+            has_limits=bool(self.site.contract.limits or image.signals),
+            is_leader=is_leader,
+            is_battery_proven=self._is_battery_proven if image.battery is not None else None,
+            unready_nodes=unready(image.nodes),
+        )
+
+    def _take_limits(self, image: SiteImage, estimate: Estimate, arming: ArmingFacts) -> InForce:
         found = self._limits.in_force(image)
-        if self.tracker is None and self._is_known(image, estimate):
+        if self.tracker is None and not holds_back(arming):
             start_w = estimate.pcc_w if estimate.pcc_w is not None else estimate.load_w
             self.tracker = Tracker(self.site, start_s=image.t_mono_s, start_w=start_w)
             self.tracker.set_limits(found.limits, image.t_mono_s)
@@ -408,7 +446,7 @@ class SiteCore:
             expiry = track.aim.ramp_w_per_s * expiry_share(ballast.setpoint_w if ballast is not None else 0.0)
             battery = BatteryCommand(
                 following=track.aim.following,
-                reference_w=track.aim.reference_w,
+                reference_w=track.aim.reference_w if self._is_battery_proven else self._standing_w(image, estimate),
                 ramp_w_per_s=self.site.battery.ramp_w_per_s_max,
                 expiry_w_per_s=expiry if math.isfinite(expiry) else NO_LIMIT_W_PER_S,
                 epoch=self._epoch,
@@ -433,6 +471,11 @@ class SiteCore:
                 ttl_s=ttl_s,
             )
         return SiteCommand(self._epoch, self._seq, battery, nodes, ballast)
+
+    def _standing_w(self, image: SiteImage, estimate: Estimate) -> float:
+        """The reference by which the battery stays as it is: to be taken whole before anything is asked of it."""
+        assert image.battery is not None
+        return estimate.grid_w if self.site.following is Following.DEVICE else image.battery.value.power_w
 
     def _may_raise(self, state: ModeState) -> bool:
         """What the envelope would refuse is not asked for: refusals count, and would keep it in doubt for ever."""

@@ -19,7 +19,7 @@ from controller.decision import Checked, Decision
 from controller.plan.plan import Plan
 from controller.ports import Clock, GridSource, Lease, Recorder
 from controller.sense import Sense
-from controller.types import SiteImage
+from controller.types import SiteFault, SiteImage, Trouble
 
 STALL_PERIODS = 5  # FAULTS C3: after a longer stall the watchdog is not fed
 
@@ -120,7 +120,7 @@ class Cycle:
 
     async def step(self, tick: int, *, due_ns: int, overrun_count: int, is_early: bool = False) -> None:
         """One cycle; an early one waits for no device."""
-        image = await self._sense.image(tick, overrun_count=overrun_count, is_early=is_early)
+        image = await self._sense.image(tick, overrun_count=overrun_count, is_early=is_early, troubles=self._troubles())
         for reading in image.nodes:
             self._lease.see(reading.value.acked_epoch)
         decision = self._core.decide(image, is_leader=self._lease.is_held)
@@ -150,6 +150,11 @@ class Cycle:
             await self._tell_grid(image, checked, decision)
         if (self._clock.now_ns() - due_ns) <= STALL_PERIODS * self._period_s * NS_PER_S:
             self._feed_watchdog()
+
+    def _troubles(self) -> tuple[Trouble, ...]:
+        """What this cycle's own writes and records met last."""
+        own = self._actuate.troubles
+        return (*own, Trouble(SiteFault.DISK_FULL, "recorder")) if self._recorder.has_failed else own
 
     async def _tell_grid(self, image: SiteImage, checked: Checked, decision: Decision) -> None:
         assert self._grid is not None

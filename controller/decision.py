@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from controller.arming import ArmingFacts, holds_back, unmet
 from controller.ballast import NO_FLOOR, Floor
 from controller.estimate import Estimate
 from controller.fleet import Fleet, FleetReadings
@@ -24,9 +25,20 @@ class Decision:
     proposal: SiteCommand
     fleet: Fleet
     readings: FleetReadings
+    arming: ArmingFacts
     floor: Floor = NO_FLOOR  # what a load bank adds to the load that a crash leaves
     why_no_floor: str = ""  # why a load bank that is there adds nothing
     held_w: float = 0.0  # what GPUs' own power floors add
+
+    @property
+    def held_back(self) -> tuple[str, ...]:
+        """What control waits for, in words; empty once it began."""
+        return holds_back(self.arming) if self.track is None else ()
+
+    @property
+    def unmet(self) -> tuple[str, ...]:
+        """Arming conditions not met now, in words."""
+        return unmet(self.arming)
 
     @property
     def margins(self) -> tuple[Margin, ...]:

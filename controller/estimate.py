@@ -145,6 +145,16 @@ class LoadEstimator:
         if following is Following.SOFTWARE:
             self._lag.commanded(t_s, reference_w)
 
+    @property
+    def is_meter_sane(self) -> bool:
+        """What the site meter says now is a number of the right size, locked out or not."""
+        return self._meter.is_sane
+
+    def unlock(self) -> None:
+        """An operator's reset: meters locked out for their unit are believed again, until they say it again."""
+        for check in (self._meter, *self._subs.values()):
+            check.unlock()
+
     def step(
         self,
         now_s: float,

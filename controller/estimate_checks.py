@@ -1,8 +1,8 @@
 """One meter's plausibility: whether its newest value may be used, and what is wrong with it (fault rows S1 to S10).
 
-A flag is true while it is found, not latched; only a wrong unit stays until the process restarts, because a meter that
-once read a thousandfold must not control anything again. A sample that cannot be true is ignored once and believed
-the second time; it never comes from a drop, which must be answered at once. Pure.
+A flag is true while it is found, not latched; only a wrong unit stays until an operator resets it, because a meter that
+once read a thousandfold must not control anything again before somebody looked. A sample that cannot be true is ignored
+once and believed the second time; it never comes from a drop, which must be answered at once. Pure.
 """
 
 from __future__ import annotations
@@ -96,16 +96,31 @@ class MeterCheck:
         self._same_gpu_w: float | None = None
         self._odd_unit = self._odd_sign = 0
         self._is_unit_wrong = False
+        self._is_heard = False  # a fresh number came with the last look
         self._interval_s = self._update_s
         self._apart = self._drift = 0.0
         self._found: frozenset[MeterFlag] = frozenset()
         self.power_w = 0.0
         self.is_usable = False
 
+    @property
+    def is_sane(self) -> bool:
+        """It speaks now, and in the unit that it should."""
+        return self._is_heard and self._odd_unit == 0
+
+    def unlock(self) -> None:
+        """A person looked at the unit: believe what it says from now on, if that makes sense."""
+        if not self.is_sane:
+            return
+        self._is_unit_wrong = False
+        self._found -= {MeterFlag.METER_UNIT_WRONG}
+        self._is_good = not self._found & UNUSABLE
+
     def check(self, reading: Reading[MeterSample], view: MeterView) -> frozenset[MeterFlag]:
         """Take the newest reading; returns what is wrong with it."""
         pause_s, self._checked_s = view.now_s - self._checked_s, view.now_s
         self._is_paused = pause_s > SLOW_S  # nobody looked: how long the meter was silent is not known
+        self._is_heard = False
         if reading.quality is Quality.MISSING or not math.isfinite(reading.value.power_w):
             self.is_usable = False
             return frozenset({MeterFlag.METER_MISSING})
@@ -113,6 +128,7 @@ class MeterCheck:
         if age_s > self._delay_s + AGE_PERIODS * self._update_s:
             self.is_usable = False
             return frozenset({MeterFlag.METER_STALE})
+        self._is_heard = True
         if reading.t_mono_s > self._t_s:
             self._found = frozenset(self._judge(reading, view))
         is_ignored = self._found == {MeterFlag.METER_SPIKE}  # then the sample before it stands, if that one was good

@@ -7,7 +7,7 @@ to the next: clocks that stepped, cycles that are missing, quiet GPUs. Pure: the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from controller.estimate import Estimate, LoadSource
@@ -21,12 +21,16 @@ from controller.types import (
     EnvelopeState,
     Following,
     LoadBankState,
+    Mode,
+    NodeFault,
     NodeId,
     NodeReport,
     Quality,
     Reading,
     RefusalReason,
+    SiteFault,
     SiteImage,
+    Trouble,
 )
 
 WALL_STEP_S = 0.5  # between two cycles; slewing by NTP moves 500 ppm
@@ -49,6 +53,7 @@ SIGNAL_FLAGS = {
     RefusalReason.STALE_RAISE: Flag.SIGNAL_REPLAYED,
     RefusalReason.UNTIMED_RAISE: Flag.SIGNAL_REPLAYED,
     RefusalReason.FROM_FUTURE: Flag.SIGNAL_REPLAYED,
+    RefusalReason.EXPIRED: Flag.SIGNAL_STALE,
     RefusalReason.RANGE: Flag.SIGNAL_ABSURD,
     RefusalReason.FLOOD: Flag.SIGNAL_FLOOD,
 }
@@ -60,6 +65,7 @@ class HealthInput:
 
     estimate: Estimate
     is_leader: bool
+    is_cap_clamped: bool  # by the envelope, in the last proposal
     is_grid_silent: bool  # the fallback contract is in force
     is_model_wrong: bool  # GPU power strays from the curves
     plan: Plan | None
@@ -72,8 +78,9 @@ class _Judged:
     """One report and what it says of its GPUs."""
 
     report: NodeReport
-    is_hung: bool
+    flags: frozenset[Flag]  # while the node is heard
     is_above: bool
+    is_taken: bool  # most of its GPUs are left to another tool
 
 
 class Health:
@@ -97,19 +104,22 @@ class Health:
         """Everything found at this image."""
         judged = [self._judge(reading.value) for reading in image.nodes]
         found = self._clocks(image) | self._gpus(image.nodes, judged) | self._restarted(image.nodes)
-        found |= self._power(image, given.estimate) | self._planner(given) | _nodes(image.nodes)
         found |= self._battery(image, given.written) | _load_bank(image, is_disobeying=given.is_bank_disobeying)
+        found |= self._power(image, given.estimate) | self._planner(given) | _nodes(image.nodes, judged)
         if self._is_above_cap(image.t_mono_s, judged):
             found.add(Flag.POWER_ABOVE_CAP)
+        if given.is_cap_clamped:
+            found.add(Flag.CAP_CLAMPED)
         if not given.is_leader:
             found.add(Flag.LEADERSHIP_LOST)
         if not image.is_grid_link_up:
             found.add(Flag.GRID_LINK_LOST)
         if given.is_grid_silent:
             found.add(Flag.GRID_SILENT)
-        if image.changed_devices:
-            found.add(Flag.DEVICE_CHANGED)
         found |= {SIGNAL_FLAGS[reason] for reason in image.signal_alarms if reason in SIGNAL_FLAGS}
+        if image.is_raise_held:
+            found.add(Flag.SIGNAL_FLAPPING)
+        found |= _troubles(image) | _operator(image)
         self._had_battery = image.battery is None or image.battery.quality is not Quality.MISSING
         return frozenset(found)
 
@@ -186,17 +196,17 @@ class Health:
         """What the report says of its GPUs; nodes report at a fraction of our rate, and no report is asked twice."""
         known = self._judged.get(report.node_id)
         if known is None or known.report is not report:
-            is_hung = bool((report.quality > Quality.STALE).any())
             is_above = bool((report.power_w > ABOVE_CAP_FRAC * report.power_limit_w).any())
-            known = self._judged[report.node_id] = _Judged(report, is_hung, is_above)
+            is_taken = NodeFault.FOREIGN_WRITER_WON in report.faults
+            known = self._judged[report.node_id] = _Judged(report, _told_by(report), is_above, is_taken)
         return known
 
     def _gpus(self, nodes: Iterable[Reading[NodeReport]], judged: Iterable[_Judged]) -> set[Flag]:
         found: set[Flag] = set()
         for reading, known in zip(nodes, judged, strict=True):
             report = reading.value
-            if reading.quality is not Quality.MISSING and known.is_hung:
-                found.add(Flag.GPU_HUNG)
+            if reading.quality is not Quality.MISSING:
+                found |= known.flags
             if self._boots.setdefault(report.node_id, report.boot_id) != report.boot_id:
                 self._boots[report.node_id] = report.boot_id
                 found.add(Flag.GPU_RESET)
@@ -236,13 +246,48 @@ def _load_bank(image: SiteImage, *, is_disobeying: bool) -> set[Flag]:
     return found
 
 
-def _nodes(nodes: tuple[Reading[NodeReport], ...]) -> set[Flag]:
-    found: set[Flag] = set()
-    lost = [r for r in nodes if r.quality is Quality.MISSING]
-    if lost:
-        found.add(Flag.NODES_ALL_LOST if len(lost) == len(nodes) else Flag.NODE_LOST)
-    if any(r.value.state is AgentState.MONITOR_ONLY for r in nodes):
+def _told_by(report: NodeReport) -> frozenset[Flag]:
+    """What one node says of its GPUs, in so many words or by what they do."""
+    told = set(report.faults)
+    found = {Flag(fault.value) for fault in told - {NodeFault.FOREIGN_WRITER_WON}}
+    if bool((report.quality > Quality.STALE).any()) and not told & {NodeFault.GPU_HUNG, NodeFault.GPU_LOST}:
+        found.add(Flag.GPU_HUNG)
+    if report.state is AgentState.MONITOR_ONLY:
         found.add(Flag.GPU_PERMISSION)
-    if any(not r.value.is_controllable.all() for r in nodes if r.value.state is AgentState.ARMED):
+    is_explained = told & {NodeFault.GPU_PERMISSION, NodeFault.FOREIGN_WRITER, NodeFault.GPU_LOST, NodeFault.GPU_HUNG}
+    if report.state is AgentState.ARMED and not bool(report.is_controllable.all()) and not is_explained:
         found.add(Flag.GPU_IGNORES_CAPS)
+    return frozenset(found)
+
+
+def _nodes(nodes: tuple[Reading[NodeReport], ...], judged: Sequence[_Judged]) -> set[Flag]:
+    found: set[Flag] = set()
+    lost = sum(r.quality is Quality.MISSING for r in nodes)
+    if lost:
+        found.add(Flag.NODES_ALL_LOST if lost == len(nodes) else Flag.NODE_LOST)
+    if any(known.is_taken for known in judged):
+        gpus = [len(known.report.gpu_ids) * known.report.stands_for for known in judged]
+        taken = sum(count for count, known in zip(gpus, judged, strict=True) if known.is_taken)
+        if 2 * taken > sum(gpus):
+            found.add(Flag.FOREIGN_WRITER_WON)
     return found
+
+
+def _troubles(image: SiteImage) -> set[Flag]:
+    """What the shell found. A battery in local control, or with a fault of its own, refuses: it says so by itself."""
+    battery = image.battery.value if image.battery is not None else None
+    is_known = battery is not None and (not battery.is_remote or battery.state is BatteryState.FAULT)
+    refusal = Trouble(SiteFault.DEVICE_REFUSES, "battery")
+    return {Flag(trouble.fault.value) for trouble in image.troubles if not (is_known and trouble == refusal)}
+
+
+OPERATOR_FLAGS = {
+    Mode.RELEASE: Flag.OPERATOR_RELEASE,
+    Mode.FALLBACK: Flag.OPERATOR_FALLBACK,
+    Mode.LOCKOUT: Flag.OPERATOR_LOCKOUT,
+}
+
+
+def _operator(image: SiteImage) -> set[Flag]:
+    wish = image.operator.mode if image.operator is not None else None
+    return {OPERATOR_FLAGS[wish]} if wish is not None else set()

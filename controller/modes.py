@@ -7,7 +7,6 @@ or writes to a device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum, unique
 
@@ -53,21 +52,17 @@ class Flag(StrEnum):
     FOREIGN_WRITER_WON = "foreign_writer_won"
     POWER_ABOVE_CAP = "power_above_cap"
     GPU_RESET = "gpu_reset"
-    GPU_INDEX_MOVED = "gpu_index_moved"
     GPU_THROTTLED = "gpu_throttled"
     NODE_LOST = "node_lost"
     NODES_ALL_LOST = "nodes_all_lost"
     # Modbus devices
     DEVICE_TIMEOUT = "device_timeout"
     DEVICE_GARBAGE = "device_garbage"
-    DEVICE_WRONG_REPLY = "device_wrong_reply"
-    DEVICE_LATE_REPLY = "device_late_reply"
     DEVICE_PARTIAL_WRITE = "device_partial_write"
     DEVICE_BUSY = "device_busy"
     DEVICE_REFUSES = "device_refuses"
     DEVICE_CHANGED = "device_changed"
     DEVICE_WRONG = "device_wrong"
-    DEVICE_HALF_OPEN = "device_half_open"
     BATTERY_LIMITED = "battery_limited"
     BATTERY_LOST = "battery_lost"
     BATTERY_NOT_FOLLOWING = "battery_not_following"
@@ -88,10 +83,7 @@ class Flag(StrEnum):
     SIGNAL_FLAPPING = "signal_flapping"
     SIGNAL_FLOOD = "signal_flood"
     # Planner
-    SOLVER_INFEASIBLE = "solver_infeasible"
-    SOLVER_TIMEOUT = "solver_timeout"
     SOLVER_INVALID = "solver_invalid"
-    SOLVER_CRASHED = "solver_crashed"
     MODEL_MISMATCH = "model_mismatch"
     ENVELOPE_BUSY = "envelope_busy"
     # Clocks, processes, files
@@ -101,9 +93,7 @@ class Flag(StrEnum):
     RESUMED = "resumed"
     RESTARTED = "restarted"
     DISK_FULL = "disk_full"
-    MEMORY_SHORT = "memory_short"
     LEADERSHIP_LOST = "leadership_lost"
-    CONFIG_REFUSED = "config_refused"
     ORIGINALS_CORRUPT = "originals_corrupt"
     # People
     OPERATOR_RELEASE = "operator_release"
@@ -113,9 +103,9 @@ class Flag(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
-    """What one flag asks for. `row` names the fault catalogue's row; `words` is what status says."""
+    """What one flag asks for. `rows` are the fault catalogue's; `words` is what status says."""
 
-    row: str
+    rows: str
     mode: Mode
     clear: Clear
     words: str
@@ -126,13 +116,13 @@ def _rows() -> dict[Flag, Reaction]:
     when, signal, operator, never = Clear.WHEN_CLEAR, Clear.ON_NEW_SIGNAL, Clear.ON_OPERATOR, Clear.NEVER_THIS_BOOT
     f = Flag
     rows: tuple[tuple[Flag, str, Mode, Clear, str], ...] = (
-        (f.METER_STUCK, "S1", degraded, when, "the site meter repeats one value while load changes; sub-meters serve"),
+        (f.METER_STUCK, "S1", degraded, when, "the site meter repeats one value while power moves; nodes stand in"),
         (f.METER_MISSING, "S2", shed, when, "the site meter gives no value; power is estimated and nothing rises"),
         (f.METER_SPIKE, "S3", degraded, when, "the site meter jumped beyond what the site can do"),
         (f.METER_STALE, "S4", degraded, when, "the site meter's reading is old"),
-        (f.METER_UNIT_WRONG, "S5", shed, operator, "the site meter reads beyond its nameplate: unit error; locked out"),
-        (f.METER_SIGN_SUSPECT, "S6", degraded, when, "the site meter moves against the battery: sign suspect"),
-        (f.METER_SIGN_WRONG, "S6", fallback, when, "the only site meter moves against the battery: sign wrong"),
+        (f.METER_UNIT_WRONG, "S5", shed, operator, "the site meter is off by about a thousand: unit error; locked out"),
+        (f.METER_SIGN_SUSPECT, "S6", degraded, when, "the site meter reads negative load: sign suspect"),
+        (f.METER_SIGN_WRONG, "S6", fallback, when, "the only site meter shows the load negative: sign wrong"),
         (f.METER_DRIFT, "S7", degraded, when, "the site meter drifts away from a second meter; margin grows"),
         (f.METERS_DISAGREE, "S8", degraded, when, "two meters disagree; the higher import counts"),
         (f.METER_SLOW, "S9", degraded, when, "the site meter is slower than declared; rises are limited"),
@@ -145,20 +135,16 @@ def _rows() -> dict[Flag, Reaction]:
         (f.CAP_CLAMPED, "G5", normal, when, "a cap outside a GPU's range was clamped"),
         (f.FOREIGN_WRITER, "G6", degraded, when, "another tool changes GPU settings"),
         (f.FOREIGN_WRITER_WON, "G6", fallback, operator, "another tool holds most GPUs after three fights"),
-        (f.POWER_ABOVE_CAP, "G7", degraded, when, "a GPU draws more than its cap"),
-        (f.GPU_RESET, "G8", degraded, when, "a GPU or its driver was reset and is armed again"),
-        (f.GPU_INDEX_MOVED, "G9", normal, when, "GPU indices moved; GPUs stay bound by UUID"),
-        (f.GPU_THROTTLED, "G10", normal, when, "a GPU slows itself (thermal or ECC)"),
-        (f.DEVICE_TIMEOUT, "M1", degraded, when, "a Modbus device does not answer"),
-        (f.DEVICE_GARBAGE, "M2", degraded, when, "a Modbus device sends garbage"),
-        (f.DEVICE_WRONG_REPLY, "M3", degraded, when, "a Modbus reply names another unit or function; dropped"),
-        (f.DEVICE_LATE_REPLY, "M4", normal, when, "a Modbus reply came too late; connection renewed"),
-        (f.DEVICE_PARTIAL_WRITE, "M5", degraded, when, "a write was applied in part; last consistent set restored"),
+        (f.POWER_ABOVE_CAP, "G7", degraded, when, "a GPU draws more than its power limit"),
+        (f.GPU_RESET, "G8", degraded, when, "a node booted again; its GPUs are armed again"),
+        (f.GPU_THROTTLED, "G10", normal, when, "a GPU slows itself (heat or power brake)"),
+        (f.DEVICE_TIMEOUT, "M1 M4 M9", degraded, when, "a Modbus device does not answer in time"),
+        (f.DEVICE_GARBAGE, "M2 M3", degraded, when, "a Modbus device sends what cannot be right; dropped"),
+        (f.DEVICE_PARTIAL_WRITE, "M5", degraded, when, "the battery does not show what was written to it"),
         (f.DEVICE_BUSY, "M6", normal, when, "a Modbus device is busy; tried again next period"),
-        (f.DEVICE_REFUSES, "M6", degraded, operator, "a Modbus device refuses our writes; locked out"),
+        (f.DEVICE_REFUSES, "M6", degraded, when, "a Modbus device refuses what it is asked; tried again"),
         (f.DEVICE_CHANGED, "M7", degraded, operator, "a device changed model, scale or layout; locked out"),
         (f.DEVICE_WRONG, "M8", degraded, operator, "another product answers at a device's address; locked out"),
-        (f.DEVICE_HALF_OPEN, "M9", degraded, when, "a Modbus connection is half open; renewed"),
         (f.GRID_LINK_LOST, "Q1", degraded, when, "the grid link is down; the last limits hold until grace ends"),
         (f.GRID_SILENT, "Q1", degraded, signal, "the grid was silent beyond its grace; the fallback contract holds"),
         (f.SIGNAL_DUPLICATE, "Q2", normal, when, "a grid message came twice; ignored"),
@@ -167,29 +153,24 @@ def _rows() -> dict[Flag, Reaction]:
         (f.SIGNAL_MALFORMED, "Q5", normal, when, "a malformed grid message was dropped"),
         (f.SIGNAL_FORGED, "Q6", normal, when, "a grid message failed its signature check: security event"),
         (f.SIGNAL_REPLAYED, "Q7", normal, when, "an old grid message was replayed; dropped"),
-        (f.SIGNAL_STALE, "Q8", degraded, signal, "only a stale retained grid message is known"),
+        (f.SIGNAL_STALE, "Q8", normal, when, "a grid message that was over already was dropped"),
         (f.SIGNAL_ABSURD, "Q9", normal, when, "a grid limit beyond reason was bounded"),
         (f.SIGNAL_FLAPPING, "Q10", normal, when, "a grid limit flaps; raises wait"),
         (f.SIGNAL_FLOOD, "Q11", normal, when, "grid messages flood in; the newest are kept"),
-        (f.SOLVER_INFEASIBLE, "P1", shed, when, "the planner's problem has no solution; the rule planner decides"),
-        (f.SOLVER_TIMEOUT, "P2", shed, when, "the solver is late; the rule planner decides"),
-        (f.SOLVER_INVALID, "P3", shed, when, "the solver's answer failed its checks; the rule planner decides"),
-        (f.SOLVER_CRASHED, "P4", shed, when, "the solver crashed; the rule planner decides"),
+        (f.SOLVER_INVALID, "P1 P2 P3", shed, when, "no usable answer of the solver in time; the rule planner decides"),
         (f.MODEL_MISMATCH, "P5", degraded, when, "GPU power strays from the model; margin grows"),
         (f.ENVELOPE_BUSY, "P5", shed, when, "the envelope overruled the planner too often; it is not trusted"),
         (f.CLOCK_STEPPED, "C1", degraded, when, "the wall clock stepped; nothing rises until it is in step again"),
-        (f.CLOCK_UNSYNCED, "C2", degraded, when, "the wall clock is not synchronised"),
+        (f.CLOCK_UNSYNCED, "C2", degraded, when, "the wall clock is not synchronised; grid signals may only tighten"),
         (f.LOOP_STALLED, "C3", degraded, when, "the control loop stalled; cycles were skipped"),
-        (f.RESUMED, "C4", degraded, when, "the machine was suspended; commands expired, arming again"),
-        (f.RESTARTED, "X1", degraded, when, "the controller restarted and takes over from recorded state"),
-        (f.DISK_FULL, "X2", normal, when, "the disk is full; recording stopped, control goes on"),
-        (f.MEMORY_SHORT, "X3", degraded, when, "memory is nearly used up"),
+        (f.RESUMED, "C4", degraded, when, "the machine was paused; commands expired, arming again"),
+        (f.RESTARTED, "X1", degraded, when, "the controller restarted and takes over from its nodes' state"),
+        (f.DISK_FULL, "X2", normal, when, "recording stopped, control goes on: the disk is full or gone"),
         (f.LEADERSHIP_LOST, "X4", Mode.LOCKOUT, never, "another controller leads this site; this one stepped down"),
-        (f.CONFIG_REFUSED, "X5", normal, when, "a changed configuration is invalid; the old one stays in force"),
-        (f.ORIGINALS_CORRUPT, "X6", normal, operator, "saved GPU settings are damaged; device defaults stand in"),
+        (f.ORIGINALS_CORRUPT, "X6", normal, operator, "saved GPU settings were damaged; device defaults stand in"),
         (f.NODE_LOST, "X7", degraded, when, "a node agent is silent; its node counts at nameplate"),
         (f.NODES_ALL_LOST, "X7", hold, when, "no node agent answers: load cannot be moved"),
-        (f.BATTERY_LIMITED, "B1", degraded, when, "the battery is empty, full, derated, faulted or in local control"),
+        (f.BATTERY_LIMITED, "B1", degraded, when, "the battery is off, faulted or in local control; not planned on"),
         (f.BATTERY_LOST, "B1", degraded, when, "the battery does not report; planned without it"),
         (f.BATTERY_NOT_FOLLOWING, "B2", degraded, when, "the battery does not follow; it counts for nothing"),
         (f.LOAD_BANK_LIMITED, "B1", degraded, when, "the load bank is off, faulted, hot or in local control; no floor"),
@@ -203,6 +184,13 @@ def _rows() -> dict[Flag, Reaction]:
 
 
 TABLE: dict[Flag, Reaction] = _rows()
+# Rows of the catalogue that need no flag, and why.
+UNFLAGGED: dict[str, str] = {
+    "G9": "GPUs are bound by UUID alone; an index is never asked",
+    "P4": "the solver lives in this process: its crash is the controller's death (X1)",
+    "X3": "the kernel ends this process at MemoryMax: the controller's death (X1)",
+    "X5": "a file is read at the start only, and a wrong one ends the process with its line",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,36 +292,3 @@ class ModeMachine:
 
     def _escalated(self, mode: Mode) -> Mode:
         return Mode.FALLBACK if mode is Mode.HOLD and not self._holds_by_device else mode
-
-
-@dataclass(frozen=True, slots=True)
-class ArmingFacts:
-    """What must be true before the first write. `battery_reversion_seen` is None on a site without a battery."""
-
-    are_originals_saved: bool
-    is_read_back_proven: bool  # on every GPU that counts as controllable
-    is_meter_fresh: bool  # True on a site without a meter: then it holds caps only, and says so
-    is_clock_synchronised: bool
-    has_verified_signal: bool
-    is_fallback_contract_active: bool
-    is_leader: bool
-    is_dead_man_armed: bool
-    battery_reversion_seen: bool | None
-    is_battery_bounded_without_reversion: bool  # declared absent, and its share bounded for it
-
-
-def unmet(facts: ArmingFacts) -> tuple[str, ...]:
-    """The arming conditions not met, each in the words status shows; empty when writing may begin."""
-    has_limits = facts.has_verified_signal or facts.is_fallback_contract_active
-    reverts = facts.battery_reversion_seen is not False or facts.is_battery_bounded_without_reversion
-    checks: Iterable[tuple[bool, str]] = (
-        (facts.are_originals_saved, "original GPU settings are not saved on every node"),
-        (facts.is_read_back_proven, "settings were not read back from every GPU"),
-        (facts.is_meter_fresh, "the site meter has no fresh reading"),
-        (facts.is_clock_synchronised, "the wall clock is not synchronised"),
-        (has_limits, "no grid signal is verified and no fallback contract is in force"),
-        (facts.is_leader, "another controller holds this site's lease"),
-        (facts.is_dead_man_armed, "the nodes' dead-man is not armed"),
-        (reverts, "the battery's reversion timer was not seen counting down, and its share is not bounded without one"),
-    )
-    return tuple(words for holds, words in checks if not holds)

@@ -27,12 +27,14 @@ from controller.types import (
     MeterSample,
     NodeCommand,
     NodeReport,
+    OperatorOrder,
     Outlook,
     Reading,
     RefusalReason,
     SignalOffer,
     SignalOutcome,
     SiteCommand,
+    SiteFault,
     SiteImage,
     SmoothingProfile,
     UpsSample,
@@ -42,7 +44,7 @@ from controller.types import (
 class DriverError(Exception):
     """An expected fault of a device or wire. Kinds are subclasses in `drivers.errors`; `device` names the culprit."""
 
-    is_changed = False  # True: what answers is no longer what was armed, and stays locked out
+    fault = SiteFault.DEVICE_TIMEOUT  # what it means for the site when a device of its own stays that way
 
     def __init__(self, device: str, message: str) -> None:
         super().__init__(f"{device}: {message}")
@@ -153,6 +155,10 @@ class SignalRules(Protocol):
     def is_silent(self) -> bool:
         """The link has been gone for longer than the grace: the fallback contract is due."""
 
+    @property
+    def is_raise_held(self) -> bool:
+        """An issuer raises too often: the newest raise waits."""
+
 
 class GridSource(Protocol):
     """Grid signals that passed the acceptance rules, and the way back to their issuers."""
@@ -162,6 +168,10 @@ class GridSource(Protocol):
 
     @property
     def is_link_up(self) -> bool: ...
+
+    @property
+    def is_raise_held(self) -> bool:
+        """An issuer raises too often: the newest raise waits."""
 
     def alarms(self, now_s: float) -> tuple[RefusalReason, ...]:
         """Why messages were not followed lately; sorted. For people: nothing is decided by it."""
@@ -214,7 +224,16 @@ class LoadBank(Protocol):
         """Write set-point, slopes and reversion timer in the safe order; returns once read back."""
 
 
+class OperatorSource(Protocol):
+    def order(self) -> OperatorOrder | None:
+        """What operators ask for now, for one image; a reset is told once."""
+
+
 class Recorder(Protocol):
+    @property
+    def has_failed(self) -> bool:
+        """Nothing is recorded any more: the disk is full or gone."""
+
     def record(self, kind: str, payload: Mapping[str, object]) -> None:
         """Queue one record; never blocks control and never raises."""
 

@@ -20,6 +20,7 @@ from controller.ports import (
     JobSource,
     LoadBank,
     NodeLink,
+    OperatorSource,
     PowerMeter,
     Ups,
     WallSync,
@@ -34,13 +35,16 @@ from controller.types import (
     NodeReport,
     Quality,
     Reading,
+    SiteFault,
     SiteImage,
+    Trouble,
     UpsSample,
 )
 
 T = TypeVar("T")
 
 STALE_PERIODS = 3.0  # FAULTS S4: older than three tracker periods beyond the device's own delay is missing
+WRONG_READS = 3  # in a row, before another product is said to answer
 UPS_PERIOD_S = 1.0  # a UPS is read-only and slow; its battery lasts minutes
 NODE_STALE_S = 2.0  # ten reports at the default telemetry rate
 
@@ -63,7 +67,8 @@ class Source(Generic[T]):
         self._on_change = on_change
         self._last = Reading(value=stand_in, t_mono_s=float("-inf"), quality=Quality.MISSING, source=name)
         self._task: asyncio.Task[Reading[T]] | None = None
-        self.is_changed = False  # as its last failure said
+        self._fault: SiteFault | None = None  # of its newest read
+        self._fault_count = 0  # reads in a row that ended with it
         self._is_lost: bool | None = None  # not known before the first answer or failure
 
     def start(self) -> asyncio.Task[Reading[T]]:
@@ -91,11 +96,23 @@ class Source(Generic[T]):
             task, self._task = self._task, None
             try:
                 self._last = task.result()
-                self.is_changed = False
+                self._fault, self._fault_count = None, 0
                 self._say(lost=self._last.quality is Quality.MISSING, why="no value")
             except DriverError as error:
-                self.is_changed = error.is_changed
+                self._fault_count = self._fault_count + 1 if error.fault is self._fault else 1
+                self._fault = error.fault
                 self._say(lost=True, why=str(error))
+
+    def troubles(self, now_s: float) -> set[Trouble]:
+        """What is wrong with it, once its last value is old; another device than was armed, at once.
+
+        What only an operator ends must not be one garbled answer's doing.
+        """
+        fault = self._fault
+        if fault is None or (fault is SiteFault.DEVICE_WRONG and self._fault_count < WRONG_READS):
+            return set()
+        is_fresh = self._last.is_good and self._last.age_s(now_s) <= self._fresh_s
+        return set() if is_fresh and fault is not SiteFault.DEVICE_CHANGED else {Trouble(fault, self.name)}
 
     def _say(self, *, lost: bool, why: str) -> None:
         if lost != self._is_lost:
@@ -125,9 +142,11 @@ class Sense:
         jobs: JobSource | None = None,
         sync: WallSync | None = None,
         load_bank: LoadBank | None = None,
+        operator: OperatorSource | None = None,
     ) -> None:
         self._clock = clock
         self._sync = sync
+        self._operator = operator
         self._jobs = jobs
         self._told_jobs: tuple[Job, ...] = ()
         self._deadline_s = 0.5 * period_s
@@ -156,10 +175,13 @@ class Sense:
         self._fast = (self._meter, self._battery, self._load_bank)
         self._ups_ticks = max(1, round(UPS_PERIOD_S / period_s))
 
-    async def image(self, tick: int, *, overrun_count: int, is_early: bool = False) -> SiteImage:
+    async def image(
+        self, tick: int, *, overrun_count: int, is_early: bool = False, troubles: tuple[Trouble, ...] = ()
+    ) -> SiteImage:
         """Everything known now; returns within the shared deadline whatever the devices do.
 
-        An early image waits for no device: it is what was known already, with the grid's news.
+        An early image waits for no device: it is what was known already, with the grid's news. `troubles` are those
+        that others found.
         """
         if not is_early:
             await self._read_all(tick)
@@ -176,14 +198,24 @@ class Sense:
             ups={source.name: source.collect(now_s) for source in self._ups},
             nodes=tuple(_aged(reports[node_id], now_s) for node_id in sorted(reports)),
             signals=self._grid.active(now_s) if self._grid else (),
+            is_raise_held=self._grid.is_raise_held if self._grid else False,
             signal_alarms=self._grid.alarms(now_s) if self._grid else (),
             is_grid_link_up=self._grid.is_link_up if self._grid else True,
             overrun_count=overrun_count,
             jobs=self._changed_jobs(now_s),
-            changed_devices=tuple(s.name for s in self._fast if s is not None and s.is_changed),
+            troubles=self._troubles(now_s, troubles),
+            operator=self._operator.order() if self._operator else None,
             is_clock_synced=self._sync.is_synced if self._sync else True,
             load_bank=self._load_bank.collect(now_s) if self._load_bank else None,
         )
+
+    def _troubles(self, now_s: float, others: tuple[Trouble, ...]) -> tuple[Trouble, ...]:
+        """Of the devices that control stands on, and what else was found; each once."""
+        found = set(others)
+        for source in self._fast:
+            if source is not None:
+                found |= source.troubles(now_s)
+        return tuple(sorted(found, key=lambda t: (t.fault, t.subject))) if found else ()
 
     def ask_meter(self) -> None:
         """Begin a read of the meter that the next early image may find done."""

@@ -137,6 +137,11 @@ class AcceptanceRules:
         return self._is_silent
 
     @property
+    def is_raise_held(self) -> bool:
+        """An issuer raises too often: the newest raise waits."""
+        return self._view.is_holding
+
+    @property
     def is_clock_suspect(self) -> bool:
         """The wall clock stepped, or had no source of time for longer than the grace: its word loosens nothing."""
         return self._clock_suspect_since_s is not None or self._is_clock_lost
@@ -351,6 +356,12 @@ class _InForce:
         self._target: GridSignal | None = None  # in force when last asked
         self._rows: dict[str, GridSignal] = {}  # in force when last asked
         self._lingering: dict[str, GridSignal] = {}
+        self._is_target_held = False
+
+    @property
+    def is_holding(self) -> bool:
+        """Something looser was asked for and waits."""
+        return self._is_target_held or bool(self._lingering)
 
     def at(self, now_s: float) -> tuple[GridSignal, ...]:
         if self._plan_version != self._schedule.version or now_s >= self._plan_until_s:
@@ -365,9 +376,11 @@ class _InForce:
         """The old target, for as long as a raise has to wait."""
         current = next((s for s in targets if s.from_s <= now_s), None)  # the plan holds nothing that is over
         old = self._target
+        self._is_target_held = False
         if old is not None and old.target_w is not None and _target_w(current) > old.target_w:
             next_s = self._target_dwell.next_raise_s(now_s)
             if next_s > now_s:
+                self._is_target_held = True
                 return [replace(old, until_s=next_s, ramp_exempt=False)]
             self._target_dwell.raised(now_s)
         self._target = current

@@ -17,12 +17,12 @@ from controller.core import SiteCore
 from controller.cycle import TickTrace
 from controller.fleet import mean_clock_frac
 from controller.headroom import Headroom, RowHeadroom
-from controller.modes import ArmingFacts, Flag, unmet
+from controller.reasons import said
 from controller.reserve import smallest
 from controller.settings import SiteSettings
 from controller.telemetry_envelope import EnvelopeTelemetry
 from controller.telemetry_jobs import JobsTelemetry
-from controller.types import AgentState, Margin
+from controller.types import Margin
 from drivers.metrics import Metrics
 
 REPORT_S = 1.0  # how often rows are looked at and metrics set
@@ -98,7 +98,7 @@ class Reporter:
             "contract": self._site.contract.name,
             "is_fallback_contract": decision.in_force.is_fallback,
             "reasons": _reasons(trace),
-            "unmet": list(unmet(_arming(trace))),
+            "unmet": list(decision.unmet),
             "t_mono_s": trace.image.t_mono_s,
             "wall_utc_s": trace.image.wall_utc_s,
             "power": {
@@ -265,29 +265,9 @@ def _mode_name(trace: TickTrace) -> str:
 
 
 def _reasons(trace: TickTrace) -> list[str]:
-    if trace.decision.track is None:
-        source = "the site meter" if trace.image.pcc is not None else "the nodes' reports"
-        return [f"waiting for the first power reading from {source}; nothing is written before"]
-    return [f"{reason.words} (clears {reason.clears})" for reason in trace.decision.mode.reasons]
-
-
-def _arming(trace: TickTrace) -> ArmingFacts:
-    """What status says of readiness. The nodes save originals and arm their own dead-man before they obey."""
-    image, nodes = trace.image, [reading.value for reading in trace.image.nodes]
-    is_armed = bool(nodes) and all(node.state in (AgentState.ARMED, AgentState.FALLBACK) for node in nodes)
-    battery = image.battery
-    return ArmingFacts(
-        are_originals_saved=is_armed,
-        is_read_back_proven=is_armed and all(bool(node.is_controllable.all()) for node in nodes),
-        is_meter_fresh=image.pcc is None or image.pcc.is_good,
-        is_clock_synchronised=not trace.decision.mode.flags & {Flag.CLOCK_STEPPED, Flag.CLOCK_UNSYNCED},
-        has_verified_signal=bool(image.signals),
-        is_fallback_contract_active=True,  # a site file without one uses its contract
-        is_leader=Flag.LEADERSHIP_LOST not in trace.decision.mode.flags,
-        is_dead_man_armed=is_armed,
-        battery_reversion_seen=None if battery is None else battery.value.reversion_s_left is not None,
-        is_battery_bounded_without_reversion=False,
-    )
+    if trace.decision.held_back:
+        return [f"waiting: {words}; nothing is written before" for words in trace.decision.held_back]
+    return [said(reason, trace.image) for reason in trace.decision.mode.reasons]
 
 
 def _number(value: float | None) -> float | None:

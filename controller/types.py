@@ -251,6 +251,21 @@ class AgentState(StrEnum):
     RELEASED = "released"  # originals given back
 
 
+@unique
+class NodeFault(StrEnum):
+    """What a node agent found wrong with its GPUs and files; the values are the mode table's names."""
+
+    GPU_HUNG = "gpu_hung"
+    GPU_LOST = "gpu_lost"
+    GPU_PERMISSION = "gpu_permission"
+    GPU_IGNORES_CAPS = "gpu_ignores_caps"
+    GPU_THROTTLED = "gpu_throttled"
+    FOREIGN_WRITER = "foreign_writer"
+    FOREIGN_WRITER_WON = "foreign_writer_won"  # most of its GPUs are left to another tool
+    CAP_CLAMPED = "cap_clamped"
+    ORIGINALS_CORRUPT = "originals_corrupt"
+
+
 @dataclass(frozen=True, slots=True)
 class NodeFloor:
     """What power smoothing holds of a node's power when its jobs stop: `power_w` above idle for `hold_s`, then it falls
@@ -287,6 +302,7 @@ class NodeReport:
     specs: tuple[GpuSpec, ...]
     fallback_clock_mhz: float
     floor: NodeFloor | None = None
+    faults: tuple[NodeFault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -742,6 +758,36 @@ class Job:
     is_running: bool = True
 
 
+@unique
+class SiteFault(StrEnum):
+    """What the shell found wrong with devices and files of its own; the values are the mode table's names."""
+
+    DEVICE_TIMEOUT = "device_timeout"
+    DEVICE_GARBAGE = "device_garbage"
+    DEVICE_PARTIAL_WRITE = "device_partial_write"
+    DEVICE_BUSY = "device_busy"
+    DEVICE_REFUSES = "device_refuses"
+    DEVICE_CHANGED = "device_changed"
+    DEVICE_WRONG = "device_wrong"
+    DISK_FULL = "disk_full"
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """One fault and the device or part that has it."""
+
+    fault: SiteFault
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorOrder:
+    """What the people who run the site want: a mode that stands until they withdraw it, and a reset, told once."""
+
+    mode: Mode | None
+    is_reset: bool
+
+
 @dataclass(frozen=True, slots=True)
 class SiteImage:
     """All that was known at one instant; the only input of a cycle.
@@ -761,7 +807,9 @@ class SiteImage:
     overrun_count: int = 0
     meters: Mapping[str, Reading[MeterSample]] = field(default_factory=dict)  # sub-meters, by name
     jobs: tuple[Job, ...] | None = None  # merged from all sources, first wins; None: as in the image before
-    changed_devices: tuple[str, ...] = ()  # locked out: they are no longer what was armed
+    troubles: tuple[Trouble, ...] = ()  # while they last
+    is_raise_held: bool = False  # a flapping grid limit: the newest raise waits
+    operator: OperatorOrder | None = None  # None: nobody asks for anything
     is_clock_synced: bool = True  # False: nothing disciplines the wall clock; True where nothing hangs on it
     load_bank: Reading[LoadBankSample] | None = None  # None on a site without one
     signal_alarms: tuple[RefusalReason, ...] = ()  # why grid messages were not followed in the last minute

@@ -157,6 +157,10 @@ class DsxGridSource:
         )
         return self._rules.active(now_s)
 
+    @property
+    def is_raise_held(self) -> bool:
+        return self._rules.is_raise_held
+
     def alarms(self, now_s: float) -> tuple[RefusalReason, ...]:
         return tuple(sorted(reason for reason, t_s in self._alarmed_s.items() if now_s - t_s < ALARM_S))
 

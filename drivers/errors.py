@@ -8,6 +8,7 @@ Drivers raise these and nothing else. What a kind means for control (age out, re
 from __future__ import annotations
 
 from controller.ports import DriverError
+from controller.types import SiteFault
 
 
 class DeviceTimeout(DriverError):
@@ -16,6 +17,8 @@ class DeviceTimeout(DriverError):
 
 class DeviceBusy(DriverError):
     """The device, or our one worker for it, is still occupied. Nothing was sent; try again next period."""
+
+    fault = SiteFault.DEVICE_BUSY
 
 
 class DeviceGone(DriverError):
@@ -29,17 +32,25 @@ class DriverUnavailable(DriverError):
 class PermissionDenied(DriverError):
     """We may not do this with our rights. Retrying does not help; reading usually still works."""
 
+    fault = SiteFault.DEVICE_REFUSES
+
 
 class NotSupported(DriverError):
     """This device cannot do or say this, now or later."""
+
+    fault = SiteFault.DEVICE_REFUSES
 
 
 class BadReply(DriverError):
     """An answer came and cannot be right: garbled, wrong unit, wrong length, not-available sentinel, impossible."""
 
+    fault = SiteFault.DEVICE_GARBAGE
+
 
 class Refused(DriverError):
     """The device understood and said no (exception code, local mode, insufficient power); nothing changed."""
+
+    fault = SiteFault.DEVICE_REFUSES
 
 
 class InvalidValue(Refused):
@@ -49,16 +60,22 @@ class InvalidValue(Refused):
 class NotApplied(DriverError):
     """The device accepted a write and its read-back shows another value."""
 
+    fault = SiteFault.DEVICE_PARTIAL_WRITE
+
 
 class WrongDevice(DriverError):
     """What answers is not what the configuration names (map marker, model, driver version, identity): never armed."""
+
+    fault = SiteFault.DEVICE_WRONG
 
 
 class DeviceChanged(WrongDevice):
     """No longer what was armed first (map of models, scale factor of a control): locked out until a person acts."""
 
-    is_changed = True
+    fault = SiteFault.DEVICE_CHANGED
 
 
 class DeviceFault(DriverError):
     """The device reports a fault of its own that we can neither name better nor clear."""
+
+    fault = SiteFault.DEVICE_REFUSES

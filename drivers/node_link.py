@@ -24,6 +24,7 @@ from controller.types import (
     GpuId,
     GpuSpec,
     NodeCommand,
+    NodeFault,
     NodeFloor,
     NodeId,
     NodeReport,
@@ -90,6 +91,7 @@ class ReportWire(WireModel):
     specs: Annotated[list[SpecWire], Field(max_length=GPUS_MAX)]
     spec_of: list[Count]
     fallback_clock_mhz: Annotated[float, Field(ge=0, le=20_000)]
+    faults: Annotated[list[NodeFault], Field(max_length=len(NodeFault))]
     age_s: Annotated[float, Field(ge=0, le=3600)]  # how old the telemetry was when it was sent
     floor: FloorWire | None = None  # not sent where there is none
 
@@ -174,6 +176,7 @@ def encode_report(report: NodeReport, *, age_s: float) -> bytes:
         specs=wires,
         spec_of=spec_of,
         fallback_clock_mhz=float(report.fallback_clock_mhz),
+        faults=list(report.faults),
         age_s=min(3600.0, max(0.0, age_s)),
         floor=None
         if (floor := report.floor) is None
@@ -219,6 +222,7 @@ def decode_report(payload: bytes, *, t_mono_s: float) -> NodeReport | None:
         specs=specs,
         fallback_clock_mhz=wire.fallback_clock_mhz,
         floor=None if (floor := wire.floor) is None else NodeFloor(floor.power_w, floor.hold_s, floor.down_w_per_s),
+        faults=tuple(wire.faults),
     )
 
 

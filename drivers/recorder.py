@@ -34,14 +34,14 @@ class FileRecorder:
         self._on_fault = on_fault
         self._queue: deque[Record] = deque()
         self._is_closing = threading.Event()
-        self._has_failed = False
+        self.has_failed = False
         self._thread = threading.Thread(target=self._write, name="recorder", daemon=True)
         self.record("header", {"format": FORMAT, **header})
         self._thread.start()
 
     def record(self, kind: str, payload: Mapping[str, object]) -> None:
         """Queue one record; drops it when the queue is full or the disk has failed."""
-        if self._has_failed or len(self._queue) >= QUEUE_RECORDS_MAX:
+        if self.has_failed or len(self._queue) >= QUEUE_RECORDS_MAX:
             self.dropped_count += 1
         else:
             self._queue.append((kind, payload))
@@ -62,7 +62,7 @@ class FileRecorder:
                         body = {key: encode(value) for key, value in payload.items()}
                         file.write(json.dumps({"kind": kind, **body}, separators=(",", ":")) + "\n")
         except OSError as error:
-            self._has_failed = True
+            self.has_failed = True
             self.dropped_count += len(self._queue)
             self._queue.clear()
             self._on_fault(f"{self.path}: {error.strerror or error}; recording stopped, control goes on")

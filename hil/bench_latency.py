@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from controller.clock import MonotonicClock
+from controller.control_socket import fetch
 from controller.settings import MqttSettings
-from controller.status import fetch
 from controller.types import FloatArray
 from drivers.dsx_payloads import SetRampLimitData
 from drivers.dsx_wire import Sender, ramp_limit_topic

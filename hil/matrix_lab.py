@@ -21,7 +21,7 @@ from controller.audit.referee import Referee
 from controller.audit.verdicts import Verdicts
 from controller.cycle import TickTrace
 from controller.modes import Flag
-from controller.ports import Battery, GridSource, NodeLink, PowerMeter, Recorder
+from controller.ports import Battery, GridSource, NodeLink, OperatorSource, PowerMeter, Recorder
 from controller.settings import SiteSettings
 from controller.types import (
     BatteryCommand,
@@ -211,6 +211,7 @@ class Lab:
     lease: LabLease = field(default_factory=LabLease)
     sync: LabSync = field(default_factory=LabSync)
     recorder: Recorder = field(default_factory=NoRecorder)
+    operator: OperatorSource | None = None
     make_grid: Callable[[], GridSource] | None = None
     ticks: list[Tick] = field(default_factory=list)
     traces: list[TickTrace] = field(default_factory=list)
@@ -254,6 +255,7 @@ class Lab:
             recorder=self.recorder,
             grid=self.grid,
             sync=self.sync,
+            operator=self.operator,
             feed_watchdog=lambda: self.kicks.append(self.clock.now_s()),
         )
         self.daemon = build(self.scenario.settings, ports)

@@ -239,6 +239,10 @@ class SimGrid:
     def is_link_up(self) -> bool:
         return not self._plan.faults or self._plan.on("grid", self._clock.now_s()) is None
 
+    @property
+    def is_raise_held(self) -> bool:
+        return False
+
     def alarms(self, now_s: float) -> tuple[RefusalReason, ...]:
         return ()
 
@@ -273,6 +277,8 @@ class HeldLease:
 
 class NoRecorder:
     """Keeps nothing."""
+
+    has_failed = False
 
     def record(self, kind: str, payload: Mapping[str, object]) -> None:
         return None

@@ -155,6 +155,10 @@ class TimedRecorder:
     def __init__(self, inner: Recorder, stopwatch: Stopwatch) -> None:
         self._inner, self._stopwatch = inner, stopwatch
 
+    @property
+    def has_failed(self) -> bool:
+        return self._inner.has_failed
+
     def record(self, kind: str, payload: Mapping[str, object]) -> None:
         self._stopwatch.decided()
         self._inner.record(kind, payload)
@@ -162,6 +166,8 @@ class TimedRecorder:
 
 class BriefRecorder:
     """The recording of a run's first part, written at once, in the format of the daemon's own recorder."""
+
+    has_failed = False
 
     def __init__(self, file: TextIO, clock: Clock, *, until_s: float, header: Mapping[str, object]) -> None:
         self._file, self._clock, self._until_s = file, clock, until_s

@@ -100,6 +100,17 @@ class Service:
         self._over = asyncio.Event()
         self._verdict = ""  # why we ended it, where we did
 
+    def anew(self) -> Service:
+        """The same service, not started yet: its own counts begin again."""
+        return Service(
+            self.unit,
+            log=self.log,
+            socket_path=self._socket_path,
+            environment=self._environment,
+            on_failure=self._on_failure,
+            say=self._say,
+        )
+
     @property
     def pid(self) -> int:
         assert self._process is not None

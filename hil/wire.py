@@ -23,9 +23,9 @@ from typing import Any, TextIO
 import numpy as np
 
 from controller.config.load import data_path, read_yaml
+from controller.control_socket import fetch
 from controller.errors import BadInput
 from controller.settings import ModbusSettings, Policy, SiteSettings
-from controller.status import fetch
 from controller.types import GridSignal
 from drivers.profile import parse_profile
 from hil.bench import Bench, Progress, RunRecord, WireFacts

@@ -23,9 +23,9 @@ import numpy as np
 import yaml
 
 from controller.config.load import data_root
+from controller.control_socket import fetch
 from controller.errors import BadInput
 from controller.lease import EPOCH_NAME
-from controller.status import fetch
 from controller.types import FloatArray
 from hil.bench import RunRecord
 from hil.plant.site import NS_PER_S
@@ -197,10 +197,18 @@ class WireLab(WireBench):
             ("site", files.site_file, self._site_environment),
             ("node", files.node_file, variables),
         ):
-            service = self.service(name, file, run_dir, extra)
-            self.services[name] = service
-            self._children.append(service)
-            self._tasks.append(asyncio.ensure_future(service.watch()))
+            self._begin(name, self.service(name, file, run_dir, extra))
+
+    def _begin(self, name: str, service: Service) -> None:
+        self.services[name] = service
+        self._children.append(service)
+        self._tasks.append(asyncio.ensure_future(service.watch()))
+
+    def begin_again(self, name: str) -> None:
+        """Start a service that was given up, as a person does who mended its file."""
+        old = self.services[name]
+        assert old.is_given_up
+        self._begin(name, old.anew())
 
     def service(self, name: str, file: Path, run_dir: Path, extra: Mapping[str, str], *, title: str = "") -> Service:
         """The shipped unit of `name`, on files of this run."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from controller.modes import Flag
+from controller.modes import TABLE, Flag
 from controller.types import Mode
 from hil.matrix_lab import SETTLE_S, Lab, in_lab, lab_scenario
 
@@ -72,7 +72,8 @@ def is_normal(lab: Lab, state: str) -> bool:
     if not lab.ticks or lab.now_s - lab.last.t_s > 1.0:
         return False
     own = OWN_AT_LIMIT if state == "limit" else frozenset()
-    return lab.last.mode is Mode.NORMAL or (bool(lab.last.flags) and lab.last.flags <= own)
+    worse = {flag for flag in lab.last.flags if TABLE[flag].mode is not Mode.NORMAL}
+    return lab.last.mode is Mode.NORMAL or (bool(worse) and worse <= own)
 
 
 async def flagged(lab: Lab, *flags: Flag, since_s: float, within_s: float) -> None:

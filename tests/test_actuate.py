@@ -19,7 +19,10 @@ from controller.types import (
     NodeReport,
     Reading,
     SiteCommand,
+    SiteFault,
+    Trouble,
 )
+from drivers.errors import DeviceChanged, NotApplied
 
 
 class ScriptedBattery:
@@ -198,3 +201,20 @@ async def test_a_bank_that_hangs_or_refuses_holds_nothing_else_back() -> None:
     assert (await actuate.apply(with_bank(4, 0.0))).load_bank
     assert [what for what, _ in told] == ["load bank write", "load bank write"] and told[1][1] == ""
     actuate.close()
+
+
+async def test_writes_that_keep_failing_are_told_by_their_kind() -> None:
+    """One late write is none, three in a row are; the first one taken ends it. A changed device is told at once."""
+    battery = ScriptedBattery()
+    actuate = make(battery, Link(), [])
+    battery.fault = NotApplied("battery", "reads back other")
+    for seq in range(1, 4):
+        assert actuate.troubles == ()
+        await actuate.apply(command(seq))
+    assert actuate.troubles == (Trouble(SiteFault.DEVICE_PARTIAL_WRITE, "battery"),)
+    battery.fault = None
+    await actuate.apply(command(4))
+    assert actuate.troubles == ()
+    battery.fault = DeviceChanged("battery", "scale")
+    await actuate.apply(command(5))
+    assert actuate.troubles == (Trouble(SiteFault.DEVICE_CHANGED, "battery"),)

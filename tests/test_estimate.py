@@ -249,13 +249,21 @@ def test_a_still_meter_is_not_stuck_while_nothing_moves() -> None:
 
 
 def test_a_meter_that_reads_a_thousandth_is_locked_out() -> None:
-    """S5: kilowatts taken for watts, three samples in a row against the GPU sum; stays until restart."""
+    """S5: kilowatts taken for watts, three samples in a row against the GPU sum; stays until somebody resets it."""
     bench = Bench()
     nodes = (node([650.0] * 8, 0.0, stands_for=10_000),)
     found = [bench.tick(60e3 + index, nodes=nodes) for index in range(4)]
-    assert MeterFlag.METER_UNIT_WRONG in found[-1].flags
+    assert MeterFlag.METER_UNIT_WRONG in found[-1].flags and not bench.estimator.is_meter_sane
     assert found[-1].source is LoadSource.NODES
-    assert MeterFlag.METER_UNIT_WRONG in bench.tick(60e6, nodes=nodes).flags
+    bench.estimator.unlock()
+    assert MeterFlag.METER_UNIT_WRONG in bench.tick(60e3, nodes=nodes).flags, "it still is wrong"
+    assert MeterFlag.METER_UNIT_WRONG in bench.tick(60e6, nodes=nodes).flags and bench.estimator.is_meter_sane
+    bench.estimator.unlock()
+    after = bench.tick(60e6 + 1.0, nodes=nodes)
+    assert not after.flags and after.source is LoadSource.METER and after.pcc_w == 60e6 + 1.0
+    again = [bench.tick(60e3 + index, nodes=nodes) for index in range(4)]
+    assert all(e.source is not LoadSource.METER or e.pcc_w == 60e6 + 1.0 for e in again)
+    assert MeterFlag.METER_UNIT_WRONG in again[-1].flags
 
 
 def test_a_flipped_sign_is_suspect_and_with_nodes_certain() -> None:

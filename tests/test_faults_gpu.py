@@ -11,7 +11,7 @@ import pytest
 
 from controller.modes import Flag
 from controller.node.gpu_worker import FIGHTS_MAX
-from controller.types import AgentState, GpuCap, GpuId, Mode, NodeReport, Quality, Reading
+from controller.types import AgentState, GpuCap, GpuId, Mode, NodeFault, NodeReport, Quality, Reading
 from hil.matrix import row
 from hil.matrix_lab import Lab
 from tests.faults_kit import flagged
@@ -78,6 +78,7 @@ def test_nvml_call_hangs(state: str, tmp_path: Path) -> None:
     async def check(bench: Bench) -> None:
         await commanded(bench, 1095, 4)
         assert newest(bench).quality.tolist() == [Quality.MISSING, Quality.GOOD] and bench.clocks[1] == 1095
+        assert newest(bench).faults == (NodeFault.GPU_HUNG,)
         bench.gpus[0].hangs = False
         await commanded(bench, 1095, 2)
         assert bench.clocks == [1095, 1095]
@@ -105,6 +106,7 @@ def test_gpu_falls_off_the_bus(state: str, tmp_path: Path) -> None:
         report = newest(bench)
         assert report.quality.tolist() == [Quality.MISSING, Quality.GOOD] and bench.clocks[1] == 1095
         assert any(subject == "GPU-0" for subject, _ in bench.said)
+        assert report.faults == (NodeFault.GPU_LOST,)
         bench.gpus[0].is_lost = False
         await commanded(bench, 1095, 2)
 
@@ -128,6 +130,7 @@ def test_permission_denied(state: str, tmp_path: Path) -> None:
         await commanded(bench, 1050, 4)
         assert newest(bench).state is AgentState.MONITOR_ONLY
         assert newest(bench).quality.tolist() == [Quality.GOOD] * 2
+        assert newest(bench).faults == (NodeFault.GPU_PERMISSION,)
 
     agent(state, tmp_path, forbid, check)
 
@@ -151,6 +154,7 @@ def test_set_accepted_not_applied(state: str, tmp_path: Path) -> None:
         await commanded(bench, 1050, 8)
         assert newest(bench).is_controllable.tolist() == [False, True]
         assert len(bench.gpus[0].writes) - before <= 4
+        assert newest(bench).faults == (NodeFault.GPU_IGNORES_CAPS,)
 
     agent(state, tmp_path, deafen, check)
 
@@ -174,6 +178,7 @@ def test_cap_out_of_range(state: str, tmp_path: Path) -> None:
         for asked, got in ((30, 210), (9000, 1980)):
             bench.link.send(bench.command(asked))
             await bench.until(lambda got=got: bench.clocks == [got, got], within_s=3.0)  # type: ignore[misc]
+            await bench.until(lambda: NodeFault.CAP_CLAMPED in newest(bench).faults, within_s=0.5)
         assert sum("invariant 2" in what for _, what in bench.said) >= 2
         for gpu in bench.gpus:
             assert all(cap.clock_mhz is None or 210 <= cap.clock_mhz <= 1980 for _, cap in gpu.writes)
@@ -192,6 +197,7 @@ def test_another_tool_changes_caps(state: str, tmp_path: Path) -> None:
             if bench.clocks[0] == 1200:
                 bench.gpus[0].clock_mhz = None
         assert newest(bench).is_controllable.tolist() == [False, True]
+        assert newest(bench).faults == (NodeFault.FOREIGN_WRITER,), "half of its GPUs are not most"
         assert any("left to it" in what for _, what in bench.said)
         assert sum(cap.clock_mhz == 1200 for _, cap in bench.gpus[0].writes) <= 2 + FIGHTS_MAX
 
@@ -274,6 +280,9 @@ def test_corrupt_originals(state: str, tmp_path: Path) -> None:
     async def story(bench: Bench) -> None:
         bench.link.send(bench.command(1200))
         await bench.wait(3.0)
+        assert newest(bench).faults == (NodeFault.ORIGINALS_CORRUPT,)
+        await bench.wait(60.0)
+        assert newest(bench).faults == (), "said, not for ever"
 
     bench = play(tmp_path, story)
     assert any(subject == "originals" and "defaults" in what for subject, what in bench.said)

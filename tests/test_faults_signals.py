@@ -147,7 +147,7 @@ def test_broker_down(state: str, tmp_path: Path) -> None:
 
 
 def unchanged(state: str, tmp_path: Path, act: Callable[[Grid], Sequence[RefusalReason]]) -> None:
-    """What must be dropped is dropped, counted under its reason, and moves nothing."""
+    """What must be dropped is dropped, counted under its reason, said in the mode's reasons, and moves nothing."""
 
     async def react(lab: Lab, desk: Grid, since_s: float) -> None:
         reasons = act(desk)
@@ -166,6 +166,7 @@ def test_duplicate(state: str, tmp_path: Path) -> None:
         desk.say(57.0)
         desk.arrive(raw)
         assert desk.refused(RefusalReason.DUPLICATE) == 1 and desk.target_w() == 57 * MW
+        await flagged(lab, Flag.SIGNAL_DUPLICATE, since_s=since_s, within_s=1.0)
         await lab.run(5.0)
 
     play(state, tmp_path, react)
@@ -178,6 +179,7 @@ def test_out_of_order(state: str, tmp_path: Path) -> None:
         desk.say(57.0)
         desk.arrive(older)
         assert desk.refused(RefusalReason.OUT_OF_ORDER) == 1 and desk.target_w() == 57 * MW
+        await flagged(lab, Flag.SIGNAL_OUT_OF_ORDER, since_s=since_s, within_s=1.0)
         await lab.run(5.0)
 
     play(state, tmp_path, react)
@@ -235,6 +237,7 @@ def test_replay(state: str, tmp_path: Path) -> None:
         desk.say(57.0)
         desk.arrive(desk.old)
         assert desk.target_w() == 57 * MW and sum(desk.source.refused_count.values()) == 1
+        await flagged(lab, Flag.SIGNAL_REPLAYED, Flag.SIGNAL_OUT_OF_ORDER, since_s=since_s, within_s=1.0)
         await lab.run(5.0)
 
     play(state, tmp_path, react)
@@ -261,6 +264,7 @@ def test_absurd(state: str, tmp_path: Path) -> None:
         desk.say(0.0)
         low_w = desk.target_w()
         assert low_w is not None and low_w >= bounds_of(lab.site).floor_w > 0.0
+        await flagged(lab, Flag.SIGNAL_ABSURD, since_s=since_s, within_s=1.0)
         await lab.run(20.0)
         desk.say(5000.0)
         high_w = desk.target_w()
@@ -283,6 +287,7 @@ def test_flapping(state: str, tmp_path: Path) -> None:
             assert found is not None and (k % 2 == 0 or found <= 52 * MW)
             seen.append(found)
             await lab.run(0.5)
+        await flagged(lab, Flag.SIGNAL_FLAPPING, since_s=since_s, within_s=1.0)
         raises = sum(b > a for a, b in pairwise(seen))
         assert raises <= 4, seen
 
@@ -306,6 +311,7 @@ def test_flood(state: str, tmp_path: Path) -> None:
             await lab.run(0.25)
             for inbox in desk.source._inboxes:
                 inbox.work_off()
+        await flagged(lab, Flag.SIGNAL_FLOOD, since_s=since_s, within_s=1.0)
         assert desk.target_w() == 56 * MW and len(lab.ticks) - before_count >= 48
 
     play(state, tmp_path, react)

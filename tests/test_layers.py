@@ -69,6 +69,8 @@ CORE_TOP = {
     f"controller.{name}"
     for name in (
         "modes",
+        "advice",
+        "arming",
         "health",
         "signals",
         "signal_schedule",

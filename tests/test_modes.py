@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import re
-from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.modes import DWELL_CYCLES, TABLE, ArmingFacts, Clear, Flag, ModeMachine, unmet
-from controller.types import Mode
+from controller import health
+from controller.advice import ADVICE
+from controller.estimate_checks import MeterFlag
+from controller.modes import DWELL_CYCLES, TABLE, UNFLAGGED, Clear, Flag, ModeMachine
+from controller.types import Mode, NodeFault, SiteFault
 
 PERIOD_S = 0.5
 DWELL_S = DWELL_CYCLES * PERIOD_S
@@ -26,10 +30,24 @@ def test_every_flag_has_exactly_one_row() -> None:
 
 
 def test_the_table_covers_every_row_of_the_catalogue() -> None:
-    """Every fault of the catalogue can be said with a flag; the numbers are the catalogue's own."""
+    """Every fault of the catalogue can be said with a flag, or needs none; the numbers are the catalogue's own."""
     counts = {"S": 10, "G": 10, "M": 9, "Q": 11, "P": 5, "C": 4, "X": 7, "B": 2}
     rows = {f"{letter}{n}" for letter, last in counts.items() for n in range(1, last + 1)}
-    assert {reaction.row for reaction in TABLE.values()} - {"-"} == rows
+    flagged = {row for reaction in TABLE.values() for row in reaction.rows.split()} - {"-"}
+    assert flagged | set(UNFLAGGED) == rows and not flagged & set(UNFLAGGED)
+
+
+def test_every_flag_can_be_set() -> None:
+    """By the estimator, a node, the shell, or by name in the one place that finds what is wrong."""
+    tree = ast.parse(Path(health.__file__).read_text(encoding="utf-8"))
+    named = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Flag"
+    }
+    told = {fault.value for source in (MeterFlag, NodeFault, SiteFault) for fault in source}
+    assert {flag for flag in Flag if flag.value not in told and flag.name not in named} == set()
+    assert told <= {flag.value for flag in Flag}
 
 
 def test_without_flags_the_mode_is_normal() -> None:
@@ -38,9 +56,9 @@ def test_without_flags_the_mode_is_normal() -> None:
 
 
 def test_the_higher_mode_wins_and_the_gravest_reason_comes_first() -> None:
-    state = machine().step(frozenset({Flag.METER_STALE, Flag.SOLVER_TIMEOUT, Flag.SIGNAL_DUPLICATE}), now_s=0.0)
+    state = machine().step(frozenset({Flag.METER_STALE, Flag.SOLVER_INVALID, Flag.SIGNAL_DUPLICATE}), now_s=0.0)
     assert state.mode is Mode.SHED
-    assert [r.flag for r in state.reasons] == [Flag.SOLVER_TIMEOUT, Flag.METER_STALE, Flag.SIGNAL_DUPLICATE]
+    assert [r.flag for r in state.reasons] == [Flag.SOLVER_INVALID, Flag.METER_STALE, Flag.SIGNAL_DUPLICATE]
     assert not state.may_raise
 
 
@@ -101,14 +119,22 @@ def test_the_mode_says_since_when() -> None:
     modes.step(NONE, now_s=0.0)
     modes.step(frozenset({Flag.METER_STALE}), now_s=1.0)
     modes.step(frozenset({Flag.METER_STALE}), now_s=2.0)
-    assert modes.step(frozenset({Flag.METER_STALE, Flag.SOLVER_CRASHED}), now_s=3.0).since_s == 3.0
+    assert modes.step(frozenset({Flag.METER_STALE, Flag.SOLVER_INVALID}), now_s=3.0).since_s == 3.0
     assert modes.step(frozenset({Flag.METER_STALE}), now_s=4.0).since_s == 3.0
 
 
 def test_every_flag_says_itself_in_words() -> None:
     for flag, reaction in TABLE.items():
         assert len(reaction.words) > 15 and flag.value != reaction.words
-        assert not re.search(r"[.!]$", reaction.words)
+        assert not re.search(r"[.!;]$", reaction.words) and not re.search(r"[.!;]$", ADVICE[flag])
+        assert len(ADVICE[flag]) > 10 and ADVICE[flag] != reaction.words
+
+
+def test_what_waits_for_an_operator_says_how() -> None:
+    """Whoever reads a latched flag reads the command that ends it, or what only a restart ends."""
+    for flag, reaction in TABLE.items():
+        if reaction.clear is Clear.ON_OPERATOR:
+            assert "rampart reset" in ADVICE[flag] or "restart" in ADVICE[flag]
 
 
 @settings(deadline=None, derandomize=True)
@@ -129,47 +155,6 @@ def test_the_mode_is_never_below_what_is_set_and_normal_returns(
         assert flags <= state.flags <= seen
     state = modes.step(NONE, now_s=now_s + DWELL_S, has_new_signal=True, is_operator_reset=True)
     assert state.flags == {f for f in seen if TABLE[f].clear is Clear.NEVER_THIS_BOOT}
-
-
-GOOD = ArmingFacts(
-    are_originals_saved=True,
-    is_read_back_proven=True,
-    is_meter_fresh=True,
-    is_clock_synchronised=True,
-    has_verified_signal=True,
-    is_fallback_contract_active=False,
-    is_leader=True,
-    is_dead_man_armed=True,
-    battery_reversion_seen=True,
-    is_battery_bounded_without_reversion=False,
-)
-
-
-def test_all_conditions_met_arms() -> None:
-    assert unmet(GOOD) == ()
-
-
-@pytest.mark.parametrize(
-    "name", [f.name for f in fields(ArmingFacts) if f.name.startswith(("are_", "is_read", "is_m"))]
-)
-def test_each_plain_condition_alone_prevents_arming(name: str) -> None:
-    assert len(unmet(replace(GOOD, **{name: False}))) == 1
-
-
-@pytest.mark.parametrize("name", ["is_clock_synchronised", "is_leader", "is_dead_man_armed", "has_verified_signal"])
-def test_each_other_condition_alone_prevents_arming(name: str) -> None:
-    assert len(unmet(replace(GOOD, **{name: False}))) == 1
-
-
-def test_the_fallback_contract_stands_in_for_a_signal() -> None:
-    assert unmet(replace(GOOD, has_verified_signal=False, is_fallback_contract_active=True)) == ()
-
-
-def test_a_battery_must_revert_or_be_bounded() -> None:
-    """No battery: nothing to prove. One that cannot revert is armed only with its share bounded."""
-    assert unmet(replace(GOOD, battery_reversion_seen=None)) == ()
-    assert "reversion" in unmet(replace(GOOD, battery_reversion_seen=False))[0]
-    assert unmet(replace(GOOD, battery_reversion_seen=False, is_battery_bounded_without_reversion=True)) == ()
 
 
 def test_the_dwell_is_ten_cycles_and_degraded_may_raise() -> None:

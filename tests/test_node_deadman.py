@@ -112,3 +112,17 @@ def test_release_climbs_in_its_slot_and_then_gives_back() -> None:
     orders = [timer.step(now_s=1.0 + t) for t in range(40)]
     assert not any(o.gives_back for o in orders[:8]) and orders[-1].gives_back
     assert orders[2].caps[SPECS[0].gpu_id].clock_mhz == 900 and orders[-1].state is AgentState.RELEASED
+
+
+def test_a_release_that_is_renewed_goes_on_instead_of_waiting_anew() -> None:
+    """The site says it again every period: the slot counts from the first word, and the climb is not begun anew."""
+    timer = deadman()
+    timer.accept(command(900, release_slot_s=0.0), now_s=0.0)
+    clocks, seen = [], []
+    for t in range(1, 60):
+        timer.accept(command(None, is_release=True, release_slot_s=3.0), now_s=float(t))
+        orders = timer.step(now_s=float(t))
+        seen.append(orders.gives_back)
+        clocks.append(orders.caps[SPECS[0].gpu_id].clock_mhz if orders.caps else None)
+    assert clocks[:3] == [900, 900, 900] and (clocks[4] or 0) > 900, "it waited for its own slot only"
+    assert seen[-1] and seen.index(True) < 40

@@ -19,7 +19,10 @@ from controller.types import (
     NodeReport,
     Quality,
     Reading,
+    SiteFault,
+    Trouble,
 )
+from drivers.errors import BadReply, DeviceBusy, DeviceChanged, DeviceTimeout, NotSupported, WrongDevice
 
 
 class StepClock:
@@ -200,3 +203,45 @@ async def test_a_load_bank_that_falls_silent_ages_and_is_told_once() -> None:
         found.append(image.load_bank.quality)
     assert found[0] is Quality.GOOD and Quality.STALE in found and found[-1] is Quality.MISSING
     assert [subject for subject, why in told if why] == ["load_bank"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reads", "expected"),
+    [
+        (DeviceTimeout("pcc", "late"), 4, SiteFault.DEVICE_TIMEOUT),
+        (BadReply("pcc", "garbage"), 4, SiteFault.DEVICE_GARBAGE),
+        (DeviceBusy("pcc", "busy"), 4, SiteFault.DEVICE_BUSY),
+        (NotSupported("pcc", "no such register"), 4, SiteFault.DEVICE_REFUSES),
+        (WrongDevice("pcc", "another product"), 4, SiteFault.DEVICE_WRONG),
+        (WrongDevice("pcc", "garbled once"), 2, None),
+        (DeviceTimeout("pcc", "late"), 1, None),  # the last value is fresh yet
+        (DeviceChanged("pcc", "scale"), 1, SiteFault.DEVICE_CHANGED),
+    ],
+)
+async def test_what_is_wrong_with_a_device_is_in_the_image_once_its_value_is_old(
+    error: DriverError, reads: int, expected: SiteFault | None
+) -> None:
+    """A slip is no trouble; a device that stays wrong is one, by its own kind, until it answers well again."""
+    clock = StepClock()
+    meter = ScriptedMeter(clock)
+    sense = make(clock, meter, [])
+    for _ in range(2):
+        assert (await sense.image(0, overrun_count=0)).troubles == ()
+        clock.t_s += 0.05
+    meter.fault = error
+    for _ in range(reads):
+        image = await sense.image(0, overrun_count=0)
+        clock.t_s += 0.05
+    assert image.troubles == (() if expected is None else (Trouble(expected, "pcc"),))
+    meter.fault = None
+    await sense.image(0, overrun_count=0)
+    assert (await sense.image(0, overrun_count=0)).troubles == ()
+    sense.close()
+
+
+async def test_what_others_found_is_in_the_image_too_each_once() -> None:
+    clock = StepClock()
+    sense = make(clock, ScriptedMeter(clock), [])
+    full, late = Trouble(SiteFault.DISK_FULL, "recorder"), Trouble(SiteFault.DEVICE_TIMEOUT, "battery")
+    assert (await sense.image(0, overrun_count=0, troubles=(full, late, full))).troubles == (late, full)
+    sense.close()

@@ -12,6 +12,7 @@ GROUPS: tuple[tuple[str, str | None, str], ...] = (
     ("run", None, ""),
     ("check", None, ""),
     ("status", None, ""),
+    ("operate", None, ""),
     ("replay", None, ""),
     ("device", "device", "Look at Modbus devices."),
     ("hil", "hil", "Run the hardware-in-the-loop bench."),

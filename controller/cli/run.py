@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,10 +137,13 @@ async def _node(
 async def _site(settings: Settings, *, node_link: NodeLink | None, notifier: Notifier) -> None:
     from controller.app import build
     from controller.clock import MonotonicClock
+    from controller.control_socket import ControlSocket
     from controller.live import live_factories
+    from controller.operator_desk import OperatorDesk
     from controller.session import open_session
-    from controller.status import StatusServer
     from controller.telemetry import Reporter
+    from drivers.audit_log import AuditLog
+    from drivers.dsx_payloads import utc_text
     from drivers.metrics import Metrics
 
     assert settings.site is not None
@@ -148,10 +152,16 @@ async def _site(settings: Settings, *, node_link: NodeLink | None, notifier: Not
     async with live_factories(
         settings, clock=clock, session=session, node_link=node_link, feed_watchdog=notifier.feed_watchdog
     ) as factories:
-        daemon = build(settings, factories)
+        audit = AuditLog(Path(settings.state_dir) / "operator-audit.jsonl")
+        desk = OperatorDesk(
+            Path(settings.state_dir) / "operator.json",
+            audit=lambda line: audit.append({"utc": utc_text(clock.wall_utc_s()), **line}),
+        )
+        daemon = build(settings, replace(factories, operator=desk))
         reporter = Reporter(settings.site, metrics=Metrics(settings.metrics_port), core=daemon.core)
         daemon.observe(reporter.observe)
-        socket = StatusServer(Path(settings.runtime_dir) / "site.sock", snapshot=reporter.document)
+        desk.ask(daemon.core)
+        socket = ControlSocket(Path(settings.runtime_dir) / "site.sock", snapshot=reporter.document, orders=desk.take)
         gc.collect()
         gc.freeze()  # what start-up made stays: the collector need not look at it in every cycle
         notifier.ready(f"{settings.site.contract.name}")
@@ -162,3 +172,4 @@ async def _site(settings: Settings, *, node_link: NodeLink | None, notifier: Not
         finally:
             notifier.stopping()
             reporter.close()
+            audit.close()

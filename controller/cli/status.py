@@ -25,24 +25,35 @@ def status(
 
     Example: rampart status --json
     """
-    from controller.config.site import default_dir
-    from controller.status import fetch
+    from controller.control_socket import fetch
 
-    runtime = Path(default_dir("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR", ".local/state"))
-    candidates = [socket] if socket else [runtime / "site.sock", Path("/run/rampart/site.sock")]
-    path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    path = find_socket(socket)
     try:
         document: dict[str, Any] = asyncio.run(fetch(path))
-    except PermissionError:
-        raise BadInput(f"{path}: permission denied; the group of the service may read it") from None
-    except (OSError, TimeoutError, ValueError):
-        raise CheckFailed(f"{path}: no controller answers here") from None
+    except (OSError, TimeoutError, ValueError) as error:
+        raise no_answer(path, error) from None
     if as_json:
         typer.echo(json.dumps(document, indent=2))
     else:
         _print(document)
     if document.get("mode") not in ("STARTING", "NORMAL", "DEGRADED"):
         raise typer.Exit(1)
+
+
+def find_socket(given: Path | None) -> Path:
+    """The control socket that was named, or the one that is there."""
+    from controller.config.site import default_dir
+
+    runtime = Path(default_dir("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR", ".local/state"))
+    candidates = [given] if given else [runtime / "site.sock", Path("/run/rampart/site.sock")]
+    return next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+
+
+def no_answer(path: Path, error: Exception) -> BadInput | CheckFailed:
+    """What to tell a person whose question got no answer."""
+    if isinstance(error, PermissionError):
+        return BadInput(f"{path}: permission denied; the group of the service may use it")
+    return CheckFailed(f"{path}: no controller answers here")
 
 
 def _print(document: dict[str, Any]) -> None:

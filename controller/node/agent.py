@@ -21,9 +21,11 @@ from controller.node.restore import Outcome, give_back
 from controller.node.watch import LOOK_S, EventLog, Events, MoreGpus, hear_events
 from controller.ports import AgentLink, Clock, DriverError, GpuNode
 from controller.settings import NodeSettings
-from controller.types import AgentState, FloatArray, GpuId, GpuOriginals, NodeFloor, NodeReport, Quality
+from controller.types import AgentState, FloatArray, GpuId, GpuOriginals, NodeFault, NodeFloor, NodeReport, Quality
 
 RETRY_S = 5.0
+TOLD_S = 60.0  # the site hears of damaged originals for so long after the start
+CLAMPED_TOLD_S = 2.0
 PAUSE_S = 5.0  # a gap between two cycles longer than this is a suspend, and no command outlives it (FAULTS C4)
 
 Opener = Callable[[], Awaitable[Sequence[GpuNode]]]
@@ -66,6 +68,7 @@ class NodeAgent:
         self._saved: Saved | None = None
         self._is_inherited = False
         self._is_guarded = False
+        self._corrupt_s = self._clamped_s = -math.inf  # when originals were found damaged, and a cap out of range
         self._returned: frozenset[GpuId] = frozenset()
         self._giving: asyncio.Task[None] | None = None
         self._told: dict[str, str] = {}
@@ -189,6 +192,7 @@ class NodeAgent:
         except OriginalsCorrupt as corrupt:
             self._tell("originals", f"{corrupt}; device defaults stand in")
             self._is_inherited = True
+            self._corrupt_s = self._clock.now_s()
             return device_defaults([gpu.spec for gpu in gpus], arms_floor=self._settings.smoothing is not None)
         self._is_inherited = before is not None and bool(before.gpus)
         known = before.by_id if before else {}
@@ -226,6 +230,8 @@ class NodeAgent:
             specs = {gpu_id: worker.gpu.spec for gpu_id, worker in self._workers.items()}
             verdict = check_node(command, node_id=self._settings.node_id, specs=specs, last=deadman.last)
             for violation in verdict.violations:
+                if violation.invariant == 2:
+                    self._clamped_s = self._clock.now_s()
                 self._say("envelope", f"invariant {violation.invariant}: {violation.subject}: {violation.detail}")
             if verdict.command is not None:
                 deadman.accept(verdict.command, now_s=self._clock.now_s())
@@ -333,6 +339,7 @@ class NodeAgent:
             specs=tuple(worker.gpu.spec for worker in workers),
             fallback_clock_mhz=float(self._settings.fallback_clock_mhz),
             floor=self._floor(workers, now_s),
+            faults=self._faults(workers, now_s),
         )
 
     def _floor(self, workers: Sequence[GpuWorker], now_s: float) -> NodeFloor | None:
@@ -348,6 +355,16 @@ class NodeAgent:
             held_w = min(smoothing.profile.floor_frac * spec.power_limit_w_max, reading.value.power_w)
             power_w += max(0.0, min(held_w, reading.value.power_limit_w) - spec.idle_w)
         return NodeFloor(power_w, smoothing.profile.hysteresis_s, len(armed) * smoothing.profile.down_w_per_s)
+
+    def _faults(self, workers: Sequence[GpuWorker], now_s: float) -> tuple[NodeFault, ...]:
+        found: set[NodeFault] = set().union(*(worker.faults(now_s) for worker in workers))
+        if 2 * sum(worker.is_left for worker in workers) > len(workers):
+            found.add(NodeFault.FOREIGN_WRITER_WON)
+        if now_s - self._corrupt_s < TOLD_S:
+            found.add(NodeFault.ORIGINALS_CORRUPT)
+        if now_s - self._clamped_s < CLAMPED_TOLD_S:
+            found.add(NodeFault.CAP_CLAMPED)
+        return tuple(sorted(found))
 
     def _state(self, workers: Sequence[GpuWorker]) -> AgentState:
         if self._deadman is None or self._saved is None or not workers:

@@ -73,7 +73,10 @@ class Deadman:
 
     def accept(self, command: NodeCommand, *, now_s: float) -> None:
         """Obey `command` (checked before) from now on; a GPU it does not name keeps its cap."""
+        is_renewed = command.is_release and self._command is not None and self._command.is_release
         self._command = command
+        if is_renewed:  # the release goes on: its slot counts from the first word of it
+            return
         self._expires_s = math.inf if command.is_release else now_s + command.ttl_s
         self._slot_s = (now_s if command.is_release else self._expires_s) + command.release_slot_s
         self._level = {}

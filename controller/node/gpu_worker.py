@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from controller.ports import Clock, DriverError, GpuNode
 from controller.settings import SmoothingSettings
-from controller.types import GpuCap, GpuTelemetry, Quality, Reading
+from controller.types import GpuCap, GpuTelemetry, NodeFault, Quality, Reading
 
 CLOCK_WRITE_S = 1.0  # clock writes every ~50 ms delayed NCCL (nccl 1551)
 RETRIES = 2
@@ -27,6 +27,9 @@ MISSING_S = 2.0  # a GPU not read for this long counts as missing
 
 OTHER_LIMIT = "another tool set its power limit to"
 FORBIDDING = frozenset({"PermissionDenied", "WrongDevice", "NotSupported"})
+FOUGHT_TOLD_S = 60.0  # after a fight the site is told of the other tool for so long
+# nvmlClocksEventReason: hardware slowdown, software and hardware thermal slowdown, power brake.
+SLOWED_BY_ITSELF = 0x08 | 0x20 | 0x40 | 0x80
 
 Say = Callable[[str, str], None]  # subject, what happened
 
@@ -58,6 +61,8 @@ class GpuWorker:
         self._set: GpuCap | None = None  # what was last written and read back
         self._failures = 0
         self._fights = 0
+        self._read_fault: NodeFault | None = None
+        self._is_deaf = self._is_left = False  # it ignores its caps; it is left to another tool
         self._fought_s = -PEACE_S
         self._wrote_clock_s = -CLOCK_WRITE_S
         self._retry_s = 0.0
@@ -67,6 +72,25 @@ class GpuWorker:
         self._floor_due_s = 0.0
         self._floor_fights = 0
         self._told_floor = ""
+
+    @property
+    def is_left(self) -> bool:
+        """Another tool won the fight for it."""
+        return self._is_left
+
+    def faults(self, now_s: float) -> set[NodeFault]:
+        """What is wrong with this GPU, for the report."""
+        found = {self._read_fault} if self._read_fault is not None else set()
+        reading = self.status.reading
+        if self.status.is_forbidden:
+            found.add(NodeFault.GPU_PERMISSION)
+        if self._is_deaf:
+            found.add(NodeFault.GPU_IGNORES_CAPS)
+        if self._is_left or now_s - self._fought_s < FOUGHT_TOLD_S or self._told.startswith(OTHER_LIMIT):
+            found.add(NodeFault.FOREIGN_WRITER)
+        if reading is not None and reading.is_good and reading.value.throttle_reasons & SLOWED_BY_ITSELF:
+            found.add(NodeFault.GPU_THROTTLED)
+        return found
 
     def want(self, cap: GpuCap | None, order: tuple[int, int]) -> None:
         """Keep the GPU at `cap` from the next step on; None: leave it as it is."""
@@ -154,11 +178,13 @@ class GpuWorker:
         try:
             self.status.reading = await self.gpu.read()
         except DriverError as error:
+            self._read_fault = NodeFault.GPU_LOST if type(error).__name__ == "DeviceGone" else NodeFault.GPU_HUNG
             self._tell(f"cannot be read: {error}")
             last = self.status.reading
             if last is not None:
                 self.status.reading = Reading(last.value, last.t_mono_s, Quality.MISSING, last.source)
             return False
+        self._read_fault = None
         if self._told.startswith("cannot be read"):
             self._tell("")
         return True
@@ -183,6 +209,7 @@ class GpuWorker:
             self._set, self._failures = cap, 0
             self.status.applied = order
             self.status.is_controllable, self.status.is_forbidden = True, False
+            self._is_deaf = self._is_left = False
             self._tell("")
         else:
             self._set = None
@@ -197,6 +224,7 @@ class GpuWorker:
         self._failures += 1
         if self._failures > RETRIES:
             self.status.is_controllable = False
+            self._is_deaf = True
             self._failures = 0
             self._retry_s = now_s + REFUSED_S
             self._tell(f"does not take its cap: {error or 'the read-back differs'}")
@@ -221,6 +249,7 @@ class GpuWorker:
         self._set = None
         if self._fights > FIGHTS_MAX:
             self.status.is_controllable = False
+            self._is_left = True
             self._retry_s = now_s + PEACE_S
             self._tell("another tool keeps changing its settings; left to it")
         else:

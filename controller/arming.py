@@ -1,0 +1,79 @@
+"""What must be true before the first write of this process, and what of it is missing, in words. Pure.
+
+Once power, clock and limits were in order control begins and does not end for want of them: then faults and modes
+decide. What only a node can know (originals on disk, settings read back, a dead-man in place) the node itself insists
+on before it obeys, GPU by GPU; here it is only told. A battery is held where it stands until it took a whole command,
+its reversion timer running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from controller.types import AgentState, NodeReport, Reading, SiteImage
+
+NAMED_MAX = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ArmingFacts:
+    """The conditions of one instant; None where the site has no such part."""
+
+    is_power_known: bool  # a fresh meter that the nodes confirm, or on a site without one the nodes' sum
+    is_clock_trusted: bool
+    has_limits: bool  # a verified signal, or the contract of the site file
+    is_leader: bool
+    is_battery_proven: bool | None  # it took a whole command, read back, with its reversion timer running
+    unready_nodes: tuple[str, ...]  # heard, and not ready to obey
+
+
+def holds_back(facts: ArmingFacts) -> tuple[str, ...]:
+    """What keeps this process from controlling at all, in the words status shows; empty when it may begin."""
+    return _words(
+        (
+            (facts.is_power_known, "no fresh reading of the site's power that the nodes confirm"),
+            (facts.is_clock_trusted, "the wall clock is not synchronised (waited for until the grace is over)"),
+            (facts.has_limits, "no verified grid signal and no contract is in force"),
+        )
+    )
+
+
+def unmet(facts: ArmingFacts) -> tuple[str, ...]:
+    """Every arming condition not met now, whatever it holds back."""
+    more = len(facts.unready_nodes) - NAMED_MAX
+    named = ", ".join(facts.unready_nodes[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
+    return holds_back(facts) + _words(
+        (
+            (facts.is_leader, "another controller holds this site's lease"),
+            (
+                facts.is_battery_proven is not False,
+                "the battery took no whole command yet, with its reversion timer running: it is held where it stands",
+            ),
+            (
+                not facts.unready_nodes,
+                f"originals not saved, settings not read back, or no right to write: {named}; only reporting",
+            ),
+        )
+    )
+
+
+def is_clock_trusted(image: SiteImage, *, waited_s: float, grace_s: float) -> bool:
+    """Synchronised, or waited for as long as a site can: then the contract is held, and signals may only tighten.
+
+    A controller that takes over from another does not wait: its nodes and its battery would fall back meanwhile.
+    """
+    return image.is_clock_synced or waited_s >= grace_s or any(_is_led(reading.value) for reading in image.nodes)
+
+
+def unready(nodes: Sequence[Reading[NodeReport]]) -> tuple[str, ...]:
+    """Nodes that obey nobody: what was found on them is not saved, or they may not write."""
+    return tuple(r.value.node_id for r in nodes if r.value.state is AgentState.MONITOR_ONLY)
+
+
+def _is_led(report: NodeReport) -> bool:
+    return report.acked_epoch > 0 and report.state in (AgentState.ARMED, AgentState.FALLBACK)
+
+
+def _words(checks: Iterable[tuple[bool, str]]) -> tuple[str, ...]:
+    return tuple(words for holds, words in checks if not holds)

@@ -1,0 +1,85 @@
+"""Before the first write: what must be true, what is said of what is not, and what is waited for how long."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from controller.arming import ArmingFacts, holds_back, is_clock_trusted, unmet, unready
+from controller.types import AgentState, NodeId, NodeReport, Quality, Reading, SiteImage
+
+GOOD = ArmingFacts(
+    is_power_known=True,
+    is_clock_trusted=True,
+    has_limits=True,
+    is_leader=True,
+    is_battery_proven=True,
+    unready_nodes=(),
+)
+
+
+def test_all_conditions_met_arms() -> None:
+    assert unmet(GOOD) == holds_back(GOOD) == ()
+
+
+@pytest.mark.parametrize(
+    ("missing", "holds_all_back"),
+    [
+        ({"is_power_known": False}, True),
+        ({"is_clock_trusted": False}, True),
+        ({"has_limits": False}, True),
+        ({"is_leader": False}, False),  # it decides and writes nothing
+        ({"is_battery_proven": False}, False),  # the battery alone is held
+        ({"unready_nodes": ("n-1",)}, False),  # that node alone
+    ],
+)
+def test_each_condition_alone_is_said_and_holds_back_what_it_must(
+    missing: dict[str, Any], holds_all_back: bool
+) -> None:
+    facts = replace(GOOD, **missing)
+    assert len(unmet(facts)) == 1 and bool(holds_back(facts)) is holds_all_back
+
+
+def test_a_site_without_a_battery_has_nothing_to_prove() -> None:
+    assert unmet(replace(GOOD, is_battery_proven=None)) == ()
+
+
+def test_many_nodes_are_counted_not_listed() -> None:
+    (words,) = unmet(replace(GOOD, unready_nodes=tuple(f"n-{k}" for k in range(40))))
+    assert "n-0, n-1, n-2 and 37 more" in words and "n-3" not in words
+
+
+def node(state: AgentState, *, acked_epoch: int = 0) -> Reading[NodeReport]:
+    one, on = np.ones(1), np.ones(1, dtype=np.bool_)
+    report = NodeReport(
+        NodeId(str(state)), "boot", 0.0, state, 1, (), one, one, one, one, np.zeros(1, np.int8), on, 0.0,
+        acked_epoch, 0, (), 1200.0,
+    )  # fmt: skip
+    return Reading(report, 0.0, Quality.GOOD, "node")
+
+
+def image(*nodes: Reading[NodeReport], is_synced: bool = False) -> SiteImage:
+    return SiteImage(0.0, 1.8e9, 0, None, None, {}, nodes, (), True, is_clock_synced=is_synced)
+
+
+@pytest.mark.parametrize(
+    ("seen", "waited_s", "trusted"),
+    [
+        (image(is_synced=True), 0.0, True),
+        (image(), 59.9, False),
+        (image(), 60.0, True),
+        (image(node(AgentState.STARTING)), 1.0, False),
+        (image(node(AgentState.ARMED, acked_epoch=3)), 0.0, True),  # taking over: it was in order when that began
+        (image(node(AgentState.FALLBACK, acked_epoch=3)), 0.0, True),
+        (image(node(AgentState.FALLBACK)), 0.0, False),  # an agent that inherited caps, and no controller before us
+    ],
+)
+def test_the_clock_is_waited_for_as_long_as_a_site_can(seen: SiteImage, waited_s: float, trusted: bool) -> None:
+    assert is_clock_trusted(seen, waited_s=waited_s, grace_s=60.0) is trusted
+
+
+def test_nodes_that_only_report_are_named() -> None:
+    assert unready([node(state) for state in AgentState]) == (str(AgentState.MONITOR_ONLY),)
