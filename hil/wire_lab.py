@@ -200,8 +200,12 @@ class WireLab(WireBench):
             self._begin(name, self.service(name, file, run_dir, extra))
 
     def _begin(self, name: str, service: Service) -> None:
+        old = self.services.get(name)
         self.services[name] = service
-        self._children.append(service)
+        if old is None:
+            self._children.append(service)
+        else:
+            self._children[self._children.index(old)] = service  # it is stopped in the old one's place
         self._tasks.append(asyncio.ensure_future(service.watch()))
 
     def begin_again(self, name: str) -> None:

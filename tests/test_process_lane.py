@@ -7,6 +7,7 @@ and no GPU at other settings than it was found with.
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hil.supervisor import Service
 from hil.wire_gpus import OTHER_TOOL_GPU
 from hil.wire_lab import Story, WireLab, in_wire_lab
 from tests.lane_kit import (
@@ -37,6 +37,7 @@ pytestmark = [pytest.mark.process, NEEDS_COMPILER]
 
 FALLBACK_MHZ = 1200.0
 RESTART_S = 2.0  # RestartSec of both units
+SEEN_S = 0.3  # what lies between a lock at the driver and this story's look at it, on cores that others use too
 
 
 def told(story: Story, tmp_path: Path, *, environment: dict[str, str] | None = None) -> WireLab:
@@ -64,52 +65,121 @@ def is_away(lab: WireLab) -> bool:
     return abs(lab.plant.battery.power_w) < 0.3 * MW
 
 
-# ------------------------------------------------------------------------------------------------ X1, X3: death
+# ------------------------------------------------------------------------------------------------ X1, X3, X4, C3, C4
 
 
-def test_controller_killed_returns_within_its_time_and_without_a_bump(tmp_path: Path) -> None:
-    """kill -9 in the middle of its writes: restarted by the unit, through DEGRADED to NORMAL."""
+def test_controller_is_paused_killed_starved_stopped_and_deposed(tmp_path: Path) -> None:
+    """One site and all that can befall its controller, one after the other, NORMAL between."""
     span: list[float] = []
 
     async def story(lab: WireLab) -> None:
         await settled(lab)
-        before = lab.site.pid
-        span.append(lab.now_s)
-        killed_s = time.monotonic()
-        lab.site.signal(signal.SIGKILL)
-        await lab.until_mode("DEGRADED", "NORMAL", within_s=10.0, newer_than_pid=before)
-        await lab.until_mode("NORMAL", within_s=NORMAL_S, newer_than_pid=before)
-        assert time.monotonic() - killed_s - RESTART_S <= NORMAL_S
-        span.append(lab.now_s)
+        await paused(lab)
+        await killed(lab, span)
+        await out_of_memory(lab)
+        await stopped(lab)
+        await deposed(lab)
 
     lab = told(story, tmp_path)
-    assert [end.result for end in lab.site.ends[:1]] == ["signal"] and lab.site.start_count == 2
+    assert [end.result for end in lab.site.ends[:3]] == ["signal", "oom-kill", "watchdog"] and lab.site.start_count == 4
     assert lab.step_w(*span) <= DEATH_STEP_W, "a bump in power"
+    assert log_of(lab.out, "node").count("Traceback") == 0 and log_of(lab.out, "site").count("mode=LOCKOUT") == 1
+
+
+async def paused(lab: WireLab) -> None:
+    """C4, as a suspended machine does it: 7 s of nothing, commands expired, noted, armed again by the same process."""
+    before = lab.site.pid
+    for service in (lab.site, lab.node):
+        service.signal(signal.SIGSTOP)
+    await lab.run(7.0)
+    for service in (lab.node, lab.site):
+        service.signal(signal.SIGCONT)
+    await lab.until_mode("DEGRADED", "SHED", "FALLBACK", "HOLD", within_s=3.0)
+    await lab.until_mode("NORMAL", within_s=60.0 + NORMAL_S)
+    assert lab.site.pid == before and not lab.site.ends and not lab.node.ends
+
+
+async def killed(lab: WireLab, span: list[float]) -> None:
+    """X1: kill -9 in the middle of its writes; restarted by the unit, through DEGRADED to NORMAL."""
+    before, killed_s = lab.site.pid, time.monotonic()
+    span.append(lab.now_s)
+    lab.site.signal(signal.SIGKILL)
+    await lab.until_mode("DEGRADED", "NORMAL", within_s=10.0, newer_than_pid=before)
+    await lab.until_mode("NORMAL", within_s=NORMAL_S, newer_than_pid=before)
+    assert time.monotonic() - killed_s - RESTART_S <= NORMAL_S
+    span.append(lab.now_s)
+
+
+async def out_of_memory(lab: WireLab) -> None:
+    """X3: the limit is the unit's, lowered to what it uses now; the kill is a kernel's, the way back that of X1."""
+    assert lab.site.memory_max == 1 << 30 and 0 < lab.site.rss_bytes_max < 1 << 30
+    before, count = lab.site.pid, len(lab.site.ends)
+    lab.site.memory_max = lab.site.rss_bytes_max // 2
+    await lab.until(lambda: len(lab.site.ends) > count, within_s=5.0)
+    lab.site.memory_max = lab.site.unit.memory_max
+    await lab.until_mode("NORMAL", within_s=RESTART_S + NORMAL_S, newer_than_pid=before)
+
+
+async def stopped(lab: WireLab) -> None:
+    """C3: SIGSTOP; nodes go to fallback by themselves, the watchdog of 10 s ends it, the next one controls."""
+    before, count = lab.site.pid, len(lab.site.ends)
+    lab.site.signal(signal.SIGSTOP)
+    await lab.until(lambda: are_bounded(lab), within_s=CAPS_S + 1.0)
+    await lab.until(lambda: len(lab.site.ends) > count, within_s=13.0)
+    await lab.until_mode("NORMAL", within_s=RESTART_S + NORMAL_S, newer_than_pid=before)
+
+
+async def deposed(lab: WireLab) -> None:
+    """X4: a twin on the same state is refused; a higher epoch wins at the nodes, and the stale one steps down."""
+    count = len(lab.site.ends)
+    twin = lab.service("site", lab.files.site_file, lab.run_dir, {}, title="twin")
+    await asyncio.wait_for(twin.run(), 20.0)  # the lease is held on this machine: exit 2, and no restart
+    assert [end.status for end in twin.ends] == [2] and twin.is_given_up
+    assert "another controller leads" in log_of(lab.out, "twin")
+    second = lab.service("site", lab.other_site(epoch=1000), lab.run_dir, {}, title="other")
+    running = asyncio.ensure_future(second.run())
+    try:
+        await lab.until_mode("LOCKOUT", within_s=30.0)
+        status = await lab.status()
+        assert status is not None and any("another controller leads" in why for why in status["reasons"])
+        await lab.run(8.0)
+        assert await lab.other_mode() in ("NORMAL", "DEGRADED", "SHED"), log_of(lab.out, "other")
+        assert lab.site.is_running and len(lab.site.ends) == count, "it stays, and says why"
+    finally:
+        await second.stop(deadline_s=10.0)
+        await asyncio.gather(running, return_exceptions=True)
 
 
 def test_controller_that_stays_away_leaves_bounded_caps_and_no_battery(tmp_path: Path) -> None:
-    """Killed and not brought back for 45 s: caps bounded in 5 s, battery away in 30 s, the step within bounds."""
+    """X1, X5: killed, and its file is wrong when the unit starts it again: exit 2, not tried any more.
+
+    Caps are bounded in 5 s, the battery away in 30 s, the step within bounds; with its file mended it takes over again.
+    """
     span: list[float] = []
+    seen: list[float] = []
 
     async def story(lab: WireLab) -> None:
         await settled(lab)
+        before, good = lab.site.pid, lab.files.site_file.read_text(encoding="utf-8")
+        lab.files.site_file.write_text(re.sub(r"tracker_hz: \S+", "tracker_hz: quick", good), encoding="utf-8")
         span.append(lab.now_s)
-        lab.site.unit = lab.site.unit.with_value("RestartSec", "45")
         lab.site.signal(signal.SIGKILL)
         caps_s = await lab.until(lambda: are_bounded(lab), within_s=CAPS_S + 1.0)
+        sampling = asyncio.ensure_future(sample_clocks(lab, seen))
         away_s = caps_s + await lab.until(lambda: is_away(lab), within_s=BATTERY_S)
         print(f"caps bounded after {caps_s:.1f} s, battery away after {away_s:.1f} s")
-        assert caps_s <= CAPS_S + 0.7, "the TTL of five periods, and what a report and a clock take"
+        assert caps_s <= CAPS_S + SEEN_S
         assert away_s <= BATTERY_S
-        seen = [float(lab.caps_mhz().mean())]
-        for _ in range(4):
-            await lab.run(4.0)
-            seen.append(float(lab.caps_mhz().mean()))
+        await sampling
         print(f"clocks every 4 s: {seen}")
         assert all(b < a or b <= FALLBACK_MHZ for a, b in pairwise(seen)), "on their way to the fallback cap"
         span.append(lab.now_s)
-        before = lab.site.pid
-        await lab.until_mode("NORMAL", within_s=45.0 + NORMAL_S, newer_than_pid=before)
+        await lab.until(lambda: lab.site.is_given_up, within_s=30.0)  # an interpreter's start on busy cores
+        assert [end.status for end in lab.site.ends] == [-signal.SIGKILL, 2]
+        assert "tracker_hz" in log_of(lab.out, "site").splitlines()[-1]
+        lab.files.site_file.write_text(good, encoding="utf-8")
+        lab.begin_again("site")
+        await lab.until_mode("NORMAL", within_s=RESTART_S + NORMAL_S, newer_than_pid=before)
 
     lab = told(story, tmp_path)
     step_w = lab.step_w(*span)
@@ -117,94 +187,45 @@ def test_controller_that_stays_away_leaves_bounded_caps_and_no_battery(tmp_path:
     assert step_w <= DEATH_STEP_W
 
 
-def test_controller_at_its_memory_limit_is_killed_and_returns(tmp_path: Path) -> None:
-    """X3: the limit is the unit's, lowered to what it uses now; the kill is a kernel's, the way back that of X1."""
-
-    async def story(lab: WireLab) -> None:
-        await settled(lab)
-        assert lab.site.memory_max == 1 << 30 and 0 < lab.site.rss_bytes_max < 1 << 30
-        before = lab.site.pid
-        lab.site.memory_max = lab.site.rss_bytes_max // 2
-        await lab.until(lambda: bool(lab.site.ends), within_s=5.0)
-        lab.site.memory_max = lab.site.unit.memory_max
-        await lab.until_mode("NORMAL", within_s=RESTART_S + NORMAL_S, newer_than_pid=before)
-
-    lab = told(story, tmp_path)
-    assert lab.site.ends[0].result == "oom-kill" and log_of(lab.out, "node").count("Traceback") == 0
-
-
-# ------------------------------------------------------------------------------------------------ C3, C4: silence
-
-
-def test_controller_stopped_for_twelve_seconds_meets_its_watchdog(tmp_path: Path) -> None:
-    """SIGSTOP: nodes go to fallback by themselves, the watchdog of 10 s ends it, the next one controls."""
-
-    async def story(lab: WireLab) -> None:
-        await settled(lab)
-        before = lab.site.pid
-        lab.site.signal(signal.SIGSTOP)
-        await lab.until(lambda: are_bounded(lab), within_s=CAPS_S + 1.0)
-        await lab.until(lambda: bool(lab.site.ends), within_s=8.0)
-        await lab.until_mode("NORMAL", within_s=RESTART_S + NORMAL_S, newer_than_pid=before)
-
-    lab = told(story, tmp_path)
-    assert lab.site.ends[0].result == "watchdog"
-
-
-def test_a_pause_shorter_than_the_watchdog_is_survived(tmp_path: Path) -> None:
-    """C4, as a suspended machine does it: 7 s of nothing, commands expired, noted, armed again by the same process."""
-
-    async def story(lab: WireLab) -> None:
-        await settled(lab)
-        before = lab.site.pid
-        for service in (lab.site, lab.node):
-            service.signal(signal.SIGSTOP)
-        await lab.run(7.0)
-        for service in (lab.node, lab.site):
-            service.signal(signal.SIGCONT)
-        await lab.until_mode("DEGRADED", "SHED", "FALLBACK", "HOLD", within_s=3.0)
-        await lab.until_mode("NORMAL", within_s=60.0 + NORMAL_S)
-        assert lab.site.pid == before and not lab.site.ends and not lab.node.ends
-
-    told(story, tmp_path)
+async def sample_clocks(lab: WireLab, seen: list[float]) -> None:
+    seen.append(float(lab.caps_mhz().mean()))
+    for _ in range(4):
+        await lab.run(4.0)
+        seen.append(float(lab.caps_mhz().mean()))
 
 
 # ------------------------------------------------------------------------------------------------ X7: the node
 
 
-@pytest.mark.parametrize("how", ["kill", "stop"])
-def test_agent_dies_and_its_gpus_are_held_then_taken_back(how: str, tmp_path: Path) -> None:
-    """Killed mid-write, or stopped until its watchdog of 10 s: ExecStopPost puts the fallback cap, the next arms."""
+def test_agent_dies_and_its_gpus_are_held_then_taken_back_until_it_is_given_up(tmp_path: Path) -> None:
+    """Killed mid-write, stopped until its watchdog: held at fallback, taken back. At the start limit: all restored."""
 
     async def story(lab: WireLab) -> None:
         await settled(lab)
-        before = lab.node.pid
-        lab.node.signal(signal.SIGKILL if how == "kill" else signal.SIGSTOP)
-        await lab.until(lambda: bool(lab.node.stop_posts), within_s=20.0)
-        assert lab.node.stop_posts == [0] and are_at_fallback(lab), log_of(lab.out, "node")
-        assert (lab.out / "wire" / "state" / "node" / "originals.json").is_file()
-        await lab.until(lambda: lab.node.is_running and lab.node.pid != before, within_s=10.0)
-        await lab.until_mode("NORMAL", within_s=60.0 + NORMAL_S)
-
-    lab = told(story, tmp_path)
-    assert lab.node.ends[0].result == {"kill": "signal", "stop": "watchdog"}[how]
-    assert lab.site.start_count == 1
-
-
-def test_agent_that_dies_again_and_again_is_given_up_and_its_gpus_restored(tmp_path: Path) -> None:
-    """The start limit of the unit: OnFailure gives the original settings back; the site goes on without the node."""
-
-    async def story(lab: WireLab) -> None:
-        await settled(lab)
-        lab.node.unit = lab.node.unit.with_value("StartLimitBurst", "1")
+        await agent_dies(lab, signal.SIGKILL)
+        await agent_dies(lab, signal.SIGSTOP)
+        lab.node.unit = lab.node.unit.with_value("StartLimitBurst", str(lab.node.start_count))
         lab.node.signal(signal.SIGKILL)
-        await lab.until(lambda: lab.node.is_given_up and len(lab.node.stop_posts) == 2, within_s=30.0)
-        assert lab.node.stop_posts == [0, 0] and lab.gpus.left_throttled() == ()
+        await lab.until(lambda: lab.node.is_given_up and len(lab.node.stop_posts) == 4, within_s=30.0)
+        assert lab.node.stop_posts == [0, 0, 0, 0] and lab.gpus.left_throttled() == ()
         assert not (lab.out / "wire" / "state" / "node" / "originals.json").exists()
         status = await lab.status()
-        assert status is not None and lab.site.is_running
+        assert status is not None and lab.site.is_running, "the site goes on without the node"
 
-    told(story, tmp_path)
+    lab = told(story, tmp_path)
+    assert [end.result for end in lab.node.ends] == ["signal", "watchdog", "signal"] and lab.site.start_count == 1
+
+
+async def agent_dies(lab: WireLab, how: signal.Signals) -> None:
+    """ExecStopPost puts the fallback cap, the next agent arms."""
+    before, count = lab.node.pid, len(lab.node.stop_posts)
+    lab.node.signal(how)
+    await lab.until(lambda: len(lab.node.stop_posts) > count, within_s=20.0)
+    assert lab.node.stop_posts[-1] == 0 and are_at_fallback(lab), log_of(lab.out, "node")
+    assert (lab.out / "wire" / "state" / "node" / "originals.json").is_file()
+    await lab.until(lambda: lab.node.is_ready and lab.node.pid != before, within_s=30.0)
+    await lab.run(3.0)  # it may have been away too shortly for the mode to leave NORMAL
+    await lab.until_mode("NORMAL", within_s=60.0 + NORMAL_S)
 
 
 # ------------------------------------------------------------------------------------------------ X2: disk
@@ -256,76 +277,29 @@ def test_full_disk_stops_the_recording_and_nothing_else(small_disk: Path, tmp_pa
     assert log_of(lab.out, "site").count("recorder stopped") == 1
 
 
-# ------------------------------------------------------------------------------------------------ X4: two controllers
+# ------------------------------------------------------------------------------------------------ C1, X6
 
 
-def test_a_second_controller_deposes_the_first_and_one_on_the_same_files_is_refused(tmp_path: Path) -> None:
-    """Split brain: the higher epoch wins at the nodes, the stale controller is told and steps down by itself."""
-    other: list[Service] = []
-
-    async def story(lab: WireLab) -> None:
-        await settled(lab)
-        twin = lab.service("site", lab.files.site_file, lab.run_dir, {}, title="twin")
-        await asyncio.wait_for(twin.run(), 20.0)  # the lease is held on this machine: exit 2, and no restart
-        assert [end.status for end in twin.ends] == [2] and twin.is_given_up
-        assert "another controller leads" in log_of(lab.out, "twin")
-        second = lab.service("site", lab.other_site(epoch=1000), lab.run_dir, {}, title="other")
-        other.append(second)
-        running = asyncio.ensure_future(second.run())
-        try:
-            await lab.until_mode("LOCKOUT", within_s=30.0)
-            status = await lab.status()
-            assert status is not None and any("another controller leads" in why for why in status["reasons"])
-            await lab.run(8.0)
-            assert await lab.other_mode() in ("NORMAL", "DEGRADED", "SHED"), log_of(lab.out, "other")
-            assert lab.site.is_running and not lab.site.ends, "it stays, and says why"
-        finally:
-            await second.stop(deadline_s=10.0)
-            await asyncio.gather(running, return_exceptions=True)
-
-    lab = told(story, tmp_path)
-    assert log_of(lab.out, "site").count("mode=LOCKOUT") == 1
-
-
-# ------------------------------------------------------------------------------------------------ C1, X5, X6
-
-
-@pytest.mark.parametrize("step_s", [3600, -3600])
-def test_wall_clock_of_the_controller_steps_an_hour(step_s: int, tmp_path: Path) -> None:
+def test_wall_clock_of_the_controller_steps_an_hour_and_back(tmp_path: Path) -> None:
     """The step is injected below the process, never the machine's: control goes on, the mode says it, and it passes."""
     apart = tmp_path / "apart"
 
     async def story(lab: WireLab) -> None:
         await settled(lab)
         before = lab.site.pid
-        apart.write_text(f"{step_s}\n", encoding="ascii")
-        await lab.until_mode("DEGRADED", within_s=3.0)
-        status = await lab.status()
-        assert status is not None and any("wall clock" in why for why in status["reasons"])
-        first = status["tick"]["count"]
-        await lab.run(5.0)
-        status = await lab.status()
-        assert status is not None and status["tick"]["count"] - first > 20, "control paused"
-        await lab.until_mode("NORMAL", within_s=NORMAL_S)
+        for apart_s in (3600, 0):
+            apart.write_text(f"{apart_s}\n", encoding="ascii")
+            await lab.until_mode("DEGRADED", within_s=3.0)
+            status = await lab.status()
+            assert status is not None and any("wall clock" in why for why in status["reasons"])
+            first = status["tick"]["count"]
+            await lab.run(5.0)
+            status = await lab.status()
+            assert status is not None and status["tick"]["count"] - first > 20, "control paused"
+            await lab.until_mode("NORMAL", within_s=NORMAL_S)
         assert lab.site.pid == before and not lab.site.ends
 
     told(story, tmp_path, environment=fake_clock(tmp_path, apart))
-
-
-def test_a_wrong_file_at_restart_is_not_tried_again(tmp_path: Path) -> None:
-    """X5: exit 2 is wrong input; the unit does not restart it, and the nodes stay bounded without it."""
-
-    async def story(lab: WireLab) -> None:
-        await settled(lab)
-        good = lab.files.site_file.read_text(encoding="utf-8")
-        lab.files.site_file.write_text(good.replace("tracker_hz: 20", "tracker_hz: quick"), encoding="utf-8")
-        lab.site.signal(signal.SIGKILL)
-        await lab.until(lambda: lab.site.is_given_up, within_s=30.0)  # an interpreter's start on busy cores
-        assert [end.status for end in lab.site.ends] == [-signal.SIGKILL, 2]
-        assert "tracker_hz" in log_of(lab.out, "site").splitlines()[-1]
-        await lab.until(lambda: are_bounded(lab), within_s=CAPS_S + 1.0)
-
-    told(story, tmp_path)
 
 
 def test_damaged_originals_are_not_guessed(tmp_path: Path) -> None:

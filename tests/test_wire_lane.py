@@ -86,32 +86,38 @@ async def well_again(lab: WireLab, *, within_s: float) -> None:
     await asyncio.wait_for(is_well(), within_s)
 
 
-@pytest.mark.parametrize("device", ["meter", "battery"])
-def test_every_way_a_frame_can_go_wrong(device: str, tmp_path: Path) -> None:
-    """Fourteen faults one after the other, 2.5 s each: control goes on, power stays smooth, NORMAL returns."""
+def test_every_way_a_frame_can_go_wrong(tmp_path: Path) -> None:
+    """Fourteen faults one after the other, 2.5 s each, on the meter's wire and then on the battery's.
+
+    Control goes on, power stays smooth, NORMAL returns.
+    """
     span: list[float] = []
 
     async def story(lab: WireLab) -> None:
         await lab.until_mode("NORMAL", within_s=NORMAL_S + 10)
         await lab.run(2.0)
         span.append(lab.now_s)
-        proxy, first = lab.proxies[device], await ticks(lab)
-        for fault, value in SEQUENCE:
-            proxy.make(fault, value)
-            if fault is WireFault.REFUSED:
-                proxy.reset()
-            await lab.run(EACH_S)
-        spent_s = lab.now_s - span[0]
-        assert await ticks(lab) - first > 0.8 * TRACKER_HZ * spent_s, "control waited for a device"
-        status = await lab.status()
-        assert status is not None and status["mode"] not in ("NORMAL", "STARTING")
-        proxy.heal()
-        await lab.until_mode("NORMAL", within_s=60.0 + NORMAL_S)
+        for device in ("meter", "battery"):
+            await sick(lab, device)
         span.append(lab.now_s)
-        assert proxy.sick_count > 20
 
     lab = told(story, tmp_path)
     assert lab.step_w(*span) <= DEATH_STEP_W
+
+
+async def sick(lab: WireLab, device: str) -> None:
+    proxy, first, begin_s = lab.proxies[device], await ticks(lab), lab.now_s
+    for fault, value in SEQUENCE:
+        proxy.make(fault, value)
+        if fault is WireFault.REFUSED:
+            proxy.reset()
+        await lab.run(EACH_S)
+    assert await ticks(lab) - first > 0.8 * TRACKER_HZ * (lab.now_s - begin_s), f"control waited for the {device}"
+    status = await lab.status()
+    assert status is not None and status["mode"] not in ("NORMAL", "STARTING"), device
+    proxy.heal()
+    await lab.until_mode("NORMAL", within_s=60.0 + NORMAL_S)
+    assert proxy.sick_count > 20
 
 
 def test_battery_behind_a_half_open_gateway_lets_go_and_is_found_again(tmp_path: Path) -> None:
