@@ -68,6 +68,7 @@ class SimNode:
         self._epoch = self._seq = 0
         self._order_count = 0
         self._written_s = -math.inf
+        self._ones = np.ones(gpus_per_node)
         self._free = self._array(0.0).astype(np.int8)
         self._kept: dict[str, FloatArray] = {}
         self._yes = np.ones(gpus_per_node, dtype=np.bool_)
@@ -143,7 +144,7 @@ class SimNode:
     # -- inside
 
     def _array(self, value: float) -> FloatArray:
-        return np.full(self._gpus, value)
+        return self._ones * value
 
     def _shared(self, name: str, value: float) -> FloatArray:
         """An array that is made anew only when its value changed."""

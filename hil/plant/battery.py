@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum, unique
 
+import numpy as np
+
 from controller.types import BatteryState, FloatArray
 
 
@@ -150,83 +152,70 @@ class Battery:
 
         `pcc_w_before` is where a follower's target starts when it has just been told to follow.
         """
-        n = load_w.size
-        power = [0.0] * n
-        soc = [0.0] * n
+        p, n = self.params, load_w.size
         self._count_down(n * dt_s)
         if self.state is BatteryState.FAULT:
             self.power_w = 0.0
             return load_w * 0.0, load_w * 0.0 + self.soc_frac
         if self.order is Order.FOLLOW:
-            self._follow(load_w.tolist(), power, soc, dt_s=dt_s, pcc_w_before=pcc_w_before)
+            wanted_w = (load_w - self._targets_w(n, dt_s=dt_s, pcc_w_before=pcc_w_before)).tolist()
+            lag_s, slope = p.follow_lag_s, p.slope_w_per_s_max
         else:
-            self._obey(power, soc, dt_s=dt_s)
-        return _array(power), _array(soc)
+            wanted_w = [self._setpoint_w] * n
+            lag_s, slope = p.lag_s, min(self._slope_w_per_s, p.slope_w_per_s_max)
+        if self.is_deaf:
+            wanted_w = [0.0] * n
+        power, soc = self._convert(wanted_w, lag_s=lag_s, slope_w_per_s=slope, dt_s=dt_s)
+        return np.array(power), np.array(soc)
 
-    def _follow(
-        self, load_w: list[float], power: list[float], soc: list[float], *, dt_s: float, pcc_w_before: float
-    ) -> None:
-        p = self.params
-        gain = 1.0 - math.exp(-dt_s / p.follow_lag_s) if p.follow_lag_s > 0.0 else 1.0
-        step_max = p.slope_w_per_s_max * dt_s
-        target_step = self._slope_w_per_s * dt_s
+    def _targets_w(self, n: int, *, dt_s: float, pcc_w_before: float) -> FloatArray | float:
+        """A follower's target at each of `n` steps on its way to what it was told; one number once it is there."""
+        goal_w, step_w = self._target_w, self._slope_w_per_s * dt_s
         now_w = self._target_now_w if self._target_now_w is not None else pcc_w_before
-        target_w, deadband_w, is_deaf = self._target_w, p.deadband_w, self.is_deaf
-        b = self.power_w
-        charge_w, discharge_w = self.charge_w_limit, self.discharge_w_limit
-        near_empty, near_full = self._near_empty, self._near_full
-        for i, at_w in enumerate(load_w):
-            gap = target_w - now_w
-            now_w = target_w if -target_step <= gap <= target_step else now_w + math.copysign(target_step, gap)
-            want = 0.0 if is_deaf else at_w - now_w
-            want = min(max(want, -charge_w), discharge_w)
-            error = want - b
-            if error > deadband_w or error < -deadband_w:
-                b += min(max(error * gain, -step_max), step_max)
-            b = min(max(b, -charge_w), discharge_w)
-            power[i] = b
-            soc_frac = soc[i] = self._store(b, dt_s)
-            if soc_frac < near_empty or soc_frac > near_full:
-                charge_w, discharge_w = self.charge_w_limit, self.discharge_w_limit
-        self.power_w, self._target_now_w = b, now_w
+        way_w: list[float] = []
+        while now_w != goal_w and len(way_w) < n:
+            gap_w = goal_w - now_w
+            now_w = goal_w if -step_w <= gap_w <= step_w else now_w + math.copysign(step_w, gap_w)
+            way_w.append(now_w)
+        self._target_now_w = now_w
+        if not way_w or way_w[0] == goal_w:
+            return goal_w
+        return np.array(way_w + [goal_w] * (n - len(way_w)))
 
-    def _obey(self, power: list[float], soc: list[float], *, dt_s: float) -> None:
+    def _convert(
+        self, wanted_w: list[float], *, lag_s: float, slope_w_per_s: float, dt_s: float
+    ) -> tuple[list[float], list[float]]:
+        """Power and state of charge, step by step: what is wanted, late and inside the limits.
+
+        The innermost loop of every run, 200 times a simulated second: plain names and comparisons.
+        """
         p = self.params
-        gain = 1.0 - math.exp(-dt_s / p.lag_s) if p.lag_s > 0.0 else 1.0
-        step_max = min(self._slope_w_per_s, p.slope_w_per_s_max) * dt_s
-        goal = 0.0 if self.is_deaf else self._setpoint_w
-        b = self.power_w
-        charge_w, discharge_w = self.charge_w_limit, self.discharge_w_limit
-        deadband_w, near_empty, near_full = p.deadband_w, self._near_empty, self._near_full
-        for i in range(len(power)):
-            error = min(max(goal, -charge_w), discharge_w) - b
+        gain = 1.0 - math.exp(-dt_s / lag_s) if lag_s > 0.0 else 1.0
+        step_w, deadband_w, capacity_j = slope_w_per_s * dt_s, p.deadband_w, p.energy_j
+        low_w, high_w = -self.charge_w_limit, self.discharge_w_limit
+        near_empty, near_full = p.soc_frac_min + p.taper_soc_frac, p.soc_frac_max - p.taper_soc_frac
+        b, energy_j, throughput_j, peak_w = self.power_w, self.energy_j, self.throughput_j, self.power_w_peak
+        power, soc = [], []
+        for want_w in wanted_w:
+            error = (low_w if want_w < low_w else high_w if want_w > high_w else want_w) - b
             if error > deadband_w or error < -deadband_w:
-                b += min(max(error * gain, -step_max), step_max)
-            b = min(max(b, -charge_w), discharge_w)
-            power[i] = b
-            soc_frac = soc[i] = self._store(b, dt_s)
+                move = error * gain
+                b += -step_w if move < -step_w else step_w if move > step_w else move
+            b = low_w if b < low_w else high_w if b > high_w else b
+            drawn_w = b / p.eta if b > 0.0 else b * p.eta
+            energy_j = min(max(energy_j - (drawn_w + p.standby_w) * dt_s, 0.0), capacity_j)
+            magnitude_w = b if b > 0.0 else -b
+            throughput_j += magnitude_w * dt_s
+            if magnitude_w > peak_w:
+                peak_w = magnitude_w
+            soc_frac = energy_j / capacity_j
+            power.append(b)
+            soc.append(soc_frac)
             if soc_frac < near_empty or soc_frac > near_full:
-                charge_w, discharge_w = self.charge_w_limit, self.discharge_w_limit
-        self.power_w = b
-
-    @property
-    def _near_empty(self) -> float:
-        return self.params.soc_frac_min + self.params.taper_soc_frac
-
-    @property
-    def _near_full(self) -> float:
-        return self.params.soc_frac_max - self.params.taper_soc_frac
-
-    def _store(self, power_w: float, dt_s: float) -> float:
-        """Move energy for one step; the new state of charge."""
-        p = self.params
-        drawn_w = power_w / p.eta if power_w > 0.0 else power_w * p.eta
-        self.energy_j = min(max(self.energy_j - (drawn_w + p.standby_w) * dt_s, 0.0), p.energy_j)
-        magnitude_w = power_w if power_w > 0.0 else -power_w
-        self.throughput_j += magnitude_w * dt_s
-        if magnitude_w > self.power_w_peak:
-            self.power_w_peak = magnitude_w
-        return self.energy_j / p.energy_j
+                self.energy_j = energy_j
+                low_w, high_w = -self.charge_w_limit, self.discharge_w_limit
+        self.power_w, self.energy_j, self.throughput_j, self.power_w_peak = b, energy_j, throughput_j, peak_w
+        return power, soc
 
     def _count_down(self, duration_s: float) -> None:
         left_s = self._reversion_s_left
@@ -254,9 +243,3 @@ def _taper(room_frac: float, taper_frac: float) -> float:
     if room_frac <= 0.0:
         return 0.0
     return 1.0 if taper_frac <= 0.0 else min(room_frac / taper_frac, 1.0)
-
-
-def _array(values: list[float]) -> FloatArray:
-    import numpy as np
-
-    return np.array(values, dtype=np.float64)

@@ -32,15 +32,11 @@ class Facility:
         self.params = params
         self._cooling_w = params.cooling_frac * it_w
         self.it_w = it_w
+        # No losses, no cooling, no UPS: IT power and what is fixed is all there is.
+        self.is_plain = params.cooling_frac == 0.0 and params.loss_frac == 0.0 and params.ups_share == 0.0
         self._off_grid = 0.0  # share of the UPS load on its batteries
         self._sag_until_s = -math.inf
         self._left_s = params.ups_minutes * 60.0
-
-    @property
-    def is_plain(self) -> bool:
-        """No losses, no cooling, no UPS: IT power and what is fixed is all there is."""
-        p = self.params
-        return p.cooling_frac == 0.0 and p.loss_frac == 0.0 and p.ups_share == 0.0
 
     def advance(self, it_w: FloatArray, t_s: FloatArray, voltage_pu: FloatArray, *, dt_s: float) -> FloatArray:
         """Power drawn from the grid and the battery together at each instant."""

@@ -7,7 +7,7 @@ sees them and has to find its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -38,14 +38,12 @@ class Job:
     work_s: float = 0.0
     demand_gpu_s: float = 0.0
     done_gpu_s: float = 0.0
+    idle_w: float = field(init=False)
+    dynamic_w_max: float = field(init=False)
 
-    @property
-    def idle_w(self) -> float:
-        return self.kind.idle_w * self.gpus
-
-    @property
-    def dynamic_w_max(self) -> float:
-        return max(self.workload.gpu_w_max - self.idle_w, 1.0)
+    def __post_init__(self) -> None:
+        self.idle_w = self.kind.idle_w * self.gpus
+        self.dynamic_w_max = max(self.workload.gpu_w_max - self.idle_w, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,6 @@ class FleetBlock:
 class _Drive:
     """What clocks make of one job: its pace, and each group's share of the dynamic power wanted."""
 
-    clocks: FloatArray
     pace: FloatArray
     dynamic_share: FloatArray
 
@@ -92,9 +89,10 @@ class Fleet:
         self._limit_w = np.array([jobs[g.job].kind.limit_w_max for g in groups])
         self._share_of_job = np.array([g.count / jobs[g.job].gpus for g in groups])
         self._shares = [self._share_of_job[members][:, None] for members in self._of_job]
-        self._drives: list[_Drive | None] = [None] * len(jobs)
+        self._drives: list[_Drive | None] = [None] * len(jobs)  # while no clock moves
         self._is_moving = False
         self._is_limited = False
+        self._is_still = True  # neither, in this block
         self._dynamic_w_seen = [0.0] * len(jobs)  # mean of the last block, what a power limiter reacts to
 
     def dead_time_s(self, group: int, clock_frac: float) -> float:
@@ -133,6 +131,9 @@ class Fleet:
 
     def advance(self, t_s: FloatArray, *, dt_s: float) -> FleetBlock:
         """Power at each instant of `t_s` (the ends of equal steps), moving clocks and work to the last."""
+        self._is_still = not (self._is_moving or self._is_limited)
+        if not self._is_still:
+            self._drives = [None] * len(self.jobs)
         clocks = self._clocks(t_s.size, dt_s)
         if len(self.jobs) == 1:
             return FleetBlock(*self._advance_job(0, self.jobs[0], clocks, t_s, dt_s=dt_s))
@@ -195,12 +196,13 @@ class Fleet:
     def _drive_of(self, index: int, job: Job, clocks: FloatArray) -> _Drive:
         """Pace and power shares at these clocks; computed anew only when clocks move."""
         known = self._drives[index]
-        if known is not None and clocks.shape[1] == 1 and np.array_equal(known.clocks, clocks):
+        if known is not None:
             return known
         pace, group_pace = self._pace(job.workload, job.kind, clocks)
         busy = WAITING_POWER_FRAC + (1.0 - WAITING_POWER_FRAC) * pace / group_pace
-        drive = _Drive(clocks, pace, self._shares[index] * (job.kind.power_share(clocks) * busy))
-        self._drives[index] = drive
+        drive = _Drive(pace, self._shares[index] * (job.kind.power_share(clocks) * busy))
+        if self._is_still:
+            self._drives[index] = drive
         return drive
 
     @staticmethod

@@ -42,7 +42,6 @@ class TruthBlock:
 
 
 TRUTH = ("pcc_w", "load_w", "battery_w", "soc_frac", "frequency_hz", "voltage_pu", "ballast_w")  # arrays of a block
-ONE = np.ones(1)
 
 TruthListener = Callable[[TruthBlock], None]
 
@@ -71,9 +70,11 @@ class SitePlant:
         self._listeners: list[TruthListener] = []
         self._rows = GROUP_0 + len(fleet.groups)
         self._log = np.zeros((self._rows, WINDOW_STEPS + BLOCK_STEPS))
+        self._log[FREQUENCY], self._log[VOLTAGE] = grid.nominal_hz, 1.0  # what a grid shows until it first moves
         self._filled = 0  # columns in use
         self._given = 0  # columns the listeners have had
         self._first_step = 0  # step number of column 0
+        self._t_s = self._times()
         self._imported_j = 0.0  # net of export
         self._step = -1  # the newest step taken; the first is at 0 s
         self.advance_ns(0)
@@ -123,7 +124,7 @@ class SitePlant:
         """Mean of `row` over the steps in (from, to]; the step at `to_s` alone when the span holds none."""
         last = self._column(to_s)
         first = min(self._column(from_s) + 1, last)
-        return float(self._log[row, first : last + 1].mean())
+        return float(self._log[row, first : last + 1].sum() / (last + 1 - first))
 
     def now(self, row: int) -> float:
         return float(self._log[row, self._filled - 1])
@@ -133,35 +134,33 @@ class SitePlant:
     def _take(self, n: int) -> None:
         """`n` steps during which nothing is ordered."""
         dt_s = self._dt_s
-        t_s: FloatArray = np.arange(self._step + 1, self._step + 1 + n, dtype=np.float64) * dt_s
         columns = slice(self._filled, self._filled + n)
-        log = self._log
+        t_s, log = self._t_s[columns], self._log[:, columns]
         block = self.fleet.advance(t_s, dt_s=dt_s)
+        log[GROUP_0:], log[OTHER] = block.group_w, block.other_w
         it_w = block.group_w.sum(axis=0) + block.other_w
         is_steady = self.grid.is_steady
-        voltage = ONE if is_steady else self.grid.voltage_pu(t_s)
+        if not is_steady:
+            log[VOLTAGE] = self.grid.voltage_pu(t_s)
         if self.facility.is_plain:
             self.facility.it_w = float(it_w[-1])
             load_w = it_w + self.facility.params.fixed_w
         else:
-            load_w = self.facility.advance(it_w, t_s, np.broadcast_to(voltage, t_s.shape), dt_s=dt_s)
-        log[LOAD, columns] = load_w
-        log[OTHER, columns] = block.other_w
-        log[GROUP_0:, columns] = block.group_w
-        log[VOLTAGE, columns] = voltage
+            load_w = self.facility.advance(it_w, t_s, log[VOLTAGE], dt_s=dt_s)
+        log[LOAD] = load_w
         if self.load_bank is not None:
-            log[BALLAST, columns] = self.load_bank.advance(n, dt_s=dt_s)
-            load_w = load_w + log[BALLAST, columns]
-        if self.battery is None:
-            pcc_w = load_w
-        else:
+            log[BALLAST] = self.load_bank.advance(n, dt_s=dt_s)
+            load_w = load_w + log[BALLAST]
+        pcc_w = load_w
+        if self.battery is not None:
             before_w = self.now(PCC) if self._filled else float(load_w[0])
-            log[BATTERY, columns], log[SOC, columns] = self.battery.advance(load_w, dt_s=dt_s, pcc_w_before=before_w)
-            pcc_w = load_w - log[BATTERY, columns]
-        log[PCC, columns] = pcc_w
-        log[FREQUENCY, columns] = self.grid.nominal_hz if is_steady else self.grid.advance(pcc_w, dt_s=dt_s)
-        imported_j = self._imported_j + np.cumsum(pcc_w) * dt_s
-        log[IMPORTED_J, columns] = imported_j
+            power_w, soc_frac = self.battery.advance(load_w, dt_s=dt_s, pcc_w_before=before_w)
+            log[BATTERY], log[SOC] = power_w, soc_frac
+            pcc_w = load_w - power_w
+        log[PCC] = pcc_w
+        if not is_steady:
+            log[FREQUENCY] = self.grid.advance(pcc_w, dt_s=dt_s)
+        log[IMPORTED_J] = imported_j = self._imported_j + pcc_w.cumsum() * dt_s
         self._imported_j = float(imported_j[-1])
         self._filled += n
         self._step += n
@@ -174,7 +173,13 @@ class SitePlant:
             self._log[:, :WINDOW_STEPS] = keep
             self._first_step += self._filled - WINDOW_STEPS
             self._filled = self._given = WINDOW_STEPS
+            self._t_s = self._times()
         return self._log.shape[1] - self._filled
+
+    def _times(self) -> FloatArray:
+        """The end of each step of the log."""
+        columns = self._log.shape[1]
+        return np.arange(self._first_step, self._first_step + columns, dtype=np.float64) * self._dt_s
 
     def _give(self) -> None:
         if self._given == self._filled:
