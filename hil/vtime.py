@@ -12,7 +12,8 @@ import asyncio
 import heapq
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any, NoReturn, TypeVar
 
 NS_PER_S = 1_000_000_000
@@ -73,7 +74,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._wake_count = 0
         self._task_count = 0
         self._selector = _TimeMover(self)
-        self.set_task_factory(self._make_task)
 
     # -- time
 
@@ -126,11 +126,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None:
         return None
 
-    def _make_task(
-        self, loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, R] | Generator[Any, None, R], **kwargs: Any
+    def create_task(  # type: ignore[override]
+        self, coro: Coroutine[Any, Any, R], *, name: str | None = None, context: Context | None = None
     ) -> asyncio.Task[R]:
         self._task_count += 1
-        return _NumberedTask(self._task_count, coro, loop=loop, **kwargs)  # type: ignore[arg-type]
+        return _NumberedTask(self._task_count, coro, loop=self, name=name, context=context)
 
     # -- what cannot be reproduced
 
