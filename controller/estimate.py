@@ -21,7 +21,16 @@ from controller.estimate_bridge import NodeBridge
 from controller.estimate_checks import MeterCheck, MeterFlag, MeterView
 from controller.estimate_lag import LagEstimate
 from controller.settings import SiteSettings
-from controller.types import BatterySample, Following, LoadBankSample, MeterSample, NodeReport, Quality, Reading
+from controller.types import (
+    WORST_READ,
+    BatterySample,
+    Following,
+    LoadBankSample,
+    MeterSample,
+    NodeReport,
+    Quality,
+    Reading,
+)
 
 NODES_PERIOD_S = 0.1  # reports come at a few hertz; thousands of them are not added up on every tick
 NODES_PERIOD_S_PER_NODE = 1e-4
@@ -94,18 +103,26 @@ def sum_nodes(nodes: Sequence[Reading[NodeReport]], *, gpu_peak_w: float) -> Nod
     reports = [reading.value for reading in nodes]
     live = [reading.quality in (Quality.GOOD, Quality.STALE) for reading in nodes]
     counts = [len(report.gpu_ids) for report in reports]
-    share = np.repeat(np.array([float(report.stands_for) for report in reports]), counts)
+    share = np.repeat([float(report.stands_for) for report in reports], counts)
     power_w = np.concatenate([report.power_w for report in reports])
-    caps_w = np.concatenate([report.power_limit_w for report in reports])
-    caps_w = np.where(np.isfinite(caps_w), caps_w, 0.0)
-    last_w = np.where(np.isfinite(power_w), power_w, caps_w)
-    is_known = np.concatenate([report.quality for report in reports]) <= Quality.STALE
-    is_known &= np.repeat(np.array(live, dtype=np.bool_), counts)
+    is_known = np.concatenate([report.quality for report in reports]) <= WORST_READ
+    if not all(live):
+        is_known &= np.repeat(live, counts)
+    if is_known.all() and np.isfinite(power_w).all():
+        gpu_w = gpu_w_max = float(share @ power_w)
+        missing_count = 0
+    else:
+        caps_w = np.concatenate([report.power_limit_w for report in reports])
+        caps_w = np.where(np.isfinite(caps_w), caps_w, 0.0)
+        last_w = np.where(np.isfinite(power_w), power_w, caps_w)
+        gpu_w = float(share @ last_w)
+        gpu_w_max = float(share @ np.where(is_known, last_w, np.maximum(last_w, caps_w)))
+        missing_count = round(float(share @ ~is_known))
     return NodePower(
-        gpu_w=float(share @ last_w),
-        gpu_w_max=float(share @ np.where(is_known, last_w, np.maximum(last_w, caps_w))),
+        gpu_w=gpu_w,
+        gpu_w_max=gpu_w_max,
         other_w=sum(report.stands_for * report.other_w for report in reports),
-        missing_count=round(float(share @ ~is_known)),
+        missing_count=missing_count,
         gpu_count=round(float(share.sum())),
         t_s=min((r.t_mono_s for r, is_live in zip(nodes, live, strict=True) if is_live), default=-math.inf),
     )

@@ -14,6 +14,7 @@ from collections import deque
 import numpy as np
 
 DELAYS_S = np.arange(0.1, 3.01, 0.1)  # reports of 1 s means at 5 Hz are 0.6 s late; slow links and large sites more
+DELAY_S_MAX = float(DELAYS_S[-1])
 DELAY_S_DECLARED = 0.6  # until the load has moved enough to tell
 MOVED_FRAC = 0.001  # of the registered peak: a misfit, as a root mean square, that tells one delay from another
 OFFSET_MEMORY_S = 20.0  # of what reports leave out: other load, cooling, losses
@@ -36,6 +37,7 @@ class NodeBridge:
         self._declared_w = other_w
         self._times_s: deque[float] = deque()
         self._loads_w: deque[float] = deque()
+        self._gap_until_s = -math.inf  # where the newest gap between metered samples ended
         self._repeated: list[tuple[float, float]] = []
         self._means_w = np.zeros(DELAYS_S.shape)
         self._misfits = np.zeros(DELAYS_S.shape)
@@ -76,9 +78,11 @@ class NodeBridge:
         if t_s <= self._metered_s:
             return
         self._metered_s, self._metered_w, self._apart_w = t_s, load_w, None
+        if self._times_s and t_s - self._times_s[-1] > GAP_S_MAX:
+            self._gap_until_s = t_s
         self._times_s.append(t_s)
         self._loads_w.append(load_w)
-        keep_s = float(DELAYS_S[-1]) + GAP_S_MAX
+        keep_s = DELAY_S_MAX + GAP_S_MAX
         while len(self._times_s) > 2 and self._times_s[1] < t_s - keep_s:
             self._times_s.popleft()
             self._loads_w.popleft()
@@ -89,11 +93,11 @@ class NodeBridge:
         elapsed_s, self._reported_s, self._sum_w = now_s - self._reported_s, now_s, sum_w
         if not self.is_taught:
             self._means_w[:] = max(self._declared_w - other_w, 0.0)
-        times = np.array(self._times_s)
-        is_whole = times.size > 2 and now_s - times[-1] <= GAP_S_MAX and times[0] <= now_s - DELAYS_S[-1]
-        if not is_whole or float(np.diff(times).max()) > GAP_S_MAX:
+        times = self._times_s
+        is_whole = len(times) > 2 and now_s - times[-1] <= GAP_S_MAX and times[0] <= now_s - DELAY_S_MAX
+        if not is_whole or self._gap_until_s > times[0]:
             return
-        seen_w = np.interp(now_s - DELAYS_S, times, np.array(self._loads_w)) - sum_w
+        seen_w = np.interp(now_s - DELAYS_S, np.array(times), np.array(self._loads_w)) - sum_w
         self._learnt_s += min(elapsed_s, 1.0)
         gain = max(1.0 - math.exp(-min(elapsed_s, 1.0) / OFFSET_MEMORY_S), min(elapsed_s, 1.0) / self._learnt_s)
         miss_w = seen_w - self._means_w

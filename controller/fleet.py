@@ -15,6 +15,7 @@ from controller.gpu_floor import sum_floors
 from controller.jobs import Placement, class_of_node, place
 from controller.settings import SiteSettings
 from controller.types import (
+    WORST_READ,
     AgentState,
     BoolArray,
     ClassId,
@@ -162,7 +163,7 @@ class FleetBook:
 
 
 class FleetReader:
-    """Reads reports into the order of one fleet; a reading that did not change is not read again."""
+    """Reads reports into the order of one fleet; what did not change is not read again."""
 
     def __init__(self, fleet: Fleet) -> None:
         n = fleet.count
@@ -170,18 +171,18 @@ class FleetReader:
         self._nodes: tuple[Reading[NodeReport] | None, ...] = ()
         self._power, self._caps = np.full(n, np.nan), np.full((2, n), np.inf)
         self._is_read, self._is_ours, self._is_live = (np.zeros(n, dtype=np.bool_) for _ in range(3))
+        self._acks: FleetAcks | None = None  # as of the last reading that changed any of it
+        self._bound_w = self.fleet.table.peak_w
 
     def read(self, nodes: Sequence[Reading[NodeReport]]) -> FleetReadings:
-        """The newest values of `nodes`, which must be the nodes the fleet was made from; arrays of their own."""
+        """The newest values of `nodes`, which must be the nodes the fleet was made from; none is written later."""
         before = self._nodes or (None,) * len(nodes)
         for reading, known in zip(nodes, before, strict=True):
             if reading is not known:
-                self._take(reading)
+                self._take(reading, known)
         self._nodes = tuple(nodes)
-        table, is_ours, is_read = self.fleet.table, self._is_ours, self._is_read
-        caps = np.where(np.isfinite(self._caps), self._caps, np.inf)
-        bound_w = np.minimum(caps[1], table.peak_w)
-        is_measured = is_read & np.isfinite(self._power)
+        acks = self._acks = self._acks or self._acknowledged()
+        is_measured = self._is_read & np.isfinite(self._power)
         other_w, floors = 0.0, []
         for reading in nodes:
             report = reading.value
@@ -189,27 +190,47 @@ class FleetReader:
             if report.floor is not None and reading.quality is Quality.GOOD:
                 floors.append((report.stands_for, report.floor))
         return FleetReadings(
-            power_w=np.where(is_measured, self._power, bound_w),
-            acks=FleetAcks(
-                caps=caps,
-                is_fresh=is_ours & is_read,
-                fixed_w=np.where(is_ours, np.nan, np.where(self._is_live, bound_w, table.peak_w)),
-            ),
+            power_w=np.where(is_measured, self._power, self._bound_w),
+            acks=acks,
             node_other_w=other_w,
             is_read=is_measured,
             floor=sum_floors(floors),
         )
 
-    def _take(self, reading: Reading[NodeReport]) -> None:
+    def _take(self, reading: Reading[NodeReport], known: Reading[NodeReport] | None) -> None:
         report = reading.value
         span = self.fleet.table.spans[report.node_id]
+        self._power[span] = report.power_w
+        if known is not None and reading.quality is known.quality and _is_set_alike(report, known.value):
+            return
         live = reading.quality in (Quality.GOOD, Quality.STALE)
         is_obeyed = reading.quality is Quality.GOOD and report.state is AgentState.ARMED
-        self._power[span] = report.power_w
         self._caps[0, span], self._caps[1, span] = report.clock_cap_mhz, report.power_limit_w
         self._is_live[span] = live
-        self._is_read[span] = live & (report.quality <= Quality.STALE)
+        self._is_read[span] = live & (report.quality <= WORST_READ)
         self._is_ours[span] = report.is_controllable & is_obeyed
+        self._acks = None
+
+    def _acknowledged(self) -> FleetAcks:
+        table, is_ours = self.fleet.table, self._is_ours
+        caps = np.where(np.isfinite(self._caps), self._caps, np.inf)
+        self._bound_w = np.minimum(caps[1], table.peak_w)
+        return FleetAcks(
+            caps=caps,
+            is_fresh=is_ours & self._is_read,
+            fixed_w=np.where(is_ours, np.nan, np.where(self._is_live, self._bound_w, table.peak_w)),
+        )
+
+
+def _is_set_alike(report: NodeReport, known: NodeReport) -> bool:
+    """Whether all but the power is what it was: an agent hands the same arrays on until they change."""
+    return (
+        report.clock_cap_mhz is known.clock_cap_mhz
+        and report.power_limit_w is known.power_limit_w
+        and report.quality is known.quality
+        and report.is_controllable is known.is_controllable
+        and report.state is known.state
+    )
 
 
 def mean_clock_frac(fleet: Fleet, readings: FleetReadings) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -169,11 +170,18 @@ def _between(grid: list[float], position: float) -> float:
 def _spectrum(samples: FloatArray, step_s: float) -> tuple[np.ndarray[tuple[int], np.dtype[np.complex128]], float]:
     """Amplitude spectrum of the detrended, Hann-weighted samples, and the spacing of its lines."""
     count = len(samples)
-    axis = np.arange(count) - (count - 1) / 2.0
+    axis, axis_square, window, weight = _weights(count)
     level = samples - samples.mean()
-    level = level - axis * (axis @ level) / (axis @ axis)
-    window = np.hanning(count)
-    return np.fft.rfft(level * window) * 2.0 / window.sum(), 1.0 / (count * step_s)
+    level = level - axis * (axis @ level) / axis_square
+    return np.fft.rfft(level * window) * 2.0 / weight, 1.0 / (count * step_s)
+
+
+@lru_cache(maxsize=8)
+def _weights(count: int) -> tuple[FloatArray, float, FloatArray, float]:
+    """Time about the middle and its square, the Hann window and its sum: the same for every span."""
+    axis = np.arange(count, dtype=np.float64) - (count - 1) / 2.0
+    window = np.hanning(count).astype(np.float64)
+    return axis, float(axis @ axis), window, float(window.sum())
 
 
 def _strongest(size: FloatArray, spacing_hz: float) -> int | None:
@@ -207,7 +215,11 @@ def _neighbourhood(size: FloatArray, index: int, spacing_hz: float) -> float:
     """Median of the lines within half a hertz, the line itself left out."""
     reach = max(4, round(NEIGHBOURHOOD_HZ / spacing_hz))
     around = np.concatenate([size[max(1, index - reach) : max(1, index - 2)], size[index + 3 : index + reach + 1]])
-    return float(np.median(around)) if len(around) else 0.0
+    around.sort()
+    middle, is_odd = divmod(len(around), 2)
+    if not len(around):
+        return 0.0
+    return float(around[middle]) if is_odd else float(around[middle - 1] + around[middle]) / 2.0
 
 
 def _sharpened(before: complex, after: complex, coarse_hz: float, apart_s: float) -> float:

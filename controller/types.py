@@ -41,6 +41,9 @@ class Quality(IntEnum):
     MISSING = 3  # no value; `value` then holds the last one or a safe stand-in
 
 
+WORST_READ = int(Quality.STALE)  # of a GPU that was read; a plain number, for comparing whole arrays
+
+
 @dataclass(frozen=True, slots=True)
 class Reading(Generic[T]):
     """One value with the monotonic time it was true at, its quality and its source."""
