@@ -336,7 +336,7 @@ class AdmissibleInterval:
             self._peak_w = longest.peak_w(now_s, self._fall)
             self._trough_w = longest.trough_w(now_s, self._rise)
             self._contingency_peak_w = longest.peak_w(now_s, self._contingency_fall)
-            self._contingency_trough_w = longest.trough_w(now_s, self._contingency_rise)
+            self._contingency_trough_w = self._trough_w  # the rise is the same
 
     def _refresh_windows(self) -> None:
         for row in self._windows:

@@ -78,13 +78,17 @@ class WindowRow:
 
     def peak_w(self, now_s: float, slope_w_per_s: float) -> float:
         """max over the window of P(s) - slope (now - s); a point below a later one is never the maximum."""
-        return max(self._tops[-1][1], *(p - slope_w_per_s * (now_s - t) for t, p in self._tops if t < now_s), -math.inf)
+        times, powers = _columns(self._tops)
+        past = times < now_s
+        levels = powers[past] - slope_w_per_s * (now_s - times[past])
+        return max(self._tops[-1][1], float(levels.max(initial=-math.inf)))
 
     def trough_w(self, now_s: float, slope_w_per_s: float) -> float:
         """min over the window of P(s) + slope (now - s)."""
-        return min(
-            self._bottoms[-1][1], *(p + slope_w_per_s * (now_s - t) for t, p in self._bottoms if t < now_s), math.inf
-        )
+        times, powers = _columns(self._bottoms)
+        past = times < now_s
+        levels = powers[past] + slope_w_per_s * (now_s - times[past])
+        return min(self._bottoms[-1][1], float(levels.min(initial=math.inf)))
 
     def _enter(self, t_s: float, power_w: float) -> None:
         tops, bottoms = self._tops, self._bottoms
@@ -223,6 +227,11 @@ def _between(path: Path, index: int, t_s: float) -> float:
 
 def _extreme_after(points: deque[Point], cutoffs: FloatArray, absent: float) -> FloatArray:
     """The first (so the most extreme) of the kept points at or after each cutoff; `absent` where there is none."""
-    times = np.array([point[0] for point in points])
-    values = np.array([*(point[1] for point in points), absent])
-    return values[np.searchsorted(times, cutoffs, side="left")]
+    times, values = _columns(points)
+    return np.append(values, absent)[times.searchsorted(cutoffs, side="left")]
+
+
+def _columns(points: deque[Point]) -> tuple[FloatArray, FloatArray]:
+    """Times and powers of at least one point."""
+    times, powers = zip(*points, strict=True)
+    return np.array(times), np.array(powers)

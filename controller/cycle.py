@@ -82,7 +82,7 @@ class Cycle:
         ticks = ticker.ticks()
         tick = -1
         due = asyncio.ensure_future(anext(ticks))
-        news: asyncio.Future[bool] = asyncio.ensure_future(self._wake.wait())
+        news: asyncio.Future[bool] = asyncio.create_task(self._wake.wait())
         try:
             while True:
                 news = await self._until_due(due, news, tick=tick, overrun_count=ticker.overrun_count)
@@ -104,7 +104,7 @@ class Cycle:
             waits: set[asyncio.Future[int] | asyncio.Future[bool] | asyncio.Future[None]] = {due, news}
             sleep = None
             if math.isfinite(early_s):
-                sleep = asyncio.ensure_future(self._clock.sleep_until_ns(math.ceil(early_s * NS_PER_S) + 1))
+                sleep = asyncio.create_task(self._clock.sleep_until_ns(math.ceil(early_s * NS_PER_S) + 1))
                 waits.add(sleep)
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -115,7 +115,7 @@ class Cycle:
                 return news
             if news.done():
                 self._wake.clear()
-                news = asyncio.ensure_future(self._wake.wait())
+                news = asyncio.create_task(self._wake.wait())
             await self.step(tick, due_ns=self._clock.now_ns(), overrun_count=overrun_count, is_early=True)
 
     async def step(self, tick: int, *, due_ns: int, overrun_count: int, is_early: bool = False) -> None:

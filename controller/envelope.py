@@ -95,7 +95,9 @@ def _window_bounds(v: t.EnvelopeView) -> tuple[float, float]:
     for row in v.windows:
         ring = row.ring
         n = max(1, min(len(ring.min_w), 1 + int((row.window_s - ring.head_s) / ring.step_s + SLACK)))
-        room = np.maximum(row.room_w, row.room_w_per_s * (ring.head_s + ring.step_s * np.arange(n)))
+        room: float | A = row.room_w
+        if row.room_w_per_s != 0.0:
+            room = np.maximum(room, row.room_w_per_s * (ring.head_s + ring.step_s * np.arange(n)))
         high = np.minimum(high, (ring.min_w[:n] + room).min()) if row.is_up else high
         low = np.maximum(low, (ring.max_w[:n] - room).max()) if row.is_down else low
     return float(np.minimum(low, high)), float(np.maximum(low, high))  # broken already: between them is least harm
@@ -132,7 +134,7 @@ def _target(c: _Check, w: float) -> float:
             c.say(invariant, "target", f"{w:.0f} W above {bound_w:.0f} W")
             w = bound_w
     low_w, high_w = sorted((max(c.window_w[0], last_w - v.target_step_w), min(c.window_w[1], last_w + v.target_step_w)))
-    inside_w = float(np.clip(w, -np.inf if v.is_emergency else low_w, high_w))
+    inside_w = float(np.minimum(np.maximum(w, -np.inf if v.is_emergency else low_w), high_w))
     if abs(inside_w - w) > SLACK * max(abs(w), 1.0):
         c.say(5, "target", f"{w:.0f} W outside {low_w:.0f}..{high_w:.0f} W")
     return inside_w

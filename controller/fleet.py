@@ -46,10 +46,12 @@ class Fleet:
     job_names: tuple[str, ...]
     class_idle_w: FloatArray = field(init=False)  # (K,): summed once, a fleet of 100,000 is summed every second
     class_count: FloatArray = field(init=False)  # (K,): GPUs that the class's GPUs stand for
+    peak_w: float = field(init=False)  # the most that all of them may draw
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_idle_w", self.by_class(self.table.idle_w))
         object.__setattr__(self, "class_count", self.by_class(np.ones(self.count)))
+        object.__setattr__(self, "peak_w", float((self.table.peak_w * self.table.stands_for).sum()))
 
     @property
     def count(self) -> int:

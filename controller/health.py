@@ -15,6 +15,7 @@ from controller.modes import Flag
 from controller.plan.plan import Plan, PlanStatus
 from controller.settings import Policy, SiteSettings
 from controller.types import (
+    WORST_READ,
     AgentState,
     BatterySample,
     BatteryState,
@@ -250,7 +251,7 @@ def _told_by(report: NodeReport) -> frozenset[Flag]:
     """What one node says of its GPUs, in so many words or by what they do."""
     told = set(report.faults)
     found = {Flag(fault.value) for fault in told - {NodeFault.FOREIGN_WRITER_WON}}
-    if bool((report.quality > Quality.STALE).any()) and not told & {NodeFault.GPU_HUNG, NodeFault.GPU_LOST}:
+    if bool((report.quality > WORST_READ).any()) and not told & {NodeFault.GPU_HUNG, NodeFault.GPU_LOST}:
         found.add(Flag.GPU_HUNG)
     if report.state is AgentState.MONITOR_ONLY:
         found.add(Flag.GPU_PERMISSION)

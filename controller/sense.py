@@ -75,7 +75,7 @@ class Source(Generic[T]):
         """Begin a read unless one is under way; what an earlier one brought is kept."""
         self._take()
         if self._task is None:
-            self._task = asyncio.ensure_future(self._call())
+            self._task = asyncio.create_task(self._call())
         return self._task
 
     async def _call(self) -> Reading[T]:

@@ -189,8 +189,7 @@ def ballast_w_max(site: SiteSettings, image: SiteImage, *, written_w: float) -> 
 
 def unmanaged_w(fleet: Fleet, *, other_w_max: float, gpu_peak_w: float) -> float:
     """The most that may be drawn outside our caps: other load, and GPUs that no node has reported."""
-    reported_w = float((fleet.table.peak_w * fleet.table.stands_for).sum())
-    return other_w_max + max(0.0, gpu_peak_w - reported_w)
+    return other_w_max + max(0.0, gpu_peak_w - fleet.peak_w)
 
 
 def smallest_row_w(limits: Iterable[Limit]) -> float:
