@@ -55,7 +55,8 @@ def check(view: t.EnvelopeView, proposal: t.SiteCommand) -> t.EnvelopeVerdict:
     now_s, most = view.image.t_mono_s, view.violations_max  # invariant 12: only the newest most + 1 times matter
     times = (view.state.violation_times_s + (now_s,) * len(c.found))[-most - 1 :]
     is_distrusted = len(times) > most and times[0] > now_s - VIOLATION_WINDOW_S
-    c.state = replace(c.state, violation_times_s=times, is_distrusted=is_distrusted)
+    if (times, is_distrusted) != (c.state.violation_times_s, c.state.is_distrusted):
+        c.state = replace(c.state, violation_times_s=times, is_distrusted=is_distrusted)
     return t.EnvelopeVerdict(command, tuple(c.found), c.state)
 
 

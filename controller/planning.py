@@ -40,7 +40,7 @@ from controller.settings import ContingencyKind, JobClassSettings, SiteSettings,
 from controller.swing import SwingWatch, limits_of_swing
 from controller.tier_watch import TierState, TierWatch
 from controller.tracker import Watch
-from controller.types import BoolArray, FloatArray, GpuCap, Mode, NodeCommand, NodeId, NodeReport, Reading
+from controller.types import BoolArray, CeilingLimit, FloatArray, GpuCap, Mode, NodeCommand, NodeId, NodeReport, Reading
 from controller.view import ceiling_w
 
 NO_LIMIT_W_PER_S = 1e12  # stands for "no row bounds this" on the wire, which carries finite numbers only
@@ -281,6 +281,7 @@ class Planning:
     def _input(self, known: Known, curves: Curves) -> PlanInput:
         demand, interval, site = self._demand, known.interval, self._site
         low_w, high_w = interval.project([known.now_s + ahead_s for ahead_s in OFFSET_S.tolist()])
+        ceilings = [row for row in interval.limits if isinstance(row, CeilingLimit)]
         watches = self.watches(known.estimate)
         enforced = [w for w in watches if w.enforces_power or w.enforces_energy]
         # The contingency that leaves the least binds; without one the bottom of the ripple must be absorbed.
@@ -296,7 +297,7 @@ class Planning:
             target_w=known.target_w,
             low_w=low_w,
             high_w=high_w,
-            ceiling_w=np.array([ceiling_w(interval.limits, known.now_s + ahead_s) for ahead_s in OFFSET_S.tolist()]),
+            ceiling_w=np.array([ceiling_w(ceilings, known.now_s + ahead_s) for ahead_s in OFFSET_S.tolist()]),
             slope_down_w_per_s=interval.slope_down_w_per_s,
             slope_up_w_per_s=interval.slope_up_w_per_s,
             energy_j=known.energy_j,
