@@ -218,7 +218,14 @@ class Fleet:
     @staticmethod
     def _account(job: Job, dynamic_w: FloatArray, alive: FloatArray | float, pace: FloatArray, *, dt_s: float) -> None:
         """GPU-seconds wanted and done over the block."""
-        wants = (dynamic_w > ACTIVE_FRAC * job.dynamic_w_max) * alive
+        is_active = dynamic_w > ACTIVE_FRAC * job.dynamic_w_max
+        is_whole = isinstance(alive, float) and alive == 1.0 and pace.size == 1 and pace[0] == 1.0
+        if is_whole and not job.workload.is_wall_timed:
+            gpu_s = float(np.count_nonzero(is_active)) * job.gpus * dt_s  # all that is wanted is done
+            job.demand_gpu_s += gpu_s
+            job.done_gpu_s += gpu_s
+            return
+        wants = is_active * alive
         if job.workload.is_wall_timed:
             # Requests occupy GPUs in proportion to their power above idle; slower GPUs serve fewer of them when full.
             wants = wants * np.minimum(dynamic_w / job.dynamic_w_max, 1.0)
