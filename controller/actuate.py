@@ -126,7 +126,7 @@ class _Writer(Generic[C]):
         return await self._settle()
 
     async def _start(self, command: C) -> None:
-        self._task = asyncio.ensure_future(self._call(command))
+        self._task = asyncio.create_task(self._call(command))
         await asyncio.sleep(0)
 
     async def _call(self, command: C) -> None:
