@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := .venv-tools
 HOURS ?= 20
+FIRST_SEED ?= 1
 SECONDS_EACH ?= 20
 
 .PHONY: setup demo test check lint units configs faults swarm wire process coverage mutation fuzz test-gpu tools benchmarks lock clean help
@@ -49,8 +50,8 @@ benchmarks: setup ## every recorded trace on the plant bench; writes the tables 
 faults: setup ## every row of the fault catalogue in four states; writes out/faults/
 	$(BIN)/python -m hil.matrix
 
-swarm: setup ## HOURS of seeded fault swarms in virtual time; writes out/swarm/summary.json
-	$(BIN)/python -m hil.swarm --hours $(HOURS)
+swarm: setup ## HOURS of seeded fault swarms from FIRST_SEED on, in virtual time on every core; writes out/swarm/
+	$(BIN)/python -m hil.swarm --hours $(HOURS) --first-seed $(FIRST_SEED)
 
 wire: setup ## everything that needs real sockets, files or the C ABI
 	$(BIN)/python -m pytest -m wire

@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import multiprocessing
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,19 +21,18 @@ import numpy as np
 
 from controller.modes import Flag
 from controller.types import Mode
-from hil.bench import rare_collections
 from hil.faults import Fault
 from hil.matrix_lab import Lab, in_lab, lab_scenario
 from hil.run_log import BriefRecorder
 
 SAFETY_S = 120.0
 HEALED_S = 190.0  # 60 s of the envelope's memory, 10 T of dwell, 30 T, and the longest window to look on
+EPISODE_S = SAFETY_S + HEALED_S
 NORMAL_WITHIN_S = 110.0
 SENSING = ("meter", "ups", "grid")  # ports whose faults a controller with true state would not have
 VERBS = ("off", "stuck", "garbage", "wrong", "slow", "delayed", "intermittent")
 CONTRACTS = (("ieso-ramp",), ("aeso",), ("southern",), ("atc-spp",), ("ieso-ramp", "aeso"))
 BATTERY_EVENTS = ("battery_local", "battery_derate", "battery_trip")
-WORKERS = 2
 CLOCK_STEP_MHZ = 15.0
 
 
@@ -142,8 +139,11 @@ def run_tale(tale: Tale, *, recording: Path | None = None) -> Outcome:
         is_forced = False
         if broken:
             kept = tuple(b for b in tale.blows if b.port not in SENSING and b.verb in ("off", "wrong", "slow"))
-            twin, _, _ = _play(tale, kept, recording=None)
-            is_forced = bool(twin.broken())
+            if kept == tale.blows:
+                is_forced = True  # the reference is this very story
+            else:
+                twin, _, _ = _play(tale, kept, recording=None)
+                is_forced = bool(twin.broken())
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError, ExceptionGroup) as error:
         return Outcome(tale.seed, 0.0, len(tale.blows), (), False, False, 0, _said(error))
     sim_s = SAFETY_S + HEALED_S
@@ -235,63 +235,27 @@ def _scenario(tale: Tale) -> Any:
     return scenario
 
 
-# ------------------------------------------------------------------------------------------------ many
+# ------------------------------------------------------------------------------------------------ one, by hand
 
 
-def _one(seed: int) -> Outcome:
-    _quiet()
-    with rare_collections():
-        return run_tale(draw(seed))
-
-
-def _quiet() -> None:
+def quiet() -> None:
+    """Logs of errors only: an episode is full of faults, and each is told of."""
     import structlog
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
 
 
-def swarm(hours: float, out: Path, *, first_seed: int, wall_s: float) -> int:
-    """Episodes until `hours` are simulated or `wall_s` has passed; writes the summary; exit status."""
-    out.mkdir(parents=True, exist_ok=True)
-    started_s = time.perf_counter()
-    sim_s, faults, episodes = 0.0, 0, 0
-    forced: list[Outcome] = []
-    failures: list[Outcome] = []
-    count = max(1, round(hours * 3600.0 / (SAFETY_S + HEALED_S)))
-    with multiprocessing.get_context("spawn").Pool(WORKERS, maxtasksperchild=200) as pool:
-        for found in pool.imap_unordered(_one, range(first_seed, first_seed + count)):
-            episodes += 1
-            sim_s += found.sim_s
-            faults += found.faults
-            if found.broken and found.is_forced:
-                forced.append(found)
-            if found.is_failure:
-                failures.append(found)
-                print(f"failed: {_why(found)}; again: python -m hil.swarm --seed {found.seed}", flush=True)
-            if time.perf_counter() - started_s > wall_s:
-                pool.terminate()
-                break
-    elapsed_s = time.perf_counter() - started_s
-    failures.sort(key=lambda f: f.seed)
-    summary = {
-        "hours": round(sim_s / 3600.0, 3),
-        "faults": faults,
-        "violations": sum(bool(f.broken) for f in failures),
-        "throttled_left": sum(f.throttled > 0 for f in failures),
-        "failing_seeds": [f.seed for f in failures],
-        "episodes": episodes,
-        "forced": len(forced),
-        "forced_cases": {str(f.seed): list(f.broken) for f in sorted(forced, key=lambda f: f.seed)},
-        "late_normal": sum(f.is_normal_late for f in failures),
-        "errors": sum(bool(f.error) for f in failures),
-        "real_time_ratio_per_core": round(sim_s / max(elapsed_s, 1e-9) / WORKERS, 1),
-    }
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(summary))
-    return 1 if failures else 0
+def record(tale: Tale, path: Path) -> None:
+    """Run it for its recording alone; what it comes to is known."""
+    _play(tale, tale.blows, recording=path)
 
 
-def _why(found: Outcome) -> str:
+def recording_of(out: Path, seed: int) -> Path:
+    return out / f"seed-{seed}.jsonl.gz"
+
+
+def why(found: Outcome) -> str:
+    """What makes it a failure, in words; empty when it held."""
     words = [found.error] if found.error else list(found.broken if not found.is_forced else ())
     words += ["not NORMAL in time"] if found.is_normal_late else []
     words += [f"{found.throttled} GPUs left throttled"] if found.throttled else []
@@ -299,25 +263,39 @@ def _why(found: Outcome) -> str:
 
 
 def main() -> int:
+    from hil.swarm_run import INTERRUPTED, swarm
+
     parser = argparse.ArgumentParser(description="Seeded swarms of faults in virtual time.")
     parser.add_argument("--hours", type=float, default=20.0)
     parser.add_argument("--minutes", type=float, default=600.0, help="of wall time, at most")
     parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, help="processes; one per core of this machine otherwise")
     parser.add_argument("--seed", type=int, help="run this one and keep its recording")
     parser.add_argument("--shrink", action="store_true", help="with --seed: find a smaller story that fails alike")
     given = parser.parse_args()
+    if given.hours <= 0.0 or given.minutes <= 0.0 or (given.jobs is not None and given.jobs < 1):
+        parser.error("--hours, --minutes and --jobs must be positive")
     out = Path("out") / "swarm"
-    if given.seed is None:
-        return swarm(given.hours, out, first_seed=given.first_seed, wall_s=60.0 * given.minutes)
-    _quiet()
-    tale = draw(given.seed)
-    if given.shrink:
+    try:
+        if given.seed is None:
+            wall_s = 60.0 * given.minutes
+            return swarm(given.hours, out, first_seed=given.first_seed, wall_s=wall_s, jobs=given.jobs)
+        return _again(given.seed, out, is_shrunk=given.shrink)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _again(seed: int, out: Path, *, is_shrunk: bool) -> int:
+    """One seed once more, with its recording; exit status."""
+    quiet()
+    tale = draw(seed)
+    if is_shrunk:
         from hil.shrink import shrink
 
         tale = shrink(tale, lambda t: run_tale(t).is_failure)
-    found = run_tale(tale, recording=out / f"seed-{given.seed}.jsonl.gz")
+    found = run_tale(tale, recording=recording_of(out, seed))
     print(json.dumps(asdict(tale), indent=1))
-    print(_why(found) or "held")
+    print(why(found) or "held")
     return 1 if found.is_failure else 0
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from controller.app import make_core
+from controller.replay import replay
 from hil import swarm as swarms
+from hil import swarm_run
 from hil.shrink import shrink, smaller_tales
-from hil.swarm import Blow, Outcome, Tale, draw, run_tale
+from hil.swarm import Blow, Outcome, Tale, draw, record, recording_of, run_tale
 
 CALM = replace(draw(1), blows=(), ceiling_megawatt=None, drop_megawatt=None, battery_event=None, exchange_w=500.0)
 
@@ -80,26 +86,113 @@ def test_shrinking_what_holds_returns_it() -> None:
     assert shrink(CALM, lambda _: False) is CALM
 
 
-def test_summary_counts_and_names_failing_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Pool:
-        def __enter__(self) -> Pool:
-            return self
+def test_the_reference_of_a_story_without_false_readings_is_the_story(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever breaks it was forced, and it is not run twice to find that out."""
+    played: list[tuple[Blow, ...]] = []
 
-        def __exit__(self, *_: object) -> None:
-            return None
+    class Broken:
+        def broken(self) -> list[str]:
+            return ["row: 6 > 5"]
 
-        def imap_unordered(self, one: object, seeds: range) -> list[Outcome]:
-            bad = {3: ("row: 6 > 5",), 4: ("row: 7 > 5",)}
-            return [Outcome(s, 310.0, 2, bad.get(s, ()), s == 4, False, 8 if s == 2 else 0, "") for s in seeds]
+    def play(_: Tale, blows: tuple[Blow, ...], **__: object) -> tuple[Broken, bool, int]:
+        played.append(blows)
+        return Broken(), False, 0
 
-    class Context:
-        def Pool(self, *_: object, **__: object) -> Pool:
-            return Pool()
+    monkeypatch.setattr(swarms, "_play", play)
+    deaf = replace(CALM, blows=(Blow("battery", "off", 5.0, 5.0, None),))
+    assert run_tale(deaf).is_forced and played == [deaf.blows]
+    blind = replace(CALM, blows=(Blow("meter", "off", 5.0, 5.0, None),))
+    assert run_tale(blind).is_forced and played == [deaf.blows, blind.blows, ()]
 
-    monkeypatch.setattr(swarms.multiprocessing, "get_context", lambda _: Context())
-    status = swarms.swarm(310.0 * 5 / 3600.0, tmp_path, first_seed=1, wall_s=1e9)
+
+@pytest.mark.usefixtures("short")
+def test_a_recording_replays(tmp_path: Path) -> None:
+    path = recording_of(tmp_path, 7)
+    record(replace(CALM, compute_w=500.0, following="device"), path)
+    seen = replay(path, make_core)
+    assert seen.cycles > 300 and seen.different == 0
+
+
+class Pool:
+    """What a pool of workers does, at once; `stops_after` outcomes somebody presses Ctrl-C."""
+
+    stops_after = 1_000
+
+    def __init__(self) -> None:
+        self.recorded: list[int] = []
+        self.is_joined = False
+
+    def imap_unordered(self, _: object, seeds: range) -> Iterator[tuple[Outcome, float]]:
+        bad = {3: ("row: 6 > 5",), 4: ("row: 7 > 5",)}
+        for k, s in enumerate(seeds):
+            if k == self.stops_after:
+                raise KeyboardInterrupt
+            yield Outcome(s, 310.0, 2, bad.get(s, ()), s == 4, False, 8 if s == 2 else 0, ""), 2.0
+
+    def apply_async(self, _: object, given: tuple[int, Path]) -> None:
+        self.recorded.append(given[0])
+
+    def close(self) -> None:
+        return None
+
+    def join(self) -> None:
+        self.is_joined = True
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Pool:
+    made = Pool()
+    monkeypatch.setattr(swarm_run, "_workers", lambda _: contextlib.nullcontext(made))
+    return made
+
+
+def test_summary_counts_and_names_failing_seeds(tmp_path: Path, pool: Pool) -> None:
+    """Recordings are made of failing seeds only, and waited for."""
+    status = swarm_run.swarm(310.0 * 5 / 3600.0, tmp_path, first_seed=1, wall_s=1e9, jobs=2)
     found = json.loads((tmp_path / "summary.json").read_text())
     assert status == 1 and found["failing_seeds"] == [2, 3] and found["forced"] == 1
     assert found["forced_cases"] == {"4": ["row: 7 > 5"]}
     assert (found["violations"], found["throttled_left"], found["faults"]) == (1, 1, 10)
     assert found["hours"] == pytest.approx(310 * 5 / 3600, abs=1e-3)
+    assert found["is_whole"] and found["real_time_ratio_per_core"] == 155.0 and found["jobs"] == 2
+    assert pool.recorded == [2, 3] and pool.is_joined
+
+
+def test_only_so_many_recordings(tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swarm_run, "RECORDINGS_MAX", 1)
+    swarm_run.swarm(310.0 * 5 / 3600.0, tmp_path, first_seed=1, wall_s=1e9)
+    assert pool.recorded == [2]
+
+
+def test_interrupted_it_says_what_it_has(tmp_path: Path, pool: Pool) -> None:
+    pool.stops_after = 2
+    assert swarm_run.swarm(310.0 * 5 / 3600.0, tmp_path, first_seed=1, wall_s=1e9) == 130
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert found["episodes"] == 2 and not found["is_whole"] and found["failing_seeds"] == [2]
+
+
+def test_out_of_time_it_stops_after_the_episode_in_hand(tmp_path: Path, pool: Pool) -> None:
+    assert swarm_run.swarm(310.0 * 5 / 3600.0, tmp_path, first_seed=10, wall_s=0.0) == 0
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert found["episodes"] == 1 and not found["is_whole"]
+
+
+def test_progress_is_told_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr(swarm_run.time, "perf_counter", lambda: now_s[0])
+    progress, tally = swarm_run.Progress(4), swarm_run.Tally()
+    tally.add(Outcome(1, 310.0, 0, (), False, False, 0, ""), 2.0)
+    progress.tell(tally)
+    assert capsys.readouterr().out == ""
+    now_s[0] += 20.0
+    progress.tell(tally)
+    progress.tell(tally)
+    assert capsys.readouterr().out == "0.1 of 0.3 h, 1 episodes, 0 failed, 1.0 min left\n"
+
+
+def test_numbers_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["--hours", "0"], ["--jobs", "0"], ["--minutes", "-1"], ["--hours", "many"]):
+        monkeypatch.setattr(sys, "argv", ["swarm", *words])
+        with pytest.raises(SystemExit) as refused:
+            swarms.main()
+        assert refused.value.code == 2
