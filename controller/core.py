@@ -30,6 +30,7 @@ from controller.node_orders import NodeOrders
 from controller.outlook import outlook_of
 from controller.plan.plan import Plan, Planner
 from controller.planning import NO_LIMIT_W_PER_S, Known, Planning
+from controller.reserve import NO_BATTERY
 from controller.respond import Responder
 from controller.rings import Rings
 from controller.settings import Policy, SiteSettings
@@ -485,7 +486,8 @@ class SiteCore:
 
     def _known(self, image: SiteImage, decision: Decision, tracker: Tracker) -> Known:
         site, view = self.site, self._view(image, decision, tracker)
-        sample = image.battery.value if image.battery is not None else None
+        sample = battery_sample(image)
+        bounds = tracker.battery_now(sample)
         margin_w = self._margin.step(image.t_mono_s, view.margin_w)
         self._gpu_w_max = room.under_ceilings_w(site, view, decision, tracker, margin_w=margin_w)
         known = Known(
@@ -494,9 +496,10 @@ class SiteCore:
             fleet=decision.fleet,
             readings=decision.readings,
             interval=tracker.interval,
-            bounds=tracker.battery_now(battery_sample(image)),
+            bounds=bounds,
+            # What a battery that is lost or disobeys holds is nobody's to bring back to its middle.
             energy_j=sample.soc_frac * site.battery.energy_j
-            if sample is not None and site.battery is not None
+            if sample is not None and site.battery is not None and bounds is not NO_BATTERY
             else 0.0,
             target_w=tracker.g_ref_w,
             mode=decision.mode.mode,

@@ -85,6 +85,7 @@ class Loop:
         self._signals: tuple[GridSignal, ...] = ()
         self._news_s = math.inf
         self.least_limit_w = 300.0
+        self.is_battery_lost = False
 
     # ------------------------------------------------------------------------------------------------ what tests do
 
@@ -225,17 +226,18 @@ class Loop:
             self._send(node, late_s)
         if core.early_s - self.t_s < self.site.tracker_period_s:
             self._asked_s = self.t_s + WRITE_S + late_s
-        core.acknowledge(image, checked, battery=battery is not None)
+        core.acknowledge(image, checked, battery=battery is not None, load_bank=False)
         core.plan_if_due(image, decision)
 
     def _battery_reading(self) -> Reading[BatterySample] | None:
         if self.way is Way.CAPS:
             return None
         b = self._battery
+        quality = Quality.MISSING if self.is_battery_lost else Quality.GOOD
         sample = BatterySample(
             b.power_w, b.soc_frac, BATTERY_W, BATTERY_W, b.state, True, b.reference_w, False, reversion_s_left=30.0
         )
-        return Reading(sample, self.t_s - 0.004, Quality.GOOD, "battery")
+        return Reading(sample, self.t_s - 0.004, quality, "battery")
 
     def _send(self, node: NodeCommand, late_s: float) -> None:
         """Each GPU's clock, then its limit, one driver call after the other; what is as it was is not written."""

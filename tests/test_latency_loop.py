@@ -59,3 +59,15 @@ def test_a_power_limit_comes_after_its_clock_took_hold() -> None:
         shown = loop.emergency()
     assert shown.load_w.min() > shown.target_w - 0.05 * (shown.before_w - shown.target_w)
     assert loop.least_limit_w < 210.0, "the worst case of all GPUs is under the target"
+
+
+def test_a_battery_that_is_lost_for_a_while_is_not_emptied_when_it_is_back() -> None:
+    """A plan made without the battery must not bring its charge to the middle of nothing: 40 MW of wish, once."""
+    loop = Loop(Way.COMBINED)
+    loop.run(6.0)
+    for is_lost in (True, False):
+        loop.is_battery_lost = is_lost
+        loop.run(3.0)
+        plan = loop.core.plan
+        assert plan is not None and plan.target_w[0] == pytest.approx(loop.load_w, rel=0.05)
+        assert abs(loop.battery_w) < 0.05 * loop.load_w
