@@ -192,8 +192,8 @@ async def _run_way(way: Way, *, trials: int, seed: int, say: Callable[[str], Non
 class LatencyBench:
     """One site on wires, ready for trials."""
 
-    def __init__(self, plant: LatencyPlant, way: Way, session: MqttSession, sender: Sender, *, seed: int) -> None:
-        self._plant, self._way, self._session, self._sender = plant, way, session, sender
+    def __init__(self, plant: LatencyPlant, folder: Path, session: MqttSession, sender: Sender, *, seed: int) -> None:
+        self._plant, self._folder, self._session, self._sender = plant, folder, session, sender
         self._rng = np.random.default_rng(seed)
         self._clock = MonotonicClock()
 
@@ -245,7 +245,8 @@ class LatencyBench:
             why = self._plant.busy_with()
             if not why and swing_w < STEADY_FRAC * float(power_w.mean()):
                 return
-        raise NotReady(f"not at rest after {REST_S_MAX:g} s: {why or f'power moves by {swing_w:.0f} W'}")
+        what = why or f"power moves by {swing_w:.0f} W"
+        raise NotReady(f"not at rest after {REST_S_MAX:g} s: {what}; {await _mode(self._folder)}")
 
     def _encode(self, target_w: float | None) -> bytes:
         request: dict[str, object] = {"interval": {}, "feed_tags": (), "limits": None}
@@ -279,7 +280,7 @@ async def _bench(way: Way, folder: Path, *, seed: int) -> AsyncIterator[LatencyB
                     children.append(child)
                     tasks.append(asyncio.create_task(child.watch()))
                 bench = LatencyBench(
-                    plant, way, session, Sender("isv", "grid", Signer(private, rng=rng), rng), seed=seed
+                    plant, folder, session, Sender("isv", "grid", Signer(private, rng=rng), rng), seed=seed
                 )
                 await _until_controlled(folder, way, session, tasks)
                 yield bench
@@ -312,6 +313,15 @@ async def _until_controlled(folder: Path, way: Way, session: MqttSession, tasks:
     except TimeoutError:
         raise NotReady(f"not in control after {START_S_MAX:g} s: {status or 'no status'}") from None
     await asyncio.sleep(6.0)  # a few plans and their reports
+
+
+async def _mode(folder: Path) -> str:
+    """The controller's mode and why, in words."""
+    try:
+        status: Mapping[str, object] = await fetch(folder / "run-site" / "site.sock")
+    except (OSError, ValueError, TimeoutError):
+        return "no status"
+    return f"mode {status.get('mode')}, {status.get('reasons') or 'no reason'}"
 
 
 def _is_controlling(status: Mapping[str, object], way: Way) -> bool:
