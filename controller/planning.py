@@ -90,7 +90,7 @@ class Planning:
         self._tiers = TierWatch(self._classes)
         self._planned_s: float | None = None
         self._seen_s = self._demand_top_s = 0.0
-        self._other_w = site.other_load_w
+        self._other_w = self._other_w_now = site.other_load_w
         self._demand_top_w = 0.0
         self._demand = Demand(np.zeros(len(self._classes)), 0.0, 0.0, 0.0)
         self.caps: FloatArray = np.empty((2, 0))  # clock in MHz over power limit in W, per GPU; inf is free
@@ -109,7 +109,7 @@ class Planning:
         """A fresh estimate; at most every tick."""
         elapsed_s = min(max(estimate.t_s - self._seen_s, 0.0), OTHER_MEMORY_S)
         self._other_w += elapsed_s / OTHER_MEMORY_S * (estimate.other_w - self._other_w)
-        self._seen_s = estimate.t_s
+        self._seen_s, self._other_w_now = estimate.t_s, estimate.other_w
         self._window.add(estimate.t_s, estimate.own_load_w)
 
     def begin_anew(self, from_s: float) -> None:
@@ -169,7 +169,7 @@ class Planning:
         likely, curves = self._curves_of(known.fleet)
         self._reach_w = known.bounds.charge_w_max + known.bounds.discharge_w_max
         swing = self._swings.beyond(self._reach_w)
-        self._demand = swing.demand(self._other_w) if swing is not None else self._demand_now(known, likely)
+        self._demand = swing.demand() if swing is not None else self._demand_now(known, likely)
         self._tiers.book(known.now_s, known.fleet, known.readings, likely)
         given = self._input(known, curves)
         planner = self._without_solver if known.is_planner_doubted else self._planner
@@ -227,7 +227,7 @@ class Planning:
             caps = readings.acks.caps
             held_w = held_back_w(fleet, likely, power_w=readings.power_w, clock_cap_mhz=caps[0])
             limit_w = fleet.by_class(np.where(caps[1] < fleet.table.peak_w, caps[1], np.inf))
-            self._swings.saw(now_s, fleet.by_class(readings.power_w) + held_w, limit_w)
+            self._swings.saw(now_s, fleet.by_class(readings.power_w) + held_w, limit_w, other_w=self._other_w_now)
 
     @property
     def is_model_wrong(self) -> bool:

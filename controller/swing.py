@@ -40,17 +40,18 @@ class Swing:
     top_w: FloatArray
     bottom_w: FloatArray
     is_slow: BoolArray  # iterates, with no phase shorter than PHASE_S_MIN
+    other_w: float  # what the site drew beside the GPUs: telemetry lags, but not over whole iterations
 
     @property
     def slow_w(self) -> float:
         """Peak to peak with all slow classes at the bottom, and at the top, at once: independent jobs meet there."""
         return float(((self.top_w - self.bottom_w) * self.is_slow).sum())
 
-    def demand(self, other_w: float) -> Demand:
+    def demand(self) -> Demand:
         """As the planner takes it: all classes may stand at the top, and at the bottom, at once."""
         return Demand(
             class_w=self.mean_w,
-            other_w=other_w,
+            other_w=self.other_w,
             ripple_up_w=float((self.top_w - self.mean_w).sum()),
             ripple_down_w=float((self.mean_w - self.bottom_w).sum()),
         )
@@ -60,7 +61,8 @@ class SwingWatch:
     """Remembers what each class drew; says how it swings while that is slow and more than the battery reaches."""
 
     def __init__(self) -> None:
-        self._samples: deque[tuple[float, FloatArray, BoolArray]] = deque()  # time, draw, whether at its limit
+        # Time, what each class draws and whether it is at its limit, what else the site draws.
+        self._samples: deque[tuple[float, FloatArray, BoolArray, float]] = deque()
         self._top_w: FloatArray = np.empty(0)
         self._is_beyond = False
 
@@ -68,11 +70,11 @@ class SwingWatch:
         """Whether `saw` wants a sample."""
         return not self._samples or now_s - self._samples[-1][0] >= SAMPLE_S - 1e-6
 
-    def saw(self, now_s: float, class_w: FloatArray, limit_w: FloatArray) -> None:
-        """What classes draw (with what clocks hold back added), and what power limits let them draw; inf is free."""
+    def saw(self, now_s: float, class_w: FloatArray, limit_w: FloatArray, *, other_w: float) -> None:
+        """What classes draw (plus what clocks hold back), what power limits let them draw (inf: free), and the rest."""
         if self._samples and len(self._samples[-1][1]) != len(class_w):
             self._samples.clear()
-        self._samples.append((now_s, class_w, class_w >= LIMITED_SHARE * limit_w))
+        self._samples.append((now_s, class_w, class_w >= LIMITED_SHARE * limit_w, other_w))
         while self._samples[0][0] < now_s - SPAN_S:
             self._samples.popleft()
 
@@ -86,8 +88,8 @@ class SwingWatch:
     def _found(self, reach_w: float) -> Swing | None:
         if len(self._samples) < 2 or self._samples[-1][0] - self._samples[0][0] < SPAN_S_MIN:
             return None
-        t_s = np.array([at_s for at_s, _, _ in self._samples])
-        draw_w = np.array([class_w for _, class_w, _ in self._samples])
+        t_s = np.array([sample[0] for sample in self._samples])
+        draw_w = np.array([sample[1] for sample in self._samples])
         if not self._is_beyond and float(np.ptp(draw_w, axis=0).sum()) <= reach_w:
             return None  # nearly always: nothing more to look at
         self._unhide(draw_w)
@@ -95,12 +97,12 @@ class SwingWatch:
         is_slow = np.array([cycle is not None for cycle in cycles])
         slowest_s = max((cycle for cycle in cycles if cycle is not None), default=0.0)
         recent = t_s >= t_s[-1] - min(max(CYCLES * slowest_s, SPAN_S_MIN), SPAN_S)
-        draw_w = draw_w[recent]
-        return Swing(draw_w.mean(axis=0), draw_w.max(axis=0), draw_w.min(axis=0), is_slow)
+        draw_w, other_w = draw_w[recent], np.array([sample[3] for sample in self._samples])[recent]
+        return Swing(draw_w.mean(axis=0), draw_w.max(axis=0), draw_w.min(axis=0), is_slow, float(other_w.mean()))
 
     def _unhide(self, draw_w: FloatArray) -> None:
         """At its limit a class shows no top: it is then as high as it last was without, or higher. In place, (n, K)."""
-        is_limited = np.array([is_at for _, _, is_at in self._samples])
+        is_limited = np.array([sample[2] for sample in self._samples])
         seen_w = draw_w.max(axis=0)
         if len(self._top_w) != len(seen_w):
             self._top_w = seen_w

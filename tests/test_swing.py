@@ -36,7 +36,7 @@ def watched(
             ]
         )
         in_force = limit_w if t_s > until_s / 2.0 else FREE
-        watch.saw(t_s, np.minimum(draw, in_force), in_force)
+        watch.saw(t_s, np.minimum(draw, in_force), in_force, other_w=(4 + n % 3) * MEGA)
     return watch
 
 
@@ -48,9 +48,10 @@ def test_slow_jobs_swing_by_all_of_their_ripples_at_once() -> None:
     assert found.top_w.tolist() == [16 * MEGA, 8 * MEGA] and found.bottom_w.tolist() == [10 * MEGA, 5 * MEGA]
     assert found.mean_w == pytest.approx([13.6 * MEGA, 6.8 * MEGA], rel=0.02)
     assert watched().beyond(10 * MEGA) is None
-    demand = found.demand(5 * MEGA)
-    assert demand.load_w - demand.ripple_down_w == pytest.approx(20 * MEGA)
-    assert demand.load_w + demand.ripple_up_w == pytest.approx(29 * MEGA)
+    demand = found.demand()
+    assert demand.other_w == pytest.approx(5 * MEGA, rel=0.01)
+    assert demand.load_w - demand.ripple_down_w == pytest.approx(20 * MEGA, rel=0.01)
+    assert demand.load_w + demand.ripple_up_w == pytest.approx(29 * MEGA, rel=0.01)
 
 
 def test_phases_that_a_limit_cannot_follow_are_refused() -> None:
@@ -67,7 +68,7 @@ def test_a_start_is_no_iteration_and_a_site_without_a_battery_has_no_use_for_it(
     watch = SwingWatch()
     for n in range(200):
         t_s = n * SAMPLE_S
-        watch.saw(t_s, np.array([2 * MEGA if t_s < 12.0 else 16 * MEGA, 5 * MEGA]), FREE)
+        watch.saw(t_s, np.array([2 * MEGA if t_s < 12.0 else 16 * MEGA, 5 * MEGA]), FREE, other_w=0.0)
     assert watch.beyond(3 * MEGA) is None
     assert watched().beyond(0.0) is None
     assert watched(until_s=6.0).beyond(8 * MEGA) is None  # too early to tell
@@ -96,7 +97,7 @@ def test_a_limit_hides_a_top_but_not_for_ever() -> None:
                 square(t_s, period_s=13.0, high_w=8 * MEGA, low_w=5 * MEGA),
             ]
         )
-        watch.saw(t_s, np.minimum(draw, limit), limit)
+        watch.saw(t_s, np.minimum(draw, limit), limit, other_w=0.0)
         if n % 5 == 0:
             found = watch.beyond(4 * MEGA)
             assert found is not None and found.top_w.tolist() == [16 * MEGA, 8 * MEGA]
@@ -104,7 +105,7 @@ def test_a_limit_hides_a_top_but_not_for_ever() -> None:
     for n in range(250):
         t_s = 160.0 + n * SAMPLE_S
         draw = np.array([square(t_s, period_s=8.0, high_w=12 * MEGA, low_w=7 * MEGA), 5 * MEGA])
-        watch.saw(t_s, draw, limit)
+        watch.saw(t_s, draw, limit, other_w=0.0)
     found = watch.beyond(4 * MEGA)
     assert found is not None and found.top_w.tolist() == [12 * MEGA, 5 * MEGA]
 
@@ -135,7 +136,7 @@ def two_classes(stands_for: float = 1000.0) -> Fleet:
 
 def limits(cap_w: list[float], peak_w: list[float], top_w: list[float]) -> tuple[FloatArray, BoolArray]:
     top = np.array(top_w)
-    swing = Swing(0.8 * top, top, 0.6 * top, np.ones(2, dtype=bool))
+    swing = Swing(0.8 * top, top, 0.6 * top, np.ones(2, dtype=bool), 0.0)
     return limits_of_swing(two_classes(), swing, cap_w=np.array(cap_w), peak_w=np.array(peak_w))
 
 
