@@ -115,6 +115,7 @@ class Planning:
     def begin_anew(self, from_s: float) -> None:
         """An emergency's caps move the load until `from_s`: no job does, and none is judged by it."""
         self._window.begin_anew(from_s)
+        self._swings.begin_anew(from_s)
 
     def watches(self, estimate: Estimate) -> tuple[Watch, ...]:
         """The configured contingencies as they stand at this load."""

@@ -10,6 +10,7 @@ Pure; powers are of whole classes (K,) unless said. Decides nothing about how mu
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -65,15 +66,23 @@ class SwingWatch:
         self._samples: deque[tuple[float, FloatArray, BoolArray, float]] = deque()
         self._top_w: FloatArray = np.empty(0)
         self._is_beyond = False
+        self._due_s = -math.inf
 
     def is_due(self, now_s: float) -> bool:
         """Whether `saw` wants a sample."""
-        return not self._samples or now_s - self._samples[-1][0] >= SAMPLE_S - 1e-6
+        return now_s >= self._due_s - 1e-6
+
+    def begin_anew(self, from_s: float) -> None:
+        """What happens until `from_s` is nobody's ripple, and what was before it another state. No matter once past."""
+        if from_s > self._due_s:
+            self._samples.clear()
+            self._due_s = from_s
 
     def saw(self, now_s: float, class_w: FloatArray, limit_w: FloatArray, *, other_w: float) -> None:
         """What classes draw (plus what clocks hold back), what power limits let them draw (inf: free), and the rest."""
         if self._samples and len(self._samples[-1][1]) != len(class_w):
             self._samples.clear()
+        self._due_s = now_s + SAMPLE_S
         self._samples.append((now_s, class_w, class_w >= LIMITED_SHARE * limit_w, other_w))
         while self._samples[0][0] < now_s - SPAN_S:
             self._samples.popleft()

@@ -110,6 +110,18 @@ def test_a_limit_hides_a_top_but_not_for_ever() -> None:
     assert found is not None and found.top_w.tolist() == [12 * MEGA, 5 * MEGA]
 
 
+def test_what_an_emergency_does_to_the_load_is_no_ripple() -> None:
+    """Told that caps move the load until 70 s, the watch wants nothing until then and says nothing for a while."""
+    watch = watched()
+    assert watch.beyond(8 * MEGA) is not None
+    watch.begin_anew(-np.inf)
+    watch.begin_anew(50.0)
+    assert watch.beyond(8 * MEGA) is not None  # what is over is over
+    watch.begin_anew(70.0)
+    assert not watch.is_due(69.0) and watch.is_due(70.0)
+    assert watch.beyond(8 * MEGA) is None
+
+
 def two_classes(stands_for: float = 1000.0) -> Fleet:
     n = 6
     ids = tuple(GpuId(f"g{i}") for i in range(n))
