@@ -61,7 +61,7 @@ process: setup ## death of real processes under what plays systemd: kill -9, sto
 
 coverage: setup ## every line and branch of the safety-critical modules, by their own tests
 	@mkdir -p out
-	$(BIN)/coverage run -m pytest -q $(foreach m,actuate contract contract_rows envelope envelope_node modes signals signal_memory,tests/test_$(m).py)
+	$(BIN)/coverage run -m pytest -q $(foreach m,actuate contract contract_rows envelope envelope_bank envelope_node modes signals signal_memory,tests/test_$(m).py)
 	$(BIN)/coverage report
 
 mutation: setup ## mutants of envelope, modes, signals and contract; writes out/mutation.json

@@ -115,8 +115,8 @@ class Ballast:
         self._limits: tuple[Limit, ...] = ()
         self._rows: tuple[ReserveRow, ...] = ()
         self._sample: LoadBankSample | None = None
-        self._asked_w = 0.0  # the set-point of the last command that was proposed
         self._asked_s = -math.inf
+        self._may_draw = False
         self._expected_w: float | None = None  # what lag and slope make of the set-points acknowledged
         self._told_w = 0.0
         self._acked_s = -math.inf
@@ -138,7 +138,7 @@ class Ballast:
     ) -> Floor:
         """Judge the bank anew. `left_w`: what a crash leaves without it; `may_draw`: an order could be given at all."""
         bank, reading, now_s = self._bank, image.load_bank, image.t_mono_s
-        self.floor, self.why_not = NO_FLOOR, ""
+        self.floor, self.why_not, self._may_draw = NO_FLOOR, "", may_draw
         if bank is None or reading is None:
             return NO_FLOOR
         self._sample = reading.value if reading.quality is not Quality.MISSING else None
@@ -224,21 +224,26 @@ class Ballast:
         estimate: Estimate,
         plan: Plan | None,
         mode: Mode,
+        written_w: float,
         numbers: tuple[int, int],
         ttl_s: float,
     ) -> LoadBankCommand | None:
-        """The next command; `numbers` are its epoch and sequence. None where there is no bank that takes orders."""
+        """The next command; `numbers` are its epoch and sequence. None where there is no bank that takes orders.
+
+        `written_w` is the set-point that was last let through. What the envelope would refuse is not asked for:
+        refusals count.
+        """
         bank, sample, now_s = self._bank, self._sample, image.t_mono_s
+        elapsed_s, self._asked_s = max(0.0, now_s - self._asked_s), now_s
         if bank is None or sample is None or not sample.is_remote or sample.state is LoadBankState.FAULT:
-            self._asked_w, self._asked_s = 0.0, now_s
             return None
         slope = min(tracker.interval.slope_down_w_per_s, bank.ramp_w_per_s_max)
         if track.aim is not None and mode <= Mode.HOLD:
             planned_w = plan.ballast_w if plan is not None else 0.0
-            wanted_w = self._wanted_w(bank, sample, track, estimate, planned_w)
+            wanted_w = self._wanted_w(bank, sample, track, estimate, planned_w, written_w)
+            wanted_w = wanted_w if self._may_draw else min(wanted_w, written_w)
         else:  # nothing holds the target: the bank lets go as the target would come down
-            wanted_w = max(0.0, self._asked_w - slope * max(0.0, now_s - self._asked_s))
-        self._asked_w, self._asked_s = wanted_w, now_s
+            wanted_w = max(0.0, written_w - slope * elapsed_s)
         return LoadBankCommand(
             setpoint_w=wanted_w,
             ramp_w_per_s=bank.ramp_w_per_s_max,
@@ -258,6 +263,7 @@ class Ballast:
         track: TrackerOutput,
         estimate: Estimate,
         planned_w: float,
+        written_w: float,
     ) -> float:
         """What the battery cannot take of the surplus; of the plan's wish no more than the surplus itself."""
         surplus_w = track.g_ref_w - estimate.own_load_w
@@ -267,7 +273,7 @@ class Ballast:
         wanted_w, small_w = min(wanted_w, _available_w(bank, sample)), DEADBAND_FRAC * bank.power_w_max
         if wanted_w < small_w:
             return 0.0
-        return self._asked_w if abs(wanted_w - self._asked_w) < small_w else wanted_w
+        return written_w if abs(wanted_w - written_w) < small_w else wanted_w
 
     def acknowledged(self, now_s: float, command: LoadBankCommand) -> None:
         """The bank took `command` and read it back."""

@@ -438,6 +438,7 @@ class SiteCore:
             estimate=estimate,
             plan=self.planning.plan,
             mode=mode,
+            written_w=self._envelope_state.ballast_w,
             numbers=(self._epoch, self._seq),
             ttl_s=ttl_s,
         )

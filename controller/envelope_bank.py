@@ -14,7 +14,8 @@ import numpy as np
 from controller import types as t
 
 VIOLATION_WINDOW_S, TTL_PERIODS_MAX = 60.0, 10.0
-SLACK = 1e-6  # relative: a bound met to rounding is met
+WATT = 1.0  # a bound met to the watt is met: rounding is no violation
+SLACK = 1e-6  # of a ring's step, likewise
 
 
 def check(view: t.EnvelopeView, proposal: t.SiteCommand, verdict: t.EnvelopeVerdict) -> t.EnvelopeVerdict:
@@ -58,12 +59,12 @@ def _narrow(
     wish_w = c.setpoint_w
     for invariant, low_w, high_w in (
         (8, 0.0, bank.power_w_max),
-        (6, -math.inf, math.inf if _may_rise(v) else max(last_w, 0.0)),
+        (6, -math.inf, math.inf if _may_rise(v) else last_w),
         (4, -math.inf, last_w + _room_w(v, bank)),
         (5, min(last_w - _fall_w(v), bank.power_w_max), math.inf),
     ):
         inside_w = min(max(wish_w, low_w), high_w)
-        if abs(inside_w - wish_w) > SLACK * max(bank.power_w_max, 1.0):
+        if abs(inside_w - wish_w) > WATT:
             say(invariant, f"{wish_w:.0f} W outside {low_w:.0f}..{high_w:.0f} W")
         wish_w = inside_w
     slopes = [min(w, bank.ramp_w_per_s_max) if w > 0.0 else bank.ramp_w_per_s_max for w in _slopes(c)]
@@ -85,31 +86,34 @@ def _may_rise(v: t.EnvelopeView) -> bool:
     return v.is_leader and v.mode <= t.Mode.HOLD and not v.state.is_distrusted
 
 
-def _is_fresh(v: t.EnvelopeView) -> bool:
+def _metered_w(v: t.EnvelopeView) -> float | None:
+    """Grid power by a good and fresh reading."""
     pcc = v.image.pcc
-    return pcc is not None and pcc.is_good and pcc.age_s(v.image.t_mono_s) <= v.meter_age_s_max
-
-
-def _power_w(v: t.EnvelopeView) -> float:
-    """Grid power as metered; where nobody meters it, what it should be."""
-    if v.image.pcc is not None and _is_fresh(v):
-        return v.image.pcc.value.power_w
-    return v.load_w if v.state.target_w is None else v.state.target_w
+    if pcc is None or not pcc.is_good or pcc.age_s(v.image.t_mono_s) > v.meter_age_s_max:
+        return None
+    return pcc.value.power_w
 
 
 def _room_w(v: t.EnvelopeView, bank: t.EnvelopeLoadBank) -> float:
     """Invariant 4: how much more fits under the ceiling; none that nobody measures."""
     if math.isinf(v.import_w_max):
         return math.inf
-    return max(0.0, v.import_w_max - _power_w(v) + bank.relief_w) if _is_fresh(v) else 0.0
+    power_w = _metered_w(v)
+    return 0.0 if power_w is None else max(0.0, v.import_w_max - power_w + bank.relief_w)
 
 
 def _fall_w(v: t.EnvelopeView) -> float:
     """Invariant 5: how much less the windows let through, by brute force, and what the battery makes up for."""
-    low_w = -math.inf
-    for row in v.windows:
-        ring = row.ring
-        n = max(1, min(len(ring.min_w), 1 + int((row.window_s - ring.head_s) / ring.step_s + SLACK)))
-        room_w = np.maximum(row.room_w, row.room_w_per_s * (ring.head_s + ring.step_s * np.arange(n)))
-        low_w = max(low_w, float((ring.max_w[:n] - room_w).max())) if row.is_down else low_w
-    return max(0.0, _power_w(v) - low_w) + (v.battery.spare_w if v.battery is not None else 0.0)
+    power_w = _metered_w(v)
+    if power_w is None:  # what it should be
+        power_w = v.load_w if v.state.target_w is None else v.state.target_w
+    low_w = max((_low_w(row) for row in v.windows if row.is_down), default=-math.inf)
+    return max(0.0, power_w - low_w) + (v.battery.spare_w if v.battery is not None else 0.0)
+
+
+def _low_w(row: t.WindowCheck) -> float:
+    """The least power that the row lets through, from every entry that lies wholly inside its window."""
+    ring = row.ring
+    n = max(1, min(len(ring.min_w), 1 + int((row.window_s - ring.head_s) / ring.step_s + SLACK)))
+    room_w = np.maximum(row.room_w, row.room_w_per_s * (ring.head_s + ring.step_s * np.arange(n)))
+    return float((ring.max_w[:n] - room_w).max())

@@ -40,11 +40,29 @@ from hil.mutants import Mutant, applied, mutants_of
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = tuple(
     f"controller.{name}"
-    for name in ("envelope", "envelope_node", "modes", "signals", "signal_schedule", "contract", "contract_rows")
+    for name in (
+        "envelope",
+        "envelope_bank",
+        "envelope_node",
+        "modes",
+        "signals",
+        "signal_schedule",
+        "contract",
+        "contract_rows",
+    )
 )
 TESTS = tuple(
     f"tests/test_{name}.py"
-    for name in ("envelope", "envelope_node", "modes", "signals", "signal_memory", "contract", "contract_rows")
+    for name in (
+        "envelope",
+        "envelope_bank",
+        "envelope_node",
+        "modes",
+        "signals",
+        "signal_memory",
+        "contract",
+        "contract_rows",
+    )
 )
 JUSTIFIED = Path("tests/mutation_justified.yaml")
 REPORT = Path("out/mutation.json")

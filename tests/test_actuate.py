@@ -218,3 +218,28 @@ async def test_writes_that_keep_failing_are_told_by_their_kind() -> None:
     battery.fault = DeviceChanged("battery", "scale")
     await actuate.apply(command(5))
     assert actuate.troubles == (Trouble(SiteFault.DEVICE_CHANGED, "battery"),)
+
+
+async def test_a_bank_alone_and_a_command_without_ballast() -> None:
+    """No battery: only the bank is written, and only when the command has a part for it."""
+    diary: list[str] = []
+    actuate = Actuate(
+        battery=None,
+        load_bank=ScriptedBank(diary),
+        node_link=DiaryLink(diary),
+        deadline_s=0.02,
+        on_change=lambda s, w: None,
+    )
+    acks = await actuate.apply(with_bank(1, 2.0))
+    assert acks.load_bank and not acks.battery and diary == ["caps", "bank 2"]
+    acks = await actuate.apply(command(2))
+    assert not acks.load_bank and diary == ["caps", "bank 2", "caps"]
+
+
+async def test_nothing_to_write_is_no_acknowledgement() -> None:
+    battery = ScriptedBattery()
+    actuate = Actuate(battery=battery, node_link=Link(), deadline_s=0.02, on_change=lambda s, w: None)
+    acks = await actuate.apply(replace(command(1), battery=None, nodes=()))
+    assert not acks.battery and not acks.nodes_sent and battery.written == []
+    none = Actuate(battery=None, node_link=Link(), deadline_s=0.02, on_change=lambda s, w: None)
+    assert not (await none.apply(command(2))).battery

@@ -70,6 +70,7 @@ class Rig:
         self.now_s = 100.0
         self.sample = READY
         self.quality = Quality.GOOD
+        self.written_w = 0.0
 
     def image(self) -> SiteImage:
         return image_with(self.now_s, Reading(self.sample, self.now_s, self.quality, "load_bank"))
@@ -245,20 +246,23 @@ class Planned:
 
 
 def ordered(
-    rig: Rig, track: Track, load_w: float, *, planned_w: float = 0.0, mode: Mode = Mode.NORMAL
+    rig: Rig, track: Track, load_w: float, *, planned_w: float = 0.0, mode: Mode = Mode.NORMAL, may_draw: bool = True
 ) -> LoadBankCommand | None:
-    rig.see()
+    rig.see(may_draw=may_draw)
     rig.told()
-    return rig.ballast.order(
+    command = rig.ballast.order(
         rig.image(),
         tracker=TRACKER,
         track=track,  # type: ignore[arg-type]
         estimate=Load(load_w),  # type: ignore[arg-type]
         plan=Planned(planned_w),  # type: ignore[arg-type]
         mode=mode,
+        written_w=rig.written_w,
         numbers=(3, 7),
         ttl_s=5.0,
     )
+    rig.written_w = command.setpoint_w if command is not None else 0.0
+    return command
 
 
 def setpoint(command: LoadBankCommand | None) -> float:
@@ -303,6 +307,15 @@ def test_where_nothing_holds_the_target_it_lets_go_at_the_contracts_slope(way: s
     for _ in range(300):
         last_w = setpoint(ordered(rig, track, 20e6, mode=mode))
     assert last_w == 0.0
+
+
+def test_what_the_envelope_would_refuse_is_not_asked_for() -> None:
+    """Where no order may rise, none does; it goes on from what was let through, and may still let go."""
+    rig = armed()
+    assert setpoint(ordered(rig, Track(60e6, 7e6), 50e6, may_draw=False)) == 0.0
+    rig.written_w = 2e6
+    assert setpoint(ordered(rig, Track(60e6, 7e6), 50e6, may_draw=False)) == 2e6
+    assert setpoint(ordered(rig, Track(60e6, 7e6), 52e6, may_draw=False)) == pytest.approx(1e6)
 
 
 def test_in_use_it_is_told_half_of_the_slope_for_when_commands_stop() -> None:

@@ -73,10 +73,24 @@ def test_a_bank_that_is_not_there_gets_nothing() -> None:
     assert verdict.command.load_bank is None and broken(verdict) == {8}
 
 
-@pytest.mark.parametrize(("wish_w", "got_w"), [(301.0, 300.0), (-1.0, 0.0)])
+@pytest.mark.parametrize(("wish_w", "got_w"), [(302.0, 300.0), (-2.0, 0.0)])
 def test_the_banks_own_limits(wish_w: float, got_w: float) -> None:
     verdict = check(bank_view(), ballast(wish_w))
     assert setpoint(verdict) == got_w and broken(verdict) == {8}
+
+
+def test_a_bound_met_to_the_watt_is_met() -> None:
+    """The command is held to the bound all the same; beyond a watt it is a violation."""
+    for wish_w, said in ((300.5, set()), (301.0, set()), (301.5, {8})):
+        verdict = check(bank_view(), ballast(wish_w))
+        assert setpoint(verdict) == 300.0 and broken(verdict) == said
+
+
+@pytest.mark.parametrize(("slope", "got"), [(0.5, 0.5), (0.0, 1000.0), (1000.0, 1000.0), (1001.0, 1000.0)])
+def test_each_slope_is_bounded(slope: float, got: float) -> None:
+    verdict = check(bank_view(), ballast(100.0, expiry_w_per_s=slope))
+    assert verdict.command.load_bank is not None and verdict.command.load_bank.expiry_w_per_s == got
+    assert verdict.command.load_bank.ramp_w_per_s == 1000.0 and broken(verdict) == (set() if slope == got else {8})
 
 
 def test_slopes_are_the_devices_own_at_most() -> None:
@@ -85,9 +99,10 @@ def test_slopes_are_the_devices_own_at_most() -> None:
     assert verdict.command.load_bank.ramp_w_per_s == verdict.command.load_bank.expiry_w_per_s == 1000.0
 
 
-@pytest.mark.parametrize(("ttl_s", "got_s"), [(0.5, 2.0), (11.0, 10.0), (10.0, 10.0)])
+@pytest.mark.parametrize(("ttl_s", "got_s"), [(0.5, 4.0), (2.0, 4.0), (2.5, 2.5), (20.0, 20.0), (20.5, 20.0)])
 def test_a_command_lives_as_long_as_others_do(ttl_s: float, got_s: float) -> None:
-    verdict = check(bank_view(), ballast(100.0, ttl_s=ttl_s))
+    """More than one planner period (of 2 s here) and up to ten."""
+    verdict = check(bank_view(planner_period_s=2.0), ballast(100.0, ttl_s=ttl_s))
     assert verdict.command.load_bank is not None and verdict.command.load_bank.ttl_s == got_s
     assert broken(verdict) == (set() if ttl_s == got_s else {9})
 
@@ -110,6 +125,62 @@ def test_more_ballast_needs_leave_and_less_never_does(changes: dict[str, Any]) -
     assert broken(check(bank_view(**changes), ballast(200.0))) == {6}
     verdict = check(bank_view(**changes), ballast(50.0))
     assert setpoint(verdict) == 50.0 and verdict.violations == ()
+
+
+def test_the_highest_mode_that_holds_a_target_may_ask_for_more() -> None:
+    assert setpoint(check(bank_view(mode=Mode.HOLD), ballast(200.0))) == 200.0
+    assert setpoint(check(bank_view(mode=Mode.RELEASE), ballast(200.0))) == 100.0
+
+
+def test_what_is_refused_is_not_remembered_as_drawn() -> None:
+    """A bank that gets no order lets go: the next one begins at nothing."""
+    assert check(bank_view(), ballast(math.nan)).state.ballast_w == 0.0
+    assert check(bank_view(), ballast(math.nan)).state.violation_times_s != ()
+
+
+def test_a_reading_as_old_as_allowed_still_measures() -> None:
+    seen = bank_view(import_w_max=5000.0, meter_age_s_max=0.25)
+    assert setpoint(check(replace(seen, image=image(age_s=0.25)), ballast(200.0))) == 200.0
+    assert setpoint(check(replace(seen, image=image(age_s=0.5)), ballast(200.0))) == 100.0
+
+
+def test_what_is_metered_counts_and_not_what_should_be() -> None:
+    """1,000 W on the meter, a target of 900: a window of 60 lets 60 go, not none."""
+    seen = bank_view(windows=(window(60.0),), state=state(ballast_w=100.0, target_w=900.0))
+    assert setpoint(check(seen, ballast(0.0))) == 40.0
+
+
+def test_every_window_counts_with_every_entry_that_lies_inside_it() -> None:
+    """A peak of 1,090 W three seconds ago: inside 3 s of window, outside of 2; and a running step counts always."""
+    past = [1000.0, 1000.0, 1000.0, 1090.0] + [1000.0] * 597
+    for window_s, got_w in ((2.0, 0.0), (3.0, 80.0), (0.5, 0.0), (2000.0, 80.0)):
+        seen = bank_view(windows=(window(110.0, window_s, past=ring(past)),))
+        assert setpoint(check(seen, ballast(0.0))) == got_w, window_s
+    headed = bank_view(windows=(window(110.0, 3.0, past=ring(past, head_s=0.5)),))
+    assert setpoint(check(headed, ballast(0.0))) == 0.0, "the entry is partly outside"
+    running = bank_view(windows=(window(110.0, 0.5, past=ring([1090.0] + [1000.0] * 600)),))
+    assert setpoint(check(running, ballast(0.0))) == 80.0
+    two = bank_view(windows=(window(60.0), window(20.0), window(90.0)))
+    assert setpoint(check(two, ballast(0.0))) == 80.0
+    mixed = bank_view(windows=(window(20.0, down=False), window(60.0)))
+    assert setpoint(check(mixed, ballast(0.0))) == 40.0
+
+
+def test_a_row_on_a_slope_gives_room_with_age() -> None:
+    """20 W a second: what stood higher four seconds ago may have come down by 80; what stands now, by 10."""
+    past = [1000.0] * 4 + [1060.0] + [900.0] * 596
+    row = replace(window(10.0, 60.0, past=ring(past)), room_w_per_s=20.0)
+    assert setpoint(check(bank_view(windows=(row,)), ballast(0.0))) == 90.0
+    later = replace(window(10.0, 60.0, past=ring([1000.0] + [1000.0] * 600, head_s=1.0)), room_w_per_s=20.0)
+    assert setpoint(check(bank_view(windows=(later,)), ballast(0.0))) == 80.0
+
+
+def test_power_below_what_the_windows_let_lets_nothing_go() -> None:
+    """Broken already: not a watt of it, and nothing is added to make up for it."""
+    seen = bank_view(windows=(window(60.0, past=ring(1500.0)),))
+    assert setpoint(check(seen, ballast(0.0))) == 100.0
+    alone = bank_view(windows=(window(60.0),), battery=None)
+    assert setpoint(check(alone, ballast(0.0))) == 40.0
 
 
 def test_more_ballast_fits_under_the_ceiling_as_metered() -> None:
