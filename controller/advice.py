@@ -33,7 +33,7 @@ ADVICE: dict[Flag, str] = {
     Flag.DEVICE_BUSY: "keep other masters off it if it goes on",
     Flag.DEVICE_REFUSES: "look at its rights, mode and profile",
     Flag.DEVICE_CHANGED: "if that is right, take it out of devices.json and restart",
-    Flag.DEVICE_WRONG: "correct address or profile, then `rampart reset`",
+    Flag.DEVICE_WRONG: "correct its address or profile",
     Flag.GRID_LINK_LOST: "look at the broker and the way to it",
     Flag.GRID_SILENT: "look at the broker and the way to it",
     Flag.SIGNAL_DUPLICATE: "nothing to do",

@@ -144,7 +144,7 @@ def _rows() -> dict[Flag, Reaction]:
         (f.DEVICE_BUSY, "M6", normal, when, "a Modbus device is busy; tried again next period"),
         (f.DEVICE_REFUSES, "M6", degraded, when, "a Modbus device refuses what it is asked; tried again"),
         (f.DEVICE_CHANGED, "M7", degraded, operator, "a device changed model, scale or layout; locked out"),
-        (f.DEVICE_WRONG, "M8", degraded, operator, "another product answers at a device's address; locked out"),
+        (f.DEVICE_WRONG, "M8", degraded, when, "another product answers at a device's address; not armed"),
         (f.GRID_LINK_LOST, "Q1", degraded, when, "the grid link is down; the last limits hold until grace ends"),
         (f.GRID_SILENT, "Q1", degraded, signal, "the grid was silent beyond its grace; the fallback contract holds"),
         (f.SIGNAL_DUPLICATE, "Q2", normal, when, "a grid message came twice; ignored"),

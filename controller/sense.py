@@ -44,7 +44,6 @@ from controller.types import (
 T = TypeVar("T")
 
 STALE_PERIODS = 3.0  # FAULTS S4: older than three tracker periods beyond the device's own delay is missing
-WRONG_READS = 3  # in a row, before another product is said to answer
 UPS_PERIOD_S = 1.0  # a UPS is read-only and slow; its battery lasts minutes
 NODE_STALE_S = 2.0  # ten reports at the default telemetry rate
 
@@ -68,7 +67,6 @@ class Source(Generic[T]):
         self._last = Reading(value=stand_in, t_mono_s=float("-inf"), quality=Quality.MISSING, source=name)
         self._task: asyncio.Task[Reading[T]] | None = None
         self._fault: SiteFault | None = None  # of its newest read
-        self._fault_count = 0  # reads in a row that ended with it
         self._is_lost: bool | None = None  # not known before the first answer or failure
 
     def start(self) -> asyncio.Task[Reading[T]]:
@@ -96,23 +94,18 @@ class Source(Generic[T]):
             task, self._task = self._task, None
             try:
                 self._last = task.result()
-                self._fault, self._fault_count = None, 0
+                self._fault = None
                 self._say(lost=self._last.quality is Quality.MISSING, why="no value")
             except DriverError as error:
-                self._fault_count = self._fault_count + 1 if error.fault is self._fault else 1
                 self._fault = error.fault
                 self._say(lost=True, why=str(error))
 
     def troubles(self, now_s: float) -> set[Trouble]:
-        """What is wrong with it, once its last value is old; another device than was armed, at once.
-
-        What only an operator ends must not be one garbled answer's doing.
-        """
-        fault = self._fault
-        if fault is None or (fault is SiteFault.DEVICE_WRONG and self._fault_count < WRONG_READS):
-            return set()
+        """What is wrong with it, once its last value is old; another device than was armed, at once."""
         is_fresh = self._last.is_good and self._last.age_s(now_s) <= self._fresh_s
-        return set() if is_fresh and fault is not SiteFault.DEVICE_CHANGED else {Trouble(fault, self.name)}
+        if self._fault is None or (is_fresh and self._fault is not SiteFault.DEVICE_CHANGED):
+            return set()
+        return {Trouble(self._fault, self.name)}
 
     def _say(self, *, lost: bool, why: str) -> None:
         if lost != self._is_lost:

@@ -213,7 +213,6 @@ async def test_a_load_bank_that_falls_silent_ages_and_is_told_once() -> None:
         (DeviceBusy("pcc", "busy"), 4, SiteFault.DEVICE_BUSY),
         (NotSupported("pcc", "no such register"), 4, SiteFault.DEVICE_REFUSES),
         (WrongDevice("pcc", "another product"), 4, SiteFault.DEVICE_WRONG),
-        (WrongDevice("pcc", "garbled once"), 2, None),
         (DeviceTimeout("pcc", "late"), 1, None),  # the last value is fresh yet
         (DeviceChanged("pcc", "scale"), 1, SiteFault.DEVICE_CHANGED),
     ],
