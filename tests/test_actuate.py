@@ -22,7 +22,7 @@ from controller.types import (
     SiteFault,
     Trouble,
 )
-from drivers.errors import DeviceChanged, NotApplied
+from drivers.errors import DeviceBusy, DeviceChanged, NotApplied
 
 
 class ScriptedBattery:
@@ -243,3 +243,15 @@ async def test_nothing_to_write_is_no_acknowledgement() -> None:
     assert not acks.battery and not acks.nodes_sent and battery.written == []
     none = Actuate(battery=None, node_link=Link(), deadline_s=0.02, on_change=lambda s, w: None)
     assert not (await none.apply(command(2))).battery
+
+
+async def test_a_bank_whose_writes_fail_is_told_of_by_its_own_name() -> None:
+    bank = ScriptedBank([])
+    actuate = Actuate(
+        battery=None, load_bank=bank, node_link=Link(), deadline_s=0.02, on_change=lambda subject, why: None
+    )
+    bank.fault = DeviceBusy("load_bank", "busy")
+    for seq in range(1, 4):
+        assert actuate.troubles == ()
+        await actuate.apply(with_bank(seq, 1.0))
+    assert actuate.troubles == (Trouble(SiteFault.DEVICE_BUSY, "load_bank"),)

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.wire]
+pytestmark = pytest.mark.slow  # and not of the wire lane: these tools are installed by `make tools` alone
 
 BIN = Path(os.environ.get("RAMPART_TOOLS", ROOT / ".venv-tools" / "bin"))
 MODELS = {"v100": 300, "a100": 300, "h100": 700, "b200": 1000}

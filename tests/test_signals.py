@@ -627,6 +627,7 @@ def test_flapping_is_followed_down_at_once_and_up_slowly() -> None:
         site.wait(0.5)
         site.say(90 * MW)
         assert site.target_w() == 90 * MW, n
+        assert not site.rules.is_raise_held
         site.wait(0.5)
     second_raise_s = site.now_s - 0.5
     site.say(50 * MW)
@@ -636,9 +637,9 @@ def test_flapping_is_followed_down_at_once_and_up_slowly() -> None:
     (held, *_) = [s for s in site.rules.active(site.now_s) if s.target_w == 50 * MW]
     assert held.until_s == second_raise_s + 60.0
     site.wait(second_raise_s + 59.9 - site.now_s)
-    assert site.target_w() == 50 * MW
+    assert site.target_w() == 50 * MW and site.rules.is_raise_held
     site.wait(0.2)
-    assert site.target_w() == 90 * MW
+    assert site.target_w() == 90 * MW and not site.rules.is_raise_held
 
 
 def test_dwell_of_zero_never_waits() -> None:
@@ -664,10 +665,10 @@ def test_flapping_rows_linger() -> None:
     site.rows(ramp(4 * MW, row_id="x"))
     site.wait(0.5)
     site.rows()
-    assert site.row_ids() == {"x"}
+    assert site.row_ids() == {"x"} and site.rules.is_raise_held
     site.wait(0.5)
     site.rows(ramp(3 * MW, row_id="tighter"))
-    assert site.row_ids() == {"tighter"}
+    assert site.row_ids() == {"tighter"} and not site.rules.is_raise_held
     site.wait(70)
     site.rows()
     assert site.row_ids() == set()
