@@ -48,6 +48,7 @@ class FakeGpu:
         self.writes: list[tuple[float, GpuCap]] = []
         self.restores: list[float] = []
         self.is_forbidden = self.is_lost = self.ignores = self.hangs = False
+        self.slowed_by = 0  # NVML's clock event reasons
         self.failing_restores = 0
         self.smoothing: SmoothingProfile | None = None  # in force
         self.has_circuit = True
@@ -60,7 +61,7 @@ class FakeGpu:
         clock_mhz = float(self.clock_mhz or 1980)
         cap = None if self.clock_mhz is None else float(self.clock_mhz)
         self.read_count += 1
-        seen = GpuTelemetry(300.0, 300.0, clock_mhz, cap, self.limit_w, self.limit_w, None, None, 0)
+        seen = GpuTelemetry(300.0, 300.0, clock_mhz, cap, self.limit_w, self.limit_w, None, None, self.slowed_by)
         return Reading(seen, self.clock.now_s(), Quality.GOOD, self.spec.gpu_id)
 
     async def write(self, cap: GpuCap) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from controller.clock import MonotonicClock
 from controller.node.gpu_worker import FIGHTS_MAX, PEACE_S, GpuWorker
-from controller.types import AgentState, GpuCap, GpuEvent, GpuTelemetry, NodeReport, Quality, Reading
+from controller.types import AgentState, GpuCap, GpuEvent, GpuTelemetry, NodeFault, NodeReport, Quality, Reading
 from hil import vtime
 from tests.node_kit import FALLBACK_MHZ, Bench, FakeGpu
 
@@ -574,3 +574,33 @@ async def test_news_for_a_healthy_gpu_is_written_before_anything_is_read() -> No
     del calls[:]
     await worker.step()
     assert calls == ["read", "write", "read"]
+
+
+@pytest.mark.parametrize(("taken", "has_won"), [(1, False), (2, True)])
+def test_another_tool_that_holds_most_gpus_of_the_node_has_won(taken: int, has_won: bool, tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        for _ in range(30):
+            bench.link.send(bench.command(1200))
+            await bench.wait(1.0)
+            for gpu in bench.gpus[:taken]:
+                if gpu.clock_mhz == 1200:
+                    gpu.clock_mhz = None
+        found = set(newest(bench).faults)
+        assert NodeFault.FOREIGN_WRITER in found and (NodeFault.FOREIGN_WRITER_WON in found) is has_won
+
+    play(tmp_path, story)
+
+
+@pytest.mark.parametrize(("reasons", "is_told"), [(0x40, True), (0x80, True), (0x04, False), (0x01, False)])
+def test_heat_and_power_brakes_are_told_and_our_own_caps_are_not(reasons: int, is_told: bool, tmp_path: Path) -> None:
+    """0x01 is an idle GPU, 0x04 one at its power limit: neither slows itself."""
+
+    async def story(bench: Bench) -> None:
+        bench.gpus[1].slowed_by = reasons
+        await bench.wait(1.0)
+        assert newest(bench).faults == ((NodeFault.GPU_THROTTLED,) if is_told else ())
+        bench.gpus[1].slowed_by = 0
+        await bench.wait(1.0)
+        assert newest(bench).faults == ()
+
+    play(tmp_path, story)
