@@ -632,8 +632,9 @@ def test_flapping_is_followed_down_at_once_and_up_slowly() -> None:
     second_raise_s = site.now_s - 0.5
     site.say(50 * MW)
     site.wait(0.5)
+    assert not site.rules.is_raise_held
     site.say(90 * MW)
-    assert site.target_w() == 50 * MW
+    assert site.target_w() == 50 * MW and site.rules.is_raise_held
     (held, *_) = [s for s in site.rules.active(site.now_s) if s.target_w == 50 * MW]
     assert held.until_s == second_raise_s + 60.0
     site.wait(second_raise_s + 59.9 - site.now_s)
