@@ -20,7 +20,7 @@ from controller.types import (
     Quality,
     SiteCommand,
 )
-from tests.test_envelope import BATTERY, broken, image, ring, state, view, window
+from tests.test_envelope import BATTERY, NOW_S, broken, image, ring, state, view, window
 
 BANK = EnvelopeLoadBank(power_w_max=300.0, ramp_w_per_s_max=1000.0, relief_w=0.0)
 INF = math.inf
@@ -153,8 +153,14 @@ def test_what_is_metered_counts_and_not_what_should_be() -> None:
 def test_every_window_counts_with_every_entry_that_lies_inside_it() -> None:
     """A peak of 1,090 W three seconds ago: inside 3 s of window, outside of 2; and a running step counts always."""
     past = [1000.0, 1000.0, 1000.0, 1090.0] + [1000.0] * 597
-    for window_s, got_w in ((2.0, 0.0), (3.0, 80.0), (0.5, 0.0), (2000.0, 80.0)):
+    for window_s, got_w in ((2.0, 0.0), (3.0, 80.0), (3.0 - 5e-7, 80.0), (3.0 - 1.5e-6, 0.0), (2000.0, 80.0)):
         seen = bank_view(windows=(window(110.0, window_s, past=ring(past)),))
+        assert setpoint(check(seen, ballast(0.0))) == got_w, window_s
+    short = bank_view(windows=(window(110.0, 0.5, past=ring([1000.0, 1090.0] + [1000.0] * 599)),))
+    assert setpoint(check(short, ballast(0.0))) == 0.0
+    coarse = replace(ring(past), step_s=2.0)  # entry 3 ends six seconds ago
+    for window_s, got_w in ((5.9, 0.0), (6.0, 80.0)):
+        seen = bank_view(windows=(window(110.0, window_s, past=coarse),))
         assert setpoint(check(seen, ballast(0.0))) == got_w, window_s
     headed = bank_view(windows=(window(110.0, 3.0, past=ring(past, head_s=0.5)),))
     assert setpoint(check(headed, ballast(0.0))) == 0.0, "the entry is partly outside"
@@ -216,13 +222,21 @@ def test_without_a_meter_the_target_stands_for_it() -> None:
     assert setpoint(check(never, ballast(0.0))) == 40.0
 
 
-def test_too_many_violations_are_the_planners_fault() -> None:
-    """They count with those of the other envelope, and end in its distrust."""
-    seen = bank_view(violations_max=2)
-    first = EnvelopeVerdict(SiteCommand(1, 11, None, ()), (), state(violation_times_s=(999.0, 999.5)))
+def judged(times_s: tuple[float, ...], *, most: int = 2) -> bool:
+    """Whether one more violation now ends in distrust, after violations at `times_s`."""
+    seen = bank_view(violations_max=most)
+    first = EnvelopeVerdict(SiteCommand(1, 11, None, ()), (), state(violation_times_s=times_s))
     verdict = envelope_bank.check(seen, SiteCommand(1, 11, None, (), ballast(999.0)), first)
-    assert verdict.state.is_distrusted
-    assert not check(seen, ballast(999.0)).state.is_distrusted
+    assert len(verdict.state.violation_times_s) == min(len(times_s) + 1, most + 1)
+    return verdict.state.is_distrusted
+
+
+def test_too_many_violations_in_a_minute_are_the_planners_fault() -> None:
+    """They count with those of the other envelope, and end in its distrust; a minute later they are forgotten."""
+    assert judged((NOW_S - 2.0, NOW_S - 1.0)) and not judged((NOW_S - 1.0,))
+    assert judged((NOW_S - 59.0, NOW_S - 1.0)) and not judged((NOW_S - 60.0, NOW_S - 1.0))
+    assert not judged((NOW_S - 61.0, NOW_S - 1.0)) and judged((NOW_S - 300.0, NOW_S - 2.0, NOW_S - 1.0))
+    assert not check(bank_view(violations_max=2), ballast(999.0)).state.is_distrusted
 
 
 def test_what_cannot_be_checked_is_not_written() -> None:
