@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.settings import BatterySettings
 from controller.types import Contract, Direction, LimitId, Margin, RampLimit, RateLimit, SwingLimit
@@ -302,6 +302,19 @@ class CrashReserve:
         """The lowest grid target from which load may jump to `load_rise_w` (what the caps in force let it reach)."""
         return load_rise_w - self.rise_cover_w(energy_j, spent_w=spent_w)
 
+    def tapered_as(self, taper_s: float) -> CrashReserve:
+        """The largest set inside this one whose boundary begins with the slope `taper_s`, no steeper than its own.
+
+        A battery derated to a part of its charging power has a steeper taper. With the energy it may hold lowered by
+        what the two boundaries part by at most, the shape of the whole battery lies inside its own.
+        """
+        battery, k = self.battery, self.energy_s_per_w
+        assert taper_s <= self.taper_s
+        x = min(battery.charge_w_max, self.taper_s / (2.0 * k) if k > 0.0 else math.inf)
+        apart_j = _taper_j(x, self.taper_s, k) - _taper_j(x, taper_s, k)
+        bounds = replace(battery, energy_j_max=battery.energy_j_max - apart_j, taper_j=taper_s * battery.charge_w_max)
+        return replace(self, battery=bounds)
+
     def chords(self, *, count: int, spacing_s: float) -> Chords:
         """Inner chords of the boundary with slopes taper + (i + 1/2) spacing, so that only offsets know the contract.
 
@@ -335,6 +348,11 @@ class CrashReserve:
             vertex_w = i * spacing_s / (2.0 * k)
             offsets.append(slopes[i] * vertex_w - k * vertex_w * vertex_w - battery.energy_j_min)
         return Chords(slopes, tuple(offsets), min(battery.discharge_w_max, count * spacing_s / (2.0 * k)))
+
+
+def _taper_j(x: float, taper_s: float, k: float) -> float:
+    """How far the boundary of a taper lies under the top of the battery at surplus x."""
+    return taper_s * x if 2.0 * k * x <= taper_s else taper_s * taper_s / (4.0 * k) + k * x * x
 
 
 def chord_slopes_s(battery: BatteryBounds, *, count: int, spacing_s: float) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ from controller.plan.plan import STEP_S, STEPS, Plan, PlanInput, PlanStatus, Pri
 from controller.plan.solve import MpcPlanner
 from controller.planner_start import map_from_child, map_in_place
 from tests import plan_kit
-from tests.plan_kit import MEGA, SLOPE, ceiling, mpc
+from tests.plan_kit import MEGA, SLOPE, battery, ceiling, mpc
 
 
 def clarabel_cost(planner: MpcPlanner, site: PlanInput) -> tuple[float, float]:
@@ -313,3 +313,17 @@ def test_a_megawatt_more_or_a_thousand_less_is_the_same_plan() -> None:
     )
     assert plan.status is PlanStatus.SOLVED
     assert np.allclose(plan.target_w / shrink, big.target_w, rtol=1e-4)
+
+
+def test_a_derated_battery_is_planned_for_and_one_too_full_is_left_to_the_rule() -> None:
+    """At half its charging power the program goes on, inside what that half can ride down; near full it says no."""
+    whole = battery()
+    half = replace(whole, charge_w_max=0.5 * whole.charge_w_max)
+    planner, site = mpc(), plan_kit.given(target=5.0, bounds=half)
+    plan = planner.plan(site)
+    assert plan.status is PlanStatus.SOLVED, planner.last_reason
+    assert (plan.target_w - site.load_left_w <= half.charge_w_max + 1.0).all()
+    by_whole = mpc().plan(plan_kit.given(target=5.0))
+    assert plan.target_w[-1] < by_whole.target_w[-1], "the whole battery lets it go higher"
+    full = planner.plan(replace(site, energy_j=0.995 * whole.energy_j_max))
+    assert full.status is not PlanStatus.SOLVED and planner.last_reason == "battery"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -116,6 +117,26 @@ def test_chords_are_inner_and_near(surplus: float, taper_frac: float, fall: floa
     exact_j = reserve.energy_safe_j(x_w)
     loss_j = spacing**2 / (16.0 * reserve.energy_s_per_w)
     assert exact_j - loss_j - 1.0 <= allowed_j <= exact_j + 1.0
+
+
+@given(
+    share=st.floats(0.05, 1.0),
+    surplus=st.floats(0.0, 5.0),
+    taper_frac=st.sampled_from([0.0, 0.05, 0.3]),
+    fall=st.one_of(st.floats(0.03, 1.0), st.just(math.inf)),
+)
+def test_a_derated_battery_is_held_inside_its_own_set(
+    share: float, surplus: float, taper_frac: float, fall: float
+) -> None:
+    """With the whole battery's taper and less energy at its top, nothing is allowed that its own taper forbids."""
+    whole = CrashReserve(battery(taper_frac=taper_frac), fall * MEGA, math.inf)
+    bounds = replace(whole.battery, charge_w_max=share * whole.battery.charge_w_max)
+    own = replace(whole, battery=bounds)
+    held = own.tapered_as(whole.taper_s)
+    assert held.taper_s == pytest.approx(whole.taper_s)
+    x_w = min(surplus * MEGA, bounds.charge_w_max)
+    assert held.energy_safe_j(x_w) <= own.energy_safe_j(x_w) + 1.0
+    assert share < 1.0 or held.battery.energy_j_max == own.battery.energy_j_max
 
 
 def test_chord_slopes_do_not_know_the_contract() -> None:

@@ -131,7 +131,7 @@ class MpcPlanner:
         self._theta = np.zeros(affine.theta_size)
         self._stacked: FloatArray = affine.constant
         self._chords_of: CrashReserve | None = None  # the reserve whose chords lie in theta
-        self._surplus_max_w = 0.0
+        self._surplus_max_w, self._chords_top_j = 0.0, math.inf
         self._reach = (np.empty(0),) * 4  # bounds and allowances of the input at hand
         self._price_every = price_every
         self._cycle = 0
@@ -203,6 +203,9 @@ class MpcPlanner:
         if given.reserve != self._chords_of and not self._put_chords(given.reserve, scale_j):
             self.last_reason = "battery"
             return None
+        if given.energy_j > self._chords_top_j:  # derated while fuller than the shape that stands in for it
+            self.last_reason = "battery"
+            return None
         low, high, fall, rise = self._reach = reachable(given)
         charge_w = battery.charge_limit_w(given.energy_j)
         discharge_w = battery.discharge_limit_w(given.energy_j)
@@ -249,13 +252,17 @@ class MpcPlanner:
 
     def _put_chords(self, reserve: CrashReserve, scale_j: float) -> bool:
         """Chords of `reserve` into theta; False where the program was built for another battery."""
-        near = reserve.chords(count=CHORDS, spacing_s=self.shape.spacing_s)
-        late = reserve.chords(count=CHORDS // 2, spacing_s=2.0 * self.shape.spacing_s)
+        built_s, held = self.shape.model.fall_slopes_s[0], reserve
+        if reserve.taper_s > built_s * (1.0 + 1e-6):
+            held = reserve.tapered_as(built_s)
+        near = held.chords(count=CHORDS, spacing_s=self.shape.spacing_s)
+        late = held.chords(count=CHORDS // 2, spacing_s=2.0 * self.shape.spacing_s)
         if not _are_alike(near.slope_s, self.shape.model.fall_slopes_s):
             return False
         self._put("chord", np.array(near.offset_j) / scale_j)
         self._put("late_chord", np.array(late.offset_j) / scale_j)
         self._chords_of, self._surplus_max_w = reserve, near.x_w_max
+        self._chords_top_j = math.inf if held is reserve else held.battery.energy_j_max
         return True
 
     def _stored_worth(self, given: PlanInput) -> float:
