@@ -62,7 +62,12 @@ class SignalStore:
                 await self._changed.wait()
                 self._changed.clear()
                 text = json.dumps(self._take(), separators=(",", ":"), allow_nan=False)
-                await asyncio.to_thread(self._write, text)
+                writing = asyncio.ensure_future(asyncio.to_thread(self._write, text))
+                try:
+                    await asyncio.shield(writing)
+                except asyncio.CancelledError:
+                    await writing  # what was begun is on disk before whoever starts next reads it
+                    raise
         finally:
             if self._changed.is_set():
                 self._write(json.dumps(self._take(), separators=(",", ":"), allow_nan=False))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import replace
+from pathlib import Path
+from threading import Event
 
 import pytest
 
 from controller.settings import GridSettings
 from controller.signals import AcceptanceRules
 from controller.types import CeilingLimit, FeedTarget, FloorLimit, LimitId, RefusalReason, SignalKind
+from drivers.signal_store import SignalStore
 from tests.dsx_kit import MW, SOURCE, bounds, grid, issuer
 from tests.test_signals import TRIPS, Story, ramp
 
@@ -168,3 +172,24 @@ def test_what_ends_as_the_controller_returns_is_not_taken_back() -> None:
     rules = AcceptanceRules(grid(), bounds())
     rules.recall(memory, now_s=5.0, utc_s=site.utc_s + 60.0)
     assert rules.memory(now_s=5.0, utc_s=site.utc_s + 60.0).layers == ()
+
+
+async def test_a_stop_during_a_write_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy disk: who starts next must read what this one accepted, not what stood there before."""
+    store, begun, go_on = SignalStore(tmp_path / "signals.json", take=lambda: {"kept": 1}), Event(), Event()
+    write = store._write
+
+    def slowly(text: str) -> None:
+        begun.set()
+        assert go_on.wait(10.0)
+        write(text)
+
+    monkeypatch.setattr(store, "_write", slowly)
+    running = asyncio.ensure_future(store.run())
+    store.changed()
+    await asyncio.to_thread(begun.wait, 10.0)
+    running.cancel()
+    asyncio.get_running_loop().call_later(0.05, go_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert store.load() == {"kept": 1}
