@@ -184,14 +184,18 @@ def served(path: Path, desk: OperatorDesk) -> Iterator[None]:
         loop.close()
 
 
-def test_the_socket_serves_status_and_takes_orders(office: Office, tmp_path: Path) -> None:
-    path = tmp_path / "site.sock"
+def test_the_socket_serves_status_and_takes_orders(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seen, may = tmp_path / "site.sock", list[Peer](), control_socket._may_order
+    monkeypatch.setattr(control_socket, "_may_order", lambda peer, at: seen.append(peer) or may(peer, at))
     with served(path, office.desk):
         assert path.stat().st_mode & 0o777 == 0o660
         assert asyncio.run(fetch(path)) == {"mode": "NORMAL"}
         assert asyncio.run(send_order(path, "release"))["ok"] is True
         assert asyncio.run(send_order(path, "x" * 2000))["ok"] is False
     assert office.audited[0]["uid"] == os.getuid() and office.audited[0]["pid"] == os.getpid()
+    assert seen and set(seen[0].groups) == set(os.getgroups()), "the kernel says the groups, too"
     assert not path.exists()
 
 
@@ -234,6 +238,7 @@ def test_members_of_the_sockets_group_may_order(tmp_path: Path) -> None:
     path.write_text("", encoding="ascii")
     group = path.stat().st_gid
     assert control_socket._may_order(Peer(1, 65533, group), path)
+    assert control_socket._may_order(Peer(1, 65534, 65534, (7, group)), path), "as PrivateUsers= shows a member"
     assert control_socket._may_order(Peer(1, os.geteuid(), 65533), path)
     assert not control_socket._may_order(Peer(1, 65533, 65533), path)
 
