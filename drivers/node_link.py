@@ -91,7 +91,7 @@ class ReportWire(WireModel):
     specs: Annotated[list[SpecWire], Field(max_length=GPUS_MAX)]
     spec_of: list[Count]
     fallback_clock_mhz: Annotated[float, Field(ge=0, le=20_000)]
-    faults: Annotated[list[NodeFault], Field(max_length=len(NodeFault))]
+    faults: Annotated[list[NodeFault], Field(max_length=len(NodeFault))] = []  # an older agent does not say
     age_s: Annotated[float, Field(ge=0, le=3600)]  # how old the telemetry was when it was sent
     floor: FloorWire | None = None  # not sent where there is none
 
@@ -182,7 +182,8 @@ def encode_report(report: NodeReport, *, age_s: float) -> bytes:
         if (floor := report.floor) is None
         else FloorWire.model_construct(power_w=floor.power_w, hold_s=floor.hold_s, down_w_per_s=floor.down_w_per_s),
     )
-    return wire.model_dump_json(exclude={"floor"} if report.floor is None else None).encode()
+    silent = {name for name, value in (("floor", report.floor), ("faults", report.faults)) if not value}
+    return wire.model_dump_json(exclude=silent).encode()  # what there is nothing to say of, an older site need not know
 
 
 def decode_report(payload: bytes, *, t_mono_s: float) -> NodeReport | None:

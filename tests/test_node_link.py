@@ -87,6 +87,14 @@ def test_report_round_trip_and_age() -> None:
     assert_same(sent, got)
 
 
+def test_a_report_with_nothing_wrong_is_what_older_sites_and_agents_know() -> None:
+    """Site and nodes are upgraded one after the other: faults and floor are on the wire only where there are any."""
+    wire = json.loads(encode_report(report(), age_s=0.0))
+    assert not {"faults", "floor"} & set(wire)
+    back = decode_report(json.dumps(wire).encode(), t_mono_s=5.0)
+    assert back is not None and back.faults == () and back.floor is None
+
+
 def test_equal_specs_are_sent_once() -> None:
     """Eight GPUs of one model cost one specification on the wire, and each gets it back."""
     ids = tuple(GpuId(f"GPU-{i}") for i in range(8))
