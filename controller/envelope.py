@@ -55,8 +55,7 @@ def check(view: t.EnvelopeView, proposal: t.SiteCommand) -> t.EnvelopeVerdict:
     now_s, most = view.image.t_mono_s, view.violations_max  # invariant 12: only the newest most + 1 times matter
     times = (view.state.violation_times_s + (now_s,) * len(c.found))[-most - 1 :]
     is_distrusted = len(times) > most and times[0] > now_s - VIOLATION_WINDOW_S
-    if (times, is_distrusted) != (c.state.violation_times_s, c.state.is_distrusted):
-        c.state = replace(c.state, violation_times_s=times, is_distrusted=is_distrusted)
+    c.state = replace(c.state, violation_times_s=times, is_distrusted=is_distrusted)
     return t.EnvelopeVerdict(command, tuple(c.found), c.state)
 
 
@@ -97,7 +96,7 @@ def _window_bounds(v: t.EnvelopeView) -> tuple[float, float]:
         ring = row.ring
         n = max(1, min(len(ring.min_w), 1 + int((row.window_s - ring.head_s) / ring.step_s + SLACK)))
         room: float | A = row.room_w
-        if row.room_w_per_s != 0.0:
+        if row.room_w_per_s:
             room = np.maximum(room, row.room_w_per_s * (ring.head_s + ring.step_s * np.arange(n)))
         high = np.minimum(high, (ring.min_w[:n] + room).min()) if row.is_up else high
         low = np.maximum(low, (ring.max_w[:n] - room).max()) if row.is_down else low
