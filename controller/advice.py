@@ -15,6 +15,7 @@ ADVICE: dict[Flag, str] = {
     Flag.METER_DRIFT: "have both meters calibrated",
     Flag.METERS_DISAGREE: "find out which of them is wrong",
     Flag.METER_SLOW: "speed it up, or declare its real rate",
+    Flag.METER_LATE: "look at the gateway between: it serves old values; restart it, or wire the meter past it",
     Flag.COUNTER_RESET: "nothing to do",
     Flag.IMAGE_LOST: "look at the broker and the node agents",
     Flag.GPU_HUNG: "look at the GPU with nvidia-smi; drain it if it stays",

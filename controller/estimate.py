@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum, unique
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from controller.estimate_bank import BankHistory
 from controller.estimate_bridge import NodeBridge
 from controller.estimate_checks import MeterCheck, MeterFlag, MeterView
+from controller.estimate_delay import KEPT_S, MeterDelay
 from controller.estimate_lag import LagEstimate
 from controller.settings import SiteSettings
 from controller.types import (
@@ -34,10 +35,12 @@ from controller.types import (
 
 NODES_PERIOD_S = 0.1  # reports come at a few hertz; thousands of them are not added up on every tick
 NODES_PERIOD_S_PER_NODE = 1e-4
-HISTORY_S = 3.0  # of battery power; meters older than this are replaced, not corrected
+HISTORY_S = KEPT_S  # of battery power: what a late meter is held against
 DELAY_MEMORY_S = 10.0
 SUB_METER_MARGIN_FRAC = 0.03  # what two meters of one site may differ by before one is wrong (FAULTS S8)
 GROWTH_FRAC_PER_S = 0.3  # of the registered peak: the margin of a held value grows by this (measured starts: 0.2/s)
+KNOWN_TICKS = 2.5
+ROOM_FRAC = 0.98  # of its limits: a battery beyond it follows no more
 HELD_TICKS = 2  # a held value serves this many ticks before another source must
 
 
@@ -141,8 +144,11 @@ class LoadEstimator:
         self._lag = LagEstimate(declared_s=self._declared_lag_s, scale_w=battery.discharge_w_max if battery else 1.0)
         self._delay_s = meter.delay_s if meter is not None else 0.0
         self._meter = MeterCheck(site)
+        self._late = MeterDelay(scale_w=site.registered_peak_w)
+        self._late_s = 0.0
         self._subs: dict[str, MeterCheck] = {}
         self._battery: deque[tuple[float, float]] = deque()
+        self._sample: BatterySample | None = None  # its newest word, None while it is silent
         self._nodes_key: object = None
         self._nodes_held: tuple[Reading[NodeReport], ...] = ()
         self._nodes_s, self._nodes_count = -math.inf, -1
@@ -195,6 +201,12 @@ class LoadEstimator:
         flags = set(self._meter.check(pcc, view)) if pcc is not None else set()
         is_used = pcc is not None and self._meter.is_usable
         self._last_s = now_s
+        late_s = self._lateness(pcc)
+        if late_s and pcc is not None:
+            flags.add(MeterFlag.METER_LATE)
+            pcc = replace(pcc, t_mono_s=pcc.t_mono_s - late_s)
+            has_younger = self._late.has_misled or self._bridge.delay_s < late_s
+            is_used &= not (self._nodes.gpu_count and self._bridge.is_taught and has_younger)
         if is_used and MeterFlag.METER_SLOW in flags and self._nodes.gpu_count:
             assert pcc is not None  # one source, corrected by the meter when it speaks, and no turns between the two
             at_s = pcc.t_mono_s
@@ -207,6 +219,21 @@ class LoadEstimator:
 
     # ------------------------------------------------------------------------------------------------------ private
 
+    def _lateness(self, pcc: Reading[MeterSample] | None) -> float:
+        """How much older than stamped the meter's samples are, this one heard."""
+        if self._site.following is Following.DEVICE:
+            return 0.0  # power on the meter does not hang on what the meter says
+        if pcc is not None and pcc.quality is not Quality.MISSING and math.isfinite(pcc.value.power_w):
+            sample, t_s = pcc.value, pcc.t_mono_s
+            self._late.counted(t_s, sample.import_wh)
+            if self._knows_battery(t_s):
+                self._late.sampled(t_s, sample.power_w, battery_w=self._battery_at(t_s))
+        late_s = self._late.late_s
+        if late_s and not self._late_s and self._late.has_misled:
+            self._bridge.misled()
+        self._late_s = late_s
+        return late_s
+
     def _from_meter(
         self, now_s: float, pcc: Reading[MeterSample], view: MeterView, flags: frozenset[MeterFlag]
     ) -> Estimate:
@@ -216,7 +243,7 @@ class LoadEstimator:
         if view.others_w is not None and MeterFlag.METERS_DISAGREE in flags:
             power_w = max(power_w, view.others_w)  # the higher import is the careful one
         if is_fresh:
-            self._learn_delay(now_s - t_s, elapsed_s=t_s - self._load_s)
+            self._learn_delay(now_s - t_s - self._late_s, elapsed_s=t_s - self._load_s)
             self._load_w = power_w + self._battery_at(t_s)
             self._load_s, self._ballast_w = t_s, self._bank.at_w(t_s)
             own_w = self._load_w - self._ballast_w
@@ -281,13 +308,13 @@ class LoadEstimator:
         lag_s = self._lag.lag_s
         period_s = self._site.tracker_period_s
         is_device = self._site.following is Following.DEVICE
-        delay_s = self._delay_s if source is not LoadSource.NODES else max(now_s - self._load_s, 0.0)
+        delay_s = self._delay_s + self._late_s if source is not LoadSource.NODES else max(now_s - self._load_s, 0.0)
         return Estimate(
             t_s=self._load_s,
             load_w=self._load_w,
             margin_w=margin_w,
             pcc_w=pcc_w,
-            grid_w=pcc_w if pcc_w is not None else self._load_w - self._battery_at(self._load_s),
+            grid_w=pcc_w if pcc_w is not None else self._grid_w(),
             battery_w=self._battery[-1][1] if self._battery else 0.0,
             gpu_w=gpu_w,
             gpu_w_max=max(gpu_w, nodes.gpu_w_max),
@@ -302,10 +329,20 @@ class LoadEstimator:
             ballast_w=self._ballast_w,
         )
 
+    def _grid_w(self) -> float:
+        """What the meter would show: the target of a battery that follows and has room, else load less battery."""
+        battery = self._sample
+        if battery is None or self._site.following is not Following.DEVICE or not battery.is_following:
+            return self._load_w - self._battery_at(self._load_s)
+        has_room = -ROOM_FRAC * battery.charge_w_max < battery.power_w < ROOM_FRAC * battery.discharge_w_max
+        return battery.reference_w if has_room else self._load_w - self._battery_at(self._load_s)
+
     def _take_battery(self, battery: Reading[BatterySample] | None) -> float:
         """Add the newest battery power to the history; returns it (0 without a battery)."""
         if battery is None or battery.quality is Quality.MISSING or not math.isfinite(battery.value.power_w):
+            self._sample = None
             return self._battery[-1][1] if self._battery else 0.0
+        self._sample = battery.value
         t_s, power_w = battery.t_mono_s, float(battery.value.power_w)
         if not self._battery or t_s > self._battery[-1][0]:
             self._battery.append((t_s, power_w))
@@ -314,6 +351,10 @@ class LoadEstimator:
             while len(self._battery) > 1 and self._battery[1][0] < t_s - HISTORY_S:
                 self._battery.popleft()
         return power_w
+
+    def _knows_battery(self, t_s: float) -> bool:
+        """Whether the battery was read at about `t_s` or since: what is made up between readings proves nothing."""
+        return bool(self._battery) and self._battery[-1][0] > t_s - KNOWN_TICKS * self._site.tracker_period_s
 
     def _battery_at(self, t_s: float) -> float:
         """Battery power at the meter's instant: between two samples, or the newest moved on by the commanded step."""
@@ -341,7 +382,13 @@ class LoadEstimator:
             self._nodes_key, self._nodes_held = key, tuple(nodes)  # held, so that no other report gets its id
             self._nodes = sum_nodes(nodes, gpu_peak_w=self._site.gpu_peak_w)
             if self._nodes.gpu_count:
-                self._bridge.reported(now_s, gpu_w=self._nodes.gpu_w, other_w=self._nodes.other_w)
+                is_learning = not self._late.is_in_doubt
+                self._bridge.reported(
+                    now_s, gpu_w=self._nodes.gpu_w, other_w=self._nodes.other_w, is_learning=is_learning
+                )
+                if self._bridge.is_taught and not self._nodes.missing_count:
+                    load_w = self._nodes.gpu_w + self._nodes.other_w + self._bridge.left_out_w
+                    self._late.reported(now_s, load_w=load_w, delay_s=self._bridge.delay_s)
 
     def _sub_power(self, now_s: float, meters: Mapping[str, Reading[MeterSample]]) -> float | None:
         """Sum of the sub-meters when every one of them can be trusted."""

@@ -74,6 +74,11 @@ class NodeBridge:
         """The meter may not be used: what it repeated lately was no measurement."""
         self._repeated.clear()
 
+    def misled(self) -> None:
+        """What the meter said lately was not true at its time: nothing of it lives on but what reports leave out."""
+        self._metered_s = min(self._metered_s, self._reported_s - self.delay_s)
+        self._metered_w, self._apart_w = self._sum_w + self.left_out_w, 0.0
+
     def _take(self, t_s: float, load_w: float) -> None:
         if t_s <= self._metered_s:
             return
@@ -87,12 +92,17 @@ class NodeBridge:
             self._times_s.popleft()
             self._loads_w.popleft()
 
-    def reported(self, now_s: float, *, gpu_w: float, other_w: float) -> None:
-        """New sums of what nodes report of their GPUs and of themselves beside these, read at `now_s`."""
+    def reported(self, now_s: float, *, gpu_w: float, other_w: float, is_learning: bool = True) -> None:
+        """New sums of what nodes report of their GPUs and of themselves beside these, read at `now_s`.
+
+        Nothing is learnt of them while the meter is in doubt.
+        """
         sum_w = gpu_w + other_w
         elapsed_s, self._reported_s, self._sum_w = now_s - self._reported_s, now_s, sum_w
         if not self.is_taught:
             self._means_w[:] = max(self._declared_w - other_w, 0.0)
+        if not is_learning:
+            return
         times = self._times_s
         is_whole = len(times) > 2 and now_s - times[-1] <= GAP_S_MAX and times[0] <= now_s - DELAY_S_MAX
         if not is_whole or self._gap_until_s > times[0]:

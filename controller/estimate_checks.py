@@ -29,6 +29,7 @@ class MeterFlag(StrEnum):
     METER_DRIFT = "meter_drift"
     METERS_DISAGREE = "meters_disagree"
     METER_SLOW = "meter_slow"
+    METER_LATE = "meter_late"
     COUNTER_RESET = "counter_reset"
 
 

@@ -40,6 +40,7 @@ class Flag(StrEnum):
     METER_DRIFT = "meter_drift"
     METERS_DISAGREE = "meters_disagree"
     METER_SLOW = "meter_slow"
+    METER_LATE = "meter_late"
     COUNTER_RESET = "counter_reset"
     IMAGE_LOST = "image_lost"
     # GPUs and their nodes
@@ -126,6 +127,7 @@ def _rows() -> dict[Flag, Reaction]:
         (f.METER_DRIFT, "S7", degraded, when, "the site meter drifts away from a second meter; margin grows"),
         (f.METERS_DISAGREE, "S8", degraded, when, "two meters disagree; the higher import counts"),
         (f.METER_SLOW, "S9", degraded, when, "the site meter is slower than declared; rises are limited"),
+        (f.METER_LATE, "S4", degraded, when, "the site meter shows what was true before its time stamp"),
         (f.COUNTER_RESET, "S10", normal, when, "an energy counter wrapped or was reset; re-based"),
         (f.IMAGE_LOST, "S2", hold, when, "neither meter nor node reports: site power is unknown"),
         (f.GPU_HUNG, "G1", degraded, when, "an NVML call hangs; that GPU counts at its largest cap"),

@@ -382,3 +382,52 @@ def test_a_slow_meter_corrects_the_nodes_and_takes_no_turns_with_them() -> None:
         stamp_s = math.floor(index * TICK_S / 15.0) * 15.0
         sources.append(bench.tick(60e6 + 1e4 * stamp_s, sample_s=stamp_s, nodes=nodes).source)
     assert LoadSource.METER not in sources[400:]
+
+
+def counted(bench: Bench, power_w: float, *, late_s: float = 0.0) -> Estimate:
+    """A tick of a site that draws `power_w`, with the counter's sample of `late_s` ago."""
+    wh = 1e6 + (bench.now_s + TICK_S - late_s) * power_w / 3_600.0
+    return bench.tick(power_w + 10.0 * (round(bench.now_s / TICK_S) % 7), wh=wh)
+
+
+def test_a_late_meter_is_told_and_its_samples_are_moved_to_their_time() -> None:
+    """2 s late from one sample on, stamped as new: told by the first of them; without nodes it serves, shifted."""
+    bench = Bench()
+    for _ in range(100):
+        found = counted(bench, 60e6)
+    assert not found.flags
+    first = counted(bench, 60e6, late_s=2.0)
+    assert MeterFlag.METER_LATE in first.flags and not first.is_fresh
+    for _ in range(60):
+        found = counted(bench, 60e6, late_s=2.0)
+    assert found.source is LoadSource.METER and found.is_fresh
+    assert bench.now_s - found.t_s == pytest.approx(2.03, abs=0.02)
+    assert found.delay_s == pytest.approx(2.03, abs=0.02) and found.t_eff_s > 2.0
+    again = counted(bench, 60e6)
+    assert not again.flags & {MeterFlag.METER_LATE} and bench.now_s - again.t_s == pytest.approx(0.03)
+
+
+def test_nodes_are_younger_than_a_meter_that_is_two_seconds_late() -> None:
+    bench = Bench()
+    for k in range(200):
+        nodes = (node([650.0 + k % 3] * 8, bench.now_s, stands_for=10_000),)
+        late_s = 2.0 if k >= 150 else 0.0
+        wh = 1e6 + (bench.now_s + TICK_S - late_s) * 60e6 / 3_600.0
+        found = bench.tick(60e6 + 10.0 * (k % 7), nodes=nodes, wh=wh)
+        assert (MeterFlag.METER_LATE in found.flags) == (k >= 150)
+    assert found.source is LoadSource.NODES
+
+
+def test_a_battery_that_follows_by_itself_knows_what_the_meter_would_show() -> None:
+    """Meter and nodes are gone: its target is on the meter, until it has no room left to hold it."""
+    estimator = LoadEstimator(site_of(following=Following.DEVICE))
+    for k in range(20):
+        t_s = k * TICK_S
+        sample = replace(battery(5e6, t_s).value, reference_w=58e6, is_following=True)
+        if k >= 15:
+            sample = replace(sample, power_w=69.9e6, reference_w=40e6)
+        lost = meter(math.nan, t_s, quality=Quality.MISSING) if k else meter(58e6, t_s)
+        found = estimator.step(t_s, pcc=lost, battery=Reading(sample, t_s, Quality.GOOD, "b"), nodes=(), meters={})
+        if 2 < k < 15:
+            assert found.pcc_w is None and found.grid_w == 58e6
+    assert found.grid_w == pytest.approx(58e6)  # the load last known, less what the battery gave then

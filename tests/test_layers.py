@@ -35,6 +35,7 @@ CORE_MID = {
         "estimate_bank",
         "estimate_bridge",
         "estimate_checks",
+        "estimate_delay",
         "estimate_lag",
         "forecast",
         "identify",

@@ -1,0 +1,228 @@
+"""A meter that is late and stamps its samples as new: who tells, how soon, and what must not be taken for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from controller.estimate_delay import CounterClock, MeterDelay
+from controller.modes import Flag
+from controller.types import MeterSample, Mode, Reading
+from hil.matrix_lab import Lab, in_lab, lab_scenario
+
+TICK_S, ON_TIME_S, LAG_TICKS = 0.1, 0.03, 1
+NODES_S = 0.6
+TARGET_W = 60e6
+
+
+def calm_w(t_s: float) -> float:
+    """Load with a ripple of 1 MW, period 4 s, and slow edges."""
+    return 60e6 + 0.5e6 * math.sin(2.0 * math.pi * t_s / 4.0)
+
+
+@dataclass
+class Loop:
+    """A loop that believes stamps until `watch` says otherwise, and then stands still."""
+
+    load_w: Callable[[float], float]
+    late_s: Callable[[float], float] = lambda _: 0.0
+    has_nodes: bool = True
+    unseen_w: Callable[[float], float] = lambda _: 0.0  # load that no node reports
+    watch: MeterDelay = field(default_factory=lambda: MeterDelay(scale_w=100e6))
+    battery_w: list[float] = field(default_factory=lambda: [0.0])
+    found: list[tuple[float, float]] = field(default_factory=list)
+
+    def grid_w(self, t_s: float) -> float:
+        k = min(max(round(t_s / TICK_S), 0), len(self.battery_w) - 1)
+        return self.load_w(t_s) + self.unseen_w(t_s) - self.battery_w[k]
+
+    def run(self, until_s: float) -> Loop:
+        return self.run_on(0.0, until_s)
+
+    def run_on(self, from_s: float, until_s: float) -> Loop:
+        for k in range(round(from_s / TICK_S) + 1, round(until_s / TICK_S) + 1):
+            now_s = k * TICK_S
+            power_w, battery_w = self.grid_w(now_s - self.late_s(now_s)), self.battery_w[-1]
+            self.watch.sampled(now_s, power_w, battery_w=battery_w)
+            if self.has_nodes and k % 2 == 0:
+                times = [now_s - NODES_S + j * TICK_S for j in range(-5, 6)]
+                mean_w = sum(self.load_w(t) for t in times) / len(times)
+                self.watch.reported(now_s, load_w=mean_w, delay_s=NODES_S)
+            if self.watch.late_s != (self.found[-1][1] if self.found else 0.0):
+                self.found.append((now_s, self.watch.late_s))
+            believed_w = power_w + battery_w
+            self.battery_w.append(battery_w if self.watch.late_s else believed_w - TARGET_W)
+        return self
+
+
+@pytest.mark.parametrize("late_s", [0.5, 1.6, 3.2, 4.8])
+def test_nodes_tell_before_the_loop_has_run_away(late_s: float) -> None:
+    """Late from 10 s on: found while the battery has gone astray by a few megawatts, or before."""
+    loop = Loop(calm_w, lambda t: late_s if t >= 10.0 else 0.0).run(18.0)
+    assert loop.found and 10.0 < loop.found[0][0] < 12.0 + late_s
+    astray_w = max(abs(w) for w in loop.battery_w)
+    assert astray_w < 6e6
+    assert loop.watch.late_s > 0.0 and loop.watch.is_in_doubt and loop.watch.has_misled
+
+
+def test_without_a_watch_the_same_loop_runs_away() -> None:
+    class Blind(MeterDelay):
+        late_s = 0.0  # type: ignore[assignment]
+
+    loop = Loop(calm_w, lambda t: 3.2 if t >= 10.0 else 0.0, watch=Blind(scale_w=100e6)).run(18.0)
+    assert max(abs(w) for w in loop.battery_w) > 30e6
+
+
+def test_by_how_much_is_known_when_the_move_has_come_back() -> None:
+    loop = Loop(calm_w, lambda t: 1.6 if t >= 10.0 else 0.0).run(16.0)
+    assert loop.watch.late_s == pytest.approx(1.6, abs=0.3)
+
+
+def test_on_time_again() -> None:
+    """Right stamps for some seconds, however little moves, and the meter is believed again."""
+    loop = Loop(calm_w, lambda t: 1.6 if 10.0 <= t < 16.0 else 0.0).run(32.0)
+    assert loop.found[0][1] > 0.0 and loop.found[-1] == (pytest.approx(26.0, abs=3.0), 0.0)
+
+
+@pytest.mark.parametrize("has_nodes", [True, False])
+@pytest.mark.parametrize("within_s", [0.2, 2.0, 8.0])
+def test_load_that_falls_is_no_late_meter(*, has_nodes: bool, within_s: float) -> None:
+    def drop_w(t_s: float) -> float:
+        return calm_w(t_s) - 25e6 * min(max((t_s - 12.0) / within_s, 0.0), 1.0)
+
+    assert not Loop(drop_w, has_nodes=has_nodes).run(30.0).found
+
+
+def test_load_that_no_node_reports_and_jumps_is_no_late_meter() -> None:
+    """A chiller starts: our answer is on the meter at once, and that is what tells."""
+    assert not Loop(calm_w, unseen_w=lambda t: 3e6 if t >= 12.0 else 0.0).run(30.0).found
+
+
+@pytest.mark.parametrize("within_s", [1.0, 3.0])
+def test_load_that_no_node_reports_and_ramps_may_be_taken_for_one_for_seconds(within_s: float) -> None:
+    """Nothing tells the two apart while it ramps. Afterwards power is off by what no node reports, and stamps win."""
+    loop = Loop(calm_w, unseen_w=lambda t: 3e6 * min(max((t - 12.0) / within_s, 0.0), 1.0)).run(40.0)
+    assert loop.watch.late_s == 0.0 and all(t_s < 20.0 for t_s, _ in loop.found)
+    assert max(abs(loop.grid_w(k / 5) - TARGET_W) for k in range(200)) < 3.2e6
+
+
+@pytest.mark.parametrize("late_s", [0.5, 1.6, 3.2])
+def test_without_nodes_the_echo_of_our_own_moves_tells(late_s: float) -> None:
+    """Nothing can be known before the first move comes back; soon after, it is, and by how much."""
+    loop = Loop(calm_w, lambda t: late_s if t >= 10.0 else 0.0, has_nodes=False).run(20.0)
+    assert loop.found and loop.found[0][0] < 10.0 + 2.0 * late_s + 3.0
+    assert loop.found[0][1] == pytest.approx(late_s, abs=0.3)
+
+
+# ------------------------------------------------------------------------------------------------ the counter
+
+
+def clock_of(late_s: Callable[[float], float], until_s: float, *, wh_per_s: float = 16_000.0) -> CounterClock:
+    clock = CounterClock(power_w_min=1e6)
+    for k in range(1, round(until_s / TICK_S) + 1):
+        t_s = k * TICK_S
+        clock.read(t_s, 5e6 + wh_per_s * (t_s - late_s(t_s)))
+    return clock
+
+
+def test_a_counter_that_goes_back_tells_how_late_the_first_late_sample_is() -> None:
+    clock = clock_of(lambda t: 2.4 if t >= 9.95 else 0.0, 10.0)
+    assert clock.late_s == pytest.approx(2.4, abs=0.05)
+
+
+def test_it_goes_on_telling_and_tells_the_end() -> None:
+    assert clock_of(lambda t: 2.4 if t >= 9.95 else 0.0, 25.0).late_s == pytest.approx(2.4, abs=0.05)
+    assert clock_of(lambda t: 2.4 if 9.95 <= t < 24.95 else 0.0, 25.0).late_s == 0.0
+
+
+def test_it_tells_a_change() -> None:
+    clock = clock_of(lambda t: 0.0 if t < 9.95 else 3.0 if t < 14.95 else 1.0, 20.0)
+    assert clock.late_s == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_counter_that_was_reset_tells_nothing() -> None:
+    clock = clock_of(lambda _: 0.0, 10.0)
+    clock.read(10.1, 12.0)
+    assert clock.late_s == 0.0
+    clock.read(10.2, 14.0)
+    assert clock.late_s == 0.0
+
+
+def test_a_silence_ends_what_it_knew() -> None:
+    """A late meter was away for 3 s: how late it is now is not known, and not held against it for ever."""
+    clock = clock_of(lambda t: 2.4 if t >= 9.95 else 0.0, 15.0)
+    clock.read(18.0, 5e6 + 16_000.0 * 18.0)
+    assert clock.late_s == 0.0
+
+
+def test_the_counter_is_overruled_when_stamps_explain_what_its_word_does_not() -> None:
+    """A count from before comes by mistake, and everything else goes on in time."""
+    loop = Loop(calm_w).run(20.0)
+    assert not loop.found
+    for k in range(1, 60):
+        loop.watch.counted(10.0 + k * TICK_S, 1e6 + 16_000.0 * k * TICK_S)
+    loop.watch.counted(16.0, 1e6 + 16_000.0 * 4.0)
+    assert loop.watch.late_s > 1.9
+    moving = Loop(lambda t: calm_w(t) + 4e6 * math.sin(t), watch=loop.watch, battery_w=loop.battery_w)
+    moving.run_on(20.0, 26.0)
+    assert loop.watch.late_s == 0.0
+
+
+def test_a_counter_in_coarse_steps_is_no_late_meter() -> None:
+    """A count that stands for a while and then jumps: nothing went back."""
+    clock = CounterClock(power_w_min=1e6)
+    for k in range(1, 200):
+        clock.read(k * TICK_S, 1_000.0 * math.floor(k * TICK_S * 16.0))
+        assert clock.late_s == 0.0
+
+
+def test_the_counter_is_heard_first_and_its_word_ends_the_match() -> None:
+    watch = MeterDelay(scale_w=100e6)
+    for k in range(1, 60):
+        watch.counted(k * TICK_S, 1e6 + 16_000.0 * k * TICK_S)
+    watch.counted(6.0, 1e6 + 16_000.0 * 4.0)
+    assert watch.late_s == pytest.approx(2.0, abs=0.01) and not watch.has_misled and watch.is_in_doubt
+    watch.counted(6.1, 1e6 + 16_000.0 * 6.1)
+    assert watch.late_s == 0.0 and not watch.is_in_doubt
+    watch.counted(6.2, None)
+    assert watch.late_s == 0.0
+
+
+# ------------------------------------------------------------------------------------------------ the whole site
+
+
+def uncounted(reading: Reading[MeterSample]) -> Reading[MeterSample]:
+    return replace(reading, value=replace(reading.value, import_wh=None))
+
+
+def late_site(*, has_counter: bool) -> Lab:
+    """3.2 s late for ten seconds from 26 s on, at a ripple of 2.5 MW; unwatched, the loop swings by 47 MW."""
+
+    async def story(lab: Lab) -> None:
+        lab.hooks.meter = lab.hooks.meter if has_counter else uncounted
+        lab.start()
+        await lab.run(20.0)
+        lab.fault("meter", "wrong", 1.0)  # nothing is wrong yet, but the port remembers what it may show later
+        await lab.run(6.0)
+        lab.fault("meter", "delayed", 3.2, for_s=10.0)
+        await lab.run(40.0)
+
+    lab = in_lab(story, lab_scenario("steady", following="software", duration_s=70.0))
+    assert lab.saw(Flag.METER_LATE, since_s=26.0) and not lab.saw(Flag.METER_LATE, since_s=65.0)
+    assert not any(Flag.METER_LATE in t.flags for t in lab.ticks if t.t_s < 26.0)
+    assert lab.worst_mode(26.0) <= Mode.SHED
+    return lab
+
+
+def test_a_late_meter_with_a_counter_breaks_no_row() -> None:
+    assert late_site(has_counter=True).broken() == []
+
+
+def test_a_late_meter_without_a_counter_is_stopped_at_a_fifth_of_the_swing() -> None:
+    """Nodes are 0.6 s late and report means of a second: until they tell, the loop has answered itself already."""
+    lab = late_site(has_counter=False)
+    swing_w = next(row.worst for row in lab.verdicts().limits if row.id == "ieso-ramp.swing-15s")
+    assert swing_w < 10e6
