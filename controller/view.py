@@ -7,8 +7,10 @@ metered power with the contract's full allowances: residual and dip are the trac
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from controller.decision import Decision
+from controller.estimate import Estimate, LoadSource
 from controller.fleet import Fleet
 from controller.modes import Flag
 from controller.rings import Rings
@@ -63,7 +65,7 @@ def envelope_view(
         step_w = min(step_w, RESUMED_FRAC_PER_S * smallest_row_w(limits) * two_ticks_s)
     meter_s = site.meter.delay_s + site.meter.update_s if site.meter is not None else 0.0
     return EnvelopeView(
-        image=image,
+        image=believed(image, decision.estimate),
         fleet=decision.fleet.table,
         acks=decision.readings.acks,
         feeders=(),
@@ -101,6 +103,17 @@ def _margins(site: SiteSettings, margins: Iterable[Margin]) -> tuple[Margin, ...
     energy_j = site.battery.energy_j if site.battery is not None else 0.0
     edge = {unit: -EDGE_FRAC * scale for unit, scale in (("W", site.registered_peak_w), ("J", energy_j))}
     return tuple(m for m in margins if m.name in enforced and m.value < edge[m.unit])
+
+
+def believed(image: SiteImage, estimate: Estimate) -> SiteImage:
+    """The image with the metered power that the estimate stands for: a meter found to lie moves no cap."""
+    pcc = image.pcc
+    is_meter = estimate.source is LoadSource.METER
+    if pcc is None or (is_meter and pcc.value.power_w == estimate.grid_w):
+        return image
+    quality = pcc.quality if is_meter else max(pcc.quality, Quality.SUSPECT)
+    sample = replace(pcc.value, power_w=estimate.grid_w)
+    return replace(image, pcc=replace(pcc, value=sample, quality=quality))
 
 
 def battery_sample(image: SiteImage) -> BatterySample | None:
