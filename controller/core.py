@@ -199,6 +199,8 @@ class SiteCore:
         moves_until_s = self._responder.moves_until_s(image.t_mono_s, self._envelope_state.caps, verdict.state.caps)
         self.planning.begin_anew(moves_until_s)
         self._envelope_state = verdict.state
+        if decision.track.aim is None:  # nobody holds the target: it is what the meter says
+            self._envelope_state = replace(verdict.state, target_w=decision.track.g_ref_w)
         target_w = verdict.state.target_w
         is_narrowed = any(v.subject == "target" for v in verdict.violations)
         if is_narrowed and target_w is not None:

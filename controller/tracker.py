@@ -343,9 +343,11 @@ class Tracker:
         return given.target_w + given.target_slope_w_per_s * (given.now_s - given.target_s)
 
     def _uncontrolled(self, estimate: Estimate) -> float:
-        """Without a battery the target is what the meter says (its mean of a second), whatever was wanted."""
-        power_w = estimate.pcc_w if estimate.pcc_w is not None else estimate.load_w
-        return self._g_ref_w + _gain(self._tick_s, METERED_MEAN_S) * (power_w - self._g_ref_w)
+        """Without a battery the target is what the meter says or would say (its mean of a second), whatever was wanted.
+
+        A battery that nobody can read holds its last set-point: it is still in what the meter would say.
+        """
+        return self._g_ref_w + _gain(self._tick_s, METERED_MEAN_S) * (estimate.grid_w - self._g_ref_w)
 
     # ------------------------------------------------------------------------------------------------------ following
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controller.estimate import LoadEstimator
+from controller.estimate import Estimate, LoadEstimator, LoadSource
 from controller.reserve import Contingency
 from controller.settings import BatterySettings, MeterSettings, Policy, SiteSettings
 from controller.tracker import Tracker, TrackerInput, TrackerOutput, Watch
@@ -463,6 +463,31 @@ def test_a_battery_that_takes_no_orders_gets_none() -> None:
     assert found.aim is None
     assert found.g_ref_w == pytest.approx(60.4e6, abs=0.2e6)
     assert found.load_w_max == pytest.approx(found.high_w)
+
+
+def test_a_battery_that_falls_silent_is_still_in_what_the_meter_would_show() -> None:
+    """Meter and battery are both gone; the battery holds its 10 MW, so the target stays and does not go to the load."""
+    tracker = Tracker(site_of(), start_s=0.0, start_w=50e6)
+    given = estimate_without_meter(load_w=60e6, grid_w=50e6)
+    for tick in range(60):
+        found = tracker.step(
+            TrackerInput(
+                now_s=tick * 0.05,
+                estimate=given,
+                battery=None,
+                target_w=50e6,
+                mode=Mode.SHED,
+                watches=(),
+                load_rise_w=100e6,
+            )
+        )
+    assert found.aim is None and found.g_ref_w == pytest.approx(50e6, abs=0.1e6)
+
+
+def estimate_without_meter(*, load_w: float, grid_w: float) -> Estimate:
+    """What is known while only nodes report."""
+    found = LoadEstimator(site_of()).step(0.0, pcc=None, battery=None, nodes=(), meters={})
+    return replace(found, load_w=load_w, grid_w=grid_w, source=LoadSource.NODES)
 
 
 def test_a_full_battery_gives_way_and_the_reference_goes_with_the_meter() -> None:
