@@ -256,7 +256,7 @@ def _bounds(c: _Check, caps: t.FloatArray) -> list[Bound]:
     if (over_w := power_w - v.import_w_max) > 0:  # what the battery can still add need not come off the caps
         rows.append((4, "site", every, floors, last_w.sum() - min(fall_w, max(0.0, over_w - spare_w)), np.inf))
     if v.battery is None and pcc is not None:  # where only caps soften a rise
-        rises, room_w = _draw_w(v, caps) > last_w, max(0.0, c.window_w[1] - power_w)
+        rises, room_w = _draw_w(v, caps) > last_w, max(0.0, c.window_w[1] - power_w) / STEEPNESS
         rows.append((5, "rise", rises, (c.state.caps[0],), last_w[rises].sum() + room_w, np.inf))
     return rows
 

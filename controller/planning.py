@@ -39,7 +39,7 @@ from controller.reserve import BatteryBounds, Contingency, CrashReserve
 from controller.settings import ContingencyKind, JobClassSettings, SiteSettings, Stance
 from controller.swing import SwingWatch, limits_of_swing
 from controller.tier_watch import TierState, TierWatch
-from controller.tracker import Watch
+from controller.tracker import METERED_MEAN_S, Watch
 from controller.types import BoolArray, CeilingLimit, FloatArray, GpuCap, Mode, NodeCommand, NodeId, NodeReport, Reading
 from controller.view import ceiling_w
 
@@ -201,18 +201,21 @@ class Planning:
         self.plan = plan
         return plan
 
-    @staticmethod
-    def _raised_with_care(known: Known, given: PlanInput, plan: Plan, clocks_mhz: FloatArray) -> FloatArray:
+    def _raised_with_care(self, known: Known, given: PlanInput, plan: Plan, clocks_mhz: FloatArray) -> FloatArray:
         """Clocks (n,), raised no further than what is drawn now fits target and battery even by the steepest curve.
 
-        What a deep cut holds back is known only roughly, and a raise beyond what the battery covers is on the meter.
+        What a deep cut holds back is known only roughly, and a raise beyond what the battery covers is on the meter. So
+        is all of it for T_eff, and for good while a battery takes no orders: it must fit what the rows leave.
         """
-        table, bounds = known.fleet.table, given.reserve.battery
-        if bounds.discharge_w_max <= 0.0:
+        table = known.fleet.table
+        if self._site.battery is None:
             return clocks_mhz
         idle_w = float((table.idle_w * table.stands_for).sum())
         drawn_w = float((known.readings.power_w * table.stands_for).sum()) + float(given.ripple_up_w[0]) - idle_w
         room_w = float(plan.target_w[0]) + given.cover_w(given.energy_j) - float(given.other_w[0]) - idle_w
+        at_once_w = at_once_w_max(given, target_w=known.target_w, t_eff_s=known.estimate.t_eff_s)
+        is_covered = given.reserve.battery.discharge_w_max > 0.0
+        room_w = min(room_w, drawn_w + at_once_w) if is_covered else drawn_w + at_once_w
         gain = max(1.0, room_w / max(drawn_w, 1.0)) ** (1.0 / STEEPNESS)
         now_mhz = np.minimum(known.readings.acks.caps[0], table.cap_max[0])
         most_mhz = np.where(now_mhz * gain < table.cap_max[0], np.floor(now_mhz * gain), np.inf)
@@ -351,6 +354,18 @@ class Planning:
             for ledger in self._ledgers.values():
                 ledger.add(now_s - self._planned_s, given.demand_w[:, 0], given.demand_w[:, 0] * lost)
         self._planned_s = now_s
+
+
+def at_once_w_max(given: PlanInput, *, target_w: float, t_eff_s: float) -> float:
+    """How much load may come at once and stay inside what the rows leave above the target.
+
+    What the battery takes over is on the meter for T_eff, and rows judge means of a second. What it cannot take over
+    stays, with all of its ripple.
+    """
+    left_w = max(0.0, float(given.high_w[0]) - target_w)
+    if given.reserve.battery.discharge_w_max > 0.0:
+        return left_w * METERED_MEAN_S / max(t_eff_s, 1e-3)
+    return max(0.0, left_w - float(given.ripple_up_w[0] + given.ripple_down_w[0]))
 
 
 def _mean_share(fleet: Fleet, share: FloatArray) -> FloatArray:

@@ -430,10 +430,11 @@ def test_5_a_broken_window_asks_for_no_jump() -> None:
 
 
 def test_5_without_a_battery_caps_rise_by_what_the_window_allows() -> None:
+    """True power may rise by the curve's steepness times what its chord says: so much less is given."""
     seen = view(battery=None, windows=(window(60.0),))
     verdict = check(seen, command(node(NODES[0], 2000, 2000), node(NODES[1], 2000, 2000)))
     out = clocks(verdict)
-    assert 5 in broken(verdict) and 1640.0 < sum(draw_w(c) for c in out.values()) <= 1660.0
+    assert 5 in broken(verdict) and 1610.0 < sum(draw_w(c) for c in out.values()) <= 1600.0 + 60.0 / 3.3
     assert all((c or 0) >= 1000 for c in out.values())
 
 

@@ -20,6 +20,8 @@ from controller.plan.rule import (
     share_cut,
 )
 from controller.plan.tier import TierLedger
+from controller.planning import at_once_w_max
+from controller.reserve import CrashReserve
 from tests import plan_kit
 from tests.plan_kit import MEGA, SLOPE
 
@@ -123,3 +125,16 @@ def test_without_a_follower_caps_keep_ceilings_and_nothing_else(power: float) ->
         ceiled = replace(site, ceiling_w=np.full(STEPS, 7.0 * MEGA), low_w=np.full(STEPS, low * MEGA))
         caps = RulePlanner().plan(ceiled).cap_w
         assert float(caps.sum()) == pytest.approx((left - 3.5) * MEGA, abs=0.1 * MEGA)
+
+
+def test_what_caps_let_go_at_once_fits_what_the_rows_leave() -> None:
+    """0.2 s on the meter is a fifth on a mean of a second; without a battery it stays, and its ripple with it."""
+    site = plan_kit.given()
+    left_w = float(site.high_w[0]) - site.target_w
+    assert at_once_w_max(site, target_w=site.target_w, t_eff_s=0.2) == pytest.approx(5.0 * left_w)
+    assert at_once_w_max(site, target_w=site.target_w + 2.0 * left_w, t_eff_s=0.2) == 0.0
+    flat = replace(site, ripple_up_w=np.full(STEPS, 0.1 * left_w), ripple_down_w=np.full(STEPS, 0.1 * left_w))
+    alone = replace(flat, reserve=CrashReserve(plan_kit.battery(power=0.0), SLOPE, SLOPE))
+    assert at_once_w_max(alone, target_w=site.target_w, t_eff_s=0.2) == pytest.approx(0.8 * left_w)
+    swinging = replace(alone, ripple_up_w=np.full(STEPS, 5.0 * left_w))
+    assert at_once_w_max(swinging, target_w=site.target_w, t_eff_s=0.2) == 0.0
