@@ -242,6 +242,18 @@ def test_projection_keeps_a_point_until_it_has_left_the_window() -> None:
     assert high[0] == pytest.approx(53e6, rel=1e-4)
 
 
+def test_projection_looks_ahead_to_a_ceiling_or_a_floor_alone() -> None:
+    """From 50 MW, 1 MW/s at most: a ceiling of 45 or a floor of 55, due in 2 s, is what the projection ends at."""
+    rows = [swing(60e6, 60.0)]
+    over = AdmissibleInterval([*rows, ceiling(45e6, 2.0)], start_s=0.0, start_w=50e6, tick_s=0.05)
+    low, high = over.project([100.0])
+    assert high[0] == 45e6 and low[0] <= high[0]
+    floor = FloorLimit(LimitId("floor"), 55e6, 2.0, HERE)
+    under = AdmissibleInterval([*rows, floor], start_s=0.0, start_w=50e6, tick_s=0.05)
+    low, high = under.project([100.0])
+    assert low[0] == 55e6 and high[0] >= low[0]
+
+
 def test_the_whole_swing_is_free_at_once_and_then_the_window_is_waited_out() -> None:
     """A 5 MW / 15 s row allows 5 MW in one tick, nothing more for 15 s, then the next 5 MW."""
     interval = AdmissibleInterval([swing(5e6, 15.0)], start_s=0.0, start_w=50e6, tick_s=0.05)
