@@ -69,9 +69,12 @@ class MeterDelay:
         """Late samples were taken for new ones until now."""
         return self._matched_s > 0.0 and not self._counter.late_s
 
-    def counted(self, t_s: float, import_wh: float | None) -> None:
-        """The meter's energy counter in a sample stamped `t_s`, if it has one."""
+    def counted(self, t_s: float, import_wh: float | None, *, power_w: float) -> None:
+        """The meter's energy counter in a sample of `power_w` stamped `t_s`, if it has one."""
         if import_wh is None:
+            return
+        if power_w < 0.0:  # of export it knows nothing; one that counts net runs backwards and tells no time
+            self._counter.forget()
             return
         was_late = self._counter.late_s > 0.0
         self._counter.read(t_s, import_wh)

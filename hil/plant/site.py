@@ -75,7 +75,7 @@ class SitePlant:
         self._given = 0  # columns the listeners have had
         self._first_step = 0  # step number of column 0
         self._t_s = self._times()
-        self._imported_j = 0.0  # net of export
+        self._imported_j = 0.0  # what was exported is not taken off: an import counter only grows
         self._step = -1  # the newest step taken; the first is at 0 s
         self.advance_ns(0)
 
@@ -160,7 +160,7 @@ class SitePlant:
         log[PCC] = pcc_w
         if not is_steady:
             log[FREQUENCY] = self.grid.advance(pcc_w, dt_s=dt_s)
-        log[IMPORTED_J] = imported_j = self._imported_j + pcc_w.cumsum() * dt_s
+        log[IMPORTED_J] = imported_j = self._imported_j + np.maximum(pcc_w, 0.0).cumsum() * dt_s
         self._imported_j = float(imported_j[-1])
         self._filled += n
         self._step += n
