@@ -14,9 +14,11 @@ import pytest
 
 from controller.clock import MonotonicClock
 from controller.node.gpu_worker import FIGHTS_MAX, PEACE_S, GpuWorker
+from controller.node.originals import how_to
 from controller.types import AgentState, GpuCap, GpuEvent, GpuTelemetry, NodeFault, NodeReport, Quality, Reading
 from hil import vtime
 from tests.node_kit import FALLBACK_MHZ, Bench, FakeGpu
+from tests.node_kit import settings as node_settings
 
 Story = Callable[[Bench], Awaitable[None]]
 
@@ -270,6 +272,23 @@ def test_damaged_originals_become_device_defaults_with_an_alarm(tmp_path: Path) 
     assert [gpu.limit_w for gpu in bench.gpus] == [700.0, 700.0] and bench.clocks == [None, None]
     assert any(subject == "originals" and "damaged" in what for subject, what in bench.said)
     assert (tmp_path / "originals.damaged").exists()
+
+
+def test_defaults_that_stood_in_before_the_start_are_told_and_given_back(tmp_path: Path) -> None:
+    """Under systemd `restore` finds the damage first: the agent inherits device defaults, and the site hears of it."""
+
+    async def story(bench: Bench) -> None:
+        await bench.wait(2.0)
+        assert NodeFault.ORIGINALS_CORRUPT in bench.link.reports[-1].faults
+
+    def damaged(bench: Bench) -> None:
+        bench.file.stand_in(how_to(node_settings(tmp_path)), [gpu.spec for gpu in bench.gpus], boot_id="b")
+        for gpu in bench.gpus:
+            gpu.clock_mhz, gpu.limit_w = 900, 500.0
+
+    bench = play(tmp_path, story, prepare=damaged)
+    assert [gpu.limit_w for gpu in bench.gpus] == [700.0, 700.0] and bench.clocks == [None, None]
+    assert any(subject == "originals" and "stand in" in what for subject, what in bench.said)
 
 
 def test_without_a_place_for_originals_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,21 @@ def test_damaged_originals_become_device_defaults(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
+def test_to_fallback_with_damaged_originals_leaves_device_defaults_for_the_next_agent(tmp_path: Path) -> None:
+    """As after a crash under systemd: the agent that starts next must not take limits in force for what was found."""
+
+    async def story(left: Left) -> None:
+        (tmp_path / "originals.json").write_text("{")
+        assert all(outcome.is_done for outcome in await left.restore(to_fallback=True))
+        saved = OriginalsFile(tmp_path).load()
+        assert saved is not None and saved.is_stand_in
+        assert [gpu.power_limit_w for gpu in saved.gpus] == [700.0] * 3
+        assert all(outcome.is_done for outcome in await left.restore())
+        assert [(gpu.clock_mhz, gpu.limit_w) for gpu in left.gpus] == [(None, 700.0)] * 3
+
+    play(tmp_path, story)
+
+
 # -------------------------------------------------------------------------------------------------------- the command
 
 

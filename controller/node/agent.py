@@ -16,7 +16,7 @@ from controller.clock import NS_PER_S, Ticker
 from controller.envelope_node import check_node
 from controller.node.deadman import Deadman, Orders
 from controller.node.gpu_worker import MISSING_S, GpuWorker, Say
-from controller.node.originals import OriginalsCorrupt, OriginalsFile, Saved, device_defaults, how_to
+from controller.node.originals import OriginalsCorrupt, OriginalsFile, Saved, how_to
 from controller.node.restore import Outcome, give_back
 from controller.node.watch import LOOK_S, EventLog, Events, MoreGpus, hear_events
 from controller.ports import AgentLink, Clock, DriverError, GpuNode
@@ -191,9 +191,12 @@ class NodeAgent:
             before = self._file.load()
         except OriginalsCorrupt as corrupt:
             self._tell("originals", f"{corrupt}; device defaults stand in")
-            self._is_inherited = True
+            specs = [gpu.spec for gpu in gpus]
+            before = self._file.stand_in(how_to(self._settings), specs, boot_id=self._boot_id)
+        if before is not None and before.is_stand_in:
             self._corrupt_s = self._clock.now_s()
-            return device_defaults([gpu.spec for gpu in gpus], arms_floor=self._settings.smoothing is not None)
+            if "originals" not in self._told:  # `rampart restore` found it first, as after every crash under systemd
+                self._tell("originals", "the file was damaged; device defaults stand in")
         self._is_inherited = before is not None and bool(before.gpus)
         known = before.by_id if before else {}
         return [await gpu.originals(preset=self._preset) for gpu in gpus if gpu.spec.gpu_id not in known]

@@ -1,7 +1,7 @@
 """GPU settings as found before the first write, on disk: written whole or not at all, and never overwritten.
 
 The file is what a restarted agent, a guard or `rampart restore` gives back, so it also carries what they need if the
-configuration is gone by then. A damaged file is put aside and reported; nobody guesses what it said.
+configuration is gone by then. For a damaged file device defaults stand in, which is said; nobody guesses.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ FILE_BYTES_MAX = 16 << 20  # a node of 16 GPUs takes kilobytes
 
 
 class OriginalsCorrupt(Exception):
-    """The file is there and is not what was written; it has been put aside under the name in the message."""
+    """The file is there and is not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +60,15 @@ def how_to(settings: NodeSettings) -> HowTo:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What the file says: the settings of each GPU, and how to give them back without a configuration."""
+    """What the file says: the settings of each GPU, and how to give them back without a configuration.
+
+    `is_stand_in`: what was found was lost with a damaged file, and device defaults took its place.
+    """
 
     boot_id: str
     how_to: HowTo
     gpus: tuple[GpuOriginals, ...]
+    is_stand_in: bool = False
 
     @property
     def by_id(self) -> Mapping[GpuId, GpuOriginals]:
@@ -77,7 +82,7 @@ class OriginalsFile:
         self.path = state_dir / FILE_NAME
 
     def load(self) -> Saved | None:
-        """What was saved; None where nothing is. OriginalsCorrupt after putting a damaged file aside."""
+        """What was saved; None where nothing is. OriginalsCorrupt for a damaged file, which stays where it is."""
         try:
             text = read_file(self.path, bytes_max=FILE_BYTES_MAX).decode("utf-8")
         except FileNotFoundError:
@@ -95,9 +100,7 @@ class OriginalsFile:
                 raise ValueError("checksum")
             saved = decode(Saved, _renewed(body) if document["format"] == OLD_FORMAT else body)
         except (ValueError, KeyError, TypeError, RecursionError):
-            aside = self.path.with_suffix(".damaged")
-            self.path.replace(aside)
-            raise OriginalsCorrupt(f"{self.path}: damaged; kept as {aside.name}") from None
+            raise OriginalsCorrupt(f"{self.path}: damaged") from None
         assert isinstance(saved, Saved)
         return saved
 
@@ -107,9 +110,26 @@ class OriginalsFile:
         kept = before.gpus if before else ()
         known = {gpu.gpu_id for gpu in kept}
         added = tuple(gpu for gpu in gpus if gpu.gpu_id not in known)
-        saved = Saved(boot_id=before.boot_id if before else boot_id, how_to=how, gpus=(*kept, *added))
+        saved = Saved(
+            boot_id=before.boot_id if before else boot_id,
+            how_to=how,
+            gpus=(*kept, *added),
+            is_stand_in=before.is_stand_in if before else False,
+        )
         if saved != before:
             self._write(saved)
+        return saved
+
+    def stand_in(self, how: HowTo, specs: Sequence[GpuSpec], *, boot_id: str) -> Saved:
+        """Device defaults in the place of a damaged file, of which a copy is kept as `originals.damaged`.
+
+        On disk before anything is done by them: what is set by now must never pass for what was found.
+        """
+        gpus = device_defaults(specs, arms_floor=how.arms_floor)
+        with suppress(OSError):
+            shutil.copyfile(self.path, self.path.with_suffix(".damaged"))
+        saved = Saved(boot_id=boot_id, how_to=how, gpus=gpus, is_stand_in=True)
+        self._write(saved)
         return saved
 
     def keep_only(self, saved: Saved, gpu_ids: frozenset[GpuId]) -> None:
@@ -145,7 +165,7 @@ def _renewed(body: dict[str, Any]) -> dict[str, Any]:
     if any("smoothing" in gpu for gpu in body["gpus"]):
         raise ValueError("a body of today under the name of before")
     gpus = [{**gpu, "smoothing": None} for gpu in body["gpus"]]
-    return {**body, "how_to": {**body["how_to"], "arms_floor": False}, "gpus": gpus}
+    return {**body, "how_to": {**body["how_to"], "arms_floor": False}, "gpus": gpus, "is_stand_in": False}
 
 
 def device_defaults(specs: Sequence[GpuSpec], *, arms_floor: bool) -> tuple[GpuOriginals, ...]:

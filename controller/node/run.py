@@ -10,7 +10,7 @@ from controller.errors import BadInput
 from controller.node.agent import NodeAgent, Opener
 from controller.node.gpu_worker import Say
 from controller.node.guard import Guard
-from controller.node.originals import HowTo, NodeLock, OriginalsCorrupt, OriginalsFile, Saved, boot_id, device_defaults
+from controller.node.originals import HowTo, NodeLock, OriginalsCorrupt, OriginalsFile, boot_id
 from controller.node.restore import Outcome, fall_back, give_back
 from controller.ports import AgentLink, Clock, DriverError, GpuNode
 from controller.sdnotify import Notifier
@@ -166,9 +166,7 @@ async def restore_node(
             call_deadline_s=2.0,
         )
         gpus = await _open(how, clock, open_gpus)
-        saved = Saved(
-            boot_id=boot_id(), how_to=how, gpus=device_defaults([gpu.spec for gpu in gpus], arms_floor=how.arms_floor)
-        )
+        saved = file.stand_in(how, [gpu.spec for gpu in gpus], boot_id=boot_id())
     else:
         if saved is None:
             return ()
