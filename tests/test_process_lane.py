@@ -315,6 +315,7 @@ def test_damaged_originals_are_not_guessed(tmp_path: Path) -> None:
         saved.write_text(saved.read_text(encoding="utf-8")[:100], encoding="utf-8")
         lab.node.signal(signal.SIGKILL)
         await lab.until(lambda: lab.node.start_count == 2 and lab.node.is_ready, within_s=30.0)
+        await lab.until(lambda: "device defaults stand in" in log_of(lab.out, "node"), within_s=30.0)
         await lab.until_mode("NORMAL", within_s=60.0 + NORMAL_S)
         assert lab.node.is_running
 

@@ -44,10 +44,12 @@ def restore(
     from controller.clock import MonotonicClock
     from controller.config.site import default_dir, load_settings
     from controller.errors import BadInput
+    from controller.logs import set_up_logs
     from controller.node.originals import NodeLock, how_to
     from controller.node.run import restore_node
     from controller.ports import DriverError
 
+    set_up_logs()
     spare: HowTo | None = None
     if config is not None:
         settings = load_settings(config)

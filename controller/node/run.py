@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import structlog
+
 from controller.clock import NS_PER_S
 from controller.errors import BadInput
 from controller.node.agent import NodeAgent, Opener
@@ -18,6 +20,8 @@ from controller.settings import NodeSettings
 from controller.types import GpuId
 from drivers.nvml import NvmlLibrary
 from drivers.nvml_events import gpu_events
+
+log = structlog.get_logger("rampart")
 
 LOCK_WAIT_S = 10.0  # a guard or a restore that is still at work
 LOCK_POLL_S = 0.1
@@ -167,6 +171,7 @@ async def restore_node(
         )
         gpus = await _open(how, clock, open_gpus)
         saved = file.stand_in(how, [gpu.spec for gpu in gpus], boot_id=boot_id())
+        log.error("originals damaged", file=str(file.path), instead="device defaults")
     else:
         if saved is None:
             return ()
