@@ -17,7 +17,7 @@ if not os.environ.get("RAMPART_FUZZ_EXAMPLES"):
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 TRACES = SHARED / "traces"
-NO_SHARED = "measured traces are not beside this checkout"
+NO_SHARED = "not beside this checkout"  # measured traces, the specification of the grid interface
 NO_GPU = "needs a real NVIDIA GPU"
 NO_ROOT = "needs root"
 
@@ -34,7 +34,7 @@ def fresh_logs() -> None:
 def traces() -> Path:
     """Folder of measured traces; skips where it is absent."""
     if not TRACES.is_dir():
-        pytest.skip(NO_SHARED)
+        pytest.skip(f"measured traces are {NO_SHARED}")
     return TRACES
 
 
@@ -47,7 +47,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """With RAMPART_NO_SKIPS set, fail the run for every skip whose reason does not hold on this machine."""
     if not os.environ.get("RAMPART_NO_SKIPS") or exitstatus not in (0, pytest.ExitCode.OK):
         return
-    excuses = {NO_SHARED: not TRACES.is_dir(), NO_GPU: not Path("/dev/nvidia0").exists(), NO_ROOT: os.geteuid() != 0}
+    excuses = {NO_SHARED: not SHARED.is_dir(), NO_GPU: not Path("/dev/nvidia0").exists(), NO_ROOT: os.geteuid() != 0}
     unexcused = [(test, why) for test, why in _skips if not any(why.endswith(e) and ok for e, ok in excuses.items())]
     for test, why in unexcused:
         print(f"skipped though it could have run: {test}: {why}")

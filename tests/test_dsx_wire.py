@@ -176,7 +176,7 @@ class Schema:
 @pytest.fixture(scope="module")
 def schema() -> Schema:
     if not SPEC.exists():
-        pytest.skip("the DSX Flex specification is not beside the checkout")
+        pytest.skip("the DSX Flex specification is not beside this checkout")
     return Schema(yaml.safe_load(SPEC.read_text()))
 
 

@@ -38,7 +38,7 @@ def test_an_unknown_card_is_assumed_to_save_the_least() -> None:
 def test_v100_curve_matches_the_public_sweep() -> None:
     """Power of a compute-bound loop at locked clocks: within 8 % of the dynamic range."""
     if not SWEEP.exists():
-        pytest.skip("no ../shared/traces beside this checkout")
+        pytest.skip("measured traces are not beside this checkout")
     with SWEEP.open() as lines:
         rows = [r for r in csv.DictReader(line for line in lines if not line.startswith("#"))]
     loop = [r for r in rows if r["workload"] == "matmul_compute_bound" and r["pcap_w"] == "300"]

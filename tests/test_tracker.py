@@ -229,7 +229,7 @@ def sample_of(site: SiteSettings, power_w: float, energy_j: float, reference_w: 
 def gpt3_load_w(duration_s: float, *, start_s: float = 0.0) -> FloatArray:
     """The measured training trace, 200 times over, its samples joined by lines."""
     if not TRACE.exists():
-        pytest.skip("no trace directory beside this checkout")
+        pytest.skip("measured traces are not beside this checkout")
     with TRACE.open(encoding="utf-8") as file:
         rows = list(csv.reader(line for line in file if not line.startswith("#")))
     columns = [index for index, name in enumerate(rows[0]) if name.endswith("_w")]
