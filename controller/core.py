@@ -90,7 +90,6 @@ class SiteCore:
         self._gpu_w_max = math.inf  # what all GPUs may draw at their worst, as of the last plan
         self._first_s: float | None = None
         self._resumed_s: float | None = None  # since when the target waits for a first sample after a pause
-        self._violation_count = 0
         self._is_clamped = False  # a cap of the last proposal was out of its GPU's range
         self._is_battery_proven = False  # it took a whole command of ours
         self._mode: ModeState | None = None
@@ -205,7 +204,6 @@ class SiteCore:
         is_narrowed = any(v.subject == "target" for v in verdict.violations)
         if is_narrowed and target_w is not None:
             self.tracker.corrected(image.t_mono_s, target_w)
-        self._violation_count += len(verdict.violations)
         self._is_clamped = any(v.invariant == 2 for v in verdict.violations)
         if verdict.command.nodes:
             self._orders.written()

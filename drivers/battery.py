@@ -7,8 +7,6 @@ changed and what renews the timer. After any failure the whole order is written 
 
 from __future__ import annotations
 
-import math
-
 from controller.ports import Clock
 from controller.settings import ModbusSettings
 from controller.types import BatteryCommand, BatterySample, BatteryState, Following, Quality, Reading
@@ -20,8 +18,6 @@ from drivers.meter import open_map
 from drivers.modbus import ModbusPool
 from drivers.profile import DeviceProfile, Dispatch, Kind
 
-DEVICE_SILENT_S = 3.0  # a device heartbeat counts once a second; three missed mean its controller stands still
-
 
 class ModbusBattery:
     """Implements `Battery`. `charge_w_max` and `discharge_w_max` stand in where the device does not tell its limits."""
@@ -32,15 +28,12 @@ class ModbusBattery:
         assert map_.profile.kind is Kind.BATTERY
         self.name = map_.device.name
         self._map = map_
-        self._clock = clock
         self._delay_s = delay_s
         self._charge_w_max = charge_w_max
         self._discharge_w_max = discharge_w_max
         self._writer = CommandWriter(map_, clock)
         self._last_command: BatteryCommand | None = None
         self._last: BatterySample | None = None
-        self._heartbeat: float | None = None
-        self._heartbeat_t_s = -math.inf
 
     async def read(self) -> Reading[BatterySample]:
         """State as the device reports it; a missing power or state of charge gives MISSING, never a number."""
@@ -50,7 +43,7 @@ class ModbusBattery:
         if power_w is None or soc_frac is None:
             return Reading(self._last or self._stand_in(), stamp_s, Quality.MISSING, self.name)
         self._last = self._sample(power_w, soc_frac)
-        return Reading(self._last, stamp_s, self._quality(), self.name)
+        return Reading(self._last, stamp_s, self._map.quality(), self.name)
 
     async def write(self, command: BatteryCommand) -> None:
         """Write `command` and read it back. Refused under local control; NotSupported for a way it has not."""
@@ -101,17 +94,6 @@ class ModbusBattery:
             reversion_s_left=values.get("target_s_left" if is_following else "setpoint_s_left"),
             temperature_c=values.get("temperature_c"),
         )
-
-    def _quality(self) -> Quality:
-        if self._map.implausible():
-            return Quality.SUSPECT
-        heartbeat = self._map.values.get("device_heartbeat")
-        if heartbeat is None:
-            return Quality.GOOD
-        now_s = self._clock.now_s()
-        if heartbeat != self._heartbeat:
-            self._heartbeat, self._heartbeat_t_s = heartbeat, now_s
-        return Quality.STALE if now_s - self._heartbeat_t_s > DEVICE_SILENT_S else Quality.GOOD
 
     def _stand_in(self) -> BatterySample:
         return BatterySample(

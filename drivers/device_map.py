@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from controller.ports import Clock
+from controller.types import Quality
 from drivers.errors import DeviceFault, InvalidValue, NotSupported, WrongDevice
 from drivers.identity import Identity, IdentityBook
 from drivers.modbus import ModbusDevice
@@ -17,6 +18,7 @@ from drivers.profile import REQUIRED, ROLES, Control, DeviceProfile, Place, Poin
 from drivers.registers import SUNSPEC_ABSENT, Codec, Field, Term
 from drivers.sunspec import ModelAt, discover, layout
 
+DEVICE_SILENT_S = 3.0  # a device heartbeat counts once a second; three missed mean its controller stands still
 GAP_MAX = 64  # registers read along between two blocks: 128 bytes cost less than another request and its answer
 
 
@@ -97,6 +99,8 @@ class DeviceMap:
         self.controls: dict[str, ControlPlace] = {}
         self.point_places: dict[str, ControlPlace] = {}  # of points at one place, for reading one of them back
         self._clock = clock
+        self._heartbeat: float | None = None
+        self._heartbeat_t_s = float("-inf")
         self._is_reading_all = is_reading_all
         self._blocks: tuple[_Block, ...] = ()
         self._spans_of: dict[tuple[int, ...], tuple[_Span, ...]] = {}  # by which blocks are due
@@ -148,6 +152,18 @@ class DeviceMap:
             if value is not None and not low <= value <= high:
                 odd.append(f"{name} reads {value:.6g} {point.unit}, plausible is {low:g}..{high:g}")
         return odd
+
+    def quality(self) -> Quality:
+        """Of what was read last: SUSPECT where implausible, STALE once the device's own heartbeat stands still."""
+        if self.implausible():
+            return Quality.SUSPECT
+        heartbeat = self.values.get("device_heartbeat")
+        if heartbeat is None:
+            return Quality.GOOD
+        now_s = self._clock.now_s()
+        if heartbeat != self._heartbeat:
+            self._heartbeat, self._heartbeat_t_s = heartbeat, now_s
+        return Quality.STALE if now_s - self._heartbeat_t_s > DEVICE_SILENT_S else Quality.GOOD
 
     # ---------------------------------------------------------------------------------------------- private
 

@@ -7,8 +7,6 @@ again. A bank that does not say so explicitly is neither in remote control nor r
 
 from __future__ import annotations
 
-import math
-
 from controller.ports import Clock
 from controller.settings import ModbusSettings
 from controller.types import LoadBankCommand, LoadBankSample, LoadBankState, Quality, Reading
@@ -20,7 +18,6 @@ from drivers.meter import open_map
 from drivers.modbus import ModbusPool
 from drivers.profile import DeviceProfile, Kind
 
-DEVICE_SILENT_S = 3.0  # a device heartbeat counts once a second; three missed mean its controller stands still
 J_PER_WH = 3_600.0
 
 ABSENT = LoadBankSample(power_w=0.0, power_w_max=0.0, state=LoadBankState.OFF, is_remote=False, setpoint_w=0.0)
@@ -33,14 +30,11 @@ class ModbusLoadBank:
         assert map_.profile.kind is Kind.LOAD_BANK
         self.name = map_.device.name
         self._map = map_
-        self._clock = clock
         self._delay_s = delay_s
         self._power_w_max = power_w_max
         self._writer = CommandWriter(map_, clock)
         self._told_w = 0.0
         self._last = ABSENT
-        self._heartbeat: float | None = None
-        self._heartbeat_t_s = -math.inf
 
     async def read(self) -> Reading[LoadBankSample]:
         """State as the device reports it; a missing power gives MISSING, never a number."""
@@ -50,7 +44,7 @@ class ModbusLoadBank:
         if power_w is None:
             return Reading(self._last, stamp_s, Quality.MISSING, self.name)
         self._last = self._sample(power_w)
-        return Reading(self._last, stamp_s, self._quality(), self.name)
+        return Reading(self._last, stamp_s, self._map.quality(), self.name)
 
     async def write(self, command: LoadBankCommand) -> None:
         """Write `command` and read it back. Refused under local control; NotSupported without a way to be driven."""
@@ -87,17 +81,6 @@ class ModbusLoadBank:
             reversion_s_left=values.get("setpoint_s_left"),
             energy_j_left=None if left_wh is None else left_wh * J_PER_WH,
         )
-
-    def _quality(self) -> Quality:
-        if self._map.implausible():
-            return Quality.SUSPECT
-        heartbeat = self._map.values.get("device_heartbeat")
-        if heartbeat is None:
-            return Quality.GOOD
-        now_s = self._clock.now_s()
-        if heartbeat != self._heartbeat:
-            self._heartbeat, self._heartbeat_t_s = heartbeat, now_s
-        return Quality.STALE if now_s - self._heartbeat_t_s > DEVICE_SILENT_S else Quality.GOOD
 
 
 def open_load_bank(

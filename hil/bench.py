@@ -24,7 +24,7 @@ from controller.ports import Battery, Clock, LoadBank, PowerMeter, Recorder, Ups
 from controller.settings import Policy, Settings, SiteSettings
 from controller.types import FloatArray
 from hil import vtime
-from hil.faults import FaultPlan, SickBattery, SickLoadBank, SickMeter, SickUps
+from hil.faults import FaultPlan, SickDevice, SickMeter, SickUps
 from hil.nodes import SimNodeLink
 from hil.plant.site import BATTERY, LOAD, NS_PER_S, PCC, SOC, TruthBlock
 from hil.ports import HeldLease, NoRecorder, SimBattery, SimGrid, SimLoadBank, SimMeter, SimUps
@@ -368,7 +368,8 @@ def make_factories(
             believed_delay_s=delay_s,
             write_latency_s=b.write_latency_s,
         )
-        battery = TimedBattery(SickBattery(inner, faults, clock, world.rng(2)), watch)
+        sick = SickDevice("battery", faults, clock, world.rng(2), read=inner.read, write=inner.write)
+        battery = TimedBattery(sick, watch)
     load_bank: LoadBank | None = None
     if site.load_bank is not None and world.plant.load_bank is not None:
         delay_s = site.meter.delay_s if site.meter else 0.0
@@ -381,7 +382,7 @@ def make_factories(
             believed_delay_s=delay_s,
             write_latency_s=shown.write_latency_s,
         )
-        load_bank = SickLoadBank(bank, faults, clock, world.rng(5))
+        load_bank = SickDevice("load_bank", faults, clock, world.rng(5), read=bank.read, write=bank.write)
     ups: dict[str, Ups] = {}
     if doc.plant.facility.ups_share > 0.0:
         ups["ups"] = SickUps(SimUps(world.plant, clock), faults, clock, world.rng(4))

@@ -12,13 +12,14 @@ Each wrapper has its inner port's interface, so that nothing above can tell it f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from controller.ports import Battery, Clock, LoadBank, PowerMeter, Ups
+from controller.ports import Clock, PowerMeter, Ups
 from controller.types import (
     BatteryCommand,
     BatterySample,
@@ -31,6 +32,9 @@ from controller.types import (
 from drivers.errors import BadReply, DeviceGone, DeviceTimeout
 from hil.scenario import FaultDoc, Verb
 from hil.vtime import NS_PER_S
+
+S = TypeVar("S", BatterySample, LoadBankSample)
+C = TypeVar("C", BatteryCommand, LoadBankCommand)
 
 DEFAULT_VALUE: dict[str, float] = {"wrong": 1.03, "slow": 1.0, "delayed": 1.0, "intermittent": 0.5}
 GARBAGE = (math.nan, math.inf, -1e12, 4.2e9)  # not a number, overflow, and the two ends of a misread word
@@ -158,76 +162,51 @@ class SickMeter(_Sick):
         return (older[-1] if older else self._history[0]).value
 
 
-class SickBattery(_Sick):
-    """A battery whose wire may be ill; what is wrong with the battery itself is the plant's."""
+class SickDevice(_Sick, Generic[S, C]):
+    """A battery or load bank, `port`, whose wire may be ill; what is wrong with the device itself is the plant's."""
 
-    def __init__(self, inner: Battery, plan: FaultPlan, clock: Clock, rng: np.random.Generator) -> None:
-        super().__init__("battery", plan, clock, rng)
-        self._inner = inner
-        self._stuck: BatterySample | None = None
+    def __init__(
+        self,
+        port: str,
+        plan: FaultPlan,
+        clock: Clock,
+        rng: np.random.Generator,
+        *,
+        read: Callable[[], Awaitable[Reading[S]]],
+        write: Callable[[C], Awaitable[None]],
+    ) -> None:
+        """`read` and `write` are those of the device inside."""
+        super().__init__(port, plan, clock, rng)
+        self._read: Callable[[], Awaitable[Reading[S]]] = read
+        self._write: Callable[[C], Awaitable[None]] = write
+        self._stuck: S | None = None
 
-    async def read(self) -> Reading[BatterySample]:
+    async def read(self) -> Reading[S]:
         fault = self._fault()
         if fault is None:
             self._stuck = None
-            return await self._inner.read()
+            return await self._read()
         await self._suffer(fault)
-        reading = await self._inner.read()
+        reading = await self._read()
         sample = reading.value
         if fault.verb == "stuck":
             self._stuck = self._stuck or sample
             return replace(reading, value=self._stuck)
         if fault.verb == "garbage":
-            raise BadReply("battery", "reply of another length than asked for")
+            raise BadReply(self._port, "reply of another length than asked for")
         if fault.verb == "wrong":
             return replace(reading, value=replace(sample, power_w=sample.power_w * fault.value))
         if fault.verb == "delayed":
             return replace(reading, t_mono_s=reading.t_mono_s - fault.value)
         return reading
 
-    async def write(self, command: BatteryCommand) -> None:
+    async def write(self, command: C) -> None:
         fault = self._fault()
         if fault is not None:
             await self._suffer(fault)
             if fault.verb == "garbage":
-                raise BadReply("battery", "acknowledgement of another register")
-        await self._inner.write(command)
-
-
-class SickLoadBank(_Sick):
-    """A load bank whose wire may be ill; what is wrong with the bank itself is the plant's."""
-
-    def __init__(self, inner: LoadBank, plan: FaultPlan, clock: Clock, rng: np.random.Generator) -> None:
-        super().__init__("load_bank", plan, clock, rng)
-        self._inner = inner
-        self._stuck: LoadBankSample | None = None
-
-    async def read(self) -> Reading[LoadBankSample]:
-        fault = self._fault()
-        if fault is None:
-            self._stuck = None
-            return await self._inner.read()
-        await self._suffer(fault)
-        reading = await self._inner.read()
-        sample = reading.value
-        if fault.verb == "stuck":
-            self._stuck = self._stuck or sample
-            return replace(reading, value=self._stuck)
-        if fault.verb == "garbage":
-            raise BadReply("load_bank", "reply of another length than asked for")
-        if fault.verb == "wrong":
-            return replace(reading, value=replace(sample, power_w=sample.power_w * fault.value))
-        if fault.verb == "delayed":
-            return replace(reading, t_mono_s=reading.t_mono_s - fault.value)
-        return reading
-
-    async def write(self, command: LoadBankCommand) -> None:
-        fault = self._fault()
-        if fault is not None:
-            await self._suffer(fault)
-            if fault.verb == "garbage":
-                raise BadReply("load_bank", "acknowledgement of another register")
-        await self._inner.write(command)
+                raise BadReply(self._port, "acknowledgement of another register")
+        await self._write(command)
 
 
 class SickUps(_Sick):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from controller.ports import DriverError
+from controller.ports import DriverError, LoadBank
 from controller.sense import Sense
 from controller.types import (
     LoadBankCommand,
@@ -76,7 +76,9 @@ class NoNodes:
         del commands
 
 
-def make(clock: StepClock, meter: ScriptedMeter, told: list[tuple[str, str]]) -> Sense:
+def make(
+    clock: StepClock, meter: ScriptedMeter, told: list[tuple[str, str]], *, load_bank: LoadBank | None = None
+) -> Sense:
     return Sense(
         clock=clock,
         period_s=0.05,
@@ -87,6 +89,7 @@ def make(clock: StepClock, meter: ScriptedMeter, told: list[tuple[str, str]]) ->
         node_link=NoNodes(),
         grid=None,
         on_change=lambda subject, why: told.append((subject, why)),
+        load_bank=load_bank,
     )
 
 
@@ -180,18 +183,7 @@ async def test_a_load_bank_that_falls_silent_ages_and_is_told_once() -> None:
     """Its last value stays in the image, ever worse; nothing invents that it still stands ready."""
     clock, told = StepClock(), list[tuple[str, str]]()
     meter, bank = ScriptedMeter(clock), ScriptedBank(clock)
-    sense = Sense(
-        clock=clock,
-        period_s=0.05,
-        meter=meter,
-        meter_delay_s=0.03,
-        battery=None,
-        ups={},
-        node_link=NoNodes(),
-        grid=None,
-        on_change=lambda subject, why: told.append((subject, why)),
-        load_bank=bank,
-    )
+    sense = make(clock, meter, told, load_bank=bank)
     image = await sense.image(0, overrun_count=0)
     assert image.load_bank is not None and image.load_bank.is_good and image.load_bank.value.power_w == 1e6
     bank.fault = DriverError("load_bank", "no answer")
