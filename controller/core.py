@@ -18,7 +18,6 @@ from controller.arming import ArmingFacts, holds_back, is_clock_trusted, unready
 from controller.ballast import Ballast, expiry_share
 from controller.decision import Checked, Decision
 from controller.estimate import Estimate, LoadEstimator, LoadSource
-from controller.estimate_checks import MeterFlag
 from controller.fleet import Fleet, FleetBook, FleetReader, FleetReadings
 from controller.gpu_floor import steady_floor_w
 from controller.gpu_model import GpuCurve
@@ -41,6 +40,7 @@ from controller.types import (
     EnvelopeState,
     EnvelopeView,
     Following,
+    MeterFlag,
     Mode,
     NodeCommand,
     NodeReport,

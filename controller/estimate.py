@@ -18,7 +18,7 @@ import numpy as np
 
 from controller.estimate_bank import BankHistory
 from controller.estimate_bridge import NodeBridge
-from controller.estimate_checks import MeterCheck, MeterFlag, MeterView
+from controller.estimate_checks import MeterCheck, MeterView
 from controller.estimate_delay import KEPT_S, MeterDelay
 from controller.estimate_lag import LagEstimate
 from controller.settings import SiteSettings
@@ -27,6 +27,7 @@ from controller.types import (
     BatterySample,
     Following,
     LoadBankSample,
+    MeterFlag,
     MeterSample,
     NodeReport,
     Quality,

@@ -9,29 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum, unique
 
 from controller.settings import SiteSettings
-from controller.types import Following, MeterSample, Quality, Reading
-
-
-@unique
-class MeterFlag(StrEnum):
-    """What can be wrong with a meter; the values are the mode table's names."""
-
-    METER_STUCK = "meter_stuck"
-    METER_STALE = "meter_stale"
-    METER_MISSING = "meter_missing"
-    METER_SPIKE = "meter_spike"
-    METER_UNIT_WRONG = "meter_unit_wrong"
-    METER_SIGN_SUSPECT = "meter_sign_suspect"
-    METER_SIGN_WRONG = "meter_sign_wrong"
-    METER_DRIFT = "meter_drift"
-    METERS_DISAGREE = "meters_disagree"
-    METER_SLOW = "meter_slow"
-    METER_LATE = "meter_late"
-    COUNTER_RESET = "counter_reset"
-
+from controller.types import Following, MeterFlag, MeterSample, Quality, Reading
 
 AGE_PERIODS = 3.0  # FAULTS S4: beyond the declared delay
 STUCK_SAMPLES = 5  # bit-identical new samples; a live meter's last digit moves more often

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum, unique
 
-from controller.types import Mode
+from controller.types import MeterFlag, Mode, NodeFault, SiteFault
 
 DWELL_CYCLES = 10  # planner periods a flag must stay away before it clears
 
@@ -27,43 +27,46 @@ class Clear(StrEnum):
 
 @unique
 class Flag(StrEnum):
-    """Every condition that can be detected; the value is the name in status, logs and recordings."""
+    """Every condition that can be detected; the value is the name in status, logs and recordings.
+
+    What a meter's checks, a node or the shell find keeps the name they tell it by.
+    """
 
     # Site meters
-    METER_STUCK = "meter_stuck"
-    METER_STALE = "meter_stale"
-    METER_MISSING = "meter_missing"
-    METER_SPIKE = "meter_spike"
-    METER_UNIT_WRONG = "meter_unit_wrong"
-    METER_SIGN_SUSPECT = "meter_sign_suspect"
-    METER_SIGN_WRONG = "meter_sign_wrong"
-    METER_DRIFT = "meter_drift"
-    METERS_DISAGREE = "meters_disagree"
-    METER_SLOW = "meter_slow"
-    METER_LATE = "meter_late"
-    COUNTER_RESET = "counter_reset"
+    METER_STUCK = MeterFlag.METER_STUCK
+    METER_STALE = MeterFlag.METER_STALE
+    METER_MISSING = MeterFlag.METER_MISSING
+    METER_SPIKE = MeterFlag.METER_SPIKE
+    METER_UNIT_WRONG = MeterFlag.METER_UNIT_WRONG
+    METER_SIGN_SUSPECT = MeterFlag.METER_SIGN_SUSPECT
+    METER_SIGN_WRONG = MeterFlag.METER_SIGN_WRONG
+    METER_DRIFT = MeterFlag.METER_DRIFT
+    METERS_DISAGREE = MeterFlag.METERS_DISAGREE
+    METER_SLOW = MeterFlag.METER_SLOW
+    METER_LATE = MeterFlag.METER_LATE
+    COUNTER_RESET = MeterFlag.COUNTER_RESET
     IMAGE_LOST = "image_lost"
     # GPUs and their nodes
-    GPU_HUNG = "gpu_hung"
-    GPU_LOST = "gpu_lost"
-    GPU_PERMISSION = "gpu_permission"
-    GPU_IGNORES_CAPS = "gpu_ignores_caps"
-    CAP_CLAMPED = "cap_clamped"
-    FOREIGN_WRITER = "foreign_writer"
-    FOREIGN_WRITER_WON = "foreign_writer_won"
+    GPU_HUNG = NodeFault.GPU_HUNG
+    GPU_LOST = NodeFault.GPU_LOST
+    GPU_PERMISSION = NodeFault.GPU_PERMISSION
+    GPU_IGNORES_CAPS = NodeFault.GPU_IGNORES_CAPS
+    CAP_CLAMPED = NodeFault.CAP_CLAMPED
+    FOREIGN_WRITER = NodeFault.FOREIGN_WRITER
+    FOREIGN_WRITER_WON = NodeFault.FOREIGN_WRITER_WON
     POWER_ABOVE_CAP = "power_above_cap"
     GPU_RESET = "gpu_reset"
-    GPU_THROTTLED = "gpu_throttled"
+    GPU_THROTTLED = NodeFault.GPU_THROTTLED
     NODE_LOST = "node_lost"
     NODES_ALL_LOST = "nodes_all_lost"
     # Modbus devices
-    DEVICE_TIMEOUT = "device_timeout"
-    DEVICE_GARBAGE = "device_garbage"
-    DEVICE_PARTIAL_WRITE = "device_partial_write"
-    DEVICE_BUSY = "device_busy"
-    DEVICE_REFUSES = "device_refuses"
-    DEVICE_CHANGED = "device_changed"
-    DEVICE_WRONG = "device_wrong"
+    DEVICE_TIMEOUT = SiteFault.DEVICE_TIMEOUT
+    DEVICE_GARBAGE = SiteFault.DEVICE_GARBAGE
+    DEVICE_PARTIAL_WRITE = SiteFault.DEVICE_PARTIAL_WRITE
+    DEVICE_BUSY = SiteFault.DEVICE_BUSY
+    DEVICE_REFUSES = SiteFault.DEVICE_REFUSES
+    DEVICE_CHANGED = SiteFault.DEVICE_CHANGED
+    DEVICE_WRONG = SiteFault.DEVICE_WRONG
     BATTERY_LIMITED = "battery_limited"
     BATTERY_LOST = "battery_lost"
     BATTERY_NOT_FOLLOWING = "battery_not_following"
@@ -93,9 +96,9 @@ class Flag(StrEnum):
     LOOP_STALLED = "loop_stalled"
     RESUMED = "resumed"
     RESTARTED = "restarted"
-    DISK_FULL = "disk_full"
+    DISK_FULL = SiteFault.DISK_FULL
     LEADERSHIP_LOST = "leadership_lost"
-    ORIGINALS_CORRUPT = "originals_corrupt"
+    ORIGINALS_CORRUPT = NodeFault.ORIGINALS_CORRUPT
     # People
     OPERATOR_RELEASE = "operator_release"
     OPERATOR_FALLBACK = "operator_fallback"

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from controller.estimate import Estimate, LoadEstimator, LoadSource, sum_nodes
-from controller.estimate_checks import MeterFlag
 from controller.estimate_lag import LagEstimate
 from controller.settings import SiteSettings
 from controller.types import (
@@ -18,6 +17,7 @@ from controller.types import (
     BatterySample,
     BatteryState,
     Following,
+    MeterFlag,
     MeterSample,
     NodeId,
     NodeReport,

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from controller.estimate import LoadEstimator, LoadSource
-from controller.estimate_checks import MeterFlag
 from controller.modes import Flag
 from controller.plan.solve import MpcPlanner
-from controller.types import Following, MeterSample, Mode, Quality, Reading
+from controller.types import Following, MeterFlag, MeterSample, Mode, Quality, Reading
 from hil import vtime
 from hil.matrix import row
 from hil.matrix_lab import MW, Lab, lab_scenario

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,10 @@ def own(names: set[str]) -> set[str]:
     return names & known - set(PACKAGES)
 
 
+def is_types(name: str) -> bool:
+    return name == "controller.types" or name.startswith("controller.types.")
+
+
 def is_core(name: str) -> bool:
     return name in CORE or name.startswith("controller.plan.")
 
@@ -125,7 +130,9 @@ def is_core(name: str) -> bool:
 def test_imports_point_down(name: str, path: Path) -> None:
     """Each layer imports only what lies below it."""
     used = own(imports(path)) - {"controller.plan", "controller.config", "controller.audit", "controller.node"}
-    if name in {"controller.types", "controller.errors", "controller.codec"} or name == "controller.settings":
+    if is_types(name):
+        assert all(is_types(module) for module in used)
+    elif name in BASE:
         assert used <= {"controller.types"}
     elif name == "controller.ports":
         assert used <= BASE
@@ -157,7 +164,7 @@ def test_imports_point_down(name: str, path: Path) -> None:
 @pytest.mark.parametrize(("name", "path"), modules(), ids=lambda v: v if isinstance(v, str) else "")
 def test_core_has_no_outside(name: str, path: Path) -> None:
     """The pure core has no event loop, no I/O and no clock."""
-    if is_core(name) or name in ENVELOPES or name in BASE:
+    if is_core(name) or name in ENVELOPES or name in BASE or is_types(name):
         roots = {module.split(".")[0] for module in imports(path)}
         assert not roots & FORBIDDEN_IN_CORE
 
@@ -167,6 +174,16 @@ def test_bench_is_imported_lazily() -> None:
     for name, path in modules():
         if name.startswith("controller.cli"):
             assert not {m for m in imports(path, lazily=False) if m.split(".")[0] == "hil"}, name
+
+
+def test_types_have_one_door_and_no_circle() -> None:
+    """All import `controller.types` itself; inside, each module stands on those below it alone."""
+    inside = {name: own(imports(path)) for name, path in modules() if is_types(name)}
+    order = graphlib.TopologicalSorter(inside).static_order()
+    assert list(order)[-1] == "controller.types"
+    for name, path in modules():
+        if not is_types(name):
+            assert not {m for m in own(imports(path)) if is_types(m)} - {"controller.types"}, name
 
 
 def test_packages_are_empty() -> None:

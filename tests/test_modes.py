@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from controller import health
 from controller.advice import ADVICE
-from controller.estimate_checks import MeterFlag
 from controller.modes import DWELL_CYCLES, TABLE, UNFLAGGED, Clear, Flag, ModeMachine
-from controller.types import Mode, NodeFault, SiteFault
+from controller.types import MeterFlag, Mode, NodeFault, SiteFault
 
 PERIOD_S = 0.5
 DWELL_S = DWELL_CYCLES * PERIOD_S

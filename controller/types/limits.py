@@ -1,0 +1,176 @@
+"""Grid limits as controller and auditor share them, and the contract they make up.
+
+Fractions of the registered peak are already resolved, so every row holds watts. A new kind of limit begins here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum, unique
+
+from controller.types.scalars import LimitId
+
+
+@unique
+class Direction(StrEnum):
+    UP = "up"
+    DOWN = "down"
+    BOTH = "both"
+
+
+@unique
+class RampReading(StrEnum):
+    WITHIN = "within"  # every pair of instants in the window
+    ENDPOINT = "endpoint"  # the window's two ends only; the auditor's reading, never the controller's
+
+
+@unique
+class LimitStatus(StrEnum):
+    PUBLISHED = "published"
+    PROPOSED = "proposed"
+    QUOTED = "quoted"
+    LOCAL = "local"  # the site's own, or set over the wire
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a limit comes from and what in it is our assumption."""
+
+    source: str
+    date: str
+    status: LimitStatus
+    assumption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RampLimit:
+    id: LimitId
+    max_w: float
+    window_s: float
+    direction: Direction
+    mean_s: float
+    provenance: Provenance
+    reading: RampReading = RampReading.WITHIN
+    percentile: float | None = None  # None: every window; else this share (0..1] of windows must hold
+
+
+@dataclass(frozen=True, slots=True)
+class SwingLimit:
+    id: LimitId
+    max_w: float
+    window_s: float
+    mean_s: float
+    provenance: Provenance
+    band_hz: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    id: LimitId
+    max_w_per_s: float
+    above_w: float
+    mean_s: float
+    provenance: Provenance
+    horizon_s: float = 600.0  # how far back s reaches
+
+
+@dataclass(frozen=True, slots=True)
+class BandLimit:
+    id: LimitId
+    max_w: float
+    band_hz: tuple[float, float]
+    provenance: Provenance
+    mean_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class OscillationLimit:
+    id: LimitId
+    max_w: float
+    band_hz: tuple[float, float]
+    span_s: float
+    provenance: Provenance
+    mean_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CeilingLimit:
+    id: LimitId
+    max_w: float
+    from_s: float  # on the record's or controller's time axis; -inf: always
+    provenance: Provenance
+    mean_s: float = 0.0
+    until_s: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class FloorLimit:
+    id: LimitId
+    min_w: float
+    from_s: float
+    provenance: Provenance
+    mean_s: float = 0.0
+    until_s: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class CurveSegment:
+    """A box of a ride-through curve: stay connected for `hold_s` while the quantity is in [low, high)."""
+
+    low: float
+    high: float
+    hold_s: float  # inf: continuous
+
+
+@dataclass(frozen=True, slots=True)
+class RideThroughLimit:
+    id: LimitId
+    voltage_pu: tuple[CurveSegment, ...]
+    frequency_hz: tuple[CurveSegment, ...]
+    recover_frac: float
+    recover_s: float
+    suspends_ramps: bool
+    provenance: Provenance
+    mean_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DroopLimit:
+    id: LimitId
+    deadband_hz: float
+    w_per_hz: float
+    max_w: float
+    provenance: Provenance
+    nominal_hz: float = 60.0
+    mean_s: float = 0.0
+
+
+Limit = (
+    RampLimit
+    | SwingLimit
+    | RateLimit
+    | BandLimit
+    | OscillationLimit
+    | CeilingLimit
+    | FloorLimit
+    | RideThroughLimit
+    | DroopLimit
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """A set of limits, all in force at once at the point of common coupling; fractions already resolved."""
+
+    name: str
+    limits: tuple[Limit, ...]
+    registered_peak_w: float
+
+
+@unique
+class RowVerdict(StrEnum):
+    HELD = "held"
+    HELD_PARTIAL = "held_partial"  # the band was cut at the record's Nyquist frequency, or the record has gaps
+    BROKEN = "broken"
+    NOT_COVERED = "not_covered"
+    NOT_BINDING = "not_binding"
