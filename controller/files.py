@@ -1,7 +1,8 @@
-"""Opens files that a person or a configuration names: regular ones only, and never more of them than was bargained for.
+"""Files as Rampart reads and writes them: read only what was bargained for, written whole or not at all.
 
 A named pipe would make a command wait for ever, and a device such as /dev/zero would fill the memory. Both are refused
-with the OSError that callers already turn into their one line.
+with the OSError that callers already turn into their one line. Whoever reads while a file is written, or after a crash
+in the midst of it, finds the old content or the new.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,3 +32,35 @@ def read_file(path: Path, *, bytes_max: int) -> bytes:
     if len(raw) > bytes_max:
         raise OSError(errno.EFBIG, f"larger than {bytes_max} bytes")
     return raw
+
+
+def write_whole(path: Path, text: str, *, mode: int | None = None) -> None:
+    """`text` as the content of `path`, on the disk when this returns; missing folders are made.
+
+    `mode` are the permission bits, whatever the umask. OSError where it cannot be written: then `path` is as it was and
+    nothing stands beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".new")
+    try:
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if mode is not None:
+            scratch.chmod(mode)
+        scratch.replace(path)
+    except OSError:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """What was renamed in or removed from `folder` is on the disk when this returns."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

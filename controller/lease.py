@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from controller.errors import BadInput
+from controller.files import write_whole
 
 LOCK_NAME = "site.lock"
 EPOCH_NAME = "epoch"
@@ -77,17 +77,7 @@ class FileLease:
         except ValueError:
             last = _above_any(path)
         epoch = min(max(last, 0) + 1, EPOCH_MAX)
-        temporary = path.with_suffix(".tmp")
-        try:
-            with temporary.open("w", encoding="ascii") as file:
-                file.write(f"{epoch}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        write_whole(path, f"{epoch}\n")
         return epoch
 
 

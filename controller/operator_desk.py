@@ -8,9 +8,7 @@ quietly taken again. A reset is refused while what it should clear is still ther
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from enum import StrEnum, unique
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +16,7 @@ from typing import Protocol
 import structlog
 
 from controller.control_socket import Peer, refused
+from controller.files import write_whole
 from controller.modes import TABLE, Clear, Flag, Reason
 from controller.types import Mode, OperatorOrder
 
@@ -133,7 +132,7 @@ class OperatorDesk:
             if self._mode is None:
                 self._path.unlink(missing_ok=True)
             else:
-                _write(self._path, json.dumps({"mode": self._mode.name}))
+                write_whole(self._path, json.dumps({"mode": self._mode.name}))
         except OSError as error:
             return (f"not kept for a restart of the controller: {self._path}: {error.strerror or error}",)
         return ()
@@ -162,19 +161,3 @@ def _kept(path: Path) -> Mode | None:
         log.error("an operator's order cannot be read back; none is in force", path=str(path), cause=str(error))
         return None
     return mode
-
-
-def _write(path: Path, text: str) -> None:
-    """Beside the old file and renamed over it."""
-    scratch = path.with_name(path.name + ".new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    except OSError:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
-        raise

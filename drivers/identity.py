@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from controller.files import write_whole
 from drivers.errors import DeviceChanged
 from drivers.sunspec import ModelAt
 
@@ -80,15 +81,12 @@ class IdentityBook:
         return self._devices.setdefault(name, Identity(name, {}, self))
 
     def save(self) -> None:
-        """Write the file anew, beside the old one and renamed over it; a disk that refuses is said, not fatal."""
+        """Write the file anew; a disk that refuses is said, not fatal."""
         if self.path is None:
             return
         whole = {name: device.known for name, device in sorted(self._devices.items())}
-        scratch = self.path.with_name(self.path.name + ".new")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-            scratch.replace(self.path)
+            write_whole(self.path, json.dumps(whole, indent=1) + "\n")
         except OSError as error:
             log.error("device identities cannot be kept", path=str(self.path), cause=error.strerror or str(error))
 

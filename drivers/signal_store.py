@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import structlog
+
+from controller.files import write_whole
 
 FILE_BYTES_MAX = 16 * 1024 * 1024
 
@@ -73,14 +74,8 @@ class SignalStore:
                 self._write(json.dumps(self._take(), separators=(",", ":"), allow_nan=False))
 
     def _write(self, text: str) -> None:
-        scratch = self.path.with_name(self.path.name + ".new")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with scratch.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(self.path)
+            write_whole(self.path, text)
             self._is_failing = False
         except OSError as error:
             if not self._is_failing:

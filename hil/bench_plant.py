@@ -26,6 +26,7 @@ import numpy as np
 from controller.config.load import data_path, data_root, read_yaml
 from controller.config.record import open_record
 from controller.errors import BadInput
+from controller.files import write_whole
 from controller.types import FloatArray
 from hil.bench import Progress, run
 from hil.plant_cases import FIGURE_TRACE, TARGET_BY_S, TARGET_FRAC, TARGET_FROM_S, TARGET_S, Case
@@ -149,11 +150,8 @@ def _repeated(t_s: FloatArray, power_w: FloatArray, repeats: int, *, pause_s: fl
 
 
 def _write(path: Path, t_s: FloatArray, power_w: FloatArray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     lines = map("{:.4f},{:.2f}\n".format, t_s.tolist(), power_w.tolist())
-    partial.write_text("t_s,power_w\n" + "".join(lines), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, "t_s,power_w\n" + "".join(lines))
     return path.resolve()
 
 
@@ -297,9 +295,7 @@ def _taken(folder: Path, job: Job, future: Future[Row]) -> Outcome:
         result = future.result()
     except (BadInput, RuntimeError, AssertionError, ValueError, ArithmeticError, LookupError, TypeError) as error:
         return Outcome(job, None, f"{type(error).__name__}: {error}")  # the table says so; the other runs go on
-    partial = folder / f"{job.key}.partial"
-    partial.write_text(json.dumps({"case": asdict(job.case), "result": result}) + "\n", encoding="utf-8")
-    partial.replace(folder / f"{job.key}.json")
+    write_whole(folder / f"{job.key}.json", json.dumps({"case": asdict(job.case), "result": result}) + "\n")
     return Outcome(job, result)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.errors import BadInput
+from controller.files import write_whole
 from hil.bench_plant import NOT_RUN, Outcome, PreparedTrace
 from hil.plant_cases import Case
 
@@ -260,8 +261,6 @@ def put_between_markers(path: Path, text: str) -> None:
         _, has_end, after = rest.partition(END)
         if not (has_begin and has_end):
             raise BadInput(f"--out {path}: no lines {BEGIN} and {END} to write the tables between")
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(f"{before}{block.rstrip()}{after}", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, f"{before}{block.rstrip()}{after}")
     except OSError as error:
         raise BadInput(f"--out {path}: {error.strerror or error}") from None

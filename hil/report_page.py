@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
+from controller.files import write_whole
 from controller.types import CeilingLimit, FloatArray, Mode
 from hil.bench import RunRecord
 from hil.report_limits import window_uses
@@ -58,9 +59,7 @@ def write_report(record: RunRecord, result: dict[str, Any], path: Path) -> None:
         f"<title>{html.escape(str(result['scenario']))}</title><style>{STYLE}</style>"
         f"<script>{get_plotlyjs()}</script></head><body>{''.join(parts)}</body></html>\n"
     )
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, page)
 
 
 # ------------------------------------------------------------------------------------------------ words

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from controller.files import write_whole
 from controller.predict import follower_of
 from controller.types import FloatArray, Mode
 from hil.bench import RunRecord
@@ -74,10 +75,7 @@ def exit_code(result: dict[str, object]) -> int:
 
 def write_result(result: dict[str, object], path: Path) -> None:
     """Write it whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
 def alone(record: RunRecord, happening: Happening) -> dict[str, object]:

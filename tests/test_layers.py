@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,7 @@ ENVELOPES = {"controller.envelope", "controller.envelope_bank", "controller.enve
 FORBIDDEN_IN_CORE = {"asyncio", "socket", "threading", "time", "subprocess", "logging", "structlog", "os", "pathlib"}
 
 
+@cache
 def modules() -> list[tuple[str, Path]]:
     found = []
     for package in PACKAGES:

@@ -79,7 +79,7 @@ def test_an_epoch_that_cannot_be_written_is_not_used(tmp_path: Path, monkeypatch
     def full(fd: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("controller.lease.os.fsync", full)
+    monkeypatch.setattr("controller.files.os.fsync", full)
     with pytest.raises(BadInput, match="No space"):
         FileLease(tmp_path)
     monkeypatch.undo()

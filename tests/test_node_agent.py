@@ -308,7 +308,7 @@ def test_without_a_place_for_originals_nothing_is_written(tmp_path: Path, monkey
         await bench.wait(2.0)
         assert newest(bench).state is AgentState.ARMED and bench.clocks == [900, 900]
 
-    monkeypatch.setattr("controller.node.originals.os.fsync", full)
+    monkeypatch.setattr("controller.files.os.fsync", full)
     play(tmp_path, story)
 
 

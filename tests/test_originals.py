@@ -39,7 +39,7 @@ def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
     assert file.load() is None
     saved = file.save(how(tmp_path), [A, B], boot_id="b1")
     assert file.load() == saved and saved.gpus == (A, B) and saved.boot_id == "b1"
-    assert not list((tmp_path / "not" / "yet").glob("*.tmp"))
+    assert [p.name for p in (tmp_path / "not" / "yet").iterdir()] == [FILE_NAME]
 
 
 def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:

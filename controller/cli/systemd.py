@@ -69,13 +69,11 @@ def _escaped(path: Path) -> str:
 
 
 def _write(target: Path, text: str) -> str:
-    """Write whole or not at all; what happened, in a word."""
+    """Readable by all, as systemd wants it; what happened, in a word."""
     before = target.read_text(encoding="utf-8") if target.is_file() else None
     if before == text:
         return "unchanged"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.chmod(0o644)
-    temporary.replace(target)
+    from controller.files import write_whole
+
+    write_whole(target, text, mode=0o644)
     return "written" if before is None else "replaced"

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from controller.codec import decode, encode
-from controller.files import read_file
+from controller.files import read_file, sync_folder, write_whole
 from controller.settings import NodeSettings
 from controller.types import GpuId, GpuOriginals, GpuSpec, SmoothingFound
 
@@ -139,25 +139,12 @@ class OriginalsFile:
             self._write(replace(saved, gpus=left))
             return
         self.path.unlink(missing_ok=True)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
 
     def _write(self, saved: Saved) -> None:
-        """Temporary file, flushed to the disk, then renamed: a reader sees the old file or the new one."""
         body = encode(saved)
         text = json.dumps({"format": FORMAT, "sha256": _checksum(body), "body": body}, indent=1)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(self.path.parent)
+        write_whole(self.path, text)
 
 
 def _renewed(body: dict[str, Any]) -> dict[str, Any]:
@@ -236,11 +223,3 @@ def boot_id() -> str:
 
 def _checksum(body: object) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
