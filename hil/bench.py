@@ -20,14 +20,13 @@ import numpy as np
 
 from controller.audit.referee import Referee
 from controller.audit.verdicts import Verdicts
-from controller.ports import Battery, Clock, LoadBank, PowerMeter, Recorder, Ups
+from controller.ports import Clock, Recorder
 from controller.settings import Policy, Settings, SiteSettings
 from controller.types import FloatArray
 from hil import vtime
-from hil.faults import FaultPlan, SickDevice, SickMeter, SickUps
-from hil.nodes import SimNodeLink
+from hil.factories import make_factories
 from hil.plant.site import BATTERY, LOAD, NS_PER_S, PCC, SOC, TruthBlock
-from hil.ports import HeldLease, NoRecorder, SimBattery, SimGrid, SimLoadBank, SimMeter, SimUps
+from hil.ports import NoRecorder
 from hil.run_log import (
     BriefRecorder,
     MarginLog,
@@ -35,9 +34,6 @@ from hil.run_log import (
     OffsetClock,
     Stopwatch,
     TickView,
-    TimedBattery,
-    TimedMeter,
-    TimedRecorder,
     whole_file,
 )
 from hil.scenario import Scenario
@@ -326,74 +322,3 @@ def build_daemon(settings: Settings, factories: Factories, on_tick: OnTick) -> R
     viewer = Viewer(site.policy)
     daemon.observe(lambda trace: on_tick(viewer.view(trace, daemon.core.plan)))
     return daemon.run
-
-
-def make_factories(
-    scenario: Scenario,
-    world: World,
-    clock: Clock,
-    *,
-    recorder: Recorder,
-    stopwatch: Stopwatch | None = None,
-    plan: FaultPlan | None = None,
-    epoch: int = 1,
-) -> Factories:
-    """Simulated ports on `world`, sick where `plan` (the scenario's own by default) says so."""
-    from controller.app import Factories
-
-    doc, site = scenario.doc, scenario.settings.site
-    assert site is not None
-    faults = FaultPlan.of(doc.faults) if plan is None else plan
-    watch = stopwatch or Stopwatch()
-    meter: PowerMeter | None = None
-    if site.meter is not None:
-        sim = SimMeter(
-            world.plant,
-            clock,
-            doc.plant.meter,
-            believed_delay_s=site.meter.delay_s,
-            believed_update_s=site.meter.update_s,
-            rng=world.rng(0),
-        )
-        meter = TimedMeter(SickMeter(sim, faults, clock, world.rng(1)), watch)
-    battery: Battery | None = None
-    if site.battery is not None and world.plant.battery is not None:
-        delay_s = site.meter.delay_s if site.meter else 0.0
-        b = doc.plant.battery
-        inner = SimBattery(
-            world.plant,
-            clock,
-            world.plant.battery,
-            read_delay_s=delay_s if b.read_delay_s is None else b.read_delay_s,
-            believed_delay_s=delay_s,
-            write_latency_s=b.write_latency_s,
-        )
-        sick = SickDevice("battery", faults, clock, world.rng(2), read=inner.read, write=inner.write)
-        battery = TimedBattery(sick, watch)
-    load_bank: LoadBank | None = None
-    if site.load_bank is not None and world.plant.load_bank is not None:
-        delay_s = site.meter.delay_s if site.meter else 0.0
-        shown = doc.plant.load_bank
-        bank = SimLoadBank(
-            world.plant,
-            clock,
-            world.plant.load_bank,
-            read_delay_s=delay_s if shown.read_delay_s is None else shown.read_delay_s,
-            believed_delay_s=delay_s,
-            write_latency_s=shown.write_latency_s,
-        )
-        load_bank = SickDevice("load_bank", faults, clock, world.rng(5), read=bank.read, write=bank.write)
-    ups: dict[str, Ups] = {}
-    if doc.plant.facility.ups_share > 0.0:
-        ups["ups"] = SickUps(SimUps(world.plant, clock), faults, clock, world.rng(4))
-    return Factories(
-        clock=clock,
-        meter=meter,
-        battery=battery,
-        node_link=SimNodeLink(world, doc.plant.fleet, doc.plant.nodes, clock, faults),
-        recorder=TimedRecorder(recorder, watch),
-        lease=HeldLease(epoch),
-        ups=ups,
-        load_bank=load_bank,
-        grid=SimGrid(grid_signals(scenario, site), clock, faults),
-    )

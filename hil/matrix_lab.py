@@ -34,7 +34,8 @@ from controller.types import (
     RowVerdict,
 )
 from hil import vtime
-from hil.bench import START_UTC_S, make_factories
+from hil.bench import START_UTC_S
+from hil.factories import make_factories
 from hil.faults import DEFAULT_VALUE, Fault, FaultPlan
 from hil.nodes import SimNodeLink
 from hil.plant import events

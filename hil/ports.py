@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -93,28 +94,32 @@ class SimMeter:
         return self._last_power_w
 
 
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """Age of a device's readings on arrival, the age the controller takes them for, and how long a write takes."""
+
+    read_s: float
+    believed_s: float
+    write_s: float
+
+
 class SimBattery:
-    """The battery behind its port. Reads show the past by `read_delay_s`; a write takes effect at the next step."""
+    """The battery behind its port. A write takes effect at the next step."""
 
     def __init__(
         self,
         plant: SitePlant,
         clock: Clock,
         battery: Battery,
-        *,
-        read_delay_s: float,
-        believed_delay_s: float,
-        write_latency_s: float,
+        delays: Delays,
     ) -> None:
-        self._plant, self._clock, self._battery = plant, clock, battery
-        self._read_delay_s, self._believed_delay_s = read_delay_s, believed_delay_s
-        self._write_latency_s = write_latency_s
+        self._plant, self._clock, self._battery, self._delays = plant, clock, battery, delays
 
     async def read(self) -> Reading[BatterySample]:
         now_ns = self._clock.now_ns()
         self._plant.advance_ns(now_ns)
         now_s = now_ns / NS_PER_S
-        at_s = now_s - self._read_delay_s
+        at_s = now_s - self._delays.read_s
         b = self._battery
         sample = BatterySample(
             power_w=self._plant.value(BATTERY, at_s),
@@ -127,7 +132,7 @@ class SimBattery:
             is_following=b.is_following,
             reversion_s_left=b.reversion_s_left,
         )
-        return Reading(sample, now_s - self._believed_delay_s, Quality.GOOD, "battery")
+        return Reading(sample, now_s - self._delays.believed_s, Quality.GOOD, "battery")
 
     async def write(self, command: BatteryCommand) -> None:
         """Reference, slope and reversion timer, all or nothing."""
@@ -143,26 +148,21 @@ class SimBattery:
             b.set_setpoint(command.reference_w, command.ramp_w_per_s)
         expiry_w_per_s = command.ramp_w_per_s if command.expiry_w_per_s is None else command.expiry_w_per_s
         b.arm_reversion(command.ttl_s, slope_w_per_s=min(expiry_w_per_s, b.params.reversion_w_per_s))
-        if self._write_latency_s > 0.0:
-            await self._clock.sleep_until_ns(self._clock.now_ns() + round(self._write_latency_s * NS_PER_S))
+        if self._delays.write_s > 0.0:
+            await self._clock.sleep_until_ns(self._clock.now_ns() + round(self._delays.write_s * NS_PER_S))
 
 
 class SimLoadBank:
-    """The load bank behind its port. Reads show the past by `read_delay_s`; a write takes effect at the next step."""
+    """The load bank behind its port. A write takes effect at the next step."""
 
     def __init__(
         self,
         plant: SitePlant,
         clock: Clock,
         bank: LoadBank,
-        *,
-        read_delay_s: float,
-        believed_delay_s: float,
-        write_latency_s: float,
+        delays: Delays,
     ) -> None:
-        self._plant, self._clock, self._bank = plant, clock, bank
-        self._read_delay_s, self._believed_delay_s = read_delay_s, believed_delay_s
-        self._write_latency_s = write_latency_s
+        self._plant, self._clock, self._bank, self._delays = plant, clock, bank, delays
 
     async def read(self) -> Reading[LoadBankSample]:
         now_ns = self._clock.now_ns()
@@ -170,7 +170,7 @@ class SimLoadBank:
         now_s = now_ns / NS_PER_S
         b = self._bank
         sample = LoadBankSample(
-            power_w=self._plant.value(BALLAST, now_s - self._read_delay_s),
+            power_w=self._plant.value(BALLAST, now_s - self._delays.read_s),
             power_w_max=b.power_w_limit,
             state=b.state,
             is_remote=b.is_remote,
@@ -178,7 +178,7 @@ class SimLoadBank:
             reversion_s_left=b.reversion_s_left,
             energy_j_left=b.energy_j_left,
         )
-        return Reading(sample, now_s - self._believed_delay_s, Quality.GOOD, "load_bank")
+        return Reading(sample, now_s - self._delays.believed_s, Quality.GOOD, "load_bank")
 
     async def write(self, command: LoadBankCommand) -> None:
         """Set-point, slopes and reversion timer, all or nothing."""
@@ -190,8 +190,8 @@ class SimLoadBank:
             raise DeviceFault("load_bank", "tripped")
         b.set_setpoint(command.setpoint_w, command.ramp_w_per_s)
         b.arm_reversion(command.ttl_s, slope_w_per_s=command.expiry_w_per_s)
-        if self._write_latency_s > 0.0:
-            await self._clock.sleep_until_ns(self._clock.now_ns() + round(self._write_latency_s * NS_PER_S))
+        if self._delays.write_s > 0.0:
+            await self._clock.sleep_until_ns(self._clock.now_ns() + round(self._delays.write_s * NS_PER_S))
 
 
 class SimUps:

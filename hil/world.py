@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from controller.errors import BadInput
-from controller.types import BatteryState
+from controller.types import BatteryState, LoadBankState
 from hil.plant import events as happen
 from hil.plant.battery import Battery, BatteryParams, Reversion
 from hil.plant.facility import Facility, FacilityParams
@@ -350,10 +350,8 @@ def _happen(world: World, event: EventDoc, name: str) -> None:
         if event.duration_s is not None:
             world.plant.schedule(_ns(event.t_s + event.duration_s), partial(world.plant.grid.lose_generation, -lost_w))
         _note(world, event, name, f"{event.megawatt:g} MW lost elsewhere")
-    elif isinstance(event, LoadBankEventDoc):
-        _load_bank_event(world, event, name)
     else:
-        _battery_event(world, event, name)
+        _device_event(world, event, name)
 
 
 def _drop(world: World, event: DropDoc, name: str) -> None:
@@ -377,54 +375,29 @@ def _restart(world: World, event: DropDoc, name: str) -> None:
     world.diary.append(Happening(t_s=world.plant.now_s, id=f"{name}-restart", kind="restart", detail=detail))
 
 
-def _battery_event(world: World, event: BatteryEventDoc, name: str) -> None:
-    battery = world.plant.battery
-    if battery is None:
+def _device_event(world: World, event: BatteryEventDoc | LoadBankEventDoc, name: str) -> None:
+    device = world.plant.load_bank if isinstance(event, LoadBankEventDoc) else world.plant.battery
+    if device is None:
         return
-    dropped_w = abs(battery.power_w) if event.kind == "battery_trip" else 0.0
-    _set_battery(battery, event, is_on=True)
-    _note(world, event, name, f"at {battery.power_w / 1e6:.1f} MW", drop_w=dropped_w, within_s=0.0)
+    dropped_w = abs(device.power_w) if event.kind.endswith("_trip") else 0.0
+    _set_device(device, event, is_on=True)
+    _note(world, event, name, f"at {device.power_w / 1e6:.1f} MW", drop_w=dropped_w, within_s=0.0)
     if event.duration_s is not None:
-        world.plant.schedule(_ns(event.t_s + event.duration_s), partial(_set_battery, battery, event, is_on=False))
+        world.plant.schedule(_ns(event.t_s + event.duration_s), partial(_set_device, device, event, is_on=False))
 
 
-def _set_battery(battery: Battery, event: BatteryEventDoc, *, is_on: bool) -> None:
-    if event.kind == "battery_trip":
+def _set_device(device: Battery | LoadBank, event: BatteryEventDoc | LoadBankEventDoc, *, is_on: bool) -> None:
+    if event.kind.endswith("_trip"):
         if is_on:
-            battery.trip()
-        elif battery.state is BatteryState.FAULT:
-            battery.reset()
-    elif event.kind == "battery_deaf":
-        battery.is_deaf = is_on
-    elif event.kind == "battery_local":
-        battery.is_remote = not is_on
+            device.trip()
+        elif device.state in (BatteryState.FAULT, LoadBankState.FAULT):
+            device.reset()
+    elif event.kind.endswith("_deaf"):
+        device.is_deaf = is_on
+    elif event.kind.endswith("_local"):
+        device.is_remote = not is_on
     else:
-        battery.derate_frac = event.derate_frac if is_on else 1.0
-
-
-def _load_bank_event(world: World, event: LoadBankEventDoc, name: str) -> None:
-    bank = world.plant.load_bank
-    if bank is None:
-        return
-    dropped_w = bank.power_w if event.kind == "load_bank_trip" else 0.0
-    _set_load_bank(bank, event, is_on=True)
-    _note(world, event, name, f"at {bank.power_w / 1e6:.1f} MW", drop_w=dropped_w, within_s=0.0)
-    if event.duration_s is not None:
-        world.plant.schedule(_ns(event.t_s + event.duration_s), partial(_set_load_bank, bank, event, is_on=False))
-
-
-def _set_load_bank(bank: LoadBank, event: LoadBankEventDoc, *, is_on: bool) -> None:
-    if event.kind == "load_bank_trip":
-        if is_on:
-            bank.trip()
-        else:
-            bank.reset()
-    elif event.kind == "load_bank_deaf":
-        bank.is_deaf = is_on
-    elif event.kind == "load_bank_local":
-        bank.is_remote = not is_on
-    else:
-        bank.derate_frac = event.derate_frac if is_on else 1.0
+        device.derate_frac = event.derate_frac if is_on else 1.0
 
 
 def _note(world: World, event: EventDoc, name: str, detail: str, *, drop_w: float = 0.0, within_s: float = 0.0) -> None:

@@ -1,10 +1,12 @@
-"""A GPU in memory for tests of the node: `ports.GpuNode` with the faults a real one has."""
+"""GPUs in memory for tests of the node, with the faults real ones have, and an agent over them in virtual time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from controller.clock import NS_PER_S
 from controller.node.agent import NodeAgent
@@ -27,6 +29,7 @@ from controller.types import (
     SmoothingProfile,
 )
 from drivers.errors import DeviceGone, DeviceTimeout, DriverUnavailable, NotSupported, PermissionDenied
+from hil import vtime
 
 NODE = NodeId("n1")
 CLOCKS = tuple(range(210, 1981, 15))
@@ -227,3 +230,34 @@ class Bench:
     @property
     def clocks(self) -> list[int | None]:
         return [gpu.clock_mhz for gpu in self.gpus]
+
+
+def play_agent(
+    state_dir: Path,
+    story: Callable[[Bench], Awaitable[None]],
+    *,
+    stop: bool = True,
+    prepare: Callable[[Bench], None] | None = None,
+    settle_s: float = 1.0,
+    **kind: Any,
+) -> Bench:
+    """Run an agent through `story`, then stop it as SIGTERM does (or leave it as kill -9 does)."""
+
+    async def main() -> Bench:
+        bench = Bench(state_dir, vtime.VirtualClock(vtime.running_loop(), start_utc_s=0.0), **kind)
+        if prepare is not None:
+            prepare(bench)
+        if not stop:
+            bench.agent.release = _nothing  # type: ignore[method-assign]
+        task = asyncio.create_task(bench.agent.run())
+        await bench.wait(settle_s)
+        await story(bench)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return bench
+
+    return vtime.run(main())
+
+
+async def _nothing() -> None: ...

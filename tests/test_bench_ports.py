@@ -16,7 +16,7 @@ from controller.config.load import data_root
 from controller.ports import Clock, DriverError
 from controller.types import AgentState, BatteryCommand, Following, GpuCap, GpuId, NodeCommand, NodeId
 from hil import vtime
-from hil.bench import make_factories
+from hil.factories import make_factories
 from hil.faults import Fault, FaultPlan
 from hil.nodes import SimNodeLink
 from hil.plant.site import LOAD, PCC

@@ -16,8 +16,8 @@ from hil.matrix import row
 from hil.matrix_lab import Lab
 from tests.faults_kit import flagged
 from tests.faults_kit import play as play_site
-from tests.node_kit import FALLBACK_MHZ, Bench
-from tests.test_node_agent import newest, play
+from tests.node_kit import FALLBACK_MHZ, Bench, play_agent
+from tests.test_node_agent import newest
 
 Begin = Callable[[Bench], None]
 Check = Callable[[Bench], Awaitable[None]]
@@ -37,7 +37,7 @@ def agent(state: str, tmp_path: Path, begin: Begin, check: Check) -> Bench:
         begin(bench)
         await check(bench)
 
-    return play(tmp_path, story)
+    return play_agent(tmp_path, story)
 
 
 async def commanded(bench: Bench, clock_mhz: int, seconds: float) -> None:
@@ -284,7 +284,7 @@ def test_corrupt_originals(state: str, tmp_path: Path) -> None:
         await bench.wait(60.0)
         assert newest(bench).faults == (), "said, not for ever"
 
-    bench = play(tmp_path, story)
+    bench = play_agent(tmp_path, story)
     assert any(subject == "originals" and "defaults" in what for subject, what in bench.said)
     assert [gpu.limit_w for gpu in bench.gpus] == [700.0, 700.0] and bench.clocks == [None, None]
 
@@ -299,7 +299,7 @@ def agent_left(state: str, tmp_path: Path) -> None:
             bench.link.send(bench.command(1400))
             await bench.wait(0.2)
 
-    play(tmp_path, story, stop=False)
+    play_agent(tmp_path, story, stop=False)
 
 
 @row("X7")
@@ -311,7 +311,7 @@ def test_agent_dies(state: str, tmp_path: Path) -> None:
         async def story(bench: Bench) -> None:
             await bench.until(lambda: bench.clocks == [FALLBACK_MHZ] * 2, within_s=60.0)
 
-        bench = play(tmp_path, story)
+        bench = play_agent(tmp_path, story)
         assert bench.clocks == [None, None] and all(gpu.limit_w == 650.0 for gpu in bench.gpus)
 
     async def react(lab: Lab, since_s: float) -> None:

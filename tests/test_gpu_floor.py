@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -20,11 +18,10 @@ from controller.node.gpu_worker import FIGHTS_MAX
 from controller.types import GpuId, NodeFloor, SmoothingFound, SmoothingProfile
 from drivers.node_link import decode_report, encode_report
 from drivers.nvml import NvmlGpu
-from hil import vtime
 from hil.matrix_lab import Lab, in_lab, lab_scenario
 from hil.plant.gpu import GpuBank
 from tests.conftest import ROOT
-from tests.node_kit import FLOOR, Bench
+from tests.node_kit import FLOOR, Bench, play_agent
 from tests.nvml_kit import FakeNode, fake_node, library
 
 FOUND = SmoothingProfile(0.7, 500.0, 500.0, 1.0)  # what somebody had set before
@@ -33,25 +30,12 @@ FOUND = SmoothingProfile(0.7, 500.0, 500.0, 1.0)  # what somebody had set before
 def play(folder: Path, story: Callable[[Bench], Awaitable[None]], *, stop: bool = True, **kind: Any) -> Bench:
     """An agent that is to arm a floor, through `story`, then stopped as SIGTERM does (or left as kill -9 does)."""
 
-    async def main() -> Bench:
-        bench = Bench(folder, vtime.VirtualClock(vtime.running_loop(), start_utc_s=0.0), has_floor=True)
+    def prepare(bench: Bench) -> None:
         for name, value in kind.items():
             for gpu in bench.gpus:
                 setattr(gpu, name, value)
-        if not stop:
-            bench.agent.release = _nothing  # type: ignore[method-assign]
-        task = asyncio.create_task(bench.agent.run())
-        await bench.wait(3.0)
-        await story(bench)
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        return bench
 
-    return vtime.run(main())
-
-
-async def _nothing() -> None: ...
+    return play_agent(folder, story, stop=stop, prepare=prepare, settle_s=3.0, has_floor=True)
 
 
 def floor_of(bench: Bench) -> NodeFloor | None:
@@ -81,21 +65,16 @@ def test_a_floor_is_armed_after_what_was_found_is_saved_and_given_back_at_the_st
 def test_an_agent_without_the_key_leaves_smoothing_alone(tmp_path: Path) -> None:
     """What a person set stays, through caps and their return."""
 
-    async def main() -> Bench:
-        bench = Bench(tmp_path, vtime.VirtualClock(vtime.running_loop(), start_utc_s=0.0))
+    def prepare(bench: Bench) -> None:
         for gpu in bench.gpus:
             gpu.smoothing = FOUND
-        task = asyncio.create_task(bench.agent.run())
-        await bench.wait(1.0)
+
+    async def story(bench: Bench) -> None:
         bench.link.send(bench.command(1005))
         await bench.wait(2.0)
         assert floor_of(bench) is None
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        return bench
 
-    bench = vtime.run(main())
+    bench = play_agent(tmp_path, story, prepare=prepare)
     assert [gpu.smoothing for gpu in bench.gpus] == [FOUND, FOUND] and bench.gpus[0].floor_writes == 0
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,36 +13,8 @@ from controller.node.gpu_worker import FIGHTS_MAX, PEACE_S, GpuWorker
 from controller.node.originals import how_to
 from controller.types import AgentState, GpuCap, GpuEvent, GpuTelemetry, NodeFault, NodeReport, Quality, Reading
 from hil import vtime
-from tests.node_kit import FALLBACK_MHZ, Bench, FakeGpu
+from tests.node_kit import FALLBACK_MHZ, Bench, FakeGpu, play_agent
 from tests.node_kit import settings as node_settings
-
-Story = Callable[[Bench], Awaitable[None]]
-
-
-def play(
-    state_dir: Path, story: Story, *, stop: bool = True, prepare: Callable[[Bench], None] | None = None, **kind: Any
-) -> Bench:
-    """Run an agent through `story`, then stop it as SIGTERM does (or leave it as kill -9 does)."""
-
-    async def main() -> Bench:
-        clock = vtime.VirtualClock(vtime.running_loop(), start_utc_s=0.0)
-        bench = Bench(state_dir, clock, **kind)
-        if prepare is not None:
-            prepare(bench)
-        if not stop:
-            bench.agent.release = _nothing  # type: ignore[method-assign]
-        task = asyncio.create_task(bench.agent.run())
-        await bench.wait(1.0)
-        await story(bench)
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        return bench
-
-    return vtime.run(main())
-
-
-async def _nothing() -> None: ...
 
 
 def newest(bench: Bench) -> NodeReport:
@@ -59,7 +27,7 @@ def test_an_agent_that_is_never_commanded_writes_nothing(tmp_path: Path) -> None
         assert newest(bench).state is AgentState.STARTING and newest(bench).quality.tolist() == [Quality.GOOD] * 2
         assert np.isnan(newest(bench).clock_cap_mhz).all() and newest(bench).power_limit_w.tolist() == [650.0] * 2
 
-    bench = play(tmp_path, story)
+    bench = play_agent(tmp_path, story)
     assert all(not gpu.writes and not gpu.restores for gpu in bench.gpus)
     assert not bench.file.path.exists() and bench.guard_starts == 0 and bench.agent.is_given_back
 
@@ -72,7 +40,7 @@ def test_it_obeys_and_acknowledges_what_was_read_back(tmp_path: Path) -> None:
         assert report.state is AgentState.ARMED and report.clock_cap_mhz.tolist() == [1500.0, 1500.0]
         assert (report.acked_epoch, report.is_controllable.all()) == (1, True)
 
-    bench = play(tmp_path, story)
+    bench = play_agent(tmp_path, story)
     assert bench.on_disk_at_first_write is True and bench.guard_starts == 1
 
 
@@ -83,7 +51,7 @@ def test_a_renewed_command_writes_nothing_again(tmp_path: Path) -> None:
             await bench.wait(1.0)
         assert newest(bench).acked_seq == 10
 
-    assert [len(gpu.writes) for gpu in play(tmp_path, story).gpus] == [1, 1]
+    assert [len(gpu.writes) for gpu in play_agent(tmp_path, story).gpus] == [1, 1]
 
 
 def test_clocks_change_at_most_once_a_second(tmp_path: Path) -> None:
@@ -92,7 +60,7 @@ def test_clocks_change_at_most_once_a_second(tmp_path: Path) -> None:
             bench.link.send(bench.command(1500 if i % 2 else 1200))
             await bench.wait(0.2)
 
-    for gpu in play(tmp_path, story).gpus:
+    for gpu in play_agent(tmp_path, story).gpus:
         times = [t for t, _ in gpu.writes]
         assert len(times) >= 4 and min(np.diff(times)) >= 1.0
 
@@ -104,7 +72,7 @@ def test_a_clean_stop_gives_every_gpu_its_settings_back(tmp_path: Path, count: i
         await bench.wait(2.0)
         assert bench.clocks == [900] * count
 
-    bench = play(tmp_path, story, count=count)
+    bench = play_agent(tmp_path, story, count=count)
     assert bench.clocks == [None] * count and all(gpu.limit_w == 650.0 for gpu in bench.gpus)
     assert bench.agent.is_given_back and not bench.file.path.exists()
 
@@ -114,7 +82,7 @@ def test_a_clean_stop_is_staggered(tmp_path: Path) -> None:
         bench.link.send(bench.command(900))
         await bench.wait(2.0)
 
-    times = [gpu.restores[0] for gpu in play(tmp_path, story, count=3, stagger_s=2.0).gpus]
+    times = [gpu.restores[0] for gpu in play_agent(tmp_path, story, count=3, stagger_s=2.0).gpus]
     assert np.diff(times).tolist() == pytest.approx([2.0, 2.0])
 
 
@@ -124,7 +92,7 @@ def test_a_restore_that_fails_is_tried_again_and_else_stays_on_file(tmp_path: Pa
         await bench.wait(2.0)
         bench.gpus[0].failing_restores, bench.gpus[1].failing_restores = 2, 99
 
-    bench = play(tmp_path, story)
+    bench = play_agent(tmp_path, story)
     saved = bench.file.load()
     assert bench.clocks == [None, 900] and not bench.agent.is_given_back
     assert saved is not None and [gpu.gpu_id for gpu in saved.gpus] == ["GPU-1"]
@@ -142,7 +110,7 @@ def test_when_commands_stop_it_falls_back_after_ttl_and_slot(tmp_path: Path) -> 
         waited_s = await bench.until(lambda: bench.clocks == [FALLBACK_MHZ] * 2, within_s=4.5)
         assert waited_s >= 2.8
 
-    play(tmp_path, story)
+    play_agent(tmp_path, story)
 
 
 @pytest.mark.parametrize(("ttl_s", "slot_s"), [(5.07, 0.0), (4.93, 1.07)])
@@ -157,7 +125,7 @@ def test_it_falls_back_at_the_deadline_itself_and_not_at_the_next_report(
             await bench.wait(1.5)
         await bench.wait(8.0)
 
-    for gpu in play(tmp_path, story).gpus:
+    for gpu in play_agent(tmp_path, story).gpus:
         (_, _), (held_s, held), (fell_s, fallback) = gpu.writes
         assert (held.clock_mhz, fallback.clock_mhz) == (1800, FALLBACK_MHZ)
         assert fell_s - held_s == pytest.approx(ttl_s + slot_s, abs=0.02)
@@ -170,7 +138,7 @@ def test_the_way_to_fallback_is_no_steeper_than_commanded(tmp_path: Path) -> Non
         bench.link.send(bench.command(1980, release_w_per_s=100.0))
         await bench.until(lambda: bench.clocks == [FALLBACK_MHZ] * 2, within_s=60.0)
 
-    for gpu in play(tmp_path, story).gpus:
+    for gpu in play_agent(tmp_path, story).gpus:
         steps = [(t, (cap.clock_mhz or 1980) / 1980) for t, cap in gpu.writes]
         assert len(steps) > 8
         for (t0, a), (t1, b) in pairwise(steps):
@@ -190,7 +158,7 @@ def test_a_command_in_time_keeps_the_caps(tmp_path: Path) -> None:
         await bench.wait(1.5)
         assert newest(bench).state is AgentState.ARMED and bench.clocks == [1395, 1395]
 
-    play(tmp_path, story)
+    play_agent(tmp_path, story)
 
 
 def test_a_pause_of_the_process_expires_its_commands(tmp_path: Path) -> None:
@@ -203,7 +171,7 @@ def test_a_pause_of_the_process_expires_its_commands(tmp_path: Path) -> None:
         await bench.wait(3.0)
         assert newest(bench).state is AgentState.FALLBACK and bench.clocks == [FALLBACK_MHZ] * 2
 
-    assert any(subject == "agent" and "paused" in what for subject, what in play(tmp_path, story).said)
+    assert any(subject == "agent" and "paused" in what for subject, what in play_agent(tmp_path, story).said)
 
 
 def test_release_by_the_site_gives_originals_back_and_the_node_stays(tmp_path: Path) -> None:
@@ -220,7 +188,7 @@ def test_release_by_the_site_gives_originals_back_and_the_node_stays(tmp_path: P
         await bench.wait(2.0)
         assert newest(bench).state is AgentState.ARMED and bench.clocks == [1200, 1200]
 
-    assert play(tmp_path, story).clocks == [None, None]
+    assert play_agent(tmp_path, story).clocks == [None, None]
 
 
 def test_an_older_controller_is_not_obeyed(tmp_path: Path) -> None:
@@ -231,7 +199,7 @@ def test_an_older_controller_is_not_obeyed(tmp_path: Path) -> None:
         await bench.wait(2.0)
         assert bench.clocks == [1500, 1500] and newest(bench).acked_epoch == 7
 
-    assert any(subject == "envelope" for subject, _ in play(tmp_path, story).said)
+    assert any(subject == "envelope" for subject, _ in play_agent(tmp_path, story).said)
 
 
 # ---------------------------------------------------------------------------------------------- death and restart
@@ -244,7 +212,7 @@ def test_after_kill_the_next_agent_arms_from_file_and_gives_the_first_originals_
         bench.link.send(bench.command(900))
         await bench.wait(2.0)
 
-    assert play(tmp_path, first, stop=False).clocks == [900, 900]
+    assert play_agent(tmp_path, first, stop=False).clocks == [900, 900]
 
     async def second(bench: Bench) -> None:
         await bench.until(lambda: bench.clocks == [FALLBACK_MHZ] * 2, within_s=2.0)
@@ -257,7 +225,7 @@ def test_after_kill_the_next_agent_arms_from_file_and_gives_the_first_originals_
         for gpu in bench.gpus:
             gpu.clock_mhz, gpu.limit_w = 900, 500.0
 
-    bench = play(tmp_path, second, prepare=as_left)
+    bench = play_agent(tmp_path, second, prepare=as_left)
     assert bench.clocks == [None, None] and [gpu.limit_w for gpu in bench.gpus] == [650.0, 650.0]
     assert not bench.file.path.exists()
 
@@ -268,7 +236,7 @@ def test_damaged_originals_become_device_defaults_with_an_alarm(tmp_path: Path) 
     async def story(bench: Bench) -> None:
         await bench.wait(2.0)
 
-    bench = play(tmp_path, story)
+    bench = play_agent(tmp_path, story)
     assert [gpu.limit_w for gpu in bench.gpus] == [700.0, 700.0] and bench.clocks == [None, None]
     assert any(subject == "originals" and "damaged" in what for subject, what in bench.said)
     assert (tmp_path / "originals.damaged").exists()
@@ -286,7 +254,7 @@ def test_defaults_that_stood_in_before_the_start_are_told_and_given_back(tmp_pat
         for gpu in bench.gpus:
             gpu.clock_mhz, gpu.limit_w = 900, 500.0
 
-    bench = play(tmp_path, story, prepare=damaged)
+    bench = play_agent(tmp_path, story, prepare=damaged)
     assert [gpu.limit_w for gpu in bench.gpus] == [700.0, 700.0] and bench.clocks == [None, None]
     assert any(subject == "originals" and "stand in" in what for subject, what in bench.said)
 
@@ -309,7 +277,7 @@ def test_without_a_place_for_originals_nothing_is_written(tmp_path: Path, monkey
         assert newest(bench).state is AgentState.ARMED and bench.clocks == [900, 900]
 
     monkeypatch.setattr("controller.files.os.fsync", full)
-    play(tmp_path, story)
+    play_agent(tmp_path, story)
 
 
 # ---------------------------------------------------------------------------------------------------------- faults
@@ -327,7 +295,7 @@ def test_without_nvml_it_reports_and_recovers_when_the_driver_comes(tmp_path: Pa
     def broken(bench: Bench) -> None:
         bench.open_error = "no libnvidia-ml.so.1 on this machine"
 
-    bench = play(tmp_path, story, prepare=broken)
+    bench = play_agent(tmp_path, story, prepare=broken)
     assert [what for subject, what in bench.said if subject == "nvml"][1:] == ["recovered"]
 
 
@@ -346,7 +314,7 @@ def test_without_permission_it_monitors_and_recovers(tmp_path: Path) -> None:
         for gpu in bench.gpus:
             gpu.is_forbidden = True
 
-    bench = play(tmp_path, story, prepare=forbidden)
+    bench = play_agent(tmp_path, story, prepare=forbidden)
     states = [report.state for report in bench.link.reports]
     assert AgentState.MONITOR_ONLY in states
     assert len([1 for subject, what in bench.said if "may not be controlled" in what]) == 2
@@ -365,7 +333,7 @@ def test_a_gpu_that_ignores_caps_becomes_uncontrollable_after_two_retries(tmp_pa
     def deaf(bench: Bench) -> None:
         bench.gpus[0].ignores = True
 
-    play(tmp_path, story, prepare=deaf)
+    play_agent(tmp_path, story, prepare=deaf)
 
 
 def test_a_gpu_that_hangs_is_missing_and_the_other_is_not(tmp_path: Path) -> None:
@@ -379,7 +347,7 @@ def test_a_gpu_that_hangs_is_missing_and_the_other_is_not(tmp_path: Path) -> Non
         await bench.wait(1.0)
         assert newest(bench).quality.tolist() == [Quality.GOOD] * 2 and bench.clocks == [1200, 1200]
 
-    bench = play(tmp_path, story)
+    bench = play_agent(tmp_path, story)
     assert [what for subject, what in bench.said if subject == "GPU-0"][-1] == "recovered"
 
 
@@ -392,7 +360,7 @@ def test_a_foreign_raise_is_overruled_three_times_then_left(tmp_path: Path) -> N
                 bench.gpus[0].clock_mhz = None
         assert newest(bench).is_controllable.tolist() == [False, True]
 
-    bench = play(tmp_path, story)
+    bench = play_agent(tmp_path, story)
     assert len(bench.gpus[0].writes) == 1 + FIGHTS_MAX
     assert any("left to it" in what for _, what in bench.said)
 
@@ -406,7 +374,7 @@ def test_after_peace_the_gpu_is_taken_again(tmp_path: Path) -> None:
                 bench.gpus[0].clock_mhz = None
         assert newest(bench).is_controllable.all() and bench.clocks == [1200, 1200]
 
-    play(tmp_path, story)
+    play_agent(tmp_path, story)
 
 
 def test_a_lower_foreign_limit_is_respected(tmp_path: Path) -> None:
@@ -419,7 +387,7 @@ def test_a_lower_foreign_limit_is_respected(tmp_path: Path) -> None:
         bench.gpus[0].limit_w = 650.0
         await bench.wait(1.0)
 
-    bench = play(tmp_path, story)
+    bench = play_agent(tmp_path, story)
     assert [len(gpu.writes) for gpu in bench.gpus] == [1, 1]
     told = [what for who, what in bench.said if who == "GPU-0"]
     assert told == ["another tool set its power limit to 300 W, in place of 650 W; left as it is", "recovered"]
@@ -437,7 +405,7 @@ def test_the_watchdog_is_fed_by_completed_cycles_only(tmp_path: Path) -> None:
         await bench.wait(10.0)
         assert before >= 10 and bench.cycles <= before + 1
 
-    play(tmp_path, story)
+    play_agent(tmp_path, story)
 
 
 def test_no_guard_no_write(tmp_path: Path) -> None:
@@ -454,7 +422,7 @@ def test_no_guard_no_write(tmp_path: Path) -> None:
 
         bench.agent._before_first_write = fail
 
-    bench = play(tmp_path, story, prepare=no_guard)
+    bench = play_agent(tmp_path, story, prepare=no_guard)
     assert len([1 for subject, _ in bench.said if subject == "guard"]) == 1
 
 
@@ -466,7 +434,7 @@ def test_a_new_cap_is_written_at_once_and_not_at_the_next_period(tmp_path: Path)
         await bench.wait(0.05)
         assert all(0 <= gpu.writes[0][0] - sent_s < 0.03 for gpu in bench.gpus)
 
-    play(tmp_path, story)
+    play_agent(tmp_path, story)
 
 
 # --------------------------------------------------------------------------------------------- what comes, what is told
@@ -490,7 +458,7 @@ def test_a_gpu_that_appears_later_is_saved_taken_over_and_given_back(tmp_path: P
         await bench.wait(6.0)
         assert late.clock_mhz == FALLBACK_MHZ, "its dead-man is the node's"
 
-    bench = play(tmp_path, story)
+    bench = play_agent(tmp_path, story)
     assert bench.gpus[-1].clock_mhz is None and bench.gpus[-1].restores
     assert not bench.file.path.exists()
 
@@ -502,7 +470,7 @@ def test_a_gpu_that_an_earlier_agent_left_capped_comes_back_at_fallback(tmp_path
         bench.link.send(bench.command(900, ttl_s=60.0))
         await bench.wait(2.0)
 
-    play(tmp_path, drive, stop=False, count=3)
+    play_agent(tmp_path, drive, stop=False, count=3)
 
     async def story(bench: Bench) -> None:
         late = FakeGpu("GPU-2", bench.clock)
@@ -511,7 +479,7 @@ def test_a_gpu_that_an_earlier_agent_left_capped_comes_back_at_fallback(tmp_path
         saved = bench.file.load()
         assert saved is not None and len(saved.gpus) == 3
 
-    play(tmp_path, story)
+    play_agent(tmp_path, story)
 
 
 def test_while_the_driver_is_away_looking_for_gpus_harms_nothing(tmp_path: Path) -> None:
@@ -522,7 +490,7 @@ def test_while_the_driver_is_away_looking_for_gpus_harms_nothing(tmp_path: Path)
         bench.late.append(FakeGpu("GPU-9", bench.clock))
         await bench.until(lambda: len(newest(bench).gpu_ids) == 3, within_s=40.0)
 
-    play(tmp_path, story)
+    play_agent(tmp_path, story)
 
 
 def test_what_a_gpu_tells_is_said_once_and_it_is_read_at_once(tmp_path: Path) -> None:
@@ -542,7 +510,7 @@ def test_what_a_gpu_tells_is_said_once_and_it_is_read_at_once(tmp_path: Path) ->
         await bench.wait(1.0)
         assert bench.said[-1] == ("GPU-1", f"{fallen.text} (and 50 more since)")
 
-    play(tmp_path, story)
+    play_agent(tmp_path, story)
 
 
 def test_a_limit_that_is_not_ours_is_said_and_our_own_restore_is_not(tmp_path: Path) -> None:
@@ -558,7 +526,7 @@ def test_a_limit_that_is_not_ours_is_said_and_our_own_restore_is_not(tmp_path: P
         assert bench.gpus[0].limit_w == 650.0
         assert [what for _, what in bench.said if "power limit" in what] == []
 
-    play(tmp_path, story)
+    play_agent(tmp_path, story)
 
 
 async def test_news_for_a_healthy_gpu_is_written_before_anything_is_read() -> None:
@@ -607,7 +575,7 @@ def test_another_tool_that_holds_most_gpus_of_the_node_has_won(taken: int, has_w
         found = set(newest(bench).faults)
         assert NodeFault.FOREIGN_WRITER in found and (NodeFault.FOREIGN_WRITER_WON in found) is has_won
 
-    play(tmp_path, story)
+    play_agent(tmp_path, story)
 
 
 @pytest.mark.parametrize(("reasons", "is_told"), [(0x40, True), (0x80, True), (0x04, False), (0x01, False)])
@@ -622,4 +590,4 @@ def test_heat_and_power_brakes_are_told_and_our_own_caps_are_not(reasons: int, i
         await bench.wait(1.0)
         assert newest(bench).faults == ()
 
-    play(tmp_path, story)
+    play_agent(tmp_path, story)

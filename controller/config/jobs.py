@@ -70,6 +70,15 @@ class TopicDoc(Document):
         return self
 
 
+def _known_keys(rules: tuple[RuleDoc, ...], keys: tuple[str, ...], *, prefix: str = "") -> tuple[RuleDoc, ...]:
+    """`rules`; ValueError where one asks for an attribute the scheduler does not tell (under `prefix`: any)."""
+    for key in (key for rule in rules for key in rule.match):
+        if key not in keys and not (prefix and key.startswith(prefix)):
+            known = (*keys, f"{prefix}NAME") if prefix else keys
+            raise ValueError(f"match: {key!r} is none of {', '.join(known)}")
+    return rules
+
+
 class SlurmDoc(Document):
     """Slurm's own command; it must print its jobs as JSON."""
 
@@ -81,11 +90,7 @@ class SlurmDoc(Document):
     @field_validator("rules")
     @classmethod
     def _keys(cls, rules: tuple[RuleDoc, ...]) -> tuple[RuleDoc, ...]:
-        for rule in rules:
-            for key in rule.match:
-                if key not in SLURM_KEYS:
-                    raise ValueError(f"match: {key!r} is none of {', '.join(SLURM_KEYS)}")
-        return rules
+        return _known_keys(rules, SLURM_KEYS)
 
 
 class KubernetesDoc(Document):
@@ -105,11 +110,7 @@ class KubernetesDoc(Document):
     @field_validator("rules")
     @classmethod
     def _keys(cls, rules: tuple[RuleDoc, ...]) -> tuple[RuleDoc, ...]:
-        for rule in rules:
-            for key in rule.match:
-                if key not in KUBERNETES_KEYS and not key.startswith("label:"):
-                    raise ValueError(f"match: {key!r} is none of {', '.join(KUBERNETES_KEYS)}, label:NAME")
-        return rules
+        return _known_keys(rules, KUBERNETES_KEYS, prefix="label:")
 
     @field_validator("api_url")
     @classmethod
