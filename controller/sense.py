@@ -26,11 +26,10 @@ from controller.ports import (
     WallSync,
 )
 from controller.types import (
-    BatterySample,
-    BatteryState,
+    SILENT_BATTERY,
+    SILENT_LOAD_BANK,
+    SILENT_UPS,
     Job,
-    LoadBankSample,
-    LoadBankState,
     MeterSample,
     NodeReport,
     Quality,
@@ -38,7 +37,6 @@ from controller.types import (
     SiteFault,
     SiteImage,
     Trouble,
-    UpsSample,
 )
 
 T = TypeVar("T")
@@ -152,17 +150,17 @@ class Sense:
             else None
         )
         self._battery = (
-            Source("battery", battery.read, stand_in=NO_BATTERY, fresh_s=fresh_s, on_change=on_change)
+            Source("battery", battery.read, stand_in=SILENT_BATTERY, fresh_s=fresh_s, on_change=on_change)
             if battery
             else None
         )
         self._load_bank = (
-            Source("load_bank", load_bank.read, stand_in=NO_LOAD_BANK, fresh_s=fresh_s, on_change=on_change)
+            Source("load_bank", load_bank.read, stand_in=SILENT_LOAD_BANK, fresh_s=fresh_s, on_change=on_change)
             if load_bank
             else None
         )
         self._ups = tuple(
-            Source(name, ups[name].read, stand_in=NO_UPS, fresh_s=3 * UPS_PERIOD_S, on_change=on_change)
+            Source(name, ups[name].read, stand_in=SILENT_UPS, fresh_s=3 * UPS_PERIOD_S, on_change=on_change)
             for name in sorted(ups)
         )
         self._fast = (self._meter, self._battery, self._load_bank)
@@ -253,17 +251,3 @@ def _aged(reading: Reading[NodeReport], now_s: float) -> Reading[NodeReport]:
         return reading
     quality = Quality.STALE if age_s <= STALE_PERIODS * NODE_STALE_S else Quality.MISSING
     return Reading(reading.value, reading.t_mono_s, max(quality, reading.quality), reading.source)
-
-
-NO_BATTERY = BatterySample(
-    power_w=0.0,
-    soc_frac=0.0,
-    charge_w_max=0.0,
-    discharge_w_max=0.0,
-    state=BatteryState.OFF,
-    is_remote=False,
-    reference_w=0.0,
-    is_following=False,
-)
-NO_LOAD_BANK = LoadBankSample(power_w=0.0, power_w_max=0.0, state=LoadBankState.OFF, is_remote=False, setpoint_w=0.0)
-NO_UPS = UpsSample(output_w=0.0, is_on_battery=False, is_on_bypass=False, minutes_left=None, load_frac=None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from controller.ports import Clock
 from controller.settings import ModbusSettings
-from controller.types import BatteryCommand, BatterySample, BatteryState, Following, Quality, Reading
+from controller.types import SILENT_BATTERY, BatteryCommand, BatterySample, BatteryState, Following, Quality, Reading
 from drivers.command_writer import CommandWriter, Order
 from drivers.device_map import DeviceMap
 from drivers.errors import NotSupported, Refused
@@ -41,7 +41,7 @@ class ModbusBattery:
         stamp_s = self._map.power_t_s - self._delay_s
         power_w, soc_frac = self._map.values["power_w"], self._map.values["soc_frac"]
         if power_w is None or soc_frac is None:
-            return Reading(self._last or self._stand_in(), stamp_s, Quality.MISSING, self.name)
+            return Reading(self._last or SILENT_BATTERY, stamp_s, Quality.MISSING, self.name)
         self._last = self._sample(power_w, soc_frac)
         return Reading(self._last, stamp_s, self._map.quality(), self.name)
 
@@ -93,18 +93,6 @@ class ModbusBattery:
             is_following=is_following,
             reversion_s_left=values.get("target_s_left" if is_following else "setpoint_s_left"),
             temperature_c=values.get("temperature_c"),
-        )
-
-    def _stand_in(self) -> BatterySample:
-        return BatterySample(
-            power_w=0.0,
-            soc_frac=0.0,
-            charge_w_max=0.0,
-            discharge_w_max=0.0,
-            state=BatteryState.OFF,
-            is_remote=False,
-            reference_w=0.0,
-            is_following=False,
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from controller.ports import Clock
 from controller.settings import ModbusSettings
-from controller.types import LoadBankCommand, LoadBankSample, LoadBankState, Quality, Reading
+from controller.types import SILENT_LOAD_BANK, LoadBankCommand, LoadBankSample, LoadBankState, Quality, Reading
 from drivers.command_writer import CommandWriter, Order
 from drivers.device_map import DeviceMap
 from drivers.errors import NotSupported, Refused
@@ -19,8 +19,6 @@ from drivers.modbus import ModbusPool
 from drivers.profile import DeviceProfile, Kind
 
 J_PER_WH = 3_600.0
-
-ABSENT = LoadBankSample(power_w=0.0, power_w_max=0.0, state=LoadBankState.OFF, is_remote=False, setpoint_w=0.0)
 
 
 class ModbusLoadBank:
@@ -34,7 +32,7 @@ class ModbusLoadBank:
         self._power_w_max = power_w_max
         self._writer = CommandWriter(map_, clock)
         self._told_w = 0.0
-        self._last = ABSENT
+        self._last = SILENT_LOAD_BANK
 
     async def read(self) -> Reading[LoadBankSample]:
         """State as the device reports it; a missing power gives MISSING, never a number."""

@@ -18,27 +18,9 @@ from hil.fake_nvml.build import LIBRARY_NAME, STATE_VARIABLE, library_dir
 from hil.fake_nvml.plant_link import GpuPlantLink
 from hil.fake_nvml.state import FakeGpus
 from hil.plant.gpu import GpuBank
+from tests.clock_kit import HandClock
 
 STEP_S = 0.01
-
-
-class HandClock:
-    """Time that moves when the test says so."""
-
-    def __init__(self) -> None:
-        self.t_ns = 1_000_000_000
-
-    def now_ns(self) -> int:
-        return self.t_ns
-
-    def now_s(self) -> float:
-        return self.t_ns / 1e9
-
-    def wall_utc_s(self) -> float:
-        return 1.8e9 + self.t_ns / 1e9
-
-    async def sleep_until_ns(self, t_ns: int) -> None:
-        self.t_ns = max(self.t_ns, t_ns)
 
 
 @dataclass

@@ -16,28 +16,10 @@ from drivers.jobs_mqtt import CONTENT_TYPE, JobsTopic
 from drivers.jws import Signer, write_key_pair
 from drivers.mqtt import Incoming, Keep
 from hil.broker import EmbeddedBroker
+from tests.clock_kit import HandClock
 from tests.mqtt_kit import running, session, until
 
 TOPIC = "rampart/v1/site/hall/jobs"
-
-
-class Clock:
-    """Monotonic and wall time, moved by the test."""
-
-    def __init__(self) -> None:
-        self.t_s = 100.0
-
-    def now_ns(self) -> int:
-        return round(self.t_s * 1e9)
-
-    def now_s(self) -> float:
-        return self.t_s
-
-    def wall_utc_s(self) -> float:
-        return 1_767_225_600.0 + self.t_s
-
-    async def sleep_until_ns(self, t_ns: int) -> None:
-        self.t_s = t_ns / 1e9
 
 
 class Session:
@@ -48,14 +30,14 @@ class Session:
         self.handler = handler
 
 
-def document(clock: Clock | MonotonicClock, **more: object) -> dict[str, object]:
+def document(clock: HandClock | MonotonicClock, **more: object) -> dict[str, object]:
     jobs = [{"job_id": "j1", "class": "train", "nodes": ["gpu-[1-2]"], "priority": 30, "ends_utc_s": 1.8e9}]
     return {"version": 1, "site": "hall", "issued_utc_s": clock.wall_utc_s(), "valid_s": 60.0, "jobs": jobs, **more}
 
 
 class Bench:
     def __init__(self, issuers: tuple[IssuerSettings, ...] = (), valid_s_max: float = 3600.0) -> None:
-        self.clock, session = Clock(), Session()
+        self.clock, session = HandClock(), Session()
         self.refused: list[str] = []
         self.feed = JobsTopic(
             session,  # type: ignore[arg-type]

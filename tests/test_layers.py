@@ -100,7 +100,8 @@ def modules() -> list[tuple[str, Path]]:
     return found
 
 
-def imports(path: Path, *, lazily: bool = True) -> set[str]:
+@cache
+def imports(path: Path, *, lazily: bool = True) -> frozenset[str]:
     """Absolute module names that `path` imports; `lazily` includes imports inside functions."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     nodes = ast.walk(tree) if lazily else iter(tree.body)
@@ -111,13 +112,13 @@ def imports(path: Path, *, lazily: bool = True) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names.add(node.module)
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
-def own(names: set[str]) -> set[str]:
+def own(names: frozenset[str]) -> set[str]:
     """Our own modules among `names` (members of a module are dropped)."""
     known = {name for name, _ in modules()}
-    return names & known - set(PACKAGES)
+    return set(names & known - set(PACKAGES))
 
 
 def is_types(name: str) -> bool:

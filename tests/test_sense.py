@@ -23,31 +23,13 @@ from controller.types import (
     Trouble,
 )
 from drivers.errors import BadReply, DeviceBusy, DeviceChanged, DeviceTimeout, NotSupported, WrongDevice
-
-
-class StepClock:
-    """A clock that stands until it is moved."""
-
-    def __init__(self) -> None:
-        self.t_s = 100.0
-
-    def now_ns(self) -> int:
-        return round(self.t_s * 1e9)
-
-    def now_s(self) -> float:
-        return self.t_s
-
-    def wall_utc_s(self) -> float:
-        return 1.8e9
-
-    async def sleep_until_ns(self, t_ns: int) -> None:
-        self.t_s = max(self.t_s, t_ns / 1e9)
+from tests.clock_kit import HandClock
 
 
 class ScriptedMeter:
     """Answers, hangs or fails as told; counts reads in flight."""
 
-    def __init__(self, clock: StepClock) -> None:
+    def __init__(self, clock: HandClock) -> None:
         self.clock = clock
         self.gate = asyncio.Event()
         self.gate.set()
@@ -77,7 +59,7 @@ class NoNodes:
 
 
 def make(
-    clock: StepClock, meter: ScriptedMeter, told: list[tuple[str, str]], *, load_bank: LoadBank | None = None
+    clock: HandClock, meter: ScriptedMeter, told: list[tuple[str, str]], *, load_bank: LoadBank | None = None
 ) -> Sense:
     return Sense(
         clock=clock,
@@ -95,7 +77,7 @@ def make(
 
 async def test_a_hanging_meter_does_not_hold_the_cycle() -> None:
     """The image comes within the deadline; the same read serves a later cycle; never two reads at once."""
-    clock, told = StepClock(), []
+    clock, told = HandClock(), []
     meter = ScriptedMeter(clock)
     sense = make(clock, meter, told)
     meter.gate.clear()
@@ -112,7 +94,7 @@ async def test_a_hanging_meter_does_not_hold_the_cycle() -> None:
 
 async def test_a_failing_meter_ages_and_is_told_once() -> None:
     """GOOD, then STALE, then MISSING as the last value ages; lost and recovered are one line each."""
-    clock, told = StepClock(), []
+    clock, told = HandClock(), []
     meter = ScriptedMeter(clock)
     sense = make(clock, meter, told)
     await sense.image(0, overrun_count=0)
@@ -133,7 +115,7 @@ async def test_a_failing_meter_ages_and_is_told_once() -> None:
 
 async def test_a_read_begun_beside_serves_the_next_early_image_which_waits_for_nothing() -> None:
     """While a response is under way the meter is asked after each cycle; the early image takes what has come."""
-    clock, told = StepClock(), []
+    clock, told = HandClock(), []
     meter = ScriptedMeter(clock)
     sense = make(clock, meter, told)
     await sense.image(0, overrun_count=0)
@@ -155,7 +137,7 @@ async def test_a_read_begun_beside_serves_the_next_early_image_which_waits_for_n
 @pytest.mark.parametrize("power_w", [math.nan, math.inf, -math.inf])
 async def test_a_meter_without_a_number_is_missing_and_never_infinite(power_w: float) -> None:
     """S2: what is infinite would compare as a number further on."""
-    clock, told = StepClock(), []
+    clock, told = HandClock(), []
     meter = ScriptedMeter(clock)
     meter.power_w = power_w
     image = await make(clock, meter, told).image(0, overrun_count=0)
@@ -165,7 +147,7 @@ async def test_a_meter_without_a_number_is_missing_and_never_infinite(power_w: f
 class ScriptedBank:
     """A load bank that answers at once, or fails as told."""
 
-    def __init__(self, clock: StepClock) -> None:
+    def __init__(self, clock: HandClock) -> None:
         self.clock = clock
         self.fault: DriverError | None = None
 
@@ -181,7 +163,7 @@ class ScriptedBank:
 
 async def test_a_load_bank_that_falls_silent_ages_and_is_told_once() -> None:
     """Its last value stays in the image, ever worse; nothing invents that it still stands ready."""
-    clock, told = StepClock(), list[tuple[str, str]]()
+    clock, told = HandClock(), list[tuple[str, str]]()
     meter, bank = ScriptedMeter(clock), ScriptedBank(clock)
     sense = make(clock, meter, told, load_bank=bank)
     image = await sense.image(0, overrun_count=0)
@@ -213,7 +195,7 @@ async def test_what_is_wrong_with_a_device_is_in_the_image_once_its_value_is_old
     error: DriverError, reads: int, expected: SiteFault | None
 ) -> None:
     """A slip is no trouble; a device that stays wrong is one, by its own kind, until it answers well again."""
-    clock = StepClock()
+    clock = HandClock()
     meter = ScriptedMeter(clock)
     sense = make(clock, meter, [])
     for _ in range(2):
@@ -231,7 +213,7 @@ async def test_what_is_wrong_with_a_device_is_in_the_image_once_its_value_is_old
 
 
 async def test_what_others_found_is_in_the_image_too_each_once() -> None:
-    clock = StepClock()
+    clock = HandClock()
     sense = make(clock, ScriptedMeter(clock), [])
     full, late = Trouble(SiteFault.DISK_FULL, "recorder"), Trouble(SiteFault.DEVICE_TIMEOUT, "battery")
     assert (await sense.image(0, overrun_count=0, troubles=(full, late, full))).troubles == (late, full)

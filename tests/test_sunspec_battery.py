@@ -18,6 +18,7 @@ from hil.modbus_battery import SunSpecBatteryDevice
 from hil.modbus_battery_map import BatteryNameplate, FollowState
 from hil.modbus_server import ExceptionCode, ModbusServer, RegisterFault
 from hil.plant.battery import Battery, BatteryParams, Reversion
+from tests.clock_kit import HandClock
 from tests.modbus_kit import CLOCK, Plant, i32, profile, settings, u16, u32
 
 NAMEPLATE = BatteryNameplate(discharge_w_max=70e6, charge_w_max=70e6, energy_wh=35e6)
@@ -449,22 +450,7 @@ async def test_a_battery_without_following_is_not_driven_as_if_it_had() -> None:
 
 @pytest.mark.wire
 async def test_a_device_whose_heartbeat_stands_still_is_stale(rig: Rig, server: ModbusServer) -> None:
-    class Clock:
-        now = 1000.0
-
-        def now_ns(self) -> int:
-            return round(self.now * 1e9)
-
-        def now_s(self) -> float:
-            return self.now
-
-        def wall_utc_s(self) -> float:
-            return 0.0
-
-        async def sleep_until_ns(self, t_ns: int) -> None:
-            raise NotImplementedError
-
-    clock = Clock()
+    clock = HandClock()
     battery = open_battery(
         settings(server.port, timeout_s=1.0),
         profile=profile("sunspec-battery"),
@@ -473,11 +459,11 @@ async def test_a_device_whose_heartbeat_stands_still_is_stale(rig: Rig, server: 
         discharge_w_max=1.0,
     )
     for _ in range(5):
-        clock.now += 1.0
+        clock.t_s += 1.0
         rig.run(1.0)
         assert (await battery.read()).quality is Quality.GOOD
-    clock.now += 2.9
+    clock.t_s += 2.9
     assert (await battery.read()).quality is Quality.GOOD
-    clock.now += 0.2
+    clock.t_s += 0.2
     assert (await battery.read()).quality is Quality.STALE
     await battery.close()

@@ -61,6 +61,9 @@ from controller.types.limits import SwingLimit as SwingLimit
 from controller.types.outlook import EnergyPrice as EnergyPrice
 from controller.types.outlook import LimitPrice as LimitPrice
 from controller.types.outlook import Outlook as Outlook
+from controller.types.readings import SILENT_BATTERY as SILENT_BATTERY
+from controller.types.readings import SILENT_LOAD_BANK as SILENT_LOAD_BANK
+from controller.types.readings import SILENT_UPS as SILENT_UPS
 from controller.types.readings import WORST_READ as WORST_READ
 from controller.types.readings import BatterySample as BatterySample
 from controller.types.readings import BatteryState as BatteryState

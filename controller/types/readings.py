@@ -119,3 +119,20 @@ class UpsSample:
     is_on_bypass: bool
     minutes_left: float | None
     load_frac: float | None
+
+
+# What stands in a reading of quality MISSING for a device that has never answered: off, and able to do nothing.
+SILENT_BATTERY = BatterySample(
+    power_w=0.0,
+    soc_frac=0.0,
+    charge_w_max=0.0,
+    discharge_w_max=0.0,
+    state=BatteryState.OFF,
+    is_remote=False,
+    reference_w=0.0,
+    is_following=False,
+)
+SILENT_LOAD_BANK = LoadBankSample(
+    power_w=0.0, power_w_max=0.0, state=LoadBankState.OFF, is_remote=False, setpoint_w=0.0
+)
+SILENT_UPS = UpsSample(output_w=0.0, is_on_battery=False, is_on_bypass=False, minutes_left=None, load_frac=None)
