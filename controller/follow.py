@@ -88,11 +88,6 @@ class SoftwareFollower:
         """How far the load usually is from its level of a second."""
         return self._ripple_w
 
-    @property
-    def scores_w(self) -> dict[Way, float]:
-        """What each way that can run would have left on the meter lately, as a root mean square."""
-        return {way: math.sqrt(shadow.score) for way, shadow in self._bench.ways.items()}
-
     def step(self, now_s: float, *, sample_s: float, load_w: float, is_fresh: bool) -> float:
         """The load to answer from `now_s` for one tick. `load_w` was true at `sample_s`; stale samples only repeat."""
         if math.isnan(self._level_w):

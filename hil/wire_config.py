@@ -21,7 +21,6 @@ from drivers.jws import write_key_pair
 from hil.scenario import Scenario
 
 HOST = "127.0.0.1"
-SOCKET_PATH_MAX = 100  # a Unix socket's path must fit about 107 bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controller.audit.events import analyse_events
 from controller.audit.referee import judge
 from controller.audit.report import audit_report
 from controller.config.contract import load_contract
@@ -86,18 +85,3 @@ def test_the_page_escapes_what_a_file_is_called() -> None:
     page = audit_report(verdicts, subject="<script>alert(1)</script>", columns=("a</script>b",))
     body = page.split("<body>")[1]
     assert "<script>alert" not in body and "a</script>b" not in body
-
-
-def test_an_event_is_reported_alone() -> None:
-    """60 MW of load falls at 100 MW/s; the battery answers 0.3 s later and has power back in 2 s."""
-    t = np.arange(0.0, 60.0, 0.005)
-    load = 90e6 - np.clip((t - 20.0) * 100e6, 0.0, 60e6)
-    pcc = 90e6 - np.clip((t - 20.0) * 100e6, 0.0, 30e6) * np.clip(1.0 - (t - 20.3) / 1.7, 0.0, 1.0)
-    (report,) = analyse_events([(20.0, "job_crash")], t_s=t, pcc_w=pcc, load_w=load, inside_w=1e6)
-    assert report.kind == "job_crash" and report.drop_w == pytest.approx(60e6)
-    assert report.slew_w_per_s == pytest.approx(100e6, rel=1e-6)
-    assert report.dip_raw_w == pytest.approx(30e6, rel=0.01)
-    assert report.back_inside_s == pytest.approx(2.0 - 1.7 / 30.0, abs=0.02)
-    assert report.area_j == pytest.approx(0.5 * 30e6 * 0.3 + 0.5 * 30e6 * 1.7, rel=0.01)
-    (never,) = analyse_events([(20.0, "trip")], t_s=t, pcc_w=load, load_w=load, inside_w=1e6)
-    assert never.back_inside_s is None

@@ -28,14 +28,14 @@ def locked(key: str, clock_mhz: float) -> tuple[float, float]:
     """Power and work rate under a clock lock."""
     bank = GpuBank(key, 1)
     bank.set_clock_lock(np.array([0.0]), np.array([clock_mhz]))
-    return settled(bank), float(bank.work_rate[0])
+    return settled(bank), float(bank.work_rate_at(bank.clock_mhz)[0])
 
 
 def limited(key: str, limit_w: float) -> tuple[float, float]:
     """Power and work rate under a power limit."""
     bank = GpuBank(key, 1)
     bank.set_power_limit(np.array([limit_w]))
-    return settled(bank), float(bank.work_rate[0])
+    return settled(bank), float(bank.work_rate_at(bank.clock_mhz)[0])
 
 
 # ------------------------------------------------------------------------------------------------- measured curves
@@ -79,7 +79,7 @@ def test_an_uncapped_gpu_loses_no_work() -> None:
     for key in MODELS:
         bank = GpuBank(key, 1)
         settled(bank)
-        assert bank.work_rate[0] == 1.0, key
+        assert bank.work_rate_at(bank.clock_mhz)[0] == 1.0, key
         assert bank.event_reasons[0] == 0, key
 
 

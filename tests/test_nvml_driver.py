@@ -48,6 +48,17 @@ async def test_it_is_the_port_the_agent_expects(tmp_path: Path) -> None:
         assert seen.temperature_c is not None and seen.energy_j == pytest.approx(node.link.bank.energy_j[0], abs=0.01)
 
 
+async def test_a_limit_that_something_below_enforces_is_told_beside_the_one_asked_for(tmp_path: Path) -> None:
+    """A module's or a thermal cap: the limit in force counts, and nobody passes for a foreign writer."""
+    with fake_node(tmp_path) as node:
+        gpu = (await opened(node))[0]
+        node.gpus.override_limit(0, 400.0)
+        seen = (await gpu.read()).value
+        assert (seen.power_limit_w, seen.requested_limit_w) == (400.0, 700.0)
+        node.gpus.override_limit(0, None)
+        assert (await gpu.read()).value.power_limit_w == 700.0
+
+
 async def test_one_field_call_per_read(tmp_path: Path) -> None:
     with fake_node(tmp_path) as node:
         gpu = (await opened(node))[0]

@@ -127,13 +127,8 @@ class GpuBank:
         high_mhz: FloatArray = self._lock[1]
         return high_mhz
 
-    @property
-    def work_rate(self) -> FloatArray:
-        """Speed of work relative to the unlimited GPU, shape (n,): 1 / ((1 - m) / x^k + m), x the relative clock."""
-        return self.work_rate_at(self.clock_mhz)
-
     def work_rate_at(self, clock_mhz: FloatArray) -> FloatArray:
-        """Relative speed of work at `clock_mhz`, shape (n,)."""
+        """Speed of work relative to the unlimited GPU, shape (n,): 1 / ((1 - m) / x^k + m), x the relative clock."""
         compute = (clock_mhz / self._top_mhz) ** self.model.work_exponent
         m = self.memory_bound_frac
         rate: FloatArray = 1.0 / ((1.0 - m) / compute + m)
