@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -265,24 +267,47 @@ def why(found: Outcome) -> str:
 def main() -> int:
     from hil.swarm_run import INTERRUPTED, swarm
 
-    parser = argparse.ArgumentParser(description="Seeded swarms of faults in virtual time.")
-    parser.add_argument("--hours", type=float, default=20.0)
-    parser.add_argument("--minutes", type=float, default=600.0, help="of wall time, at most")
-    parser.add_argument("--first-seed", type=int, default=1)
-    parser.add_argument("--jobs", type=int, help="processes; one per core of this machine otherwise")
-    parser.add_argument("--seed", type=int, help="run this one and keep its recording")
+    parser = argparse.ArgumentParser(prog="python -m hil.swarm", description="Seeded swarms of faults in virtual time.")
+    parser.add_argument("--hours", type=_positive, default=20.0, help="to simulate")
+    parser.add_argument("--minutes", type=_positive, default=600.0, help="of wall time, at most")
+    parser.add_argument("--first-seed", type=_seed, default=1)
+    parser.add_argument("--jobs", type=_count, help="processes; one per core of this machine otherwise")
+    parser.add_argument("--out", type=Path, default=Path("out/swarm"), help="folder of the summary and recordings")
+    parser.add_argument("--seed", type=_seed, help="run this one and keep its recording")
     parser.add_argument("--shrink", action="store_true", help="with --seed: find a smaller story that fails alike")
     given = parser.parse_args()
-    if given.hours <= 0.0 or given.minutes <= 0.0 or (given.jobs is not None and given.jobs < 1):
-        parser.error("--hours, --minutes and --jobs must be positive")
-    out = Path("out") / "swarm"
+    if given.shrink and given.seed is None:
+        parser.error("--shrink needs the --seed of a story that fails")
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {given.out}: {error.strerror}; a folder that can be written is allowed")
     try:
         if given.seed is None:
             wall_s = 60.0 * given.minutes
-            return swarm(given.hours, out, first_seed=given.first_seed, wall_s=wall_s, jobs=given.jobs)
-        return _again(given.seed, out, is_shrunk=given.shrink)
+            return swarm(given.hours, given.out, first_seed=given.first_seed, wall_s=wall_s, jobs=given.jobs)
+        return _again(given.seed, given.out, is_shrunk=given.shrink)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number above 0 is allowed")
+    return value
+
+
+def _whole(text: str, *, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from {least} on is allowed")
+    return int(text)
+
+
+_seed, _count = partial(_whole, least=0), partial(_whole, least=1)
 
 
 def _again(seed: int, out: Path, *, is_shrunk: bool) -> int:

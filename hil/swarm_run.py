@@ -12,10 +12,11 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hil.bench import rare_collections
 from hil.swarm import EPISODE_S, Outcome, draw, quiet, record, recording_of, run_tale, why
@@ -67,6 +68,25 @@ class Tally:
             "processor_s": round(processor_s, 1),
             "real_time_ratio_per_core": round(self.sim_s / max(self.episodes_s, 1e-9), 1),
         }
+
+
+def told(summary: Mapping[str, Any]) -> str:
+    """The summary in a few lines, for whoever reads a log."""
+    s = dict(summary)
+    failing = ", ".join(map(str, s["failing_seeds"])) or "none"
+    forced = ", ".join(f"{seed} ({'; '.join(rows)})" for seed, rows in s["forced_cases"].items()) or "none"
+    return "\n".join(
+        (
+            f"{s['hours']} h in {s['episodes']} episodes with {s['faults']} faults"
+            + ("" if s["is_whole"] else ", cut short"),
+            f"failing seeds: {failing}",
+            f"of these {s['violations']} broke a limit, {s['throttled_left']} left GPUs throttled, "
+            f"{s['late_normal']} were late to NORMAL, {s['errors']} ended in an error",
+            f"forced cases: {forced}",
+            f"{s['real_time_ratio_per_core']} x real time per core by processor time; {s['wall_s']} s of wall time and "
+            f"{s['processor_s']} s of processor with {s['jobs']} workers",
+        )
+    )
 
 
 class Progress:
@@ -123,7 +143,7 @@ def swarm(hours: float, out: Path, *, first_seed: int, wall_s: float, jobs: int 
         is_whole=tally.episodes == count,
     )
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(summary))
+    print(told(summary), f"summary: {out / 'summary.json'}", sep="\n", flush=True)
     if is_interrupted:
         return INTERRUPTED
     return 1 if tally.failures else 0

@@ -190,9 +190,49 @@ def test_progress_is_told_now_and_then(capsys: pytest.CaptureFixture[str], monke
     assert capsys.readouterr().out == "0.1 of 0.3 h, 1 episodes, 0 failed, 1.0 min left\n"
 
 
-def test_numbers_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for words in (["--hours", "0"], ["--jobs", "0"], ["--minutes", "-1"], ["--hours", "many"]):
-        monkeypatch.setattr(sys, "argv", ["swarm", *words])
-        with pytest.raises(SystemExit) as refused:
-            swarms.main()
-        assert refused.value.code == 2
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--hours", "0"], "--hours: '0': a number above 0"),
+        (["--hours", "nan"], "--hours: 'nan'"),
+        (["--hours", "inf"], "--hours: 'inf'"),
+        (["--hours", "many"], "--hours: 'many'"),
+        (["--minutes", "-1"], "--minutes: '-1'"),
+        (["--jobs", "0"], "--jobs: '0': a whole number from 1 on"),
+        (["--first-seed", "-3"], "--first-seed: '-3': a whole number from 0 on"),
+        (["--seed", "1.5"], "--seed: '1.5'"),
+        (["--shrink"], "--shrink needs the --seed"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line says which argument, what it was and what is allowed; nothing is run or written."""
+    monkeypatch.setattr(sys, "argv", ["swarm", *words])
+    with pytest.raises(SystemExit) as refused:
+        swarms.main()
+    assert refused.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(sys, "argv", ["swarm", "--out", str(file / "swarm")])
+    with pytest.raises(SystemExit) as refused:
+        swarms.main()
+    assert refused.value.code == 2 and f"--out {file / 'swarm'}: Not a directory" in capsys.readouterr().err
+
+
+def test_everything_goes_to_the_folder_asked_for(
+    tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the last lines of the output say what was found there, for a log that nobody watches."""
+    out = tmp_path / "deep" / "swarm"
+    monkeypatch.setattr(sys, "argv", ["swarm", "--hours", str(310.0 * 5 / 3600.0), "--out", str(out)])
+    assert swarms.main() == 1 and (out / "summary.json").exists() and pool.recorded == [2, 3]
+    told = capsys.readouterr().out
+    assert "0.431 h in 5 episodes with 10 faults\nfailing seeds: 2, 3\n" in told
+    assert "forced cases: 4 (row: 7 > 5)\n155.0 x real time per core" in told
+    assert told.endswith(f"summary: {out / 'summary.json'}\n")
