@@ -23,6 +23,9 @@ NonNegative = Annotated[float, Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
+DURATION_S_MAX = 31 * 86_400.0
+SEED_MAX = 2**32 - 1
+
 WirePort = Annotated[int, Field(ge=0, le=65535)]
 
 Edge = Literal["linear", "hold"]
@@ -344,8 +347,8 @@ class ScenarioDoc(Document):
 
     name: Name
     title: str = ""
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 1
-    duration_s: Annotated[float, Field(gt=0, le=31 * 86_400)] | None = None  # None: the longest trace, else 1,800 s
+    seed: Annotated[int, Field(ge=0, le=SEED_MAX)] = 1
+    duration_s: Annotated[float, Field(gt=0, le=DURATION_S_MAX)] | None = None  # None: the longest trace, else 1,800 s
     record_s: NonNegative = 120.0  # how much of the run's start the recording keeps
     clock: Literal["virtual", "real"] = "virtual"
     site: dict[str, Any]  # or the name of a site file beside this one
@@ -382,6 +385,14 @@ class Overrides:
     clock: str | None = None
     seed: int | None = None
     without_load_bank: bool = False
+
+    def __post_init__(self) -> None:
+        """BadInput names the option, where the scenario's own check could only name the file."""
+        for option, value, most in (("--scale", self.scale, LARGEST), ("--duration", self.duration_s, DURATION_S_MAX)):
+            if value is not None and not 0.0 < value <= most:
+                raise BadInput(f"{option} {value:g}: above 0 and at most {most:g} is allowed")
+        if self.seed is not None and not 0 <= self.seed <= SEED_MAX:
+            raise BadInput(f"--seed {self.seed}: 0 to {SEED_MAX} is allowed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,6 +217,7 @@ def test_numbers_that_are_none(rampart: Rampart, tmp_path: Path, value: str) -> 
         ("--registered-peak-megawatt", audit),
         ("--scale", ("hil", "run", "field")),
         ("--duration", ("hil", "run", "campus-90mw")),
+        ("--seed", ("hil", "run", "campus-90mw")),
         ("--ramp", ("check", "-c", SITE)),
         ("--load-megawatt", ("grid", "send", *send)),
         ("--for-s", ("grid", "send", "--load-megawatt", "3", *send)),
@@ -317,6 +318,11 @@ def test_orders_that_contradict_themselves(rampart: Rampart, tmp_path: Path) -> 
         (("audit", good_record(tmp_path), "--contract", "ieso-ramp", "--unit", "GW"), "--unit"),
         (("device", "probe", "127.0.0.1:0"), "65535"),
         (("device", "probe", "http://x"), "http"),
+        (("hil", "run", ""), "campus-90mw"),
+        (("hil", "run", "campus-90mw", "--duration", "-3"), "--duration -3: above 0"),
+        (("hil", "run", "field", "--scale", "0"), "--scale 0: above 0"),
+        (("hil", "run", "field", "--seed", "-1"), "--seed -1: 0 to 4294967295"),
+        (("device", "probe", ""), "host: ''"),
         (("hil", "run", "demo", "--trace", "x.csv"), "--trace"),
     ):
         assert is_one_line(rampart(*words), holds=holds), (words, rampart(*words))
@@ -340,6 +346,7 @@ def test_places_that_cannot_be_written(rampart: Rampart, tmp_path: Path) -> None
     for words in (
         ("restore", "--state-dir", record),
         ("systemd", "install", "--root", record),
+        ("systemd", "install", "--dry-run", "--root", record),
         ("systemd", "install", "--root", "/proc/nope"),
         ("hil", "run", "campus-90mw", "--duration", "1", "--out", record),
         ("hil", "run", "campus-90mw", "--duration", "1", "--out", "/proc/nope"),

@@ -135,7 +135,7 @@ def _target(text: str, unit: int | None, timeout_s: float) -> Target:
         if not colon:
             host, port = text, "502"
         if not port.isdigit() or not 1 <= int(port) <= 65535 or not host:
-            raise BadInput(f"{text}: expected HOST or HOST:PORT with a port from 1 to 65535")
+            raise BadInput(f"host: {text!r}: expected HOST or HOST:PORT with a port from 1 to 65535")
         endpoint = parse_endpoint(host, int(port))
     return Target(endpoint=endpoint, unit_id=unit, timeout_s=timeout_s)
 

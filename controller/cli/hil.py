@@ -18,7 +18,7 @@ def _hil() -> None:
 def run(
     scenario: str = typer.Argument(help="A shipped scenario by name, or a file."),
     trace: str = typer.Option(None, "--trace", metavar="CSV", help="Recorded power to replay."),
-    scale: float = typer.Option(None, "--scale", metavar="X", help="How many times over the trace is taken."),
+    scale: float = typer.Option(None, "--scale", metavar="X", help="Multiplies the trace's power."),
     duration: float = typer.Option(None, "--duration", metavar="S", help="Seconds to run; the trace's length if none."),
     contract: list[str] = typer.Option([], "--contract", metavar="NAME", help="Contract or file; may be repeated."),
     controller: Literal["mpc", "rule", "rule-max", "none"] = typer.Option(None, "--controller", help="Who plans."),

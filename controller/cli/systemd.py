@@ -30,6 +30,8 @@ def install(
     """
     from controller.errors import BadInput
 
+    if root.exists() and not root.is_dir():
+        raise BadInput(f"--root {root}: a folder is allowed")
     bin_dir = Path(sys.prefix) / "bin"
     for path, text in rendered(bin_dir).items():
         target = root / path

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from controller.config.explain import explain
 from controller.errors import BadInput
 from controller.files import read_file
 
@@ -63,16 +64,18 @@ def data_path(kind: str, name_or_file: str) -> Path:
 
     Raises BadInput that lists the known names.
     """
+    folder = data_root() / "configs" / kind
+    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+    if not name_or_file:
+        raise BadInput(f"'': a file is allowed, or one of the shipped {kind}: {known}")
     given = Path(name_or_file)
     if given.is_file():
         return given
-    folder = data_root() / "configs" / kind
     shipped = folder / f"{name_or_file}.yaml"
     if shipped.is_file():
         return shipped
     if given.exists():
         raise BadInput(f"{name_or_file}: not a regular file")
-    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
     raise BadInput(f"{name_or_file}: no such file, nor one of the shipped {kind}: {known}")
 
 
@@ -135,33 +138,9 @@ def parse_document(raw: object, model: type[M], *, origin: str) -> M:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise BadInput(f"{origin}: {explain(error)}") from None
+        raise BadInput(f"{origin}: {explain(error, model)}") from None
 
 
 def load_document(path: Path, model: type[M]) -> M:
     """Read and validate `path` as `model`."""
     return parse_document(read_yaml(path), model, origin=str(path))
-
-
-def explain(error: ValidationError) -> str:
-    """All faults of a validation in one line: `key: value: what is allowed`, at most five."""
-    parts: list[str] = []
-    for fault in error.errors(include_url=False)[:5]:
-        key = ".".join(_printable(str(step)) for step in fault["loc"]) or "document"
-        message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "missing":
-            parts.append(f"{key}: required, not given")
-        elif fault["type"] == "extra_forbidden":
-            parts.append(f"{key}: unknown key")
-        elif not fault["loc"]:
-            parts.append(message)
-        else:
-            shown = repr(fault["input"])
-            parts.append(f"{key}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {message}")
-    more = error.error_count() - 5
-    return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
-
-
-def _printable(text: str) -> str:
-    """A key as it may stand in one line, however it was written."""
-    return text if text.isprintable() else repr(text)

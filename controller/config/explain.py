@@ -1,0 +1,95 @@
+"""What is wrong with a document, in one line: the key, the value, and what is allowed there.
+
+pydantic finds the faults; here they become words for who wrote the file, who knows YAML and not the models behind it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+FAULTS_MAX = 5  # shown; more than that is another kind of file
+VALUE_CHARS_MAX = 60
+# pydantic's words name Python's types.
+ALLOWED = {
+    **dict.fromkeys(("tuple_type", "list_type"), "a list is allowed"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "keys and values are allowed"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a plain number is allowed"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number is allowed"),
+    "string_type": "text is allowed",
+}
+
+Loc = tuple[int | str, ...]
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """All faults that `model` found in a document: `key: value: what is allowed`, at most five."""
+    faults: list[Any] = error.errors(include_url=False)
+    own = [fault for fault in faults if not _follows(fault, faults)]
+    more = len(own) - FAULTS_MAX
+    return "; ".join(_words(fault, model) for fault in own[:FAULTS_MAX]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _follows(fault: Any, faults: Sequence[Any]) -> bool:
+    """A list is short only because its entries were refused: nothing that anybody wrote."""
+    loc: Loc = fault["loc"]
+    return fault["type"] == "too_short" and any(f["loc"][: len(loc)] == loc != f["loc"] for f in faults)
+
+
+def _words(fault: Any, model: type[BaseModel]) -> str:
+    loc: Loc = fault["loc"]
+    key = ".".join(_printable(str(step)) for step in loc) or "document"
+    if fault["type"] == "missing":
+        return f"{key}: required, not given"
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_instead(str(loc[-1]), _keys(model, loc[:-1]))}"
+    message: str = ALLOWED.get(fault["type"], fault["msg"].removeprefix("Value error, "))
+    if not loc:
+        return message
+    shown = repr(fault["input"])
+    if len(shown) > VALUE_CHARS_MAX:
+        is_section = isinstance(fault["input"], dict | list)
+        return f"{key}: {message}" if is_section else f"{key}: {shown[: VALUE_CHARS_MAX - 3]}...: {message}"
+    return f"{key}: {shown}: {message}"
+
+
+def _instead(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; allowed: {', '.join(known)}" if known else ""
+
+
+def _keys(model: type[BaseModel], loc: Loc) -> list[str]:
+    """The keys that may stand at `loc` of a document of this model, sorted."""
+    here = {model}
+    for step in loc:
+        below = {m for kind in here for m in _below(kind, step)}
+        here = below or {kind for kind in here if _has_tag(kind, step)} or here
+    return sorted({field.alias or name for kind in here for name, field in kind.model_fields.items()})
+
+
+def _below(model: type[BaseModel], step: int | str) -> set[type[BaseModel]]:
+    fields = (field for name, field in model.model_fields.items() if step in (name, field.alias))
+    return {m for field in fields for m in _models(field.annotation)}
+
+
+def _models(annotation: object) -> set[type[BaseModel]]:
+    """All models inside an annotation, however nested in lists, unions and mappings."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation}
+    return {m for part in get_args(annotation) for m in _models(part)}
+
+
+def _has_tag(model: type[BaseModel], step: int | str) -> bool:
+    """Whether `step` is the word that chose this model among others (`kind: drop`)."""
+    kinds = (field.annotation for field in model.model_fields.values())
+    return any(get_origin(kind) is Literal and step in get_args(kind) for kind in kinds)
+
+
+def _printable(text: str) -> str:
+    """A key as it may stand in one line, however it was written."""
+    return text if text.isprintable() else repr(text)

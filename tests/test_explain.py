@@ -1,0 +1,74 @@
+"""What is wrong with a file, in words for who wrote it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from controller.config.load import read_yaml
+from controller.config.site import parse_site
+from controller.errors import BadInput
+from hil.scenario import Overrides, parse_scenario
+from tests.conftest import ROOT
+
+SITE = ROOT / "configs" / "site.example.yaml"
+SCENARIO = ROOT / "configs" / "scenarios" / "campus-90mw.yaml"
+
+
+def changed(path: Path, key: str, value: object) -> dict[str, Any]:
+    """The shipped file with one key, named by its path, set to `value`."""
+    raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    at = raw
+    *above, last = [int(step) if step.isdigit() else step for step in key.split(".")]
+    for step in above:
+        at = at[step]
+    at[last] = value
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("battery.charge_mw", 70, "battery.charge_mw: unknown key; did you mean charge_megawatt?"),
+        ("classes.0.priorty", 1, "classes.0.priorty: unknown key; did you mean priority?"),
+        ("load.zzz", 1, "load.zzz: unknown key; allowed: gpu_fallback_megawatt, gpu_idle_megawatt, "),
+        ("battery.charge_megawatt", "70 MW", "battery.charge_megawatt: '70 MW': a plain number is allowed"),
+        ("pcc_meter.port", 502.5, "pcc_meter.port: 502.5: a whole number is allowed"),
+        ("contract", "ieso", "contract: 'ieso': a list is allowed"),
+        ("mqtt", [], "mqtt: []: keys and values are allowed"),
+        ("pcc_meter.host", 5, "pcc_meter.host: 5: text is allowed"),
+    ],
+)
+def test_a_site_file(key: str, value: object, line: str) -> None:
+    """The key as written, its value, and what may stand there; a near miss is named."""
+    with pytest.raises(BadInput) as refused:
+        parse_site(changed(SITE, key, value), origin="site.yaml")
+    assert str(refused.value).startswith(f"site.yaml: {line}"), refused.value
+
+
+def test_an_entry_that_is_refused_does_not_also_make_its_list_short() -> None:
+    with pytest.raises(BadInput) as refused:
+        parse_scenario(changed(SCENARIO, "plant.fleet.0.gpus", 0), Overrides(), origin=str(SCENARIO))
+    assert str(refused.value).endswith("plant.fleet.0.gpus: 0: Input should be greater than or equal to 1")
+
+
+def test_keys_are_those_of_the_kind_that_was_chosen() -> None:
+    """A drop has a slew, a sag has none: the hint is from the event's own kind."""
+    drop, sag = ({"kind": kind, "t_s": 1.0, "slew_per": 1.9} for kind in ("drop", "sag"))
+    with pytest.raises(BadInput, match=r"events\.0\.drop\.slew_per: unknown key; did you mean slew_per_s\?"):
+        parse_scenario(changed(SCENARIO, "events", [drop]), Overrides(), origin=str(SCENARIO))
+    with pytest.raises(BadInput, match=r"events\.0\.sag\.slew_per: unknown key; allowed: duration_s, "):
+        parse_scenario(changed(SCENARIO, "events", [sag]), Overrides(), origin=str(SCENARIO))
+
+
+def test_a_section_is_not_printed_whole() -> None:
+    """Keys that contradict each other are said; the section they stand in is in the file."""
+    with pytest.raises(BadInput, match=r"^site\.yaml: battery: soc_min 0\.99 must be below soc_max 0\.95$"):
+        parse_site(changed(SITE, "battery.soc_min", 0.99), origin="site.yaml")
+
+
+def test_the_shipped_file_is_right() -> None:
+    parse_site(read_yaml(SITE), origin=str(SITE))
