@@ -10,7 +10,8 @@ from hil.faults import FaultPlan, SickDevice, SickMeter, SickUps
 from hil.nodes import SimNodeLink
 from hil.ports import Delays, HeldLease, SimBattery, SimGrid, SimLoadBank, SimMeter, SimUps
 from hil.run_log import Stopwatch, TimedBattery, TimedMeter, TimedRecorder
-from hil.scenario import BatteryPlantDoc, LoadBankPlantDoc, Scenario
+from hil.scenario import Scenario
+from hil.scenario_documents import BatteryPlantDoc, LoadBankPlantDoc
 from hil.signal_plan import grid_signals
 from hil.world import World
 

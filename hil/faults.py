@@ -30,7 +30,7 @@ from controller.types import (
     UpsSample,
 )
 from drivers.errors import BadReply, DeviceGone, DeviceTimeout
-from hil.scenario import FaultDoc, Verb
+from hil.scenario_documents import FaultDoc, Verb
 from hil.vtime import NS_PER_S
 
 S = TypeVar("S", BatterySample, LoadBankSample)

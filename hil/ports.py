@@ -37,7 +37,7 @@ from hil.faults import FaultPlan
 from hil.plant.battery import Battery
 from hil.plant.load_bank import LoadBank
 from hil.plant.site import BALLAST, BATTERY, FREQUENCY, IMPORTED_J, NS_PER_S, PCC, SOC, VOLTAGE, SitePlant
-from hil.scenario import MeterPlantDoc
+from hil.scenario_documents import MeterPlantDoc
 
 J_PER_WH = 3_600.0
 

@@ -17,7 +17,8 @@ from controller.types import (
     Provenance,
     SignalKind,
 )
-from hil.scenario import Scenario, SignalDoc
+from hil.scenario import Scenario
+from hil.scenario_documents import SignalDoc
 
 # DSX Flex does not say how a load is averaged: assumed as for ramp rows; the figure without a mean stands beside it.
 TARGET_MEAN_S = 1.0

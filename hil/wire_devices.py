@@ -25,7 +25,7 @@ from hil.modbus_ups import LiebertUpsDevice
 from hil.plant.battery import Battery
 from hil.plant.load_bank import LoadBank
 from hil.plant.site import BALLAST, BATTERY, FREQUENCY, IMPORTED_J, PCC, VOLTAGE, SitePlant
-from hil.scenario import MeterPlantDoc
+from hil.scenario_documents import MeterPlantDoc
 
 J_PER_WH = 3_600.0
 UNIT_ID = 1

@@ -16,7 +16,7 @@ from controller.types import FloatArray, GridSignal, Margin, Mode, RampLimit, Sw
 from hil.plant.fleet import Group, Job
 from hil.plant.site import TRUTH, TruthBlock
 from hil.run_log import TickView
-from hil.scenario import ClassPlantDoc, TrainingDoc
+from hil.scenario_documents import ClassPlantDoc, TrainingDoc
 from hil.truth_log import ROW_S, Rows
 from hil.wire_signals import Answer
 from hil.world import Happening

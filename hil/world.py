@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from controller.config.fields import W_PER_MEGAWATT
 from controller.errors import BadInput
 from controller.types import BatteryState, LoadBankState
 from hil.plant import events as happen
@@ -33,7 +34,8 @@ from hil.plant.workload import (
     trace_workload,
     training_workload,
 )
-from hil.scenario import (
+from hil.scenario import Scenario
+from hil.scenario_documents import (
     BatteryEventDoc,
     ClassPlantDoc,
     DropDoc,
@@ -43,7 +45,6 @@ from hil.scenario import (
     LoadBankEventDoc,
     RippleDoc,
     SagDoc,
-    Scenario,
     StartDoc,
     StopDoc,
     TraceDoc,
@@ -51,7 +52,6 @@ from hil.scenario import (
 )
 from hil.trace_file import Trace, read_trace
 
-W_PER_MEGAWATT = 1e6
 DEFAULT_DURATION_S = 1_800.0
 
 
