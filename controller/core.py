@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from controller import envelope, envelope_bank, room
+from controller.allocate import worst_case_w
 from controller.arming import ArmingFacts, holds_back, is_clock_trusted, unready
 from controller.ballast import Ballast, expiry_share
 from controller.decision import Checked, Decision
@@ -49,6 +50,7 @@ from controller.types import (
     SiteCommand,
     SiteImage,
 )
+from controller.unheld import Drift, Unheld
 from controller.view import battery_sample, envelope_view, rings_for
 
 ARRIVAL_S = 2.0  # after the first cycle: what has not been seen by then is missing, not late
@@ -96,6 +98,8 @@ class SiteCore:
         self._exempt_until_s = -math.inf
         self._responder = Responder(site)
         self._ballast = Ballast(site)
+        self._unheld = Unheld()
+        self._drift: Drift | None = None  # where no battery surely holds power on its target
         self._plan_start_w = 0.0  # the target when the present plan was made
         self._load_rise_w = (
             site.gpu_peak_w + site.other_load_w_max
@@ -172,6 +176,9 @@ class SiteCore:
                 fall_w_per_s=self.tracker.interval.contingency_slope_w_per_s,
             )
         track = self._track(image, estimate, mode, in_force, set_point_w)
+        self._drift = self._unheld.drift(
+            now_s, estimate=estimate, lately=self.planning.stretch, battery=image.battery, flags=mode.flags
+        )
         self.planning.read(now_s, fleet, readings, line=track.line if track is not None else None)
         proposal = self._proposal(image, estimate, fleet, track, mode, is_leader=is_leader)
         return Decision(
@@ -207,6 +214,7 @@ class SiteCore:
         self._is_clamped = any(v.invariant == 2 for v in verdict.violations)
         if verdict.command.nodes:
             self._orders.written()
+            self._unheld.wrote(image.t_mono_s, worst_case_w(decision.fleet, verdict.state.caps))
         return Checked(verdict.command, verdict.violations)
 
     def acknowledge(self, image: SiteImage, checked: Checked, *, battery: bool, load_bank: bool) -> None:
@@ -214,6 +222,7 @@ class SiteCore:
         command, ballast = checked.command.battery, checked.command.load_bank
         if battery and command is not None:
             self._is_battery_proven = True
+            self._unheld.commanded(image.t_mono_s, command)
             self._estimator.commanded(image.t_mono_s, reference_w=command.reference_w, following=command.following)
         if load_bank and ballast is not None:
             self._ballast.acknowledged(image.t_mono_s, ballast)
@@ -234,6 +243,10 @@ class SiteCore:
             is_over = self._load_rise_w - known.estimate.other_w > known.gpu_w_max
             self._orders.planned(now_s, is_urgent=is_urgent or is_over)
             self.planning.decide(known)
+            if known.drift is not None and decision.in_force.exempt_target_w is None:
+                self.planning.caps = room.softened(
+                    decision.fleet, self.planning.caps, self._envelope_state, fall_w=known.fall_w
+                )
         return True
 
     def outlook(self, image: SiteImage, decision: Decision) -> Outlook | None:
@@ -490,7 +503,8 @@ class SiteCore:
         sample = battery_sample(image)
         bounds = tracker.battery_now(sample)
         margin_w = self._margin.step(image.t_mono_s, view.margin_w)
-        self._gpu_w_max = room.under_ceilings_w(site, view, decision, tracker, margin_w=margin_w)
+        fall_w = room.fall_w_max(site, image, decision, tracker, drift=self._drift)
+        self._gpu_w_max = room.under_ceilings_w(site, view, decision, tracker, margin_w=margin_w, fall_w=fall_w)
         known = Known(
             now_s=image.t_mono_s,
             estimate=decision.estimate,
@@ -506,10 +520,14 @@ class SiteCore:
             mode=decision.mode.mode,
             is_planner_doubted=Flag.ENVELOPE_BUSY in decision.mode.flags,
             gpu_w_max=self._gpu_w_max,
+            fall_w=fall_w,
+            drift=self._drift,
         )
         self._plan_start_w = tracker.g_ref_w
         self._load_rise_w = self.planning.load_rise_w(known)
         return known
 
     def _view(self, image: SiteImage, decision: Decision, tracker: Tracker) -> EnvelopeView:
-        return envelope_view(self.site, image, decision, tracker, rings=self._rings, state=self._envelope_state)
+        return envelope_view(
+            self.site, image, decision, tracker, rings=self._rings, state=self._envelope_state, drift=self._drift
+        )

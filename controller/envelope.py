@@ -251,12 +251,13 @@ def _bounds(c: _Check, caps: t.FloatArray) -> list[Bound]:
     every, floors = np.ones(len(f.gpu_ids), bool), both[: 1 + v.is_emergency]
     rows: list[Bound] = [(2, b.name, b.is_below, both, b.room_w, b.room_w) for b in v.feeders]
     hard_w = v.import_w_max - v.margin_w - v.unmanaged_w_max + supply_w
-    fall_w = np.inf if v.is_emergency or pcc is None else max(0.0, power_w - c.window_w[0]) / STEEPNESS
+    fall_w = np.inf if v.is_emergency or pcc is None else max(0.0, power_w - v.sag_w - c.window_w[0]) / STEEPNESS
     rows.append((3, "site", every, floors, max(hard_w, last_w.sum() - fall_w), hard_w))
     if (over_w := power_w - v.import_w_max) > 0:  # what the battery can still add need not come off the caps
         rows.append((4, "site", every, floors, last_w.sum() - min(fall_w, max(0.0, over_w - spare_w)), np.inf))
-    if v.battery is None and pcc is not None:  # where only caps soften a rise
-        rises, room_w = _draw_w(v, caps) > last_w, max(0.0, c.window_w[1] - power_w) / STEEPNESS
+    if not (v.battery and v.is_held) and pcc is not None:  # where only caps soften a rise
+        room_w = max(0.0, c.window_w[1] - power_w - v.swell_w) / STEEPNESS
+        rises = _draw_w(v, caps) > last_w
         rows.append((5, "rise", rises, (c.state.caps[0],), last_w[rises].sum() + room_w, np.inf))
     return rows
 

@@ -23,7 +23,7 @@ from controller.allocate import (
 )
 from controller.ballast import NO_FLOOR
 from controller.contract import AdmissibleInterval
-from controller.demand import Demand, DemandWindow, split_demand
+from controller.demand import Demand, DemandWindow, Stretch, split_demand
 from controller.emergency import Armed
 from controller.estimate import Estimate
 from controller.fleet import REST, Fleet, FleetReadings
@@ -41,6 +41,7 @@ from controller.swing import SwingWatch, limits_of_swing
 from controller.tier_watch import TierState, TierWatch
 from controller.tracker import METERED_MEAN_S, Watch
 from controller.types import BoolArray, CeilingLimit, FloatArray, GpuCap, Mode, NodeCommand, NodeId, NodeReport, Reading
+from controller.unheld import Drift
 from controller.view import ceiling_w
 
 NO_LIMIT_W_PER_S = 1e12  # stands for "no row bounds this" on the wire, which carries finite numbers only
@@ -65,6 +66,8 @@ class Known:
     mode: Mode
     is_planner_doubted: bool  # the envelope overruled it too often
     gpu_w_max: float  # what all GPUs together may draw at their worst under the ceilings in force; inf without any
+    fall_w: float = math.inf  # how far this plan may lower that worst case
+    drift: Drift | None = None  # where no battery surely holds power on its target
 
 
 class Planning:
@@ -93,6 +96,7 @@ class Planning:
         self._other_w = self._other_w_now = site.other_load_w
         self._demand_top_w = 0.0
         self._demand = Demand(np.zeros(len(self._classes)), 0.0, 0.0, 0.0)
+        self.stretch = Stretch(0.0, 0.0, 0.0)  # the site's own load lately, as of the last plan
         self.caps: FloatArray = np.empty((2, 0))  # clock in MHz over power limit in W, per GPU; inf is free
         self.plan: Plan | None = None
         self.armed: Armed | None = None  # the response to an emergency, as of the last plan
@@ -169,6 +173,7 @@ class Planning:
         """Plan the next minutes and turn the caps into clocks."""
         likely, curves = self._curves_of(known.fleet)
         self._reach_w = known.bounds.charge_w_max + known.bounds.discharge_w_max
+        self.stretch = self._window.stretch()
         swing = self._swings.beyond(self._reach_w)
         self._demand = swing.demand() if swing is not None else self._demand_now(known, likely)
         self._tiers.book(known.now_s, known.fleet, known.readings, likely)
@@ -213,8 +218,11 @@ class Planning:
         idle_w = float((table.idle_w * table.stands_for).sum())
         drawn_w = float((known.readings.power_w * table.stands_for).sum()) + float(given.ripple_up_w[0]) - idle_w
         room_w = float(plan.target_w[0]) + given.cover_w(given.energy_j) - float(given.other_w[0]) - idle_w
-        at_once_w = at_once_w_max(given, target_w=known.target_w, t_eff_s=known.estimate.t_eff_s)
-        is_covered = given.reserve.battery.discharge_w_max > 0.0
+        is_covered = given.reserve.battery.discharge_w_max > 0.0 and known.drift is None
+        if known.drift is not None:
+            at_once_w = max(0.0, float(given.high_w[0]) - known.estimate.grid_w - known.drift.swell_w)
+        else:
+            at_once_w = at_once_w_max(given, target_w=known.target_w, t_eff_s=known.estimate.t_eff_s)
         room_w = min(room_w, drawn_w + at_once_w) if is_covered else drawn_w + at_once_w
         gain = max(1.0, room_w / max(drawn_w, 1.0)) ** (1.0 / STEEPNESS)
         now_mhz = np.minimum(known.readings.acks.caps[0], table.cap_max[0])
@@ -267,9 +275,7 @@ class Planning:
         readings = known.readings
         held_w = held_back_w(known.fleet, curves, power_w=readings.power_w, clock_cap_mhz=readings.acks.caps[0])
         class_w = known.fleet.by_class(readings.power_w)
-        found = split_demand(
-            self._window.stretch(), class_w=class_w, held_back_w=held_w, other_w=known.estimate.other_w
-        )
+        found = split_demand(self.stretch, class_w=class_w, held_back_w=held_w, other_w=known.estimate.other_w)
         # Caps without effect look as if they held back ever more, and plans answer with lower ones: up to a bound.
         most_w = WINDUP_MAX * known.fleet.by_class(known.fleet.table.peak_w)
         return replace(found, class_w=np.minimum(found.class_w, most_w))

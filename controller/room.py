@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from controller.allocate import worst_case_w
 from controller.decision import Decision
 from controller.estimate import Estimate
@@ -16,10 +18,12 @@ from controller.glide import STEEPNESS
 from controller.modes import Flag
 from controller.settings import SiteSettings
 from controller.tracker import METERED_MEAN_S, UNSEEN_FRAC, Tracker
-from controller.types import EnvelopeView, SiteImage
+from controller.types import EnvelopeState, EnvelopeView, FloatArray, SiteImage
+from controller.unheld import Drift
 from controller.view import ballast_w_max, battery_sample, ceiling_w, envelope_battery, smallest_row_w, unmanaged_w
 
 MARGIN_MEMORY_S = 60.0
+BISECTIONS = 12  # of a share of all falls: what is left is a clock step at most
 
 
 class HeldMargin:
@@ -52,11 +56,12 @@ def under_target_w(
 
 
 def under_ceilings_w(
-    site: SiteSettings, view: EnvelopeView, decision: Decision, tracker: Tracker, *, margin_w: float
+    site: SiteSettings, view: EnvelopeView, decision: Decision, tracker: Tracker, *, margin_w: float, fall_w: float
 ) -> float:
     """The same under every ceiling, as it will stand when the next plan's caps arrive: a due ceiling comes nearer.
 
-    `margin_w` is the uncertainty of the site's power to plan with, no less than the view's.
+    `margin_w` is the uncertainty of the site's power to plan with, no less than the view's; `fall_w` what one plan may
+    take off the worst case.
     """
     image = view.image
     supply_w = view.battery.supply_w if view.battery is not None else 0.0
@@ -65,22 +70,46 @@ def under_ceilings_w(
     fall_w = tracker.interval.slope_down_w_per_s * ahead_s
     import_w = max(ceiling, view.import_w_max - fall_w) if math.isfinite(fall_w) else ceiling
     hard_w = import_w - margin_w - view.unmanaged_w_max + supply_w
-    return max(hard_w, _least_w(site, view, decision, tracker))
-
-
-def _least_w(site: SiteSettings, view: EnvelopeView, decision: Decision, tracker: Tracker) -> float:
-    """How low one plan may bring what all GPUs may draw at their worst: what is let go must be caught by someone.
-
-    A ceiling that a lost battery no longer helps to keep is come down to inside the rows, as any other.
-    """
-    image, written = view.image, view.state
+    written = view.state
     if written.gpu_ids is not decision.fleet.table.gpu_ids:
-        return -math.inf
+        return hard_w
+    return max(hard_w, worst_case_w(decision.fleet, written.caps) - fall_w)
+
+
+def fall_w_max(
+    site: SiteSettings, image: SiteImage, decision: Decision, tracker: Tracker, *, drift: Drift | None
+) -> float:
+    """How far one plan may lower what all GPUs may draw at their worst: what is let go must be caught by someone.
+
+    A ceiling that a lost battery no longer helps to keep is come down to inside the rows, as any other. `drift` is how
+    far power goes by itself where no battery surely catches.
+    """
+    low_w = float(tracker.interval.project([image.t_mono_s + site.planner_period_s])[0][0])
+    left_w = decision.estimate.grid_w - low_w
+    if drift is not None:
+        return max(0.0, left_w - drift.sag_w) / STEEPNESS
     sample = battery_sample(image)
     catch_w = max(0.0, tracker.battery_now(sample).charge_w_max + (sample.power_w if sample is not None else 0.0))
     # What is let go at once stays on the meter for T_eff, and the rows judge means of a second.
     dip_w = UNSEEN_FRAC * smallest_row_w(decision.in_force.limits)
     catch_w = min(catch_w, dip_w * METERED_MEAN_S / max(decision.estimate.t_eff_s, 1e-3))
-    low_w = float(tracker.interval.project([image.t_mono_s + site.planner_period_s])[0][0])
-    room_w = max(0.0, decision.estimate.grid_w - low_w) / STEEPNESS + catch_w
-    return worst_case_w(decision.fleet, written.caps) - room_w
+    return max(0.0, left_w) / STEEPNESS + catch_w
+
+
+def softened(fleet: Fleet, caps: FloatArray, written: EnvelopeState, *, fall_w: float) -> FloatArray:
+    """`caps` (2, n) with all falls cut to one share, so that the worst case falls by `fall_w` at most; inf is free."""
+    table, last = fleet.table, written.caps
+    if written.gpu_ids is not table.gpu_ids or caps.shape != last.shape:
+        return caps
+    most = np.stack((table.cap_max[0], table.peak_w))
+    before, after = np.minimum(last, most), np.minimum(np.minimum(caps, last), most)
+    before_w = worst_case_w(fleet, before)
+    if before_w - worst_case_w(fleet, after) <= fall_w:
+        return caps
+    share, step = 0.0, 0.5
+    for _ in range(BISECTIONS):
+        if before_w - worst_case_w(fleet, before + (share + step) * (after - before)) <= fall_w:
+            share += step
+        step *= 0.5
+    found = np.minimum(np.ceil(before + share * (after - before)), last)
+    return np.where(caps < last, np.where(found < most, found, last), caps)

@@ -35,6 +35,7 @@ from controller.types import (
     SwingLimit,
     WindowCheck,
 )
+from controller.unheld import Drift
 
 METER_AGE_PERIODS = 3.0  # FAULTS: read t for T for the PCC meter and the battery
 VIOLATIONS_MAX = 20  # in 60 s: a violation a planner period for a third of them
@@ -50,8 +51,12 @@ def envelope_view(
     *,
     rings: Rings,
     state: EnvelopeState,
+    drift: Drift | None = None,
 ) -> EnvelopeView:
-    """Everything the envelope judges the decision's proposal by; `state` is what it returned last."""
+    """Everything the envelope judges the decision's proposal by; `state` is what it returned last.
+
+    `drift` is how far power goes by itself while no battery surely holds it.
+    """
     track, limits, flags = decision.track, decision.in_force.limits, decision.mode.flags
     assert track is not None
     is_emergency = decision.in_force.exempt_target_w is not None
@@ -89,6 +94,9 @@ def envelope_view(
         violations_max=VIOLATIONS_MAX,
         state=state,
         load_bank=_envelope_load_bank(site, image, flags),
+        is_held=drift is None,
+        sag_w=drift.sag_w if drift is not None else 0.0,
+        swell_w=drift.swell_w if drift is not None else 0.0,
     )
 
 

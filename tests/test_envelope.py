@@ -438,6 +438,24 @@ def test_5_without_a_battery_caps_rise_by_what_the_window_allows() -> None:
     assert all((c or 0) >= 1000 for c in out.values())
 
 
+def test_5_what_swells_by_itself_leaves_less_for_caps_to_rise() -> None:
+    """A battery that answers now and then holds nothing surely: 30 of the 60 W may come back by themselves."""
+    seen = view(windows=(window(60.0),), swell_w=30.0)
+    proposal = command(node(NODES[0], 2000, 2000), node(NODES[1], 2000, 2000))
+    assert check(seen, proposal).violations == ()
+    verdict = check(replace(seen, is_held=False), proposal)
+    assert 5 in broken(verdict) and 1605.0 < sum(draw_w(c) for c in clocks(verdict).values()) <= 1600.0 + 30.0 / 3.3
+
+
+def test_3_what_sags_by_itself_leaves_less_for_caps_to_fall() -> None:
+    """The windows allow 99 W down and 66 W may go by themselves: a third is left, and 10 W of the chord."""
+    seen = view(import_w_max=1500.0, unmanaged_w_max=1000.0, windows=(window(99.0),), is_held=False, sag_w=66.0)
+    verdict = check(seen, command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000)))
+    assert 1586.0 < sum(draw_w(c) for c in clocks(verdict).values()) <= 1590.0
+    verdict = check(replace(seen, sag_w=150.0), command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000)))
+    assert sum(draw_w(c) for c in clocks(verdict).values()) == 1600.0
+
+
 def test_5_an_emergency_may_fall_below_the_windows_but_not_rise() -> None:
     seen = view(windows=(window(200.0),), is_emergency=True)
     assert target(check(seen, command(power=battery(100.0)))) == 100.0

@@ -195,6 +195,9 @@ class EnvelopeView:
     violations_max: int  # in 60 s
     state: EnvelopeState
     load_bank: EnvelopeLoadBank | None = None
+    is_held: bool = True  # a battery that is there surely holds power on the target
+    sag_w: float = 0.0  # how far below and above what the meter shows power may go by itself where none does
+    swell_w: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,86 @@
+"""How far the site's power may go by itself while nobody surely holds it on its target.
+
+A battery that does not answer, or only now and then, leaves the load's ripple on the meter, and lets go of what it
+holds when its last command expires; caps written a moment ago are still on their way. Whoever moves caps then has only
+what rows leave beside all that. Holds what was written and for how long it counts; decides nothing. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+from controller.demand import Stretch
+from controller.estimate import Estimate
+from controller.glide import STEEPNESS
+from controller.modes import Flag
+from controller.types import BatteryCommand, BatterySample, Quality, Reading
+
+CAPS_S = 0.8  # V100 record: within 1 % of its end 0.53 s after a limit was raised, and the driver takes GPUs in turn
+GONE_SPARE = 1.5  # a battery may let go at a slope of its own, slower than told
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How far below and above what the meter shows now power may go by itself, W, both >= 0."""
+
+    sag_w: float
+    swell_w: float
+
+
+class Unheld:
+    """One per site; `commanded` and `wrote` after every write, `drift` once per cycle."""
+
+    def __init__(self) -> None:
+        self._command_s = -math.inf
+        self._command: BatteryCommand | None = None
+        self._worsts: deque[tuple[float, float]] = deque()  # since when all GPUs may draw so much at their worst
+
+    def commanded(self, now_s: float, command: BatteryCommand) -> None:
+        """The battery took this command."""
+        self._command_s, self._command = now_s, command
+
+    def wrote(self, now_s: float, worst_w: float) -> None:
+        """Caps that passed the envelope let all GPUs draw `worst_w` at their worst."""
+        if not self._worsts or self._worsts[-1][1] != worst_w:
+            self._worsts.append((now_s, worst_w))
+
+    def drift(
+        self,
+        now_s: float,
+        *,
+        estimate: Estimate,
+        lately: Stretch,
+        battery: Reading[BatterySample] | None,
+        flags: frozenset[Flag],
+    ) -> Drift | None:
+        """None while a battery holds power on its target, or the site has none.
+
+        `lately` is the range of the site's own load, `flags` are those of the mode.
+        """
+        late_s = CAPS_S + max(0.0, now_s - estimate.t_s)
+        while len(self._worsts) > 1 and self._worsts[1][0] <= now_s - late_s:
+            self._worsts.popleft()
+        if battery is None or (battery.quality is not Quality.MISSING and Flag.BATTERY_LOST not in flags):
+            return None
+        held_w = self._held_w(now_s, battery)
+        worsts = [worst_w for _, worst_w in self._worsts] or [0.0]
+        falling_w, rising_w = max(worsts) - worsts[-1], worsts[-1] - min(worsts)
+        load_w = estimate.own_load_w
+        return Drift(
+            sag_w=max(0.0, load_w - lately.bottom_w) + STEEPNESS * falling_w + max(0.0, -held_w),
+            swell_w=max(0.0, lately.top_w - load_w) + STEEPNESS * rising_w + max(0.0, held_w),
+        )
+
+    def _held_w(self, now_s: float, battery: Reading[BatterySample]) -> float:
+        """What the battery gives (takes: negative), as far as it may still let go of it."""
+        power_w = battery.value.power_w
+        if battery.quality is not Quality.MISSING:
+            return power_w
+        command = self._command
+        if command is None or not math.isfinite(power_w):
+            return 0.0
+        slope = command.expiry_w_per_s or command.ramp_w_per_s
+        gone_s = self._command_s + command.ttl_s + GONE_SPARE * abs(power_w) / max(slope, 1.0)
+        return power_w if now_s < gone_s else 0.0
