@@ -18,7 +18,7 @@ from controller.config.load import data_root
 from controller.errors import BadInput
 from hil.bench import RunRecord, run
 from hil.command import run_and_report
-from hil.report_page import thin
+from hil.report_curves import thin
 from hil.result import alone, exit_code, result_of
 from hil.scenario import Overrides, Scenario, load_scenario, parse_scenario
 from hil.truth_log import CSV_COLUMNS, TickLog

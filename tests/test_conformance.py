@@ -29,7 +29,9 @@ from drivers.dsx_wire import load_target_topic, status_topic
 from drivers.jws import WireRefused
 from drivers.mqtt import Incoming, Keep
 from hil.broker import EmbeddedBroker, free_port
-from hil.conformance import AgentSuite, IssuerSuite, RuleResult, Verdict, is_conformant
+from hil.conformance import RuleResult, Verdict, is_conformant
+from hil.conformance_agent import AgentSuite
+from hil.conformance_issuer import IssuerSuite
 from tests.dsx_kit import MW, NOTHING, image, sender
 from tests.mqtt_kit import running, session, settings
 from tests.test_dsx_source import bench, load_target

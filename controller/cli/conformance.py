@@ -45,7 +45,9 @@ def conformance(
     import numpy as np
 
     from controller.clock import MonotonicClock
-    from hil.conformance import AgentSuite, IssuerSuite, is_conformant
+    from hil.conformance import is_conformant
+    from hil.conformance_agent import AgentSuite
+    from hil.conformance_issuer import IssuerSuite
 
     log_to_stderr()
     mqtt = broker_settings(broker, username, password_file, ca_file, cert_file, tls_key_file)
