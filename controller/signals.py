@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from controller.settings import GridSettings, IssuerSettings, SiteSettings
+from controller.signal_dwell import InForce
 from controller.signal_memory import NewestOf, SignalMemory, moved
-from controller.signal_schedule import Dwell, Layer, Schedule, Slot, as_strict, bounded_row
+from controller.signal_schedule import Layer, Schedule, Slot, bounded_row
 from controller.types import (
     Acceptance,
     CeilingLimit,
@@ -129,7 +130,7 @@ class AcceptanceRules:
         self._clock_suspect_since_s: float | None = None
         self._unsynced_since_s: float | None = None
         self._is_clock_lost = False  # unsynchronised for longer than the grace
-        self._view = _InForce(self._schedule, raise_dwell_s=bounds.raise_dwell_s)
+        self._view = InForce(self._schedule, raise_dwell_s=bounds.raise_dwell_s)
 
     @property
     def is_silent(self) -> bool:
@@ -341,71 +342,6 @@ class AcceptanceRules:
             if any(isinstance(r, FloorLimit) and r.min_w > ceiling_w for r in layer.limits):
                 return RefusalReason.RANGE, f"a floor above the site's ceiling of {ceiling_w:.0f} W"
         return None
-
-
-class _InForce:
-    """What the schedule says now, held back where a flapping issuer raises too often."""
-
-    def __init__(self, schedule: Schedule, *, raise_dwell_s: float) -> None:
-        self._schedule = schedule
-        self._plan: tuple[list[GridSignal], list[GridSignal]] = ([], [])
-        self._plan_version = -1
-        self._plan_until_s = -math.inf
-        self._target_dwell = Dwell(raise_dwell_s)
-        self._rows_dwell = Dwell(raise_dwell_s)
-        self._target: GridSignal | None = None  # in force when last asked
-        self._rows: dict[str, GridSignal] = {}  # in force when last asked
-        self._lingering: dict[str, GridSignal] = {}
-        self._is_target_held = False
-
-    @property
-    def is_holding(self) -> bool:
-        """Something looser was asked for and waits."""
-        return self._is_target_held or bool(self._lingering)
-
-    def at(self, now_s: float) -> tuple[GridSignal, ...]:
-        if self._plan_version != self._schedule.version or now_s >= self._plan_until_s:
-            self._plan = self._schedule.target_signals(now_s), self._schedule.limit_signals(now_s)
-            self._plan_version = self._schedule.version
-            self._plan_until_s = self._schedule.next_change_s(now_s)
-        targets, rows = self._plan
-        signals = [*targets, *rows, *self._held_target(targets, now_s), *self._held_rows(rows, now_s)]
-        return tuple(sorted(signals, key=lambda s: (s.from_s, s.kind, s.signal_id)))
-
-    def _held_target(self, targets: Sequence[GridSignal], now_s: float) -> list[GridSignal]:
-        """The old target, for as long as a raise has to wait."""
-        current = next((s for s in targets if s.from_s <= now_s), None)  # the plan holds nothing that is over
-        old = self._target
-        self._is_target_held = False
-        if old is not None and old.target_w is not None and _target_w(current) > old.target_w:
-            next_s = self._target_dwell.next_raise_s(now_s)
-            if next_s > now_s:
-                self._is_target_held = True
-                return [replace(old, until_s=next_s, ramp_exempt=False)]
-            self._target_dwell.raised(now_s)
-        self._target = current
-        return []
-
-    def _held_rows(self, rows: Sequence[GridSignal], now_s: float) -> list[GridSignal]:
-        """Withdrawn rows that nothing as strict replaced, for as long as a raise has to wait."""
-        current = {s.signal_id: s for s in rows if s.from_s <= now_s}
-        limits = [r for s in current.values() for r in s.limits]
-        self._lingering = {
-            k: s for k, s in self._lingering.items() if now_s < s.until_s and not as_strict(limits, s.limits)
-        }
-        gone = [s for k, s in self._rows.items() if k not in current and not as_strict(limits, s.limits)]
-        self._rows = current
-        if gone:
-            next_s = self._rows_dwell.next_raise_s(now_s)
-            if next_s > now_s:
-                self._lingering |= {s.signal_id: replace(s, until_s=next_s, ramp_exempt=False) for s in gone}
-            else:
-                self._rows_dwell.raised(now_s)
-        return list(self._lingering.values())
-
-
-def _target_w(signal: GridSignal | None) -> float:
-    return math.inf if signal is None or signal.target_w is None else signal.target_w
 
 
 def _may(issuer: IssuerSettings, kind: SignalKind) -> bool:

@@ -46,6 +46,7 @@ MODULES = tuple(
         "envelope_node",
         "modes",
         "signals",
+        "signal_dwell",
         "signal_schedule",
         "contract",
         "contract_rows",

@@ -76,6 +76,7 @@ CORE_TOP = {
         "arming",
         "health",
         "signals",
+        "signal_dwell",
         "signal_schedule",
         "signal_memory",
         "decision",
