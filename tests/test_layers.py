@@ -82,6 +82,7 @@ CORE_TOP = {
         "decision",
         "view",
         "room",
+        "unheld",
         "node_orders",
         "core",
     )
