@@ -22,18 +22,16 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from controller.config.load import data_path, read_yaml
 from controller.control_socket import fetch
 from controller.errors import BadInput
-from controller.settings import ModbusSettings, Policy, SiteSettings
+from controller.settings import Policy, SiteSettings
 from controller.types import GridSignal
-from drivers.profile import parse_profile
-from hil.bench import Bench, Progress, RunRecord, WireFacts
+from hil.bench import Bench, Progress, RunRecord
 from hil.broker import EmbeddedBroker, check_bindable, free_port
 from hil.fake_nvml.build import environment
-from hil.faults import Fault, FaultPlan
+from hil.faults import FaultPlan
 from hil.modbus_battery import SunSpecBatteryDevice
-from hil.modbus_proxy import WIRE_VERBS, ModbusProxy
+from hil.modbus_proxy import ModbusProxy
 from hil.modbus_server import ModbusServer
 from hil.plant.battery import Order
 from hil.plant.site import NS_PER_S, STEP_NS, TruthBlock
@@ -44,19 +42,12 @@ from hil.wire_children import Child, Running, left_of
 from hil.wire_config import HOST, Ports, WireFiles, node_settings, write_files
 from hil.wire_devices import (
     RunClock,
-    WireBattery,
-    WireLoadBank,
-    WireMeter,
-    WireUps,
-    battery_device,
-    load_bank_registers,
-    meter_registers,
     serve,
-    ups_registers,
 )
 from hil.wire_gpus import WireGpus, check_sample
-from hil.wire_record import Account, Checkpoints, Crash, cut, dropped_w, predictions, view_of, words_of
+from hil.wire_record import Account, Checkpoints, Crash, cut, dropped_w, predictions, view_of, wire_facts, words_of
 from hil.wire_signals import Answer, Issuer
+from hil.wire_site import site_registers, wire_faults
 from hil.world import Happening
 
 POLL_S = 0.1  # how often the controller's status is asked for
@@ -64,7 +55,6 @@ READY_POLL_S = 0.2
 SITE_STOP_S, NODE_STOP_S = 8.0, 15.0
 LAG_S_MAX = 0.5  # after a longer stall the loop goes on from now; the plant itself misses nothing
 CONTROLLING = ("NORMAL", "DEGRADED", "SHED")  # modes in which the tracker moves the target
-UPS_SIZE = 1.25  # rating over the largest load behind it
 
 
 class NotReady(Exception):
@@ -137,7 +127,7 @@ class WireBench:
         self._mode = "-"
         self._servers: list[ModbusServer] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._faults = _wire_faults(scenario)
+        self._faults = wire_faults(scenario)
         self.proxies: dict[str, ModbusProxy] = {}
         self._children: list[Running] = []
         self._broker: EmbeddedBroker | None = None
@@ -235,31 +225,9 @@ class WireBench:
 
     async def _serve(self) -> Ports:
         """Everything that listens."""
-        wire, plant, site = self._scenario.doc.wire, self._plant, self._site
-        battery = plant.battery
-        assert wire is not None and battery is not None and site.meter is not None
-        meter = WireMeter(
-            plant,
-            self._scenario.doc.plant.meter,
-            self._advance,
-            delay_s=site.meter.delay_s,
-            refresh_s=site.meter.update_s,
-            rng=self._world.rng(0),
-        )
-        shown = WireBattery(plant, battery, self._advance, delay_s=self._battery_delay_s())
-        self._device = battery_device(battery, shown)
-        behind_w = site.gpu_peak_w + site.other_load_w_max
-        ups = WireUps(plant, self._advance, rated_w=UPS_SIZE * self._ups_share() * behind_w)
-        nominal_hz = self._scenario.doc.plant.grid.nominal_hz
-        devices = [
-            ("meter", meter_registers(meter, nominal_hz=nominal_hz), wire.meter_port),
-            ("battery", self._device, wire.battery_port),
-            ("ups", ups_registers(ups), wire.ups_port),
-        ]
-        if plant.load_bank is not None:
-            delay_s = _read_delay_s(self._scenario.doc.plant.load_bank.read_delay_s, self._scenario.settings.load_bank)
-            bank = WireLoadBank(plant, plant.load_bank, self._advance, delay_s=delay_s)
-            devices.append(("load_bank", load_bank_registers(bank), wire.load_bank_port))
+        wire = self._scenario.doc.wire
+        assert wire is not None
+        self._device, devices = site_registers(self._scenario, self._site, self._world, self._advance)
         for name, registers, port in devices:
             self._servers.append(await serve(name, registers, port=port))
         port = wire.broker_port or free_port(HOST)
@@ -280,12 +248,6 @@ class WireBench:
     async def _add_proxy(self, name: str, port: int) -> None:
         self.proxies[name] = ModbusProxy(HOST, port, rng=self._world.rng(20 + len(self.proxies)))
         await self.proxies[name].start()
-
-    def _ups_share(self) -> float:
-        return self._plant.facility.params.ups_share or 1.0
-
-    def _battery_delay_s(self) -> float:
-        return _read_delay_s(self._scenario.doc.plant.battery.read_delay_s, self._scenario.settings.battery)
 
     async def _until_ready(self) -> None:
         """Wait until the controller is in normal operation with every GPU known and the battery under command."""
@@ -456,7 +418,7 @@ class WireBench:
             status_messages=self._issuer.status_count,
             predicted=self._predicted(record),
         )
-        return replace(record, wire=_wire_facts(self._account, facts))
+        return replace(record, wire=wire_facts(self._account, facts))
 
     def _predicted(self, record: RunRecord) -> list[dict[str, object]]:
         """What the declared hardware was expected to leave of the crash, beside what it did leave."""
@@ -466,25 +428,6 @@ class WireBench:
             if t_s.size > 1:
                 crash = Crash(h.t_s, t_s, pcc_w, dropped_w(record.rows, h))
         return predictions(self._site, [sig for _, sig in grid_signals(self._scenario, self._site)], crash)
-
-
-def _read_delay_s(told_s: float | None, modbus: ModbusSettings | None) -> float:
-    """How old a device's own reading is: as the scenario says, else as its profile declares it."""
-    if told_s is not None or modbus is None:
-        return told_s or 0.0
-    path = data_path("devices", modbus.profile)
-    return parse_profile(read_yaml(path), origin=str(path)).latency_s
-
-
-def _wire_faults(scenario: Scenario) -> list[Fault]:
-    """The scenario's faults, which must be such as a wire can have."""
-    for doc in scenario.doc.faults:
-        if doc.port not in ("meter", "battery", "load_bank", "ups") or doc.verb not in WIRE_VERBS:
-            raise BadInput(
-                f"{scenario.doc.name}: faults: {doc.port} {doc.verb}: with --wire meter, battery, load_bank and ups can"
-                f" be {', '.join(WIRE_VERBS)}; leave --wire out for the others"
-            )
-    return FaultPlan.of(scenario.doc.faults).faults
 
 
 def _missing(status: dict[str, Any] | None, *, gpus: int, is_battery_told: bool) -> str:
@@ -497,17 +440,3 @@ def _missing(status: dict[str, Any] | None, *, gpus: int, is_battery_told: bool)
     if status["gpus"] != gpus:
         return f"the node's report ({status['gpus']} of {gpus} GPUs known)"
     return "" if is_battery_told else "the battery's first command"
-
-
-def _wire_facts(account: Account, facts: dict[str, object]) -> WireFacts:
-    tick = account.status.get("tick", {})
-    return WireFacts(
-        tick_count=int(tick.get("count", 0)),
-        tick_ms=tick.get("tick_ms", {"p50": 0.0, "p99": 0.0, "max": 0.0}),
-        overruns=int(tick.get("overruns", 0)),
-        plan_count=int(tick.get("plans", 0)),
-        plan_ms=tick.get("plan_ms", {"p50": 0.0, "p99": 0.0, "max": 0.0}),
-        fallbacks=int(tick.get("fallback_plans", 0)),
-        left_all_clean=not account.left_throttled and not account.processes_left,
-        facts=facts,
-    )

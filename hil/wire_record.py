@@ -13,6 +13,7 @@ import numpy as np
 from controller.check import crash_reading
 from controller.settings import SiteSettings
 from controller.types import FloatArray, GridSignal, Margin, Mode, RampLimit, SwingLimit
+from hil.bench import WireFacts
 from hil.plant.fleet import Group, Job
 from hil.plant.site import TRUTH, TruthBlock
 from hil.run_log import TickView
@@ -212,3 +213,18 @@ def _quantiles(values_ms: Sequence[float]) -> dict[str, float]:
         return {"p50": 0.0, "p99": 0.0, "max": 0.0}
     p50, p99 = np.quantile(np.array(values_ms), (0.5, 0.99))
     return {"p50": float(p50), "p99": float(p99), "max": float(max(values_ms))}
+
+
+def wire_facts(account: Account, facts: dict[str, object]) -> WireFacts:
+    """What goes into `result.json` of a run on wires beside what any run has."""
+    tick = account.status.get("tick", {})
+    return WireFacts(
+        tick_count=int(tick.get("count", 0)),
+        tick_ms=tick.get("tick_ms", {"p50": 0.0, "p99": 0.0, "max": 0.0}),
+        overruns=int(tick.get("overruns", 0)),
+        plan_count=int(tick.get("plans", 0)),
+        plan_ms=tick.get("plan_ms", {"p50": 0.0, "p99": 0.0, "max": 0.0}),
+        fallbacks=int(tick.get("fallback_plans", 0)),
+        left_all_clean=not account.left_throttled and not account.processes_left,
+        facts=facts,
+    )
