@@ -83,13 +83,17 @@ class DemandWindow:
 
     def stretch(self) -> Stretch:
         """Mean and range since the state began, at most WINDOW_S; zeros before the first sample."""
+        found = self.seen()
+        if self._samples and self._beyond_since_s is None:
+            self._low_w, self._high_w = found.bottom_w, found.top_w
+        return found
+
+    def seen(self) -> Stretch:
+        """The same, and nothing is changed by looking."""
         if not self._samples:
             return Stretch(0.0, 0.0, 0.0)
         values = np.array([power_w for _, power_w in self._samples])
-        top_w, bottom_w = float(values.max()), float(values.min())
-        if self._beyond_since_s is None:
-            self._low_w, self._high_w = bottom_w, top_w
-        return Stretch(float(values.mean()), top_w, bottom_w)
+        return Stretch(float(values.mean()), float(values.max()), float(values.min()))
 
     def _forget_before(self, t_s: float) -> None:
         while self._samples[0][0] < t_s:

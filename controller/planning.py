@@ -173,7 +173,7 @@ class Planning:
         """Plan the next minutes and turn the caps into clocks."""
         likely, curves = self._curves_of(known.fleet)
         self._reach_w = known.bounds.charge_w_max + known.bounds.discharge_w_max
-        self.stretch = self._window.stretch()
+        self.stretch = self._window.seen()
         swing = self._swings.beyond(self._reach_w)
         self._demand = swing.demand() if swing is not None else self._demand_now(known, likely)
         self._tiers.book(known.now_s, known.fleet, known.readings, likely)
@@ -275,7 +275,9 @@ class Planning:
         readings = known.readings
         held_w = held_back_w(known.fleet, curves, power_w=readings.power_w, clock_cap_mhz=readings.acks.caps[0])
         class_w = known.fleet.by_class(readings.power_w)
-        found = split_demand(self.stretch, class_w=class_w, held_back_w=held_w, other_w=known.estimate.other_w)
+        found = split_demand(
+            self._window.stretch(), class_w=class_w, held_back_w=held_w, other_w=known.estimate.other_w
+        )
         # Caps without effect look as if they held back ever more, and plans answer with lower ones: up to a bound.
         most_w = WINDUP_MAX * known.fleet.by_class(known.fleet.table.peak_w)
         return replace(found, class_w=np.minimum(found.class_w, most_w))

@@ -67,8 +67,8 @@ def under_ceilings_w(
     supply_w = view.battery.supply_w if view.battery is not None else 0.0
     ceiling = ceiling_w(decision.in_force.limits, image.t_mono_s)
     ahead_s = 2.0 * site.planner_period_s  # until that plan is made, and its caps in every job's slot
-    fall_w = tracker.interval.slope_down_w_per_s * ahead_s
-    import_w = max(ceiling, view.import_w_max - fall_w) if math.isfinite(fall_w) else ceiling
+    nearer_w = tracker.interval.slope_down_w_per_s * ahead_s
+    import_w = max(ceiling, view.import_w_max - nearer_w) if math.isfinite(nearer_w) else ceiling
     hard_w = import_w - margin_w - view.unmanaged_w_max + supply_w
     written = view.state
     if written.gpu_ids is not decision.fleet.table.gpu_ids:

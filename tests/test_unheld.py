@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,22 @@ from controller.allocate import worst_case_w
 from controller.demand import Stretch
 from controller.glide import STEEPNESS
 from controller.modes import Flag
-from controller.room import softened
-from controller.types import BatteryCommand, BatterySample, BatteryState, EnvelopeState, Following, Quality, Reading
+from controller.room import softened, under_ceilings_w
+from controller.types import (
+    BatteryCommand,
+    BatterySample,
+    BatteryState,
+    CeilingLimit,
+    EnvelopeState,
+    Following,
+    LimitId,
+    Quality,
+    Reading,
+)
 from controller.unheld import CAPS_S, Drift, Unheld
 from hil.matrix_lab import Lab, in_lab, lab_scenario
 from tests.test_identify import fleet_of
-from tests.test_tracker import estimate_without_meter
+from tests.test_tracker import HERE, estimate_without_meter
 
 MW = 1e6
 LOST = frozenset({Flag.BATTERY_LOST})
@@ -110,3 +122,20 @@ def test_an_unreliable_battery_is_not_counted_on_by_caps() -> None:
     scenario = lab_scenario("steady", seed=453, duration_s=96.0, site=site, workload=work, start_soc=0.652)
     lab = in_lab(story, scenario)
     assert lab.broken() == []
+
+
+def test_under_a_ceiling_one_plan_takes_off_what_it_is_given_to_take_off() -> None:
+    """20 GPUs' worth above a ceiling of 10 kW: the plan goes as far as may fall, not as far as the target moves."""
+    fleet = fleet_of([0, 0])
+    state = EnvelopeState(gpu_ids=fleet.table.gpu_ids, caps=np.full((2, 2), np.inf))
+    worst_w = worst_case_w(fleet, state.caps)
+    site: Any = SimpleNamespace(planner_period_s=1.0)
+    tracker: Any = SimpleNamespace(interval=SimpleNamespace(slope_down_w_per_s=1.0))
+    image = SimpleNamespace(t_mono_s=0.0)
+    view: Any = SimpleNamespace(image=image, battery=None, import_w_max=10e3, unmanaged_w_max=10e3, state=state)
+    limit = CeilingLimit(LimitId("ceiling"), 10e3, -math.inf, HERE)
+    decision: Any = SimpleNamespace(fleet=fleet, in_force=SimpleNamespace(limits=(limit,)))
+    for fall_w in (0.0, 100.0, 0.5 * worst_w):
+        found_w = under_ceilings_w(site, view, decision, tracker, margin_w=0.0, fall_w=fall_w)
+        assert found_w == pytest.approx(worst_w - fall_w)
+    assert under_ceilings_w(site, view, decision, tracker, margin_w=0.0, fall_w=2.0 * worst_w) <= 0.0
