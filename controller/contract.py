@@ -248,14 +248,23 @@ class AdmissibleInterval:
 
     def spent_down_w(self) -> dict[LimitId, float]:
         """Per plain row: the path's maximum over the window less its present value."""
+        return self._spent(Direction.DOWN)
+
+    def spent_up_w(self) -> dict[LimitId, float]:
+        """The same upwards, from the minimum."""
+        return self._spent(Direction.UP)
+
+    def _spent(self, direction: Direction) -> dict[LimitId, float]:
         now_w = self._path.now_w
         by_window = {row.window_s: row for row in self._windows}
         spent: dict[LimitId, float] = {}
         for limit in self._limits:
             if _is_plain_window(limit):
-                spent[limit.id] = by_window[float(limit.window_s)].top_w - now_w
+                row = by_window[float(limit.window_s)]
+                spent[limit.id] = row.top_w - now_w if direction is Direction.DOWN else now_w - row.bottom_w
         for rate in self._rates:
-            spent[rate.limit.id] = max(0.0, rate.limit.above_w - (now_w - rate.low_w))
+            used_w = rate.limit.above_w - (now_w - rate.low_w if direction is Direction.DOWN else rate.high_w - now_w)
+            spent[rate.limit.id] = max(0.0, used_w)
         return spent
 
     def due_status(self) -> tuple[DueStatus, ...]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from controller.contract import AdmissibleInterval, Interval
+from controller.doubt import StepDoubt
 from controller.estimate import Estimate, LoadSource
 from controller.follow import FollowerSettings, SoftwareFollower
 from controller.forecast import Line, LineForecast
@@ -99,6 +100,7 @@ class Tracker:
         )
         self._follower = self._new_follower()
         self._is_led = self._is_ordered = False
+        self._doubt = StepDoubt()
         self._nameplate = battery_bounds(battery) if battery is not None else NO_BATTERY
         self._bounds = self._nameplate
         self._residual = Residual((), event_w=EVENT_FRAC * site.registered_peak_w)
@@ -147,6 +149,7 @@ class Tracker:
         now_s, estimate = given.now_s, given.estimate
         bounds = self.battery_now(given.battery)
         energy_j = self._energy_j(given.battery)
+        self._leave_on_meter(given)
         self._measure(given)
         reserve = CrashReserve(
             battery=bounds,
@@ -211,6 +214,45 @@ class Tracker:
             self.interval.push(self.interval.now_s, self._g_ref_w + parted_w)
             self.interval.push(self.interval.now_s, self._g_ref_w)
         self._anchor(given.now_s, is_parted=is_parted or self._is_saturated)
+
+    def _leave_on_meter(self, given: TrackerInput) -> None:
+        """A small step that nothing explains stays on the meter where a row could not bear the answer to a lie."""
+        estimate = given.estimate
+        step_w, begun_w = self._doubt.see(estimate), self._doubt.withdrawn_w(estimate)
+        if begun_w:
+            self._shift(given, -begun_w)
+        elif step_w and given.exempt_target_w is None and given.battery is not None and self._is_dear(given, step_w):
+            self._doubt.leave(estimate)
+            assert estimate.pcc_w is not None
+            off_w = max(0.0, math.copysign(1.0, step_w) * (estimate.pcc_w - self._g_ref_w - step_w))
+            self._shift(given, step_w + math.copysign(off_w, step_w))  # no less than the meter says: it is no excess
+
+    def _is_dear(self, given: TrackerInput, step_w: float) -> bool:
+        """Some row has no room for what the battery would do to answer this step, and all limits have for the step.
+
+        A ceiling that the rows keep out of reach loses nothing by it.
+        """
+        if self._site.following is Following.DEVICE or math.isfinite(self.interval.band_slope_w_per_s):
+            return False
+        now_s, left_w = given.now_s, self._g_ref_w + step_w
+        for limit in self._limits:
+            if isinstance(limit, CeilingLimit) and limit.from_s <= now_s and self._g_ref_w <= limit.max_w < left_w:
+                return False
+            if isinstance(limit, FloorLimit) and limit.from_s <= now_s and self._g_ref_w >= limit.min_w > left_w:
+                return False
+        down, up, residual = self.interval.spent_down_w(), self.interval.spent_up_w(), self._residuals()
+        moved, left = (down, up) if step_w > 0.0 else (up, down)
+        rooms = {
+            limit.id: _row_w(limit) - residual[limit.id] - abs(step_w) for limit in self._limits if limit.id in down
+        }
+        return any(rooms[i] < moved[i] for i in rooms) and all(rooms[i] >= left[i] for i in rooms)
+
+    def _shift(self, given: TrackerInput, by_w: float) -> None:
+        """The target of the instant of the newest sample was another."""
+        self._g_ref_w += by_w
+        self.interval.reanchor(given.now_s, self._g_ref_w)
+        self._targets.append((given.estimate.t_s, self._g_ref_w))
+        self._shrunk_s = -math.inf
 
     def _anchor(self, now_s: float, *, is_parted: bool) -> None:
         """Move the reference to the meter once the two have been apart for long."""
@@ -466,7 +508,14 @@ class Tracker:
                 found = [transient_dip_w(row, contingency, t_eff_s=t_eff_s) for contingency in enforced]
                 late_w = max((late_dip_w(row, contingency) for contingency in late), default=0.0)
                 dips[row.limit_id] = max(found, default=0.0) + late_w
-        self.interval.set_shrink(self._residuals(), dips)
+        residuals = self._residuals()
+        for limit in self._limits:
+            if isinstance(limit, RampLimit | SwingLimit | RateLimit):
+                window_s = limit.horizon_s if isinstance(limit, RateLimit) else limit.window_s
+                below_w, above_w = self._doubt.left_w(given.now_s, given.estimate, window_s)
+                dips[limit.id] = dips.get(limit.id, 0.0) + below_w
+                residuals[limit.id] += above_w
+        self.interval.set_shrink(residuals, dips)
 
     def _margins(
         self,
@@ -504,3 +553,9 @@ def _gain(elapsed_s: float, time_s: float) -> float:
 def _kept_w(measured_w: float, limit_w: float, *, is_new: bool) -> float:
     """What is taken off a row: the residual as measured, and what no measurement shows, more while little is known."""
     return max(measured_w + UNSEEN_FRAC * limit_w, (STARTUP_FRAC if is_new else SPENT_FRAC_MIN) * limit_w)
+
+
+def _row_w(limit: Limit) -> float:
+    """What a row on differences of power allows."""
+    assert isinstance(limit, RampLimit | SwingLimit | RateLimit)
+    return limit.above_w if isinstance(limit, RateLimit) else limit.max_w
