@@ -21,6 +21,7 @@ from controller.estimate_bridge import NodeBridge
 from controller.estimate_checks import MeterCheck, MeterView
 from controller.estimate_delay import KEPT_S, MeterDelay
 from controller.estimate_lag import LagEstimate
+from controller.estimate_trust import MeterRole, MeterTrust
 from controller.settings import SiteSettings
 from controller.types import (
     WORST_READ,
@@ -73,7 +74,8 @@ class Estimate:
 
     `grid_w` is what the meter shows at `t_s`, or would show. `is_fresh` says that `load_w` is new since the last tick.
     `delay_s` is the age of a sample when it is used (the usual one of the meter's), `lag_s` the battery's first-order
-    lag as measured (or declared, until its commands have moved enough).
+    lag as measured (or declared, until its commands have moved enough). `is_revised`: what was said of the load until
+    now was not true, and nothing that was made of it holds.
     """
 
     t_s: float
@@ -92,6 +94,7 @@ class Estimate:
     lag_s: float
     t_eff_s: float
     flags: frozenset[MeterFlag]
+    is_revised: bool = False
     ballast_w: float = 0.0  # of `load_w`, what a load bank drew at `t_s`
 
     @property
@@ -146,7 +149,9 @@ class LoadEstimator:
         self._delay_s = meter.delay_s if meter is not None else 0.0
         self._meter = MeterCheck(site)
         self._late = MeterDelay(scale_w=site.registered_peak_w)
-        self._late_s = 0.0
+        self._late_s, self._load_delay_s = 0.0, self._delay_s
+        self._is_revised = False
+        self._trust = MeterTrust(site)
         self._subs: dict[str, MeterCheck] = {}
         self._battery: deque[tuple[float, float]] = deque()
         self._sample: BatterySample | None = None  # its newest word, None while it is silent
@@ -200,25 +205,31 @@ class LoadEstimator:
             others_w=self._sub_power(now_s, meters),
         )
         flags = set(self._meter.check(pcc, view)) if pcc is not None else set()
-        is_used = pcc is not None and self._meter.is_usable
         self._last_s = now_s
-        late_s = self._lateness(pcc)
-        if late_s and pcc is not None:
+        if late_s := self._lateness(pcc):
             flags.add(MeterFlag.METER_LATE)
-            pcc = replace(pcc, t_mono_s=pcc.t_mono_s - late_s)
-            has_younger = self._late.has_misled or self._bridge.delay_s < late_s
-            is_used &= not (self._nodes.gpu_count and self._bridge.is_taught and has_younger)
-        if is_used and MeterFlag.METER_SLOW in flags and self._nodes.gpu_count:
-            assert pcc is not None  # one source, corrected by the meter when it speaks, and no turns between the two
-            at_s = pcc.t_mono_s
-            own_w = self._meter.power_w + self._battery_at(at_s) - self._bank.at_w(at_s)
-            self._bridge.metered(at_s, own_w, is_repeated=False)
-        elif is_used:
-            assert pcc is not None
-            return self._from_meter(now_s, pcc, view, frozenset(flags))
-        return self._without_meter(now_s, view, battery_w, frozenset(flags), had_meter=pcc is not None)
+        role = self._trust.role(
+            now_s,
+            frozenset(flags),
+            is_usable=pcc is not None and self._meter.is_usable,
+            served_s=self._good_s,
+            late=self._late,
+            nodes=self._bridge if self._nodes.gpu_count else None,
+        )
+        if pcc is not None and role is MeterRole.LOAD:
+            found = self._from_meter(now_s, replace(pcc, t_mono_s=pcc.t_mono_s - late_s), view, frozenset(flags))
+        else:
+            if pcc is not None and role is MeterRole.CORRECTION:
+                self._correct_nodes(pcc.t_mono_s)
+            found = self._without_meter(now_s, view, battery_w, frozenset(flags), had_meter=pcc is not None)
+        self._late.believed(now_s, found.grid_w, margin_w=found.margin_w)
+        return found
 
     # ------------------------------------------------------------------------------------------------------ private
+
+    def _correct_nodes(self, t_s: float) -> None:
+        own_w = self._meter.power_w + self._battery_at(t_s) - self._bank.at_w(t_s)
+        self._bridge.metered(t_s, own_w, is_repeated=False)
 
     def _lateness(self, pcc: Reading[MeterSample] | None) -> float:
         """How much older than stamped the meter's samples are, this one heard."""
@@ -230,7 +241,8 @@ class LoadEstimator:
             if self._knows_battery(t_s):
                 self._late.sampled(t_s, sample.power_w, battery_w=self._battery_at(t_s))
         late_s = self._late.late_s
-        if late_s and not self._late_s and self._late.has_misled:
+        self._is_revised = bool(late_s) and not self._late_s and self._late.has_misled
+        if self._is_revised:
             self._bridge.misled()
         self._late_s = late_s
         return late_s
@@ -309,7 +321,11 @@ class LoadEstimator:
         lag_s = self._lag.lag_s
         period_s = self._site.tracker_period_s
         is_device = self._site.following is Following.DEVICE
-        delay_s = self._delay_s + self._late_s if source is not LoadSource.NODES else max(now_s - self._load_s, 0.0)
+        if source is LoadSource.NODES:
+            self._load_delay_s = max(now_s - self._load_s, 0.0)
+        elif source is not LoadSource.HELD:  # a value that is held was taken when another was its age
+            self._load_delay_s = self._delay_s + self._late_s
+        delay_s = self._load_delay_s
         return Estimate(
             t_s=self._load_s,
             load_w=self._load_w,
@@ -327,6 +343,7 @@ class LoadEstimator:
             lag_s=lag_s,
             t_eff_s=lag_s if is_device else delay_s + period_s + lag_s,
             flags=flags,
+            is_revised=self._is_revised,
             ballast_w=self._ballast_w,
         )
 
@@ -383,13 +400,14 @@ class LoadEstimator:
             self._nodes_key, self._nodes_held = key, tuple(nodes)  # held, so that no other report gets its id
             self._nodes = sum_nodes(nodes, gpu_peak_w=self._site.gpu_peak_w)
             if self._nodes.gpu_count:
-                is_learning = not self._late.is_in_doubt
+                is_proven = not self._trust.is_doubted
+                is_learning = is_proven and not self._late.is_in_doubt
                 self._bridge.reported(
                     now_s, gpu_w=self._nodes.gpu_w, other_w=self._nodes.other_w, is_learning=is_learning
                 )
                 if self._bridge.is_taught and not self._nodes.missing_count:
                     load_w = self._nodes.gpu_w + self._nodes.other_w + self._bridge.left_out_w
-                    self._late.reported(now_s, load_w=load_w, delay_s=self._bridge.delay_s)
+                    self._late.reported(now_s, load_w=load_w, delay_s=self._bridge.delay_s, is_usual=is_proven)
 
     def _sub_power(self, now_s: float, meters: Mapping[str, Reading[MeterSample]]) -> float | None:
         """Sum of the sub-meters when every one of them can be trusted."""

@@ -25,6 +25,7 @@ MARGIN_FRAC = 0.10  # of the load: GPU telemetry reads up to 5.5 % low, and what
 MARGIN_FRAC_PER_S = 0.001  # how fast the difference learnt loses its worth
 MISFIT_GAIN = 3.0
 WINDOW_S = 1.0  # NVML's power is a mean of a second on most GPUs (FACTS): reports later than half of it are such means
+SILENT_S = 2.0  # ten reports at the default rate
 SHARE_MIN = 0.25  # of the window: what a report tells of less than this is lost in its noise
 
 
@@ -57,6 +58,10 @@ class NodeBridge:
     @property
     def is_taught(self) -> bool:
         return self._learnt_s > 0.0
+
+    def is_heard(self, now_s: float) -> bool:
+        """New reports come; what is known of nodes that fell silent is no witness."""
+        return now_s - self._reported_s <= SILENT_S
 
     def metered(self, t_s: float, load_w: float, *, is_repeated: bool) -> None:
         """Load true at `t_s`, from the meter; a value that it repeats waits until it cannot be a stuck meter's."""

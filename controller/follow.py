@@ -19,6 +19,7 @@ from controller.forecast import LineForecast
 # Share of the dead time and lag that extrapolation makes up for. At 1.0 a sharp corner overshoots; at 0.8 the residual
 # of a measured training trace falls from 1.11 to 0.26 MW of 90 on 1 s means, and nothing below 2 Hz gets worse.
 LEAD_SHARE = 0.8
+LEAD_S_MAX = 1.0  # no slope of a load that pulses lasts longer: beyond it the extrapolation would be a guess
 SLOW_SHARE = 0.05  # corner of the slow way, in cycles per T_eff: it leaves everything above 0.2 / T_eff alone
 NOTCH_QUALITY = 1.0
 MEMORY_S = 8.0  # of each way's score
@@ -80,8 +81,17 @@ class SoftwareFollower:
     def retune(self, settings: FollowerSettings) -> None:
         """Take new times, as measured."""
         self._settings = self._bench.settings = settings
-        self._reach_s = settings.delay_s + settings.tick_s / 2.0 + settings.lag_s
+        self._reach_s = min(settings.delay_s + settings.tick_s / 2.0 + settings.lag_s, LEAD_S_MAX)
         self._slow_gain = 1.0 - math.exp(-2.0 * math.pi * SLOW_SHARE / settings.t_eff_s * settings.tick_s)
+
+    def restart(self) -> None:
+        """Load was not what it was said to be: no slope, level or score made of it holds; the ripple's size does."""
+        self._bench = _Bench(self._settings)
+        self._slopes.clear()
+        self._before.clear()
+        self._level_w = math.nan
+        self._last_s = -math.inf
+        self.way = Way.LEAD
 
     @property
     def ripple_w(self) -> float:

@@ -442,6 +442,8 @@ class Tracker:
             self._is_led = False
             self._forecast = self._new_forecast()
             self._follower = self._new_follower()
+        if estimate.is_revised:
+            self._follower.restart()
         times = FollowerSettings(self._tick_s, estimate.delay_s, max(estimate.lag_s, 1e-3))
         if abs(times.t_eff_s - self._times.t_eff_s) > 0.05 * self._times.t_eff_s:
             self._times = times

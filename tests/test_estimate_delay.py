@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from controller.estimate_delay import CounterClock, MeterDelay
+from controller.estimate_delay import MeterDelay
 from controller.modes import Flag
 from controller.types import MeterSample, Mode, Reading
 from hil.matrix_lab import Lab, in_lab, lab_scenario
@@ -120,44 +120,6 @@ def test_without_nodes_the_echo_of_our_own_moves_tells(late_s: float) -> None:
 # ------------------------------------------------------------------------------------------------ the counter
 
 
-def clock_of(late_s: Callable[[float], float], until_s: float, *, wh_per_s: float = 16_000.0) -> CounterClock:
-    clock = CounterClock(power_w_min=1e6)
-    for k in range(1, round(until_s / TICK_S) + 1):
-        t_s = k * TICK_S
-        clock.read(t_s, 5e6 + wh_per_s * (t_s - late_s(t_s)))
-    return clock
-
-
-def test_a_counter_that_goes_back_tells_how_late_the_first_late_sample_is() -> None:
-    clock = clock_of(lambda t: 2.4 if t >= 9.95 else 0.0, 10.0)
-    assert clock.late_s == pytest.approx(2.4, abs=0.05)
-
-
-def test_it_goes_on_telling_and_tells_the_end() -> None:
-    assert clock_of(lambda t: 2.4 if t >= 9.95 else 0.0, 25.0).late_s == pytest.approx(2.4, abs=0.05)
-    assert clock_of(lambda t: 2.4 if 9.95 <= t < 24.95 else 0.0, 25.0).late_s == 0.0
-
-
-def test_it_tells_a_change() -> None:
-    clock = clock_of(lambda t: 0.0 if t < 9.95 else 3.0 if t < 14.95 else 1.0, 20.0)
-    assert clock.late_s == pytest.approx(1.0, abs=0.05)
-
-
-def test_a_counter_that_was_reset_tells_nothing() -> None:
-    clock = clock_of(lambda _: 0.0, 10.0)
-    clock.read(10.1, 12.0)
-    assert clock.late_s == 0.0
-    clock.read(10.2, 14.0)
-    assert clock.late_s == 0.0
-
-
-def test_a_silence_ends_what_it_knew() -> None:
-    """A late meter was away for 3 s: how late it is now is not known, and not held against it for ever."""
-    clock = clock_of(lambda t: 2.4 if t >= 9.95 else 0.0, 15.0)
-    clock.read(18.0, 5e6 + 16_000.0 * 18.0)
-    assert clock.late_s == 0.0
-
-
 def test_the_counter_is_overruled_when_stamps_explain_what_its_word_does_not() -> None:
     """A count from before comes by mistake, and everything else goes on in time."""
     loop = Loop(calm_w).run(20.0)
@@ -171,12 +133,23 @@ def test_the_counter_is_overruled_when_stamps_explain_what_its_word_does_not() -
     assert loop.watch.late_s == 0.0
 
 
-def test_a_counter_in_coarse_steps_is_no_late_meter() -> None:
-    """A count that stands for a while and then jumps: nothing went back."""
-    clock = CounterClock(power_w_min=1e6)
-    for k in range(1, 200):
-        clock.read(k * TICK_S, 1_000.0 * math.floor(k * TICK_S * 16.0))
-        assert clock.late_s == 0.0
+def test_what_was_before_the_counter_spoke_does_not_overrule_it() -> None:
+    """Late by 4.5 s from one sample on while power rises, and nodes speak of the time before for a second."""
+
+    def load_w(t_s: float) -> float:
+        return 57e6 + 0.4e6 * max(t_s - 10.0, 0.0)
+
+    watch, count_wh = MeterDelay(scale_w=100e6), [0.0]
+    for k in range(1, 280):
+        now_s, late_ticks = k * TICK_S, 45 if k >= 200 else 0
+        count_wh.append(count_wh[-1] + load_w(now_s) * TICK_S / 3600.0)
+        power_w = load_w(now_s - late_ticks * TICK_S)
+        watch.counted(now_s, count_wh[k - late_ticks], power_w=power_w)
+        watch.sampled(now_s, power_w, battery_w=0.0)
+        if k % 2 == 0:
+            watch.reported(now_s, load_w=load_w(now_s - NODES_S), delay_s=NODES_S)
+        watch.believed(now_s, load_w(now_s), margin_w=0.5e6)
+        assert watch.late_s == pytest.approx(late_ticks * TICK_S, abs=0.05)
 
 
 def test_the_counter_is_heard_first_and_its_word_ends_the_match() -> None:
@@ -226,14 +199,3 @@ def test_a_late_meter_without_a_counter_is_stopped_at_a_fifth_of_the_swing() -> 
     lab = late_site(has_counter=False)
     swing_w = next(row.worst for row in lab.verdicts().limits if row.id == "ieso-ramp.swing-15s")
     assert swing_w < 10e6
-
-
-def test_a_counter_that_runs_backwards_while_the_site_exports_is_no_late_meter() -> None:
-    """Net counters do; two seconds of export bring back counts that were read before."""
-    watch = MeterDelay(scale_w=100e6)
-    count_wh = 1e6
-    for k in range(200):
-        power_w = -20e6 if 100 <= k < 140 else 50e6
-        count_wh += power_w * TICK_S / 3600.0
-        watch.counted(k * TICK_S, count_wh, power_w=power_w)
-        assert watch.late_s == 0.0

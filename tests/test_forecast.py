@@ -174,3 +174,22 @@ def test_stale_samples_repeat_the_command() -> None:
     first = follower.step(0.0, sample_s=-0.03, load_w=60e6, is_fresh=True)
     again = [follower.step(0.05 * k, sample_s=-0.03, load_w=60e6, is_fresh=False) for k in range(1, 10)]
     assert again == [first] * 9
+
+
+def test_a_load_that_was_not_true_leaves_no_slope_behind() -> None:
+    """It seemed to fall at 24 MW a second, and did not: what is answered next is the load as it is now known."""
+    forecast = LineForecast(tick_s=0.05, amplitude_w_min=0.2e6)
+    follower = SoftwareFollower(FollowerSettings(0.05, 0.6, 0.06), forecast=forecast, ripple_w_min=0.2e6)
+    for k in range(20):
+        follower.step(k * 0.05, sample_s=k * 0.05 - 0.6, load_w=63e6 - 1.2e6 * k, is_fresh=True)
+    assert abs(follower.step(1.0, sample_s=0.35, load_w=59e6, is_fresh=False) - 59e6) > 5e6
+    follower.restart()
+    assert follower.step(1.05, sample_s=0.35, load_w=59e6, is_fresh=False) == pytest.approx(59e6)
+
+
+def test_no_slope_is_extrapolated_for_longer_than_a_second() -> None:
+    forecast = LineForecast(tick_s=0.05, amplitude_w_min=0.2e6)
+    follower = SoftwareFollower(FollowerSettings(0.05, 4.5, 0.06), forecast=forecast, ripple_w_min=0.2e6)
+    for k in range(20):
+        found_w = follower.step(k * 0.05, sample_s=k * 0.05 - 4.5, load_w=60e6 + 0.1e6 * k, is_fresh=True)
+    assert found_w - (60e6 + 1.9e6) < 2e6

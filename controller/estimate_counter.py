@@ -1,0 +1,101 @@
+"""A meter's energy counter read as a clock: how much later than stamped its samples are.
+
+A sample is of the time at which the site had imported its count. What was imported until when is one line: the counts
+that were read while they were in time, and from the newest of them on what the site is believed to import. So a count
+that was read before, one that stands while energy is drawn, and one that comes back too low from a silence all say the
+same: the sample is old, by so much. Pure; times in seconds, energy in watt hours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import numpy as np
+
+LATE_S_MIN = 0.15  # below it the loop only amplifies a little: the residual pays for that
+REMEMBERED_S = 20.0  # a count older than this is a counter that was reset
+BELIEVED_S = 60.0  # the longest that what is believed may stand in for counts
+JUMP_S = 0.3  # of the counter's clock against ours: less is what two registers of one meter differ by
+NET_GAIN = 2.0  # what a net counter may run back by, as a multiple of the power it shows
+S_PER_H = 3_600.0
+
+
+class CounterClock:
+    """`read` with every sample, `believed` once a tick; then look at `late_s`."""
+
+    def __init__(self, *, error_w: float) -> None:
+        """`error_w`: how far what is believed may be off, beside the margin it comes with."""
+        self._error_w = error_w
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: in time until a count says otherwise."""
+        self._read: deque[tuple[float, float]] = deque()  # (time, count)
+        self._believed: deque[tuple[float, float]] = deque()  # the same, after the newest that was read
+        self._unsure_wh = 0.0  # how much too high the end of the line may be
+        self._heard_s, self._last_wh, self._step_wh = -math.inf, math.nan, math.inf
+        self.late_s = 0.0
+
+    def believed(self, t_s: float, power_w: float, *, margin_w: float) -> None:
+        """The site imports `power_w` at `t_s`, for all that is known."""
+        if not self._read or t_s <= (end := self._end)[0]:
+            return
+        hours = (t_s - end[0]) / S_PER_H
+        self._believed.append((t_s, end[1] + max(power_w, 0.0) * hours))
+        self._unsure_wh += (self._error_w + margin_w) * hours
+
+    def read(self, t_s: float, count_wh: float, *, power_w: float) -> None:
+        """A count in a sample of `power_w` stamped `t_s`."""
+        if not math.isfinite(count_wh) or t_s <= self._heard_s:
+            return
+        if self._is_other(t_s, count_wh, power_w=power_w):
+            self.forget()
+        moved_wh = count_wh - self._last_wh
+        if moved_wh > 0.0:
+            self._step_wh = min(self._step_wh, moved_wh)
+        self._heard_s, self._last_wh = t_s, count_wh
+        late_s = self._behind_s(t_s, count_wh)
+        if not late_s or not self.late_s or abs(late_s - self.late_s) > JUMP_S:
+            self.late_s = late_s
+        if moved_wh:  # one that stands was true when it was first read
+            self._keep(t_s - self.late_s, count_wh)
+
+    # ------------------------------------------------------------------------------------------------------ private
+
+    @property
+    def _end(self) -> tuple[float, float]:
+        return self._believed[-1] if self._believed else self._read[-1]
+
+    def _is_other(self, t_s: float, count_wh: float, *, power_w: float) -> bool:
+        """The line says nothing of this count: the counter was reset, counts net and power is exported, or long ago."""
+        if not self._read:
+            return False
+        fallen_wh = self._last_wh - count_wh
+        is_net = 0.0 < fallen_wh <= -NET_GAIN * power_w * (t_s - self._heard_s) / S_PER_H
+        is_long_ago = fallen_wh != 0.0 and t_s - self._read[-1][0] > BELIEVED_S
+        return is_net or is_long_ago or count_wh < self._read[0][1]
+
+    def _behind_s(self, t_s: float, count_wh: float) -> float:
+        """How long ago the line was at this count; 0 while it may be there now. Coarse counters stand for a step."""
+        if not self._read or self._end[1] <= count_wh + self._step_wh + self._unsure_wh:
+            return 0.0
+        times, counts = np.array([*self._read, *self._believed]).T
+        late_s = t_s - float(np.interp(count_wh, counts, times))
+        return late_s if late_s >= LATE_S_MIN else 0.0
+
+    def _keep(self, true_s: float, count_wh: float) -> None:
+        """The count was true then; what is believed goes on from there."""
+        if self._read and true_s <= self._read[-1][0]:
+            return
+        if self._believed and true_s < self._believed[-1][0]:
+            times, counts = np.array([self._read[-1], *self._believed]).T
+            off_wh = count_wh - float(np.interp(true_s, times, counts))
+            self._unsure_wh *= (times[-1] - true_s) / (times[-1] - times[0])
+            self._believed = deque((t, c + off_wh) for t, c in self._believed if t > true_s)
+        else:
+            self._believed.clear()
+            self._unsure_wh = 0.0
+        self._read.append((true_s, count_wh))
+        while self._read[0][0] < true_s - REMEMBERED_S:
+            self._read.popleft()

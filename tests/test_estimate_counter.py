@@ -1,0 +1,127 @@
+"""The energy counter as a clock: what it tells of a sample's time, and what must not be taken for lateness."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from controller.estimate_counter import CounterClock
+from controller.estimate_delay import MeterDelay
+
+TICK_S = 0.1
+POWER_W = 57.6e6
+WH_PER_S = POWER_W / 3_600.0
+
+
+def on_time(_: float) -> float:
+    return 0.0
+
+
+def run(
+    late_s: Callable[[float], float],
+    until_s: float,
+    *,
+    is_silent: Callable[[float], bool] = lambda _: False,
+    shown_w: Callable[[float], float] = lambda _: POWER_W,
+    step_wh: float = 0.0,
+    believed_w: float = POWER_W,
+) -> list[tuple[float, float]]:
+    """(time, how late it was said to be) of every tick of a site that draws the same all the time."""
+    clock = CounterClock(error_w=3e6)
+    found = []
+    for k in range(1, round(until_s / TICK_S) + 1):
+        t_s = k * TICK_S
+        if not is_silent(t_s):
+            count_wh = 5e6 + WH_PER_S * (t_s - late_s(t_s))
+            count_wh = math.floor(count_wh / step_wh) * step_wh if step_wh else count_wh
+            clock.read(t_s, count_wh, power_w=shown_w(t_s))
+        clock.believed(t_s, believed_w, margin_w=0.5e6)
+        found.append((t_s, clock.late_s))
+    return found
+
+
+def test_a_count_that_was_read_before_tells_how_late_the_first_late_sample_is() -> None:
+    assert run(lambda t: 2.4 if t >= 9.95 else 0.0, 10.0)[-1][1] == pytest.approx(2.4, abs=0.05)
+
+
+@pytest.mark.parametrize("late_s", [0.3, 2.4, 6.0])
+def test_it_goes_on_telling_and_tells_the_end(late_s: float) -> None:
+    for t_s, said_s in run(lambda t: late_s if 9.95 <= t < 24.95 else 0.0, 40.0):
+        assert said_s == pytest.approx(late_s if 9.95 <= t_s < 24.95 else 0.0, abs=0.05)
+
+
+def test_it_tells_a_change() -> None:
+    found = run(lambda t: 0.0 if t < 9.95 else 3.0 if t < 14.95 else 1.0, 20.0)
+    assert found[-1][1] == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_counter_that_was_reset_tells_nothing() -> None:
+    clock = CounterClock(error_w=3e6)
+    for k in range(100):
+        clock.read(k * TICK_S, 5e6 + WH_PER_S * k * TICK_S, power_w=POWER_W)
+    for k in range(100, 110):
+        clock.read(k * TICK_S, WH_PER_S * (k - 99) * TICK_S, power_w=POWER_W)
+        clock.believed(k * TICK_S, POWER_W, margin_w=0.0)
+        assert clock.late_s == 0.0
+
+
+@pytest.mark.parametrize("silent_s", [3.0, 8.5, 20.0])
+def test_late_after_a_silence(silent_s: float) -> None:
+    """The count is too low for the time that passed, the first sample's already."""
+    found = run(
+        lambda t: 2.5 if t >= 10.0 + silent_s else 0.0,
+        20.0 + silent_s,
+        is_silent=lambda t: 10.0 <= t < 9.95 + silent_s,
+    )
+    assert all(said_s == 0.0 for t_s, said_s in found if t_s < 9.95 + silent_s)
+    assert all(said_s == pytest.approx(2.5, abs=0.1) for t_s, said_s in found if t_s > 10.05 + silent_s)
+
+
+def test_in_time_after_a_silence_however_wrong_what_was_believed() -> None:
+    """By as much as nodes may be wrong of load they do not see."""
+    found = run(on_time, 40.0, is_silent=lambda t: 10.0 <= t < 30.0, believed_w=POWER_W + 3e6)
+    assert all(said_s == 0.0 for _, said_s in found)
+
+
+def test_a_count_that_stands_while_energy_is_drawn_is_an_old_one() -> None:
+    found = dict(run(lambda t: max(t - 10.0, 0.0), 15.0))
+    assert found[10.0] == 0.0
+    assert found[max(found)] == pytest.approx(5.0, abs=0.4)
+
+
+@pytest.mark.parametrize("step_wh", [1_000.0, 100e3])
+def test_a_counter_in_coarse_steps_is_no_late_meter(step_wh: float) -> None:
+    """A count that stands for up to 6 s and then jumps: nothing is behind."""
+    assert all(said_s == 0.0 for _, said_s in run(on_time, 60.0, step_wh=step_wh))
+
+
+def test_a_counter_that_runs_backwards_while_the_site_exports_is_no_late_meter() -> None:
+    """Net counters do; four seconds of export bring back counts that were read before."""
+    watch = MeterDelay(scale_w=100e6)
+    count_wh = 1e6
+    for k in range(200):
+        power_w = -20e6 if 100 <= k < 140 else 50e6
+        count_wh += power_w * TICK_S / 3600.0
+        watch.counted(k * TICK_S, count_wh, power_w=power_w)
+        watch.believed(k * TICK_S, power_w, margin_w=0.0)
+        assert watch.late_s == 0.0
+
+
+def test_a_turned_sign_does_not_make_the_counter_forget() -> None:
+    """Power reads negative and the count goes on growing: that is no export, and lateness shows through it."""
+    found = run(
+        lambda t: 2.8 if t >= 11.95 else 0.0,
+        16.0,
+        shown_w=lambda t: -POWER_W if 10.0 <= t < 13.0 else POWER_W,
+    )
+    assert all(said_s == pytest.approx(2.8 if t_s >= 11.95 else 0.0, abs=0.05) for t_s, said_s in found)
+
+
+def test_where_nothing_is_drawn_a_counter_that_stands_says_nothing() -> None:
+    clock = CounterClock(error_w=3e6)
+    for k in range(300):
+        clock.read(k * TICK_S, 1e6 + min(k, 50) * 1_000.0, power_w=0.0)
+        clock.believed(k * TICK_S, POWER_W if k < 50 else 0.0, margin_w=0.0)
+        assert clock.late_s == 0.0
