@@ -155,6 +155,7 @@ class LoadEstimator:
         self._subs: dict[str, MeterCheck] = {}
         self._battery: deque[tuple[float, float]] = deque()
         self._sample: BatterySample | None = None  # its newest word, None while it is silent
+        self._held_w: float | None = None  # what a battery that follows by itself keeps on the meter
         self._nodes_key: object = None
         self._nodes_held: tuple[Reading[NodeReport], ...] = ()
         self._nodes_s, self._nodes_count = -math.inf, -1
@@ -314,6 +315,7 @@ class LoadEstimator:
         flags: frozenset[MeterFlag],
     ) -> Estimate:
         nodes = self._nodes
+        self._find_held(pcc_w)
         quality = {LoadSource.METER: Quality.GOOD, LoadSource.HELD: Quality.MISSING}.get(source, Quality.SUSPECT)
         if source is LoadSource.METER and flags & DOUBTS:
             quality = Quality.SUSPECT
@@ -348,12 +350,19 @@ class LoadEstimator:
         )
 
     def _grid_w(self) -> float:
-        """What the meter would show: the target of a battery that follows and has room, else load less battery."""
+        """What the meter would show: load less battery, but where a battery follows by itself, what it holds."""
+        return self._held_w if self._held_w is not None else self._load_w - self._battery_at(self._load_s)
+
+    def _find_held(self, pcc_w: float | None) -> None:
+        """The target of a battery that follows by itself and has room; while it is silent, what was last metered."""
         battery = self._sample
-        if battery is None or self._site.following is not Following.DEVICE or not battery.is_following:
-            return self._load_w - self._battery_at(self._load_s)
+        if self._site.following is not Following.DEVICE:
+            return
+        if battery is None:
+            self._held_w = pcc_w if pcc_w is not None else self._held_w
+            return
         has_room = -ROOM_FRAC * battery.charge_w_max < battery.power_w < ROOM_FRAC * battery.discharge_w_max
-        return battery.reference_w if has_room else self._load_w - self._battery_at(self._load_s)
+        self._held_w = battery.reference_w if battery.is_following and has_room else None
 
     def _take_battery(self, battery: Reading[BatterySample] | None) -> float:
         """Add the newest battery power to the history; returns it (0 without a battery)."""

@@ -434,6 +434,24 @@ def test_a_battery_that_follows_by_itself_knows_what_the_meter_would_show() -> N
     assert found.grid_w == pytest.approx(58e6)  # the load last known, less what the battery gave then
 
 
+def test_a_battery_that_follows_by_itself_goes_on_while_it_is_silent() -> None:
+    """It is silent, then the meter too, then load falls by 20 MW: what was on the meter still is."""
+    estimator = LoadEstimator(site_of(following=Following.DEVICE))
+    for k in range(200):
+        t_s = k * TICK_S
+        sample = replace(battery(5e6, t_s).value, reference_w=58e6, is_following=True)
+        quality = Quality.GOOD if k < 20 else Quality.MISSING
+        found = estimator.step(
+            t_s,
+            pcc=meter(58e6, t_s) if k < 40 else meter(math.nan, t_s, quality=Quality.MISSING),
+            battery=Reading(sample, min(t_s, 1.0), quality, "b"),
+            nodes=(node([650.0 if k < 60 else 400.0] * 8, t_s, stands_for=10_000),),
+            meters={},
+        )
+    assert found.source is LoadSource.NODES and found.load_w < 45e6
+    assert found.grid_w == 58e6
+
+
 class Moving:
     """A site of GPUs and 8 MW beside them whose load moves all the time; its battery answers the estimate at once."""
 
