@@ -265,9 +265,13 @@ class Ballast:
         planned_w: float,
         written_w: float,
     ) -> float:
-        """What the battery cannot take of the surplus; of the plan's wish no more than the surplus itself."""
+        """What the battery cannot take of the surplus; of the plan's wish what target and battery carry.
+
+        A plan counts in means: a bank that followed the ripple, off at its top, would draw far less than was planned.
+        """
         surplus_w = track.g_ref_w - estimate.own_load_w
-        wanted_w = max(0.0, surplus_w - track.ride_w, min(planned_w, surplus_w))
+        room_w = track.load_w_max - estimate.own_load_w
+        wanted_w = max(0.0, surplus_w - track.ride_w, min(planned_w, room_w))
         if bank.step_w > 0.0:
             wanted_w = math.ceil(wanted_w / bank.step_w - 1e-6) * bank.step_w
         wanted_w, small_w = min(wanted_w, _available_w(bank, sample)), DEADBAND_FRAC * bank.power_w_max

@@ -1,8 +1,9 @@
 """Perfect foresight: the least work any controller could have lost on a load it knew in advance, as a sparse LP.
 
 Same 0.1 s grid, same battery, limits, reserve and final energy as the policy it judges, and no slack: where no such
-path exists the answer is None. Chords are imposed once a second, which can only help the oracle. Where windows bind,
-its target runs straight between instants 1 s apart: exact for what it allows, and blind only to moves within a second.
+path exists the answer is None. Chords of the crash-safe set are imposed once a second, which can only help the oracle;
+what a rise needs at every step, since the load is at its top for less. Where windows bind, its target runs straight
+between instants 1 s apart: exact for what it allows, and blind only to moves within a second.
 Units inside are MW and MJ.
 """
 
@@ -184,7 +185,7 @@ class Oracle:
         for rows in self._reserve_rows:
             below[rows][slack.is_unsafe[::COARSE]] += DROPPED
         for rows in self._cover_rows:
-            below[rows][slack.is_uncovered] += DROPPED
+            below[rows][slack.is_uncovered[1:]] += DROPPED
 
     def _set_up(self, lower: FloatArray, upper: FloatArray, below: FloatArray) -> piqp.SparseSolver:
         solver = piqp.SparseSolver()
@@ -354,28 +355,20 @@ class Oracle:
             self._below.add(top + offset + slope * left, (at["energy"][places], 1.0), (at["target"][places], slope))
 
     def _add_rise(self) -> None:
-        """Load at any instant is at most target + cover(e): what the caps let through must be coverable."""
+        """Load at every instant is at most target + cover(e), e as the step begins: tangents, so never less than that.
+
+        Checked less often the oracle would draw what nothing covers, at the top of every ripple between two checks.
+        """
         case, at = self._case, self._at
-        battery = case.reserve.battery
-        room_j = battery.energy_j_max - battery.energy_j_min
-        top_s = min(
-            battery.discharge_w_max / (case.reserve.rise_w_per_s * battery.eta),
-            float(np.sqrt(2.0 * room_j / (case.reserve.rise_w_per_s * battery.eta))),
-        )
-        chords = case.reserve.rise_chords(count=CHORDS, spacing_s=top_s / CHORDS)
-        # One cover per second, from the most the battery can hold within it; every instant keeps under its cover.
-        seconds = self._at["energy"][::COARSE]
-        cover = self._new(len(seconds))
-        self._lower[cover] = 0.0
-        self._upper[cover] = chords.x_w_max / W_PER_UNIT
-        gain_j = battery.charge_w_max * battery.eta * case.step_s * COARSE
-        for slope, offset in zip(chords.slope_s, chords.offset_j, strict=True):
-            bound = np.full(len(seconds), (offset + gain_j) / W_PER_UNIT)
-            self._below.add(bound, (cover, slope), (seconds, -1.0))
-        load = (case.demand_w.sum(axis=0) + case.base_w) / W_PER_UNIT
-        cuts: list[tuple[IntArray, FloatArray | float]] = [(row, -1.0) for row in at["cut"]]
-        own = np.repeat(cover, COARSE)[: self._steps]
-        self._cover_rows.append(self._below.add(-load, (at["target"], -1.0), (own, -1.0), *cuts))
+        battery, rise = case.reserve.battery, case.reserve.rise_w_per_s * case.reserve.battery.eta
+        top_w = min(battery.discharge_w_max, float(np.sqrt(2.0 * rise * (battery.energy_j_max - battery.energy_j_min))))
+        load = (case.demand_w.sum(axis=0) + case.base_w)[1:] / W_PER_UNIT
+        for touch_w in top_w * (np.arange(CHORDS) + 0.5) / CHORDS:
+            slope = touch_w / rise  # cover^2 <= 2 R eta (e - e_min)
+            bound = -slope * load + (0.5 * slope * touch_w - battery.energy_j_min) / W_PER_UNIT
+            cuts: list[tuple[IntArray, FloatArray | float]] = [(row[1:], -slope) for row in at["cut"]]
+            rows = self._below.add(bound, (at["energy"][:-1], -1.0), (at["target"][1:], -slope), *cuts)
+            self._cover_rows.append(rows)
 
 
 def _implies(first: WindowRow, second: WindowRow) -> bool:

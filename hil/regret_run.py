@@ -306,7 +306,9 @@ class Run:
         ride_w = min(charge_max_w, self._world.reserve.surplus_safe_w(self._energy_j))
         ride_w = min(ride_w, self._world.reserve.surplus_safe_w(self._energy_j + ride_w * battery.eta * STEP_S))
         planned_w = self._plan.ballast_w if self._plan is not None else 0.0
-        floor_w = min(self._world.floor_w, max(0.0, -wish_w - ride_w, min(planned_w, -wish_w)))
+        # A plan counts in means: its part of the floor is drawn through the ripple, as far as the battery carries it.
+        planned_w = min(planned_w, self._cover_w() - wish_w)
+        floor_w = min(self._world.floor_w, max(0.0, -wish_w - ride_w, planned_w))
         battery_w = min(max(wish_w + floor_w, -charge_max_w), min(battery.discharge_w_max, give_w))
         self._energy_j -= STEP_S * (battery_w / battery.eta if battery_w > 0.0 else battery_w * battery.eta)
         return load_w + floor_w - battery_w

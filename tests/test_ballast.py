@@ -230,8 +230,8 @@ def test_the_meters_instant_is_between_two_readings_of_the_bank() -> None:
 class Track:
     """The tracker's word on one tick, as far as the bank looks at it."""
 
-    def __init__(self, g_ref_w: float, ride_w: float, *, has_aim: bool = True) -> None:
-        self.g_ref_w, self.ride_w = g_ref_w, ride_w
+    def __init__(self, g_ref_w: float, ride_w: float, *, has_aim: bool = True, cover_w: float = 0.0) -> None:
+        self.g_ref_w, self.ride_w, self.load_w_max = g_ref_w, ride_w, g_ref_w + cover_w
         self.aim = object() if has_aim else None
 
 
@@ -278,12 +278,21 @@ def test_it_draws_what_the_battery_cannot_take_and_no_more() -> None:
     assert setpoint(ordered(rig, Track(60e6, 7e6), 20e6)) == 10e6
 
 
-def test_the_plans_wish_counts_as_far_as_there_is_a_surplus() -> None:
-    """Ballast that would only be imported is not drawn."""
+def test_the_plans_wish_counts_as_far_as_target_and_battery_carry_it() -> None:
+    """Ballast that nothing covers is not drawn: it would stand above the target."""
     rig = armed()
     assert setpoint(ordered(rig, Track(60e6, 7e6), 55e6, planned_w=2e6)) == pytest.approx(2e6)
     assert setpoint(ordered(rig, Track(60e6, 7e6), 59e6, planned_w=2e6)) == pytest.approx(1e6)
     assert setpoint(ordered(rig, Track(60e6, 7e6), 61e6, planned_w=2e6)) == 0.0
+
+
+def test_through_the_ripple_the_bank_draws_what_was_planned() -> None:
+    """At the top the battery gives what the bank takes of it; where a job comes back the bank makes room at once."""
+    rig, track = armed(), Track(60e6, 7e6, cover_w=5e6)
+    assert setpoint(ordered(rig, track, 56e6, planned_w=2e6)) == pytest.approx(2e6)
+    assert setpoint(ordered(rig, track, 61e6, planned_w=2e6)) == pytest.approx(2e6)
+    assert setpoint(ordered(rig, track, 64e6, planned_w=2e6)) == pytest.approx(1e6)
+    assert setpoint(ordered(rig, track, 66e6, planned_w=2e6)) == 0.0
 
 
 def test_steps_are_rounded_up_and_small_changes_are_not_written() -> None:

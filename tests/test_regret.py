@@ -134,6 +134,34 @@ def test_windows_bind_the_oracle() -> None:
     assert answer.target_w.max() > 6.4 * MEGA  # the allowance is used
 
 
+def test_the_oracle_carries_every_rise_with_what_the_battery_holds() -> None:
+    """Load above the target is what the battery gives: at no step more than it may be counted on for as it begins."""
+    world = make_world(case_named("two-sided"), 11, shrink=SHORT)
+    answer = Oracle(oracle_case(case_named("two-sided"), world)).solve(160 * MEGA)  # so much that none is burnt
+    assert answer is not None
+    given_w = -np.diff(answer.energy_j) * world.reserve.battery.eta / STEP_S
+    cover_w = np.array([world.reserve.rise_cover_w(energy_j) for energy_j in answer.energy_j[:-1].tolist()])
+    is_high = given_w > MEGA
+    assert is_high.sum() > 100
+    beyond_w = given_w[is_high] - cover_w[is_high]
+    assert beyond_w.max() < 0.02 * MEGA  # a tangent lies above the curve by as much
+    assert beyond_w.max() > -0.05 * MEGA  # and the cover is used
+
+
+def test_the_floor_draws_what_the_plan_wants_through_the_ripple() -> None:
+    """At the top the battery gives it, the grid sees the target; more load than the battery carries sends it away."""
+    world = make_world(case_named("4-500-floor"), 11, shrink=SHORT)
+    run = Run(world, policy="rule-max", is_scheduled=False)
+    run._make_plan(0)
+    assert run._plan is not None
+    run._plan = replace(run._plan, ballast_w=1.5 * MEGA)
+    for load_above_w, drawn_w in ((-1.0, 1.5), (1.0, 1.5), (3.0, 1.0), (4.0, 0.0)):
+        before_j = run._energy_j
+        assert run._battery_step(run._target_w + load_above_w * MEGA) == pytest.approx(run._target_w)
+        given_w = (before_j - run._energy_j) * world.reserve.battery.eta / STEP_S
+        assert given_w == pytest.approx((load_above_w + drawn_w) * MEGA)
+
+
 @pytest.mark.parametrize("case_id", ["4-500-floor", "two-sided"])
 def test_no_policy_beats_the_oracle_and_none_leaves_the_set(case_id: str) -> None:
     """On a short trace: regret is not negative, no episode, crash-safe throughout, for mpc and rule-max."""
