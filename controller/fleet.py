@@ -235,10 +235,14 @@ def _is_set_alike(report: NodeReport, known: NodeReport) -> bool:
     )
 
 
-def mean_clock_frac(fleet: Fleet, readings: FleetReadings) -> float:
-    """Mean locked clock over all GPUs the site stands for, relative to full; a free clock counts as full."""
+def mean_cap_frac(fleet: Fleet, readings: FleetReadings) -> float:
+    """What caps leave of the GPUs, mean over all the site stands for: the tighter of clock and power limit on each.
+
+    Both relative to the most the card takes; free counts as full. What a card may not fall under (a power-smoothing
+    floor) is no cap and is reported on its own.
+    """
     table = fleet.table
     if not table.gpu_ids:
         return 1.0
-    share = np.minimum(readings.acks.caps[0] / table.cap_max[0], 1.0)
+    share = np.minimum(readings.acks.caps / table.cap_max, 1.0).min(axis=0)
     return float(np.average(share, weights=table.stands_for))

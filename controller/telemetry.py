@@ -15,7 +15,7 @@ import structlog
 
 from controller.core import SiteCore
 from controller.cycle import TickTrace
-from controller.fleet import mean_clock_frac
+from controller.fleet import mean_cap_frac
 from controller.headroom import Headroom, RowHeadroom
 from controller.reasons import said
 from controller.reserve import smallest
@@ -112,7 +112,7 @@ class Reporter:
                 "high_w": _number(track.high_w if track else None),
                 "load_w_max": _number(track.load_w_max if track else None),
                 "t_eff_s": _number(estimate.t_eff_s),
-                "cap_frac": mean_clock_frac(trace.decision.fleet, trace.decision.readings),
+                "cap_frac": mean_cap_frac(trace.decision.fleet, trace.decision.readings),
             },
             "load_bank": _load_bank(trace),
             "gpu_floor": _gpu_floor(trace),
@@ -167,7 +167,7 @@ class Reporter:
         put("rampart_mode", float(decision.mode.mode))
         put("rampart_load_w", decision.estimate.load_w)
         put("rampart_t_eff_s", decision.estimate.t_eff_s)
-        put("rampart_cap_frac", mean_clock_frac(trace.decision.fleet, trace.decision.readings))
+        put("rampart_cap_frac", mean_cap_frac(trace.decision.fleet, trace.decision.readings))
         put("rampart_tick_ms_p99", _percentiles(self._tick_ms)["p99"])
         put("rampart_overruns_count", float(trace.overrun_count))
         self._envelope.set_metrics(self._metrics)

@@ -41,7 +41,7 @@ class LiveLine:
         band = "" if math.isnan(where.low_w) else f" in {_short(where.low_w)}..{_short(where.high_w)}"
         state = (
             f"grid {_short(where.pcc_w)}{band} MW, load {_short(where.load_w)}, battery {_short(where.battery_w)} at "
-            f"{100 * where.soc_frac:.0f} %, clocks {100 * where.cap_frac:.0f} %, {where.ratio:.0f} x"
+            f"{100 * where.soc_frac:.0f} %, caps {100 * where.cap_frac:.0f} %, {where.ratio:.0f} x"
         )
         self._progress.update(self._task, completed=where.t_s / where.duration_s, state=state)
 

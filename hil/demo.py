@@ -68,7 +68,7 @@ class Board:
             p = progress
             self._console.print(
                 f"{p.t_s:5.1f} s  grid {_mw(p.pcc_w)} MW in {_mw(p.low_w)}..{_mw(p.high_w)}, load {_mw(p.load_w)}, "
-                f"battery {_mw(p.battery_w)} at {100 * p.soc_frac:.1f} %, clocks {100 * p.cap_frac:.0f} %, "
+                f"battery {_mw(p.battery_w)} at {100 * p.soc_frac:.1f} %, caps {100 * p.cap_frac:.0f} %, "
                 f"mode {snapshot.mode}",
                 highlight=False,
             )
@@ -93,7 +93,7 @@ class Board:
         way = "discharging" if p.battery_w > 0 else "charging"
         table.add_row("battery", f"{_mw(p.battery_w)} MW", _bar(abs(p.battery_w), top_w, "green", note=way))
         table.add_row("charge", f"{100 * p.soc_frac:.1f} %", _bar(p.soc_frac, 1.0, "magenta"))
-        table.add_row("clock caps", f"{100 * p.cap_frac:.0f} %", _bar(p.cap_frac, 1.0, "yellow"))
+        table.add_row("GPU caps", f"{100 * p.cap_frac:.0f} %", _bar(p.cap_frac, 1.0, "yellow"))
         lines = [Text(f"{h.t_s:7.1f} s  {h.detail}", style="dim") for h in snapshot.happenings[-HAPPENINGS_SHOWN:]]
         return Group(head, table, *lines)
 

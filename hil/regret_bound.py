@@ -15,12 +15,12 @@ from enum import StrEnum, unique
 
 import numpy as np
 
-from controller.plan.wave import highest_path_w
 from controller.types import FloatArray
 from hil.oracle import Oracle, OracleCase
 from hil.regret_cases import case_named, make_world, oracle_case
 from hil.regret_run import World
 from hil.regret_trace import DUTY, LOW_PHASE_FRAC, STEP_S
+from hil.regret_wave import highest_path_w
 
 SETTLE_S = 150.0  # the energy at the start is given, not chosen: crashes are prepared for from here on
 

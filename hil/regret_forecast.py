@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from controller.plan.plan import OFFSET_S, STEPS
-from controller.plan.wave import DEEP_FRAC, Wave, fit_wave
 from controller.types import FloatArray
 from hil.regret_trace import LOW_PHASE_FRAC, STEP_S, ReferenceTrace
+from hil.regret_wave import DEEP_FRAC, Wave, fit_wave
 
 WINDOW_S = 8.0  # longer than two of the longest iterations: the mean does not wobble with the phase
 SETTLED_S = 0.3  # a job that has drawn nothing for so long is down, and its past no longer counts

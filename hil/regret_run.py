@@ -16,13 +16,13 @@ from controller.plan.plan import OFFSET_S, STEPS, JobClass, Plan, PlanInput, Pla
 from controller.plan.rule import RuleMaxPlanner, RulePlanner, Sharing, share_cut
 from controller.plan.solve import planner_shape
 from controller.plan.tier import TierLedger
-from controller.plan.wave import highest_path_w
 from controller.planner_start import mpc_planner
 from controller.reserve import Contingency, CrashReserve
 from controller.types import ClassId, FloatArray, Limit
 from hil.oracle import Slack
 from hil.regret_forecast import LIFT_S, Forecaster
 from hil.regret_trace import STEP_S, EventKind, ReferenceTrace
+from hil.regret_wave import highest_path_w
 
 PLAN_EVERY = 10  # steps: 1 Hz
 EPISODE_GAP_S = 10.0  # violations nearer than this are one episode: ripple under a falling target is not many events

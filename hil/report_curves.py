@@ -135,7 +135,7 @@ def window_figure(record: RunRecord) -> Any:
 
 def _decisions(figure: Any, rows: Rows) -> None:
     """What the controller did beside moving the target: caps, mode, margins."""
-    _curve(figure, rows, "cap_frac", "mean clock cap", ORANGE, row=4, scale=100.0)
+    _curve(figure, rows, "cap_frac", "mean cap, clock or power limit", ORANGE, row=4, scale=100.0)
     _curve(figure, rows, "mode", "mode", GREY, row=4, scale=1.0, is_secondary=True)
     _curve(figure, rows, "margin_w", "least power margin", RED, row=5)
     figure.update_yaxes(title_text="% of full", row=4, col=1, secondary_y=False)

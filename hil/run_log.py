@@ -33,7 +33,7 @@ class TickView:
     low_w: float
     high_w: float
     mode: int
-    cap_frac: float  # mean clock cap relative to full clocks
+    cap_frac: float  # the tighter of clock and power limit on each GPU, relative to full; the mean
     margins: tuple[Margin, ...]
     planned: bool
     is_fallback: bool  # the plan in force did not come from the planner asked for

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from controller.cycle import TickTrace
-from controller.fleet import mean_clock_frac
+from controller.fleet import mean_cap_frac
 from controller.plan.plan import Plan
 from controller.settings import Policy
 from hil.run_log import TickView
@@ -25,7 +25,7 @@ class Viewer:
         t_s = trace.image.t_mono_s
         planned = plan is not None and plan.t_s == t_s
         if planned:
-            self._cap_frac = mean_clock_frac(trace.decision.fleet, trace.decision.readings)
+            self._cap_frac = mean_cap_frac(trace.decision.fleet, trace.decision.readings)
         return TickView(
             t_s=t_s,
             ref_w=track.g_ref_w if track else math.nan,

@@ -75,11 +75,6 @@ class WireGpus:
             throttle_s=np.zeros(self.count),
         )
 
-    def cap_frac(self) -> float:
-        """Mean locked clock relative to full clocks; free counts as full."""
-        high = self.gpus.clock_lock_mhz()[1]
-        return float(np.mean(np.where(np.isnan(high), 1.0, high / self._model.clock_mhz_max)))
-
     def left_throttled(self) -> tuple[str, ...]:
         """GPUs whose settings are not as they were found, by UUID."""
         now = self._settings()

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controller.fleet import Fleet
+from controller.fleet import Fleet, FleetReadings, mean_cap_frac
 from controller.swing import LEAVE_FRAC, LIMIT_STEP_W, PHASE_S_MIN, SAMPLE_S, Swing, SwingWatch, limits_of_swing
-from controller.types import BoolArray, ClassId, FleetTable, FloatArray, GpuId
+from controller.types import BoolArray, ClassId, FleetAcks, FleetTable, FloatArray, GpuId
 from hil.bench import run
 from hil.result import result_of
 from hil.scenario import Overrides, load_scenario
@@ -144,6 +144,15 @@ def two_classes(stands_for: float = 1000.0) -> Fleet:
         job_index=np.array([0, 0, 0, 0, 1, 1], dtype=np.int64),
         job_names=("a", "b"),
     )
+
+
+def test_what_caps_leave_counts_limits_as_well_as_clocks() -> None:
+    """Two GPUs at half their clocks, two at 500 of 700 W, one at both, one free: the tighter one counts on each."""
+    caps = np.full((2, 6), np.inf)
+    caps[0, [0, 1, 4]], caps[1, [2, 3]], caps[1, 4] = 990.0, 500.0, 210.0
+    acks = FleetAcks(caps=caps, is_fresh=np.ones(6, dtype=np.bool_), fixed_w=np.full(6, np.nan))
+    readings = FleetReadings(np.full(6, 400.0), acks, 0.0, np.ones(6, dtype=np.bool_))
+    assert mean_cap_frac(two_classes(), readings) == pytest.approx((0.5 + 0.5 + 5 / 7 + 5 / 7 + 0.3 + 1.0) / 6)
 
 
 def limits(cap_w: list[float], peak_w: list[float], top_w: list[float]) -> tuple[FloatArray, BoolArray]:

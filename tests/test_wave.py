@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from controller.plan.wave import fit_wave, highest_path_w
 from controller.types import FloatArray
+from hil.regret_wave import fit_wave, highest_path_w
 
 MEGA = 1e6
 
