@@ -18,7 +18,7 @@ from controller.core import SiteCore
 from controller.cycle import Cycle, Observer
 from controller.plan.plan import Planner
 from controller.plan.rule import RuleMaxPlanner, RulePlanner
-from controller.plan.solve import planner_shape
+from controller.plan.shape import planner_shape
 from controller.planner_start import mpc_planner
 from controller.ports import (
     Battery,

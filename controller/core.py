@@ -26,10 +26,11 @@ from controller.health import Health, HealthInput
 from controller.jobs import Placement
 from controller.limits import InForce, LimitBook
 from controller.modes import TABLE, Clear, Flag, ModeMachine, ModeState, Reason
+from controller.node_commands import NO_LIMIT_W_PER_S
 from controller.node_orders import NodeOrders
 from controller.outlook import outlook_of
 from controller.plan.plan import Plan, Planner
-from controller.planning import NO_LIMIT_W_PER_S, Known, Planning
+from controller.planning import Known, Planning
 from controller.reserve import NO_BATTERY
 from controller.respond import Responder
 from controller.rings import Rings

@@ -12,7 +12,7 @@ from controller.allocate import worst_case_w
 from controller.contract import AdmissibleInterval
 from controller.fleet import Fleet
 from controller.glide import FallbackGlide
-from controller.planning import node_commands
+from controller.node_commands import node_commands
 from controller.settings import SiteSettings
 from controller.stagger import Stagger
 from controller.types import EnvelopeState, FloatArray, Mode, NodeCommand, SiteImage

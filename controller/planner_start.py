@@ -13,7 +13,8 @@ from functools import lru_cache
 
 from controller import map_cache
 from controller.plan.model import AffineMap, ModelShape, build_map
-from controller.plan.solve import MpcPlanner, PlannerShape
+from controller.plan.shape import PlannerShape
+from controller.plan.solve import MpcPlanner
 
 CHILD_TIMEOUT_S = 60.0  # CVXPY imports in a second; a cold file cache on a slow disk may take many
 _CHILD = (

@@ -1,14 +1,13 @@
-"""From what is known to a plan, and from a plan to a command for every node.
+"""From what is known to a plan, and from a plan to a clock and a power limit for every GPU.
 
-Runs at the planner's rate: demand of each class, contingencies to survive, one `PlanInput`, one `Plan`, then clocks.
-A node's command carries all it needs if nothing more ever arrives: how long it lives, in which slot and at which slope
-the node then goes to its fallback cap.
+Runs at the planner's rate: demand of each class, contingencies to survive, one `PlanInput`, one `Plan`, then caps. What
+a node then hears is made in `node_commands.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,11 +39,10 @@ from controller.settings import ContingencyKind, JobClassSettings, SiteSettings,
 from controller.swing import SwingWatch, limits_of_swing
 from controller.tier_watch import TierState, TierWatch
 from controller.tracker import METERED_MEAN_S, Watch
-from controller.types import BoolArray, CeilingLimit, FloatArray, GpuCap, Mode, NodeCommand, NodeId, NodeReport, Reading
+from controller.types import CeilingLimit, FloatArray, Mode
 from controller.unheld import Drift
 from controller.view import ceiling_w
 
-NO_LIMIT_W_PER_S = 1e12  # stands for "no row bounds this" on the wire, which carries finite numbers only
 OTHER_MEMORY_S = 60.0  # GPU telemetry lags by a second, so that other load seems to jump whenever GPUs do
 WINDUP_MAX = 1.5  # of what the cards can draw at all: what demand inferred through a wrong curve may come to
 RETURN_MEMORY_S = 1800.0  # a job that crashed is back within minutes to half an hour, or not soon
@@ -380,57 +378,3 @@ def _mean_share(fleet: Fleet, share: FloatArray) -> FloatArray:
     """Mean of a per-GPU share over each class, (K,); 1 for a class without GPUs."""
     total = fleet.class_count
     return np.where(total > 0.0, fleet.by_class(share) / np.maximum(total, 1e-9), 1.0)
-
-
-def node_commands(
-    nodes: Sequence[Reading[NodeReport]],
-    fleet: Fleet,
-    caps: FloatArray,
-    *,
-    epoch: int,
-    seq: int,
-    ttl_s: float,
-    slope_w_per_s: float,
-    is_release: bool,
-    is_due: BoolArray | None = None,
-) -> tuple[NodeCommand, ...]:
-    """One command per node, or per node with a GPU that `is_due` (n,).
-
-    `slope_w_per_s` is what the contract lets the whole site move at; inf: nothing bounds it.
-    Nodes release one after the other: each waits until those before it could have moved at that slope.
-    """
-    table, found, wait_s = fleet.table, [], 0.0
-    slope = slope_w_per_s if math.isfinite(slope_w_per_s) else NO_LIMIT_W_PER_S
-    # One pass over the fleet before the loop: a hundred thousand small slices would cost more than the loop itself.
-    swings_w = np.nan_to_num(np.maximum(table.peak_w - table.idle_w, 0.0))
-    before_w = np.concatenate([[0.0], np.cumsum(swings_w)])
-    due = None if is_due is None else np.concatenate([[0], np.cumsum(is_due)])
-    clocks, limits = caps.tolist()
-    for reading in nodes:
-        report = reading.value
-        span = table.spans[report.node_id]
-        own_slope = slope / report.stands_for
-        if due is None or due[span.stop] > due[span.start]:
-            node_caps = () if is_release else _caps(report, clocks[span], limits[span])
-            found.append(
-                NodeCommand(
-                    node_id=NodeId(report.node_id),
-                    epoch=epoch,
-                    seq=seq,
-                    ttl_s=ttl_s,
-                    caps=node_caps,
-                    release_slot_s=wait_s,
-                    release_w_per_s=own_slope,
-                    is_release=is_release,
-                )
-            )
-        swing_w = float(before_w[span.stop] - before_w[span.start])
-        wait_s += swing_w / own_slope if own_slope > 0.0 else 0.0
-    return tuple(found)
-
-
-def _caps(report: NodeReport, clocks: Sequence[float], limits: Sequence[float]) -> tuple[GpuCap, ...]:
-    return tuple(
-        GpuCap(gpu_id, None if clock == math.inf else int(clock), None if limit_w == math.inf else limit_w)
-        for gpu_id, clock, limit_w in zip(report.gpu_ids, clocks, limits, strict=True)
-    )

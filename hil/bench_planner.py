@@ -21,11 +21,12 @@ from controller.allocate import Curves, clocks_of_caps, held_back_w
 from controller.config.gpu import load_curves
 from controller.demand import DemandWindow, split_demand
 from controller.fleet import Fleet, FleetReader
+from controller.node_commands import node_commands
 from controller.plan.model import build_problem
 from controller.plan.plan import OFFSET_S, STEPS, JobClass, PlanInput
-from controller.plan.solve import MpcPlanner, PlannerShape, planner_shape
+from controller.plan.shape import PlannerShape, planner_shape
+from controller.plan.solve import MpcPlanner
 from controller.planner_start import map_in_place
-from controller.planning import node_commands
 from controller.reserve import BatteryBounds, CrashReserve
 from controller.types import (
     AgentState,

@@ -14,7 +14,7 @@ import numpy as np
 from controller.contract import AdmissibleInterval
 from controller.plan.plan import OFFSET_S, STEPS, JobClass, Plan, PlanInput, Planner
 from controller.plan.rule import RuleMaxPlanner, RulePlanner, Sharing, share_cut
-from controller.plan.solve import planner_shape
+from controller.plan.shape import planner_shape
 from controller.plan.tier import TierLedger
 from controller.planner_start import mpc_planner
 from controller.reserve import Contingency, CrashReserve

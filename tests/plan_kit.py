@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from controller.plan.plan import OFFSET_S, STEPS, JobClass, PlanInput
-from controller.plan.solve import MpcPlanner, planner_shape
+from controller.plan.shape import planner_shape
+from controller.plan.solve import MpcPlanner
 from controller.planner_start import map_in_place
 from controller.reserve import BatteryBounds, CrashReserve
 from controller.types import ClassId

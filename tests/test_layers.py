@@ -63,6 +63,7 @@ CORE_HIGH = {
         "respond",
         "schedule",
         "planning",
+        "node_commands",
         "glide",
         "stagger",
         "swing",

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from controller.planning import node_commands
+from controller.node_commands import node_commands
 from controller.types import NodeCommand
 from hil import bench_planner
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from controller.plan import solve
 from controller.plan.model import build_problem
 from controller.plan.plan import STEP_S, STEPS, Plan, PlanInput, PlanStatus, PriceKind
+from controller.plan.shape import planner_shape
 from controller.plan.solve import MpcPlanner
 from controller.planner_start import map_from_child, map_in_place
 from tests import plan_kit
@@ -283,7 +284,7 @@ def test_a_megawatt_more_or_a_thousand_less_is_the_same_plan() -> None:
         energy_j_max=bounds.energy_j_max * shrink,
         taper_j=bounds.taper_j * shrink,
     )
-    shape = solve.planner_shape(
+    shape = planner_shape(
         classes=2,
         battery=tiny,
         fall_w_per_s=SLOPE * shrink,
