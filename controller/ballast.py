@@ -227,9 +227,11 @@ class Ballast:
         written_w: float,
         numbers: tuple[int, int],
         ttl_s: float,
+        fall_w_per_s: float,
     ) -> LoadBankCommand | None:
         """The next command; `numbers` are its epoch and sequence. None where there is no bank that takes orders.
 
+        `fall_w_per_s` is how fast bank and battery may let go together when commands stop.
         `written_w` is the set-point that was last let through. What the envelope would refuse is not asked for:
         refusals count.
         """
@@ -247,10 +249,7 @@ class Ballast:
         return LoadBankCommand(
             setpoint_w=wanted_w,
             ramp_w_per_s=bank.ramp_w_per_s_max,
-            # Nothing is kept for a contingency then: nobody is left to answer one.
-            expiry_w_per_s=min(
-                expiry_share(wanted_w) * tracker.interval.contingency_slope_w_per_s, bank.ramp_w_per_s_max
-            ),
+            expiry_w_per_s=min(expiry_share(wanted_w) * fall_w_per_s, bank.ramp_w_per_s_max),
             epoch=numbers[0],
             seq=numbers[1],
             ttl_s=ttl_s,

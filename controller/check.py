@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from controller.ballast import declared_floor
+from controller.check_death import battery_away, death_step, direction_of, megawatt
 from controller.predict import FREQUENCIES_HZ, Dip, Follower, crash_dip, follower_of, largest_drop_w
-from controller.settings import BatterySettings, ContingencySettings, OwnSlope, SiteSettings
+from controller.settings import ContingencySettings, OwnSlope, SiteSettings
 from controller.types import (
     BandLimit,
     CeilingLimit,
     Direction,
     DroopLimit,
     FloorLimit,
-    Following,
     Limit,
     LimitId,
     LimitStatus,
@@ -31,8 +31,6 @@ from controller.types import (
     RideThroughLimit,
     SwingLimit,
 )
-
-AWAY_S = 30.0  # after a controller's death its battery should be back at zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ class CheckFindings:
     rows: tuple[RowFinding, ...]
     proofs: tuple[Proof, ...]
     death_step_w: float
-    battery_away_w: float | None  # the most that is back at zero AWAY_S after the controller's death; None: see notes
+    battery_away_w: float | None  # the most that is back at zero 30 s after the controller's death; None: see notes
     battery_away_s: float | None  # how long its full power takes
     notes: tuple[str, ...]
 
@@ -89,9 +87,8 @@ def check_site(
     `bank_slope` is the same of the load bank.
     """
     follower = follower_of(site)
-    away = _battery_away(site, own_slope, expiry_s=expiry_s)
-    death_step_w, death_words = _death_step(site, own_slope)
-    bank_step_w, bank_words = _bank_step(site, bank_slope)
+    away = battery_away(site, own_slope, expiry_s=expiry_s)
+    step = death_step(site, own_slope, expiry_s=expiry_s, bank_slope=bank_slope)
     leftover = tuple((f, follower.leftover(f)) for f in FREQUENCIES_HZ) if follower else ()
     return CheckFindings(
         contract=site.contract.name,
@@ -99,10 +96,10 @@ def check_site(
         leftover=leftover,
         rows=tuple(_row(limit, site, follower) for limit in site.contract.limits),
         proofs=(_fallback_proof(site), *_reserve_proofs(site)),
-        death_step_w=death_step_w + bank_step_w,
+        death_step_w=step.step_w,
         battery_away_w=away.power_w,
         battery_away_s=away.full_s,
-        notes=(*_notes(site, follower), *away.words, death_words, *bank_words),
+        notes=(*_notes(site, follower), *away.words, *step.words),
     )
 
 
@@ -137,13 +134,6 @@ def with_ramp(site: SiteSettings, *, max_w: float, window_s: float, mean_s: floa
     source = Provenance(source="asked on the command line", date="", status=LimitStatus.LOCAL)
     row = RampLimit(LimitId("asked"), max_w, window_s, Direction.BOTH, mean_s, source)
     return replace(site, contract=replace(site.contract, limits=(*site.contract.limits, row)))
-
-
-def megawatt(power_w: float) -> str:
-    """Power in the unit a person would use."""
-    if abs(power_w) >= 1e5:
-        return f"{power_w / 1e6:.3g} MW"
-    return f"{power_w / 1e3:.3g} kW"
 
 
 def _peak_w(site: SiteSettings) -> float:
@@ -201,7 +191,7 @@ def _window_row(
         span = f"peak to peak in {limit.window_s:g} s"
         allows = f"content between {band[0]:g} and {band[1]:g} Hz: {megawatt(limit.max_w)} {span}"
         return RowFinding(limit.id, "swing", allows, "binds", *_ripple(0.5 * limit.max_w, band, follower))
-    direction = {Direction.UP: "rise", Direction.DOWN: "fall", Direction.BOTH: "change"}[_direction(limit)]
+    direction = {Direction.UP: "rise", Direction.DOWN: "fall", Direction.BOTH: "change"}[direction_of(limit)]
     slope = limit.max_w / limit.window_s
     minutes = span_w / slope / 60.0
     allows = (
@@ -212,10 +202,6 @@ def _window_row(
         allows += "; the text compares the window's ends only, Rampart keeps every pair"
     binds = "binds" if limit.max_w < span_w else f"cannot bind: the site never changes by {megawatt(limit.max_w)}"
     return _with_drop(limit, allows, binds, limit.max_w, limit.mean_s, site, follower)
-
-
-def _direction(limit: RampLimit | SwingLimit) -> Direction:
-    return limit.direction if isinstance(limit, RampLimit) else Direction.BOTH
 
 
 def _with_drop(
@@ -306,130 +292,6 @@ def _reserve_proofs(site: SiteSettings) -> tuple[Proof, ...]:
 
 def _is_power_enforced(contingency: ContingencySettings) -> bool:
     return contingency.power.value == "enforce"
-
-
-def _death_step(site: SiteSettings, own_slope: OwnSlope | None) -> tuple[float, str]:
-    """The largest step of grid power that the controller's death can cause by itself, and why."""
-    battery = site.battery
-    if battery is None:
-        return 0.0, "death of the controller: nodes reach their fallback caps in slots, none steps with another"
-    if battery.has_own_ramp and battery.following is Following.DEVICE:
-        return 0.0, (
-            "death of the controller: the battery keeps its frozen target; nodes reach their fallback caps in slots"
-        )
-    if battery.has_own_ramp:
-        return _death_ramp(site, battery, own_slope)
-    step_w = max(battery.charge_w_max, battery.discharge_w_max)
-    return step_w, f"death of the controller: the battery can only step back, by up to {megawatt(step_w)}"
-
-
-def _death_ramp(site: SiteSettings, battery: BatterySettings, own_slope: OwnSlope | None) -> tuple[float, str]:
-    """A battery that ramps back by itself: a step where it cannot be told a slope as flat as the contract's."""
-    rows = _plain_rows(site)
-    by_itself = "death of the controller: the battery ramps back by itself"
-    in_slots = "; nodes reach their fallback caps in slots"
-    if own_slope is None:
-        return 0.0, f"{by_itself}, by the word of this file: its profile tells it no slope{in_slots}"
-    if not rows:
-        return 0.0, by_itself + in_slots
-    wanted = min(row.max_w / row.window_s for row in rows)
-    flattest = own_slope.nearest(wanted)
-    slope = max(flattest, battery.ramp_w_per_s_max) if own_slope.is_shared else flattest
-    power_w = max(battery.charge_w_max, battery.discharge_w_max)
-    moves = [(min(power_w, slope * row.window_s), row) for row in rows]
-    broken = [(moved_w, row) for moved_w, row in moves if moved_w > row.max_w * (1.0 + 1e-9)]
-    if not broken:
-        return 0.0, f"{by_itself} at {megawatt(slope)}/s{in_slots}"
-    step_w, row = max(broken, key=lambda move: (move[0], -move[1].window_s))
-    fits_w = min(r.max_w for _, r in broken)
-    why = ""
-    if own_slope.is_shared:
-        why += f" {own_slope.where} is also the slope of set-points, set to {megawatt(slope)}/s to follow with."
-    if flattest > wanted * (1.0 + 1e-9):
-        why += (
-            f" {own_slope.where} goes no slower than {megawatt(flattest)}/s, the contract allows {megawatt(wanted)}/s."
-        )
-    return step_w, (
-        f"{by_itself}, but not slowly enough.{why} Grid power can move by {megawatt(step_w)} within {row.window_s:g} s"
-        f" where {row.id} allows {megawatt(row.max_w)}; a limit is broken whenever the battery delivers or takes more"
-        f" than {megawatt(fits_w)} as the controller dies. A vendor's own slope or following by the device avoids it"
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Away:
-    """What becomes of the battery's power without a controller."""
-
-    power_w: float | None = None
-    full_s: float | None = None
-    words: tuple[str, ...] = ()
-
-
-def _battery_away(site: SiteSettings, own_slope: OwnSlope | None, *, expiry_s: float | None) -> _Away:
-    """How much battery power is gone in time after death: its timer, then the slope that the contract asks for."""
-    battery = site.battery
-    if battery is None or battery.following is Following.DEVICE:
-        return _Away()  # nothing to lose, or a target that stays
-    expiry_s = site.ttl_periods * site.planner_period_s if expiry_s is None else expiry_s
-    obeys = f"death of the controller: the battery obeys its last command for {expiry_s:g} s"
-    if math.isinf(expiry_s):
-        words = "death of the controller: the battery obeys its last command until somebody stops it: its profile"
-        return _Away(words=(f"{words} knows no end of a command",))
-    full_w = max(battery.charge_w_max, battery.discharge_w_max)
-    if not battery.has_own_ramp:
-        return _Away(full_w if expiry_s <= AWAY_S else 0.0, expiry_s, (obeys,))
-    if own_slope is None:
-        return _Away(words=(f"{obeys}; how fast it goes back then is the device's own matter",))
-    wanted = min((row.max_w / row.window_s for row in _plain_rows(site)), default=battery.ramp_w_per_s_max)
-    slope = own_slope.nearest(min(wanted, battery.ramp_w_per_s_max))
-    if own_slope.is_shared:
-        slope = max(slope, battery.ramp_w_per_s_max)
-    full_s, in_time_w = expiry_s + full_w / slope, min(full_w, slope * max(AWAY_S - expiry_s, 0.0))
-    words = (
-        f"{obeys} and then goes back at {megawatt(slope)}/s at most: up to {megawatt(in_time_w)} are away within"
-        f" {AWAY_S:g} s, all of its {megawatt(full_w)} in {full_s:.0f} s"
-    )
-    if in_time_w < full_w and slope <= wanted * (1.0 + 1e-9):
-        words += "; the contract allows no faster way, and what ripple takes off its rows makes it slower yet"
-    return _Away(in_time_w, full_s, (words,))
-
-
-def _plain_rows(site: SiteSettings) -> list[RampLimit | SwingLimit]:
-    return [r for r in site.contract.limits if isinstance(r, RampLimit | SwingLimit) and not _is_filtered(r)]
-
-
-def _bank_step(site: SiteSettings, slope: OwnSlope | None) -> tuple[float, tuple[str, ...]]:
-    """What the load bank adds to the step of the controller's death, and what it is worth while it lives."""
-    bank = site.load_bank
-    if bank is None:
-        return 0.0, ()
-    floor = declared_floor(site)
-    worth = (
-        f"load bank: {megawatt(bank.power_w_max)} declared; {megawatt(floor.sure_w)} count as load that stays after a"
-        f" crash while it is armed, {megawatt(floor.quick_w)} of them for the battery's power too: the bank comes"
-        f" {floor.late_s * 1e3:.0f} ms after the drop, and the target may dip by a fifth of a row until then"
-    )
-    if not bank.has_own_ramp:
-        lost = f"death of the controller: a load bank in use drops out at once, by up to {megawatt(bank.power_w_max)}"
-        return bank.power_w_max, (worth, lost)
-    rows = _plain_rows(site)
-    # Bank and battery let go at the same time, so each is told half of what the contract allows.
-    wanted = 0.5 * min((row.max_w / row.window_s for row in rows), default=math.inf)
-    told = wanted if slope is None else slope.nearest(min(wanted, bank.ramp_w_per_s_max))
-    if slope is not None and slope.is_shared:
-        told = bank.ramp_w_per_s_max
-    if told <= wanted * (1.0 + 1e-9):
-        return 0.0, (worth, "death of the controller: a load bank in use lets go at half of the contract's slope")
-    step_w = max(min(bank.power_w_max, told * row.window_s) for row in rows)
-    lost = (
-        f"death of the controller: a load bank in use lets go by up to {megawatt(step_w)} within a window: its profile"
-        f" tells it {megawatt(told)}/s, {megawatt(wanted)}/s is wanted"
-    )
-    return step_w, (worth, lost)
-
-
-def _is_filtered(limit: RampLimit | SwingLimit) -> bool:
-    return isinstance(limit, SwingLimit) and limit.band_hz is not None
 
 
 def _notes(site: SiteSettings, follower: Follower | None) -> Sequence[str]:

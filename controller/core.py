@@ -26,9 +26,9 @@ from controller.health import Health, HealthInput
 from controller.jobs import Placement
 from controller.limits import InForce, LimitBook
 from controller.modes import TABLE, Clear, Flag, ModeMachine, ModeState, Reason
-from controller.node_commands import NO_LIMIT_W_PER_S
 from controller.node_orders import NodeOrders
 from controller.outlook import outlook_of
+from controller.parting import NO_LIMIT_W_PER_S, Parting
 from controller.plan.plan import Plan, Planner
 from controller.planning import Known, Planning
 from controller.reserve import NO_BATTERY
@@ -89,6 +89,7 @@ class SiteCore:
         self._envelope_state = EnvelopeState()
         self._planned_s = -math.inf
         self._orders = NodeOrders(site)
+        self._parting = Parting(site)
         self._margin = room.HeldMargin()
         self._gpu_w_max = math.inf  # what all GPUs may draw at their worst, as of the last plan
         self._first_s: float | None = None
@@ -455,11 +456,19 @@ class SiteCore:
             written_w=self._envelope_state.ballast_w,
             numbers=(self._epoch, self._seq),
             ttl_s=ttl_s,
+            fall_w_per_s=self._parting.fall_w_per_s(self.tracker.interval.contingency_slope_w_per_s),
         )
-        battery = None
+        battery, ballast_w = None, ballast.setpoint_w if ballast is not None else 0.0
+        self._parting.see(
+            image.t_mono_s,
+            set_point_w=track.aim.reference_w if track.aim is not None else None,
+            ballast_w=ballast_w,
+        )
+        if self._parting.is_unheard:
+            self._parting.heard((r.value.acked_epoch, r.value.acked_seq) for r in image.nodes)
         if track.aim is not None:
             assert self.site.battery is not None
-            expiry = track.aim.ramp_w_per_s * expiry_share(ballast.setpoint_w if ballast is not None else 0.0)
+            expiry = self._parting.battery_w_per_s(track.aim) * expiry_share(ballast_w)
             battery = BatteryCommand(
                 following=track.aim.following,
                 reference_w=track.aim.reference_w if self._is_battery_proven else self._standing_w(image, estimate),
@@ -479,6 +488,7 @@ class SiteCore:
                 acked=self._read[1].acks.caps,
                 written=self._envelope_state,
                 interval=self.tracker.interval,
+                parting=self._parting,
                 mode=mode,
                 may_raise=self._may_raise(state),
                 gpu_w_max=self._gpu_w_max,

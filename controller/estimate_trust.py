@@ -12,10 +12,9 @@ import math
 from enum import StrEnum, unique
 
 from controller.estimate_bridge import NodeBridge
-from controller.estimate_checks import MeterFlag
 from controller.estimate_delay import MeterDelay
 from controller.settings import SiteSettings
-from controller.types import Following
+from controller.types import Following, MeterFlag
 
 AWAY_S = 2.0  # a silence after which a meter must be held against the nodes first
 PROOF_S = 5.0  # nodes have so long to contradict it; what they leave out may have changed meanwhile

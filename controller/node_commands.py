@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from controller.fleet import Fleet
-from controller.types import BoolArray, FloatArray, GpuCap, NodeCommand, NodeId, NodeReport, Reading
-
-NO_LIMIT_W_PER_S = 1e12  # stands for "no row bounds this" on the wire, which carries finite numbers only
+from controller.parting import WAIT_S_MAX, NodeParting
+from controller.types import BoolArray, FloatArray, GpuCap, IntArray, NodeCommand, NodeId, NodeReport, Reading
 
 
 def node_commands(
@@ -24,43 +23,60 @@ def node_commands(
     epoch: int,
     seq: int,
     ttl_s: float,
-    slope_w_per_s: float,
+    parting: NodeParting,
+    groups: IntArray,
     is_release: bool,
     is_due: BoolArray | None = None,
 ) -> tuple[NodeCommand, ...]:
-    """One command per node, or per node with a GPU that `is_due` (n,).
+    """One command per node, or per node with a GPU that `is_due` (n,). `groups` are `job_groups` of the fleet.
 
-    `slope_w_per_s` is what the contract lets the whole site move at; inf: nothing bounds it.
-    Nodes release one after the other: each waits until those before it could have moved at that slope.
+    Each group of nodes waits until those before it could have moved at the slope that all share; within it each node
+    has its part of that slope, so that all keep one pace.
     """
-    table, found, wait_s = fleet.table, [], 0.0
-    slope = slope_w_per_s if math.isfinite(slope_w_per_s) else NO_LIMIT_W_PER_S
+    table, found = fleet.table, []
     # One pass over the fleet before the loop: a hundred thousand small slices would cost more than the loop itself.
     swings_w = np.nan_to_num(np.maximum(table.peak_w - table.idle_w, 0.0))
+    spans = [table.spans[r.value.node_id] for r in nodes]
+    starts = [span.start for span in spans]
+    stands_for = [r.value.stands_for for r in nodes]
     before_w = np.concatenate([[0.0], np.cumsum(swings_w)])
+    node_w = before_w[[span.stop for span in spans]] - before_w[starts]
+    group_w = np.bincount(groups, weights=node_w * stands_for)
+    turns_s = (np.cumsum(group_w) - group_w) / max(parting.slope_w_per_s, 1e-9)
+    slopes = (parting.slope_w_per_s * node_w / np.maximum(group_w[groups], 1e-9)).tolist()
+    waits_s = np.zeros(len(nodes)) if is_release else _battery_waits_s(nodes, caps, starts, parting)
+    slots_s = np.minimum(turns_s[groups] + waits_s, WAIT_S_MAX).tolist()
     due = None if is_due is None else np.concatenate([[0], np.cumsum(is_due)])
     clocks, limits = caps.tolist()
-    for reading in nodes:
+    for reading, span, slope, slot_s in zip(nodes, spans, slopes, slots_s, strict=True):
         report = reading.value
-        span = table.spans[report.node_id]
-        own_slope = slope / report.stands_for
         if due is None or due[span.stop] > due[span.start]:
-            node_caps = () if is_release else _caps(report, clocks[span], limits[span])
             found.append(
                 NodeCommand(
                     node_id=NodeId(report.node_id),
                     epoch=epoch,
                     seq=seq,
                     ttl_s=ttl_s,
-                    caps=node_caps,
-                    release_slot_s=wait_s,
-                    release_w_per_s=own_slope,
+                    caps=() if is_release else _caps(report, clocks[span], limits[span]),
+                    release_slot_s=slot_s,
+                    release_w_per_s=slope,
                     is_release=is_release,
                 )
             )
-        swing_w = float(before_w[span.stop] - before_w[span.start])
-        wait_s += swing_w / own_slope if own_slope > 0.0 else 0.0
     return tuple(found)
+
+
+def _battery_waits_s(
+    nodes: Sequence[Reading[NodeReport]], caps: FloatArray, starts: Sequence[int], parting: NodeParting
+) -> FloatArray:
+    """How long each node waits for what moves the way it will go itself."""
+    fallback_mhz = np.array([r.value.fallback_clock_mhz for r in nodes])
+    lowest, highest = (f.reduceat(np.append(caps[0], np.nan), starts) for f in (np.fmin, np.fmax))
+    found: FloatArray = np.maximum(
+        np.where(highest > fallback_mhz, parting.fall_wait_s, 0.0),
+        np.where(lowest < fallback_mhz, parting.rise_wait_s, 0.0),
+    )
+    return found
 
 
 def _caps(report: NodeReport, clocks: Sequence[float], limits: Sequence[float]) -> tuple[GpuCap, ...]:

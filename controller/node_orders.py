@@ -1,5 +1,8 @@
 """What the nodes hear at this tick: the plan's caps in each job's turn, the way to fallback, or their release.
 
+A node's command carries all it needs if nothing more ever arrives: how long it lives, in which slot and at which slope
+the node then goes to its fallback cap. The nodes of one job go together, jobs one after the other.
+
 Where nothing may rise no cap is asked for above what was last written: the envelope would refuse it, and refusals
 count. Pure; the envelope's books say what was written.
 """
@@ -13,9 +16,17 @@ from controller.contract import AdmissibleInterval
 from controller.fleet import Fleet
 from controller.glide import FallbackGlide
 from controller.node_commands import node_commands
+from controller.parting import Parting, job_groups
 from controller.settings import SiteSettings
 from controller.stagger import Stagger
-from controller.types import EnvelopeState, FloatArray, Mode, NodeCommand, SiteImage
+from controller.types import (
+    EnvelopeState,
+    FloatArray,
+    IntArray,
+    Mode,
+    NodeCommand,
+    SiteImage,
+)
 
 
 class NodeOrders:
@@ -25,6 +36,8 @@ class NodeOrders:
         self._glide = FallbackGlide()
         self._stagger = Stagger(period_s=site.planner_period_s)
         self._has_new_caps = False
+        self._groups: tuple[Fleet, IntArray] | None = None  # as of the last fleet
+        self._waits: bool | None = None  # what nodes were last told: to wait for the battery
 
     def planned(self, now_s: float, *, is_urgent: bool) -> None:
         """New caps take effect; what is urgent goes lower at once, not in its job's turn."""
@@ -44,6 +57,7 @@ class NodeOrders:
         acked: FloatArray,
         written: EnvelopeState,
         interval: AdmissibleInterval,
+        parting: Parting,
         mode: Mode,
         may_raise: bool,
         gpu_w_max: float,
@@ -56,14 +70,21 @@ class NodeOrders:
         `gpu_w_max` is what all GPUs may draw at their worst, inf without a ceiling.
         """
         asked, is_due = self._asked(image, fleet, caps, written, interval, mode, may_raise=may_raise), None
+        is_release = mode is Mode.RELEASE
         if mode not in (Mode.RELEASE, Mode.FALLBACK):
             may_rise = is_settled(fleet, asked, acked, written, gpu_w_max)
             found = self._stagger.due(image.t_mono_s, fleet, asked, written, acked, may_rise=may_rise)
+            if (self._waits is not parting.waits or parting.is_outgrown) and written.gpu_ids is fleet.table.gpu_ids:
+                # The battery's part has changed: all hear of it at once, whose turn it is not with the caps they have.
+                found = (written.caps if found is None else found[0], np.ones(fleet.count, dtype=np.bool_))
             if found is None:
                 return ()
             asked, is_due = found
         elif not self._has_new_caps:
             return ()
+        told = parting.nodes(interval, is_release=is_release)
+        parting.told(told, epoch=epoch, seq=seq, is_release=is_release)
+        self._waits = parting.waits
         return node_commands(
             image.nodes,
             fleet,
@@ -71,10 +92,16 @@ class NodeOrders:
             epoch=epoch,
             seq=seq,
             ttl_s=ttl_s,
-            slope_w_per_s=min(interval.slope_down_w_per_s, interval.slope_up_w_per_s),
-            is_release=mode is Mode.RELEASE,
+            parting=told,
+            groups=self._groups_of(fleet),
+            is_release=is_release,
             is_due=is_due,
         )
+
+    def _groups_of(self, fleet: Fleet) -> IntArray:
+        if self._groups is None or self._groups[0] is not fleet:
+            self._groups = fleet, job_groups(fleet)
+        return self._groups[1]
 
     def _asked(
         self,

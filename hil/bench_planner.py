@@ -22,6 +22,7 @@ from controller.config.gpu import load_curves
 from controller.demand import DemandWindow, split_demand
 from controller.fleet import Fleet, FleetReader
 from controller.node_commands import node_commands
+from controller.parting import NodeParting, job_groups
 from controller.plan.model import build_problem
 from controller.plan.plan import OFFSET_S, STEPS, JobClass, PlanInput
 from controller.plan.shape import PlannerShape, planner_shape
@@ -227,7 +228,7 @@ class _Bench:
     def wire_s(self) -> list[tuple[float, float]]:
         """Process seconds to read fresh reports of all nodes, and to build a command for each of them."""
         reader, caps = FleetReader(self._fleet), np.vstack((self._fleet.table.floor_mhz, self._fleet.table.peak_w))
-        spent = []
+        spent, groups = [], job_groups(self._fleet)
         for cycle in range(WIRE_CYCLES):
             nodes = _reports(self._fleet, t_s=float(cycle), power_w=np.full(self._fleet.count, 500.0 + cycle))
             watch = _Stopwatch()
@@ -240,7 +241,8 @@ class _Bench:
                 epoch=1,
                 seq=cycle,
                 ttl_s=5.0,
-                slope_w_per_s=self._reserve.fall_w_per_s,
+                parting=NodeParting(self._reserve.fall_w_per_s, 0.0, 0.0),
+                groups=groups,
                 is_release=False,
             )
             spent.append((read_s, watch.read()[1] - read_s))

@@ -92,6 +92,15 @@ def step_w(lab: Lab, *, from_s: float, to_s: float) -> float:
     return float(np.abs(means[per_s:] - means[:-per_s]).max())
 
 
+def moved_w(lab: Lab, *, from_s: float, to_s: float, window_s: float) -> tuple[float, float]:
+    """The largest fall and the largest rise of the 1 s mean of true power within a window. After `verdicts`."""
+    per_s, step = round(1e9 / lab.world.plant.step_ns), 20
+    means = np.convolve(lab.pcc_w(), np.full(per_s, 1.0 / per_s), mode="valid")
+    means = means[round(from_s * per_s) : round(to_s * per_s) : step]
+    windows = np.lib.stride_tricks.sliding_window_view(means, round(window_s * per_s / step) + 1)
+    return float((windows[:, 0] - windows.min(axis=1)).max()), float((windows.max(axis=1) - windows[:, 0]).max())
+
+
 def mean_at(lab: Lab, t_s: float) -> float:
     """The mean of true power over the second before `t_s`."""
     per_s = round(1e9 / lab.world.plant.step_ns)

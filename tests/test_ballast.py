@@ -260,6 +260,7 @@ def ordered(
         written_w=rig.written_w,
         numbers=(3, 7),
         ttl_s=5.0,
+        fall_w_per_s=FALL,
     )
     rig.written_w = command.setpoint_w if command is not None else 0.0
     return command

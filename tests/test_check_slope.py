@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from controller import live
-from controller.check import _death_step
+from controller.check_death import _death_step
 from controller.cli.check import _by_itself
 from controller.cli.main import app
 from controller.config.site import load_settings

@@ -45,10 +45,12 @@ CORE_MID = {
         "identify",
         "mismatch",
         "demand",
+        "doubt",
         "droop",
         "limits",
         "predict",
         "check",
+        "check_death",
     )
 }
 CORE_HIGH = {
@@ -63,7 +65,6 @@ CORE_HIGH = {
         "respond",
         "schedule",
         "planning",
-        "node_commands",
         "glide",
         "stagger",
         "swing",
@@ -86,7 +87,9 @@ CORE_TOP = {
         "view",
         "room",
         "unheld",
+        "node_commands",
         "node_orders",
+        "parting",
         "core",
     )
 }

@@ -104,6 +104,19 @@ def test_the_fallback_limit_is_within_the_gpus_range(limit_w: float | None, expe
     assert {cap.power_limit_w for cap in orders.caps.values()} == {expected}
 
 
+def test_no_gpu_stays_free_while_it_waits_for_its_slot() -> None:
+    """From expiry on every GPU is bounded: a free one at its top clock, a capped one where it is."""
+    timer = deadman()
+    timer.accept(command(None, release_slot_s=100.0), now_s=0.0)
+    assert {cap.clock_mhz for cap in timer.step(now_s=4.9).caps.values()} == {None}
+    assert {cap.clock_mhz for cap in timer.step(now_s=5.0).caps.values()} == {1980}
+    assert {cap.clock_mhz for cap in timer.step(now_s=104.9).caps.values()} == {1980}
+    assert max(cap.clock_mhz or 1980 for cap in timer.step(now_s=106.0).caps.values()) < 1980
+    lower = deadman()
+    lower.accept(command(1500, release_slot_s=100.0), now_s=0.0)
+    assert {cap.clock_mhz for cap in lower.step(now_s=50.0).caps.values()} == {1500}
+
+
 def test_release_climbs_in_its_slot_and_then_gives_back() -> None:
     timer = deadman()
     timer.accept(command(900, release_slot_s=0.0), now_s=0.0)

@@ -107,7 +107,7 @@ def _print(findings: CheckFindings, config: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from controller.check import megawatt
+    from controller.check_death import megawatt
 
     console = Console()
     console.print(f"[bold]{config}[/bold]: valid; contract [bold]{findings.contract}[/bold]")

@@ -1,15 +1,15 @@
 """The node's dead-man: which cap each GPU should have now, given the last command and how long ago it came. Pure.
 
-While a command lives, its caps. When it expires, after this node's slot, a glide to the fallback cap no faster than the
-slope the command carried; the same glide to free clocks when the site asks for release. Without any command yet: the
-settings as found, or the fallback cap where an earlier agent left its caps behind.
+While a command lives, its caps. When it expires no GPU stays free, and after this node's slot comes a glide to the
+fallback cap no faster than the slope the command carried; the same glide to free clocks when the site asks for release.
+Without any command yet: the settings as found, or the fallback cap where an earlier agent left its caps behind.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.glide import STEEPNESS
 from controller.types import AgentState, GpuCap, GpuId, GpuSpec, NodeCommand
@@ -99,6 +99,7 @@ class Deadman:
             return self._release(command, now_s, dt_s)
         if now_s >= self._expires_s:
             self._state = AgentState.FALLBACK
+            self._hold()
             if now_s >= self._slot_s:
                 self._glide(self._fallback, _step_w(command, dt_s))
         return Orders(self._state, dict(self._caps), False, self.last)
@@ -106,6 +107,13 @@ class Deadman:
     def _fallback_of(self, spec: GpuSpec) -> GpuCap:
         clock_mhz = _snapped(spec, float(self._fallback_clock_mhz))
         return GpuCap(spec.gpu_id, clock_mhz, _limit(spec, self._fallback_limit_w))
+
+    def _hold(self) -> None:
+        """No GPU stays free: until its slot comes it is held where it is, at its top clock at most."""
+        for gpu_id, spec in self._specs.items():
+            now = self._caps.get(gpu_id, GpuCap(gpu_id, None, None))
+            if now.clock_mhz is None and now != self._fallback[gpu_id]:
+                self._caps[gpu_id] = replace(now, clock_mhz=spec.clock_mhz_max)
 
     def _release(self, command: NodeCommand, now_s: float, dt_s: float) -> Orders:
         """Clocks rise in this node's slot; where nothing is capped any more, the originals come back."""
