@@ -422,6 +422,7 @@ class SiteCore:
                 target_slope_w_per_s=slope,
                 exempt_target_w=in_force.exempt_target_w,
                 set_point_w=set_point_w,
+                may_raise=mode.mode > Mode.HOLD or self._may_raise(mode),
             )
         )
 

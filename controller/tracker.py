@@ -370,6 +370,8 @@ class Tracker:
             max(wanted_w, self._near_load_w - bounds.discharge_w_max), self._near_load_w + bounds.charge_w_max
         )
         wanted_w = min(max(wanted_w, g_rise_min_w), g_safe_w)  # where both cannot be, the drop wins
+        if not given.may_raise:  # not even what the battery cannot hold: refusals count, and would never end
+            wanted_w = min(wanted_w, now_w)
         pace = STARTUP_PACE if self._is_new else 1.0
         fall = interval.contingency_slope_w_per_s if self._is_riding_down else pace * interval.slope_down_w_per_s
         slowest_w = now_w - fall * elapsed_s if math.isfinite(fall) else -math.inf

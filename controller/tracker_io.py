@@ -44,6 +44,7 @@ class TrackerInput:
     target_slope_w_per_s: float = 0.0
     exempt_target_w: float | None = None
     set_point_w: float | None = None
+    may_raise: bool = True  # the envelope lets the target rise
 
 
 @dataclass(frozen=True, slots=True)

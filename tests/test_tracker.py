@@ -484,6 +484,27 @@ def test_a_battery_that_falls_silent_is_still_in_what_the_meter_would_show() -> 
     assert found.aim is None and found.g_ref_w == pytest.approx(50e6, abs=0.1e6)
 
 
+def test_what_may_not_rise_is_not_asked_to_where_a_battery_has_reached_its_limit() -> None:
+    """1 MW more load than target and battery together: the envelope's refusals would keep it in doubt for ever."""
+    site, known = site_of(), estimate_without_meter(load_w=121e6, grid_w=51e6)
+    for may_raise in (False, True):
+        tracker = Tracker(site, start_s=0.0, start_w=50e6)
+        for tick in range(100):
+            found = tracker.step(
+                TrackerInput(
+                    now_s=tick * 0.05,
+                    estimate=replace(known, t_s=tick * 0.05),
+                    battery=sample_of(site, 70e6, 17e6 * 3600.0, 70e6),
+                    target_w=50e6,
+                    mode=Mode.SHED,
+                    watches=(),
+                    load_rise_w=100e6,
+                    may_raise=may_raise,
+                )
+            )
+        assert (found.g_ref_w > 50e6) is may_raise
+
+
 def estimate_without_meter(*, load_w: float, grid_w: float) -> Estimate:
     """What is known while only nodes report."""
     found = LoadEstimator(site_of()).step(0.0, pcc=None, battery=None, nodes=(), meters={})
