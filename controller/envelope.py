@@ -95,9 +95,7 @@ def _window_bounds(v: t.EnvelopeView) -> tuple[float, float]:
     for row in v.windows:
         ring = row.ring
         n = max(1, min(len(ring.min_w), 1 + int((row.window_s - ring.head_s) / ring.step_s + SLACK)))
-        room: float | A = row.room_w
-        if row.room_w_per_s:
-            room = np.maximum(room, row.room_w_per_s * (ring.head_s + ring.step_s * np.arange(n)))
+        room = np.maximum(row.room_w, row.room_w_per_s * (ring.head_s + ring.step_s * np.arange(n)))
         high = np.minimum(high, (ring.min_w[:n] + room).min()) if row.is_up else high
         low = np.maximum(low, (ring.max_w[:n] - room).max()) if row.is_down else low
     return float(np.minimum(low, high)), float(np.maximum(low, high))  # broken already: between them is least harm
@@ -151,41 +149,48 @@ def _within_device(c: _Check, b: t.EnvelopeBattery, wish_w: float, is_device: bo
 
 
 def _nodes(c: _Check, nodes: tuple[t.NodeCommand, ...]) -> tuple[t.NodeCommand, ...]:
-    """Every bound narrows the same caps and the least wins: room that one bound takes is never given to others."""
+    """Every bound narrows the same caps and the least wins: room that one bound takes is never given to others.
+
+    A node that is not asked keeps its caps. Of a fall its own part is left to it, and not put on who is asked now: that
+    part depends on what is in force alone, so that what has come down to a bound stays when it is checked again.
+    """
     v, f, acks, now_s = c.view, c.view.fleet, c.view.acks, c.view.image.t_mono_s
     acked, never_s = np.where(acks.caps < f.cap_max, acks.caps, np.inf), np.full(len(f.gpu_ids), -np.inf)
     if c.state.gpu_ids is not f.gpu_ids:  # another fleet: what was read back is what is in force
         c.state = replace(c.state, gpu_ids=f.gpu_ids, caps=acked, clock_written_s=never_s)
     last = c.state.caps
-    known, asked, released = _parsed(c, nodes)
+    known, asked, released, is_asked = _parsed(c, nodes)
     caps = _held(c, _clamped(c, asked), ~released & ~(acks.is_fresh & c.may_raise), 6, "raised without leave")
     may_write = now_s - c.state.clock_written_s >= CLOCK_WRITE_S
     early = ~may_write & ~released & (caps[0] != last[0])
     if c.finds(11, early, "with a second clock write within a second"):
         caps = np.where(early, (last[0], caps[1]), caps)
-    movable, final = may_write & np.isnan(acks.fixed_w) & ~released, caps
+    movable, final, last_w = may_write & np.isnan(acks.fixed_w) & ~released, caps, _draw_w(v, last)
     still_w = _draw_w(v, np.maximum.reduce((caps, last, acked)))
     for invariant, name, among, floors, aim_w, hard_w in _bounds(c, caps):
-        narrowed = caps
+        narrowed, fall_w = caps, max(0.0, last_w[among].sum() - aim_w)
         for floor in floors:
-            if not (total_w := _draw_w(v, narrowed)[among].sum()) <= aim_w + SLACK * abs(aim_w):
+            room_w = (last_w - _draw_w(v, np.stack((np.minimum(np.ceil(floor), last[0]), last[1])))) * (among & movable)
+            later_w = np.fmin(fall_w / room_w.sum(), 1.0) * room_w[~is_asked].sum()
+            if not (total_w := _draw_w(v, narrowed)[among].sum()) <= aim_w + later_w + SLACK * abs(aim_w):
                 c.say(invariant, name, f"worst case {total_w:.0f} W above {aim_w:.0f} W")
-                narrowed = _lowered(v, narrowed, among & movable, total_w - aim_w, floor)
+                narrowed = _lowered(v, narrowed, among & movable & is_asked, total_w - aim_w - later_w, floor)
         if not still_w[among].sum() <= hard_w + SLACK * abs(hard_w):
             narrowed = _held(c, narrowed, among & ~released, 7, f"raised before {name} saw lowers acknowledged")
         final = np.minimum(final, narrowed)
+    final = np.where(is_asked, final, last)
     written_s = np.where(final[0] != last[0], now_s, c.state.clock_written_s)
     c.state = replace(c.state, caps=final, clock_written_s=written_s)
     return tuple(_rebuilt(c, node, final, (final != asked).any(axis=0)) for node in known)
 
 
-def _parsed(c: _Check, nodes: tuple[t.NodeCommand, ...]) -> tuple[list[t.NodeCommand], t.FloatArray, t.BoolArray]:
+def _parsed(c: _Check, nodes: tuple[t.NodeCommand, ...]) -> tuple[list[t.NodeCommand], A, t.BoolArray, t.BoolArray]:
     """Invariant 1: commands that are understood whole; a GPU not named keeps its last caps; NaN marks what is unusable.
 
     A node whose command is not understood gets none: it keeps its last until that expires, and then falls back.
     """
     f, known, may_release = c.view.fleet, list[t.NodeCommand](), c.view.mode is t.Mode.RELEASE
-    caps, released = c.state.caps.copy(), np.zeros(len(f.gpu_ids), bool)
+    caps, (released, is_asked) = c.state.caps.copy(), np.zeros((2, len(f.gpu_ids)), bool)
     for node in nodes:
         mine = f.spans.get(node.node_id)
         is_own = mine is not None and {cap.gpu_id for cap in node.caps} <= set(f.gpu_ids[mine])
@@ -193,12 +198,13 @@ def _parsed(c: _Check, nodes: tuple[t.NodeCommand, ...]) -> tuple[list[t.NodeCom
             c.say(1, node.node_id, "unknown node or GPU, or a slot or slope that is no number")
             continue
         known.append(node)
+        is_asked[mine] = True
         for cap in node.caps:
             wish = cap.clock_mhz, cap.power_limit_w  # an infinite number becomes NaN below: only None is free
             caps[:, f.index[cap.gpu_id]] = [np.inf if x is None else x + 0 * x for x in wish]
         if node.is_release:  # originals come back by command of an operator only
             caps[:, mine], released[mine] = np.inf if may_release else np.nan, may_release
-    return known, np.where(caps == f.cap_max, np.inf, caps), released
+    return known, np.where(caps == f.cap_max, np.inf, caps), released, is_asked
 
 
 def _clamped(c: _Check, asked: t.FloatArray) -> t.FloatArray:
@@ -238,8 +244,7 @@ def _lowered(v: t.EnvelopeView, caps: A, among: t.BoolArray, excess_w: float, fl
     aim_w = (worst_w - room_w * np.minimum(excess_w / room_w[among].sum(), 1.0)) / f.stands_for  # no room: all of it
     aim = np.maximum((aim_w - f.idle_w) / np.maximum(f.peak_w - f.idle_w, 1.0), 0.0)
     clock = np.maximum(np.floor(f.cap_max[0] * aim ** (1.0 / f.power_exponent)), floor)
-    by_limit = np.isfinite(caps[1]) & (aim_w >= f.cap_min[1])
-    lower = np.where(by_limit, (caps[0], np.floor(aim_w)), (clock, caps[1]))
+    lower = np.where(np.isfinite(caps[1]) & (aim_w >= f.cap_min[1]), (caps[0], np.floor(aim_w)), (clock, caps[1]))
     return np.where(among, np.minimum(lower, caps), caps)
 
 
@@ -257,8 +262,7 @@ def _bounds(c: _Check, caps: t.FloatArray) -> list[Bound]:
         rows.append((4, "site", every, floors, last_w.sum() - min(fall_w, max(0.0, over_w - spare_w)), np.inf))
     if not (v.battery and v.is_held) and pcc is not None:  # where only caps soften a rise
         room_w = max(0.0, c.window_w[1] - power_w - v.swell_w) / STEEPNESS
-        rises = _draw_w(v, caps) > last_w
-        rows.append((5, "rise", rises, (c.state.caps[0],), last_w[rises].sum() + room_w, np.inf))
+        rows.append((5, "rise", up := _draw_w(v, caps) > last_w, (c.state.caps[0],), last_w[up].sum() + room_w, np.inf))
     return rows
 
 
