@@ -97,6 +97,7 @@ def test_under_a_ceiling_nodes_do_not_wait_for_a_battery_that_discharges() -> No
     assert lab.pcc_w()[round(died_s * 200) :].max() <= 54 * MW
 
 
+@pytest.mark.slow
 def test_nodes_that_will_rise_wait_for_a_battery_that_discharges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their fallback cap is above what the ceiling lets them have: both would let power rise."""
     monkeypatch.setitem(matrix_lab.FLEET, "fallback_clock_mhz", 1890)
@@ -105,6 +106,7 @@ def test_nodes_that_will_rise_wait_for_a_battery_that_discharges(monkeypatch: py
     assert clocks[-1] == [1890.0] * 4 and clocks[7] == [1605.0] * 4
 
 
+@pytest.mark.slow
 def test_a_battery_that_begins_to_charge_takes_what_nodes_left_of_the_slope() -> None:
     """Nodes were told not to wait when 25 MW leave at once, and the controller dies before they hear of it."""
 
