@@ -13,9 +13,12 @@ from collections import deque
 
 import numpy as np
 
+from controller.types import FloatArray
+
 LATE_S_MIN = 0.15  # below it the loop only amplifies a little: the residual pays for that
 REMEMBERED_S = 20.0  # a count older than this is a counter that was reset
 BELIEVED_S = 60.0  # the longest that what is believed may stand in for counts
+STAND_S = 0.5  # the same of a count that stands: registers may be renewed more seldom than declared
 JUMP_S = 0.3  # of the counter's clock against ours: less is what two registers of one meter differ by
 NET_GAIN = 2.0  # what a net counter may run back by, as a multiple of the power it shows
 S_PER_H = 3_600.0
@@ -24,9 +27,9 @@ S_PER_H = 3_600.0
 class CounterClock:
     """`read` with every sample, `believed` once a tick; then look at `late_s`."""
 
-    def __init__(self, *, error_w: float) -> None:
-        """`error_w`: how far what is believed may be off, beside the margin it comes with."""
-        self._error_w = error_w
+    def __init__(self, *, error_w: float, update_s: float) -> None:
+        """`error_w`: how far what is believed may be off, beside the margin it comes with. `update_s`: the meter's."""
+        self._error_w, self._update_s = error_w, update_s
         self.forget()
 
     def forget(self) -> None:
@@ -56,6 +59,8 @@ class CounterClock:
             self._step_wh = min(self._step_wh, moved_wh)
         self._heard_s, self._last_wh = t_s, count_wh
         late_s = self._behind_s(t_s, count_wh)
+        if late_s < self._update_s + (LATE_S_MIN if moved_wh else STAND_S):
+            late_s = 0.0
         if not late_s or not self.late_s or abs(late_s - self.late_s) > JUMP_S:
             self.late_s = late_s
         if moved_wh:  # one that stands was true when it was first read
@@ -77,12 +82,21 @@ class CounterClock:
         return is_net or is_long_ago or count_wh < self._read[0][1]
 
     def _behind_s(self, t_s: float, count_wh: float) -> float:
-        """How long ago the line was at this count; 0 while it may be there now. Coarse counters stand for a step."""
-        if not self._read or self._end[1] <= count_wh + self._step_wh + self._unsure_wh:
+        """How long before `t_s` the line was at this count; 0 while it may be. Coarse counters stand for a step."""
+        if not self._read:
             return 0.0
-        times, counts = np.array([*self._read, *self._believed]).T
-        late_s = t_s - float(np.interp(count_wh, counts, times))
-        return late_s if late_s >= LATE_S_MIN else 0.0
+        due_s, due_wh = self._end
+        if due_s > t_s:  # the meter's declared delay is longer than a tick
+            times, counts = self._line()
+            due_wh = float(np.interp(t_s, times, counts))
+        if due_wh <= count_wh + self._step_wh + self._unsure_wh:
+            return 0.0
+        times, counts = self._line()
+        return t_s - float(np.interp(count_wh, counts, times))
+
+    def _line(self) -> tuple[FloatArray, FloatArray]:
+        line = np.array([*self._read, *self._believed])
+        return line[:, 0], line[:, 1]
 
     def _keep(self, true_s: float, count_wh: float) -> None:
         """The count was true then; what is believed goes on from there."""

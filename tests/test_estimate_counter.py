@@ -29,7 +29,7 @@ def run(
     believed_w: float = POWER_W,
 ) -> list[tuple[float, float]]:
     """(time, how late it was said to be) of every tick of a site that draws the same all the time."""
-    clock = CounterClock(error_w=3e6)
+    clock = CounterClock(error_w=3e6, update_s=0.01)
     found = []
     for k in range(1, round(until_s / TICK_S) + 1):
         t_s = k * TICK_S
@@ -58,7 +58,7 @@ def test_it_tells_a_change() -> None:
 
 
 def test_a_counter_that_was_reset_tells_nothing() -> None:
-    clock = CounterClock(error_w=3e6)
+    clock = CounterClock(error_w=3e6, update_s=0.01)
     for k in range(100):
         clock.read(k * TICK_S, 5e6 + WH_PER_S * k * TICK_S, power_w=POWER_W)
     for k in range(100, 110):
@@ -97,6 +97,32 @@ def test_a_counter_in_coarse_steps_is_no_late_meter(step_wh: float) -> None:
     assert all(said_s == 0.0 for _, said_s in run(on_time, 60.0, step_wh=step_wh))
 
 
+@pytest.mark.parametrize(("update_s", "renewed_s"), [(1.0, 1.0), (0.01, 0.5)])
+def test_a_register_that_is_renewed_now_and_then_is_no_late_meter(update_s: float, renewed_s: float) -> None:
+    """As declared, or a little more seldom than declared; by night it counts half as much in that time as by day."""
+    clock, count_wh, shown_wh = CounterClock(error_w=3e6, update_s=update_s), 5e6, 5e6
+    for k in range(600):
+        power_w = 0.5 * POWER_W if k < 300 else POWER_W
+        count_wh += power_w * TICK_S / 3_600.0
+        shown_wh = count_wh if k % round(renewed_s / TICK_S) == 0 else shown_wh
+        clock.read(k * TICK_S, shown_wh, power_w=power_w)
+        clock.believed(k * TICK_S, power_w, margin_w=0.0)
+        assert clock.late_s == 0.0
+
+
+@pytest.mark.parametrize(("late_s", "step_wh"), [(0.0, 0.0), (2.4, 0.0), (0.0, 100e3)])
+def test_a_declared_delay_is_none_of_it(late_s: float, step_wh: float) -> None:
+    """Samples are stamped 1 s before they are read, and what is believed is of now; a coarse counter stands for 6 s."""
+    clock = CounterClock(error_w=3e6, update_s=0.01)
+    for k in range(1, 300):
+        t_s = k * TICK_S - 1.0
+        old_s = late_s if t_s > 9.95 else 0.0
+        count_wh = 5e6 + WH_PER_S * (t_s - old_s)
+        clock.read(t_s, math.floor(count_wh / step_wh) * step_wh if step_wh else count_wh, power_w=POWER_W)
+        clock.believed(k * TICK_S, POWER_W, margin_w=0.0)
+        assert clock.late_s == pytest.approx(old_s, abs=0.05)
+
+
 def test_a_counter_that_runs_backwards_while_the_site_exports_is_no_late_meter() -> None:
     """Net counters do; four seconds of export bring back counts that were read before."""
     watch = MeterDelay(scale_w=100e6)
@@ -120,7 +146,7 @@ def test_a_turned_sign_does_not_make_the_counter_forget() -> None:
 
 
 def test_where_nothing_is_drawn_a_counter_that_stands_says_nothing() -> None:
-    clock = CounterClock(error_w=3e6)
+    clock = CounterClock(error_w=3e6, update_s=0.01)
     for k in range(300):
         clock.read(k * TICK_S, 1e6 + min(k, 50) * 1_000.0, power_w=0.0)
         clock.believed(k * TICK_S, POWER_W if k < 50 else 0.0, margin_w=0.0)
