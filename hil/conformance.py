@@ -11,6 +11,8 @@ from enum import StrEnum, unique
 
 @unique
 class Verdict(StrEnum):
+    """What a test says of one rule."""
+
     HOLDS = "holds"
     BROKEN = "broken"
     ABSENT = "absent"  # an optional part that the implementation does not have

@@ -3,7 +3,7 @@
 Replies carry the request's transaction id and leave in the order the requests came, however the bytes were split or
 joined on the way. Nothing here waits: a device that answers late, wrongly or not at all is made by a fault proxy in
 front. `MeterModel`, `BatteryModel` and `UpsModel` are what a plant must offer so that the device models in
-`hil.modbus_sunspec`, `hil.modbus_battery` and `hil.modbus_ups` can put registers in front of it.
+`hil.modbus_image`, `hil.modbus_battery` and `hil.modbus_ups` can put registers in front of it.
 """
 
 from __future__ import annotations

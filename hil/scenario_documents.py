@@ -174,6 +174,8 @@ class FacilityDoc(Document):
 
 
 class SwingDoc(Document):
+    """A grid whose frequency answers the site: the swing equation, with a governor."""
+
     rating_megawatt: Positive
     inertia_s: Positive = 4.0
     damping_pu: NonNegative = 1.0
@@ -182,6 +184,8 @@ class SwingDoc(Document):
 
 
 class GridPlantDoc(Document):
+    """The grid; stiff where no swing is given."""
+
     nominal_hz: Annotated[float, Field(ge=16, le=400)] = 60.0
     swing: SwingDoc | None = None  # None: stiff
 
@@ -247,6 +251,8 @@ class StopDoc(Document):
 
 
 class SagDoc(Document):
+    """Voltage at the point of common coupling falls to `voltage_pu` for a while."""
+
     kind: Literal["sag"]
     t_s: NonNegative
     voltage_pu: Fraction

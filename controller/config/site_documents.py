@@ -95,6 +95,8 @@ class LoadBankDoc(ModbusDoc):
 
 
 class UpsDoc(ModbusDoc):
+    """A UPS, which is only read."""
+
     name: Name
 
 
@@ -160,6 +162,8 @@ class MqttDoc(Document):
 
 
 class IssuerDoc(Document):
+    """Someone whose signed messages are followed, and what they may set."""
+
     name: Name
     key_files: Annotated[tuple[str, ...], Field(min_length=1)]
     may_set_target: bool = True

@@ -13,6 +13,8 @@ from controller.types.scalars import LimitId
 
 @unique
 class Direction(StrEnum):
+    """Which way of moving a row bounds."""
+
     UP = "up"
     DOWN = "down"
     BOTH = "both"
@@ -20,12 +22,16 @@ class Direction(StrEnum):
 
 @unique
 class RampReading(StrEnum):
+    """What a ramp row compares."""
+
     WITHIN = "within"  # every pair of instants in the window
     ENDPOINT = "endpoint"  # the window's two ends only; the auditor's reading, never the controller's
 
 
 @unique
 class LimitStatus(StrEnum):
+    """How binding the text is that a row was taken from."""
+
     PUBLISHED = "published"
     PROPOSED = "proposed"
     QUOTED = "quoted"
@@ -44,6 +50,12 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class RampLimit:
+    """P may move by at most `max_w` within `window_s`, in `direction`.
+
+    That holds for every pair of instants in the window or, read as `ENDPOINT`, for its two ends. P is metered power,
+    here and below after a trailing mean of `mean_s`.
+    """
+
     id: LimitId
     max_w: float
     window_s: float
@@ -56,6 +68,8 @@ class RampLimit:
 
 @dataclass(frozen=True, slots=True)
 class SwingLimit:
+    """The greatest less the least P in any window of `window_s` is at most `max_w`; with `band_hz`, of filtered P."""
+
     id: LimitId
     max_w: float
     window_s: float
@@ -66,6 +80,9 @@ class SwingLimit:
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
+    """P may differ from any P of the last `horizon_s` by `above_w` or, where that is more, `max_w_per_s` times the time
+    between them; either way."""
+
     id: LimitId
     max_w_per_s: float
     above_w: float
@@ -76,6 +93,8 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True)
 class BandLimit:
+    """P filtered to `band_hz` stays within `max_w` of zero, either way."""
+
     id: LimitId
     max_w: float
     band_hz: tuple[float, float]
@@ -85,6 +104,9 @@ class BandLimit:
 
 @dataclass(frozen=True, slots=True)
 class OscillationLimit:
+    """The largest spectral line of P in `band_hz`, over any `span_s`, has an amplitude of at most `max_w`
+    (`controller.audit.spectrum` says what counts as a line)."""
+
     id: LimitId
     max_w: float
     band_hz: tuple[float, float]
@@ -95,6 +117,8 @@ class OscillationLimit:
 
 @dataclass(frozen=True, slots=True)
 class CeilingLimit:
+    """P is at most `max_w` from `from_s` to `until_s`."""
+
     id: LimitId
     max_w: float
     from_s: float  # on the record's or controller's time axis; -inf: always
@@ -105,6 +129,8 @@ class CeilingLimit:
 
 @dataclass(frozen=True, slots=True)
 class FloorLimit:
+    """P is at least `min_w` from `from_s` to `until_s`."""
+
     id: LimitId
     min_w: float
     from_s: float
@@ -124,6 +150,11 @@ class CurveSegment:
 
 @dataclass(frozen=True, slots=True)
 class RideThroughLimit:
+    """The site stays connected inside the curves, and is back at `recover_frac` of its load `recover_s` after.
+
+    `suspends_ramps`: ramp rows do not count during that recovery.
+    """
+
     id: LimitId
     voltage_pu: tuple[CurveSegment, ...]
     frequency_hz: tuple[CurveSegment, ...]
@@ -136,6 +167,8 @@ class RideThroughLimit:
 
 @dataclass(frozen=True, slots=True)
 class DroopLimit:
+    """Load answers frequency: `w_per_hz` for each hertz beyond `deadband_hz` of `nominal_hz`, at most `max_w`."""
+
     id: LimitId
     deadband_hz: float
     w_per_hz: float
@@ -169,8 +202,10 @@ class Contract:
 
 @unique
 class RowVerdict(StrEnum):
+    """What the referee says of one row on one record."""
+
     HELD = "held"
     HELD_PARTIAL = "held_partial"  # the band was cut at the record's Nyquist frequency, or the record has gaps
     BROKEN = "broken"
-    NOT_COVERED = "not_covered"
-    NOT_BINDING = "not_binding"
+    NOT_COVERED = "not_covered"  # the record does not hold what the row is about
+    NOT_BINDING = "not_binding"  # above any change that the site can make

@@ -52,6 +52,8 @@ class MeterSample:
 
 @unique
 class BatteryState(StrEnum):
+    """What the battery says of itself."""
+
     OFF = "off"
     STANDBY = "standby"
     RUNNING = "running"
@@ -88,6 +90,8 @@ class BatterySample:
 
 @unique
 class LoadBankState(StrEnum):
+    """What the load bank says of itself; too hot to draw is FAULT."""
+
     OFF = "off"
     STANDBY = "standby"
     RUNNING = "running"

@@ -10,6 +10,8 @@ from controller.types.limits import Limit
 
 @unique
 class SignalKind(StrEnum):
+    """What a grid message sets."""
+
     LOAD_TARGET = "load_target"
     RAMP_LIMIT = "ramp_limit"
 
@@ -37,6 +39,8 @@ class GridSignal:
 
 @unique
 class Acceptance(StrEnum):
+    """What became of a request."""
+
     ACCEPTED = "accepted"
     BOUNDED = "bounded"  # followed as fast as the contract lets; `met_at_s` says when
     REFUSED = "refused"
