@@ -68,6 +68,7 @@ CORE_HIGH = {
         "glide",
         "stagger",
         "swing",
+        "doubt",
         "tier_watch",
         "outlook",
     )
