@@ -34,7 +34,7 @@ def course_figure(record: RunRecord) -> Any:
         "Grid power inside its admissible band",
         "Load and grid power",
         "Battery",
-        "Clock caps and mode",
+        "GPU caps and mode",
         "Margin",
     ]
     count = 5 if len(record.ticks) else 3 if has_battery else 2  # without a controller there are no caps and margins
