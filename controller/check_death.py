@@ -248,8 +248,8 @@ def _moves(
         return [move for move in found if math.isfinite(move.start_s)]
 
     cases = [[_Move(nodes_s + wait_s, slope, nodes_w), *others(1.0)]]
-    if is_fall and not always_waits(site, slope):
-        row_w = smallest_row_w(site.contract.limits)
+    row_w = smallest_row_w(site.contract.limits)
+    if is_fall and not always_waits(site, slope, row_w):
         for part in (KEPT_FRAC, MOST_FRAC):
             nodes = _Move(nodes_s, (1.0 - part) * slope, nodes_w)
             cases += [[nodes, *others(1.0, part * row_w)], [nodes, *others(part)]]

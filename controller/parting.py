@@ -101,7 +101,8 @@ class Parting:
     def nodes(self, interval: AdmissibleInterval, *, is_release: bool) -> NodeParting:
         """What nodes are told now."""
         slope = min(interval.slope_down_w_per_s, interval.slope_up_w_per_s)
-        self._is_slow = always_waits(self._site, slope)
+        self._row_w = smallest_row_w(interval.limits)
+        self._is_slow = always_waits(self._site, slope, self._row_w)
         if math.isinf(slope) or not self._moves:
             return NodeParting(_finite(slope), 0.0, 0.0)
         if is_release:
@@ -162,16 +163,16 @@ def away_s(site: SiteSettings, power_w: float, slope_w_per_s: float) -> float:
     return min(travel_s + 2.0 * site.planner_period_s + LATE_S, WAIT_S_MAX)
 
 
-def always_waits(site: SiteSettings, slope_w_per_s: float) -> bool:
+def always_waits(site: SiteSettings, slope_w_per_s: float, row_w: float) -> bool:
     """Whether nodes wait even for a battery that discharges.
 
     One that is slow may be unable to let go as slowly as a part of the slope asks, and one that is smaller than every
-    row, which may step, lends a ceiling too little to share a row for.
+    row (`row_w` the smallest), which may step, lends a ceiling too little to share a row for.
     """
     battery = site.battery
     if battery is None:
         return False
-    is_small = max(battery.charge_w_max, battery.discharge_w_max) <= smallest_row_w(site.contract.limits)
+    is_small = max(battery.charge_w_max, battery.discharge_w_max) <= row_w
     return is_small or battery.ramp_w_per_s_max <= SLOW * slope_w_per_s
 
 

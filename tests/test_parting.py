@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from controller.contract import AdmissibleInterval
 from controller.fleet import Fleet
 from controller.parting import KEPT_FRAC, LATE_S, NodeParting, Parting, job_groups
+from controller.types import SwingLimit
 from drivers.profile import Kind
 from drivers.profile_slope import own_expiry_s
 from hil import bench_planner, matrix_lab
@@ -180,6 +182,18 @@ def test_ripple_counts_with_all_of_itself() -> None:
     assert tell(found, interval, 1).fits_w == 2.0 * MW
     seen(found, charge_w=0.0, from_s=40.0, for_s=11.0)
     assert tell(found, interval, 2).fits_w == 1.25 * MW
+
+
+def test_the_rows_in_force_count_and_not_those_of_the_file() -> None:
+    """A signal asks for 2 MW in 15 s: of 1.2 MW, room in a row of 5, there is too much for it."""
+    found, interval = parting()
+    seen(found, charge_w=1.2 * MW, from_s=0.0)
+    assert tell(found, interval, 1).fits_w == 1.25 * MW
+    tight = [replace(r, max_w=2.0 * MW) for r in interval.limits if isinstance(r, SwingLimit) and r.window_s == 15.0]
+    assert len(tight) == 1
+    interval.set_limits([*interval.limits, *tight], 0.0)
+    tell(found, interval, 2)
+    assert found.waits and tell(found, interval, 3).fits_w == math.inf
 
 
 def test_before_anything_was_seen_nodes_wait() -> None:
