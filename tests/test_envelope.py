@@ -1244,3 +1244,13 @@ def test_who_gave_more_than_its_part_lets_the_others_wait() -> None:
     """All 200 W are offered by the node that is asked: nothing is left to do."""
     verdict = check(view(import_w_max=1400.0), command(node(NODES[0], 600, 720)))
     assert verdict.violations == () and clocks(verdict) == {GPUS[0]: 600, GPUS[1]: 720}
+
+
+def test_the_part_that_is_left_goes_by_what_each_has_above_its_floor() -> None:
+    """Two at 1000 MHz have 120 W each above the floor, one at 700 has 30, one below it nothing: of 100 W, 89 and 11."""
+    last = (1000.0, 1000.0, 700.0, 400.0)
+    seen = view(state=state(last), acks=acks(last), import_w_max=sum(draw_w(int(c)) for c in last) - 100.0)
+    first = clocks(check(seen, command(node(NODES[0], 1000, 1000))))
+    assert 2 * 400.0 - sum(draw_w(first[g]) for g in GPUS[:2]) == pytest.approx(100.0 * 240 / 270, abs=0.7)
+    second = clocks(check(seen, command(node(NODES[1], 700, 400))))
+    assert 310.0 - draw_w(second[GPUS[2]]) == pytest.approx(100.0 * 30 / 270, abs=0.4) and second[GPUS[3]] == 400
