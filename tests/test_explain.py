@@ -64,6 +64,13 @@ def test_keys_are_those_of_the_kind_that_was_chosen() -> None:
         parse_scenario(changed(SCENARIO, "events", [sag]), Overrides(), origin=str(SCENARIO))
 
 
+def test_of_another_kind_of_file_the_keys_that_may_stand_there_are_told_once() -> None:
+    with pytest.raises(BadInput) as refused:
+        parse_site(read_yaml(ROOT / "configs" / "contracts" / "ieso.yaml"), origin="ieso.yaml")
+    assert str(refused.value).count("allowed: battery, classes, ") == 1
+    assert str(refused.value).endswith("; include: unknown key")
+
+
 def test_a_section_is_not_printed_whole() -> None:
     """Keys that contradict each other are said; the section they stand in is in the file."""
     with pytest.raises(BadInput, match=r"^site\.yaml: battery: soc_min 0\.99 must be below soc_max 0\.95$"):

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 FAULTS_MAX = 5  # shown; more than that is another kind of file
 VALUE_CHARS_MAX = 60
+NEARNESS = 0.7  # of difflib: `charge_mw` is near `charge_megawatt`, `id` is not near `grid`
 # pydantic's words name Python's types.
 ALLOWED = {
     **dict.fromkeys(("tuple_type", "list_type"), "a list is allowed"),
@@ -30,7 +31,13 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     faults: list[Any] = error.errors(include_url=False)
     own = [fault for fault in faults if not _follows(fault, faults)]
     more = len(own) - FAULTS_MAX
-    return "; ".join(_words(fault, model) for fault in own[:FAULTS_MAX]) + (f"; and {more} more" if more > 0 else "")
+    parts: list[str] = []
+    for fault in own[:FAULTS_MAX]:
+        words = _words(fault, model)
+        known = words.find("; allowed: ")
+        is_told = known >= 0 and any(part.endswith(words[known:]) for part in parts)  # a section's keys once
+        parts.append(words[:known] if is_told else words)
+    return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
 
 
 def _follows(fault: Any, faults: Sequence[Any]) -> bool:
@@ -57,7 +64,7 @@ def _words(fault: Any, model: type[BaseModel]) -> str:
 
 
 def _instead(key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=NEARNESS)
     if near:
         return f"; did you mean {near[0]}?"
     return f"; allowed: {', '.join(known)}" if known else ""
