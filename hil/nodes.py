@@ -69,8 +69,9 @@ class SimNode:
         self._order_count = 0
         self._written_s = -math.inf
         self._ones = np.ones(gpus_per_node)
+        self._free_cap = GpuCap(ids[0], None, None)
         self._free = self._array(0.0).astype(np.int8)
-        self._kept: dict[str, FloatArray] = {}
+        self._kept: dict[str, tuple[float, FloatArray]] = {}
         self._yes = np.ones(gpus_per_node, dtype=np.bool_)
 
     # -- commands
@@ -101,9 +102,8 @@ class SimNode:
         orders = self._deadman.step(now_s=now_s)
         if now_s - self._written_s < CLOCK_WRITE_S:
             return
-        free = GpuCap(self._ids[0], None, None)
         if orders.gives_back:
-            self._apply(free)
+            self._apply(self._free_cap)
         elif orders.caps:
             self._apply(orders.caps[self._ids[0]])
 
@@ -149,9 +149,9 @@ class SimNode:
     def _shared(self, name: str, value: float) -> FloatArray:
         """An array that is made anew only when its value changed."""
         kept = self._kept.get(name)
-        if kept is None or (kept[0] != value and not (math.isnan(value) and math.isnan(float(kept[0])))):
-            kept = self._kept[name] = self._array(value)
-        return kept
+        if kept is None or (kept[0] != value and not (math.isnan(value) and math.isnan(kept[0]))):
+            kept = self._kept[name] = value, self._array(value)
+        return kept[1]
 
     def _shared_cap(self, command: NodeCommand) -> GpuCap:
         """The mean of the node's caps, as one GPU's."""

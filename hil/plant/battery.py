@@ -192,6 +192,7 @@ class Battery:
         p = self.params
         gain = 1.0 - math.exp(-dt_s / lag_s) if lag_s > 0.0 else 1.0
         step_w, deadband_w, capacity_j = slope_w_per_s * dt_s, p.deadband_w, p.energy_j
+        eta, standby_w = p.eta, p.standby_w
         low_w, high_w = -self.charge_w_limit, self.discharge_w_limit
         near_empty, near_full = p.soc_frac_min + p.taper_soc_frac, p.soc_frac_max - p.taper_soc_frac
         b, energy_j, throughput_j, peak_w = self.power_w, self.energy_j, self.throughput_j, self.power_w_peak
@@ -202,8 +203,9 @@ class Battery:
                 move = error * gain
                 b += -step_w if move < -step_w else step_w if move > step_w else move
             b = low_w if b < low_w else high_w if b > high_w else b
-            drawn_w = b / p.eta if b > 0.0 else b * p.eta
-            energy_j = min(max(energy_j - (drawn_w + p.standby_w) * dt_s, 0.0), capacity_j)
+            drawn_w = b / eta if b > 0.0 else b * eta
+            energy_j -= (drawn_w + standby_w) * dt_s
+            energy_j = 0.0 if energy_j < 0.0 else capacity_j if energy_j > capacity_j else energy_j
             magnitude_w = b if b > 0.0 else -b
             throughput_j += magnitude_w * dt_s
             if magnitude_w > peak_w:

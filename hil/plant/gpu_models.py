@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 
 import numpy as np
@@ -95,8 +96,14 @@ class GpuModel:
 
     def clock_for_share(self, share: float) -> float:
         """The clock fraction at which dynamic power is `share` of its full value."""
-        grid = np.linspace(self.clock_mhz_min / self.clock_mhz_max, 1.0, GRID)
-        return float(np.interp(share, self.power_share(grid), grid))
+        return float(np.interp(share, *_inverse(self)))
+
+
+@lru_cache(maxsize=32)
+def _inverse(kind: GpuModel) -> tuple[FloatArray, FloatArray]:
+    """Shares of dynamic power, ascending, and the clock fraction of each."""
+    grid = np.linspace(kind.clock_mhz_min / kind.clock_mhz_max, 1.0, GRID)
+    return kind.power_share(grid), grid
 
 
 def model(key: str) -> GpuModel:
