@@ -73,15 +73,18 @@ class Tally:
 def told(summary: Mapping[str, Any]) -> str:
     """The summary in a few lines, for whoever reads a log."""
     s = dict(summary)
-    failing = ", ".join(map(str, s["failing_seeds"])) or "none"
+    failing = "none"
+    if s["failing_seeds"]:
+        failing = (
+            f"{', '.join(map(str, s['failing_seeds']))} ({s['violations']} broke a limit, {s['throttled_left']} left "
+            f"GPUs throttled, {s['late_normal']} were late to NORMAL, {s['errors']} ended in an error)"
+        )
     forced = ", ".join(f"{seed} ({'; '.join(rows)})" for seed, rows in s["forced_cases"].items()) or "none"
     return "\n".join(
         (
             f"{s['hours']} h in {s['episodes']} episodes with {s['faults']} faults"
             + ("" if s["is_whole"] else ", cut short"),
             f"failing seeds: {failing}",
-            f"of these {s['violations']} broke a limit, {s['throttled_left']} left GPUs throttled, "
-            f"{s['late_normal']} were late to NORMAL, {s['errors']} ended in an error",
             f"forced cases: {forced}",
             f"{s['real_time_ratio_per_core']} x real time per core by processor time; {s['wall_s']} s of wall time and "
             f"{s['processor_s']} s of processor with {s['jobs']} workers",

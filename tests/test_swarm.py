@@ -233,6 +233,6 @@ def test_everything_goes_to_the_folder_asked_for(
     monkeypatch.setattr(sys, "argv", ["swarm", "--hours", str(310.0 * 5 / 3600.0), "--out", str(out)])
     assert swarms.main() == 1 and (out / "summary.json").exists() and pool.recorded == [2, 3]
     told = capsys.readouterr().out
-    assert "0.431 h in 5 episodes with 10 faults\nfailing seeds: 2, 3\n" in told
+    assert "0.431 h in 5 episodes with 10 faults\nfailing seeds: 2, 3 (1 broke a limit, 1 left GPUs throttled" in told
     assert "forced cases: 4 (row: 7 > 5)\n155.0 x real time per core" in told
     assert told.endswith(f"summary: {out / 'summary.json'}\n")
