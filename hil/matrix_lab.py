@@ -18,7 +18,7 @@ import numpy as np
 
 from controller.app import Daemon, Factories, build
 from controller.audit.referee import Referee
-from controller.audit.verdicts import Verdicts
+from controller.audit.verdicts import RowResult, Verdicts
 from controller.cycle import TickTrace
 from controller.modes import Flag
 from controller.ports import Battery, GridSource, NodeLink, OperatorSource, PowerMeter, Recorder
@@ -356,11 +356,13 @@ class Lab:
         found: Verdicts = self._referee.finish()
         return found
 
+    def broken_rows(self) -> list[RowResult]:
+        """Rows of the contract broken on plant truth; ends the run."""
+        return [r for r in self.verdicts().limits if r.verdict is RowVerdict.BROKEN]
+
     def broken(self) -> list[str]:
-        """Rows of the contract broken on plant truth, each with how far."""
-        return [
-            f"{r.id}: {r.worst:.4g} > {r.limit:.4g}" for r in self.verdicts().limits if r.verdict is RowVerdict.BROKEN
-        ]
+        """The same in words, each with how far."""
+        return [f"{r.id}: {r.worst:.4g} > {r.limit:.4g}" for r in self.broken_rows()]
 
     def _judge(self, block: TruthBlock) -> None:
         t_s = block.t0_s + np.arange(block.pcc_w.size, dtype=np.float64) * block.dt_s

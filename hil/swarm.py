@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from controller.estimate import SUB_METER_MARGIN_FRAC
 from controller.modes import Flag
 from controller.types import Mode
 from hil.faults import Fault
@@ -138,18 +139,40 @@ def run_tale(tale: Tale, *, recording: Path | None = None) -> Outcome:
     try:
         lab, is_late, throttled = _play(tale, tale.blows, recording=recording)
         broken = tuple(lab.broken())
-        is_forced = False
-        if broken:
-            kept = tuple(b for b in tale.blows if b.port not in SENSING and b.verb in ("off", "wrong", "slow"))
-            if kept == tale.blows:
-                is_forced = True  # the reference is this very story
-            else:
-                twin, _, _ = _play(tale, kept, recording=None)
-                is_forced = bool(twin.broken())
+        is_forced = bool(broken) and _is_forced(tale, lab)
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError, ExceptionGroup) as error:
         return Outcome(tale.seed, 0.0, len(tale.blows), (), False, False, 0, _said(error))
     sim_s = SAFETY_S + HEALED_S
     return Outcome(tale.seed, sim_s, len(tale.blows), broken, is_forced, is_late, throttled, "")
+
+
+def _is_forced(tale: Tale, lab: Lab) -> bool:
+    """Whether the reference breaks a limit too, or the break is no larger than an error of the meter nobody can see.
+
+    The reference has true readings and a whole link, its actuators are as sick. What a meter misreads by less than two
+    good ones may differ by has no detection: who trusts it is off by that much, and no row can ask for less.
+    """
+    kept = tuple(b for b in tale.blows if b.port not in SENSING and b.verb in ("off", "wrong", "slow"))
+    if kept == tale.blows or _play(tale, kept, recording=None)[0].broken():
+        return True  # at once where the reference is this very story
+    unseen = tuple(b for b in tale.blows if b.port in SENSING and _unseen_frac(b) > 0.0)
+    if not unseen:
+        return False
+    frac = max(map(_unseen_frac, unseen))
+    twin = _play(tale, kept + unseen, recording=None)[0]
+    return all(_is_within(found, frac) for found in (lab, twin)) and bool(twin.broken())
+
+
+def _unseen_frac(blow: Blow) -> float:
+    """What share of the site's power a wrong meter hides without being seen; 0 where it is seen, or something else."""
+    error = abs(blow.value - 1.0) if blow.verb == "wrong" and blow.value is not None else 0.0
+    return error if error <= SUB_METER_MARGIN_FRAC else 0.0
+
+
+def _is_within(lab: Lab, frac: float) -> bool:
+    """No row is broken by more than `frac` of the highest import."""
+    most_w = frac * lab.verdicts().record.power_w_max
+    return all(r.unit == "W" and r.worst - r.limit <= most_w for r in lab.broken_rows())
 
 
 def _said(error: Exception) -> str:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -103,6 +104,36 @@ def test_the_reference_of_a_story_without_false_readings_is_the_story(monkeypatc
     assert run_tale(deaf).is_forced and played == [deaf.blows]
     blind = replace(CALM, blows=(Blow("meter", "off", 5.0, 5.0, None),))
     assert run_tale(blind).is_forced and played == [deaf.blows, blind.blows, ()]
+
+
+@pytest.mark.parametrize(
+    ("factor", "excess_w", "is_forced"),
+    [(1.02, 1.1e6, True), (0.98, 1.1e6, True), (1.02, 1.3e6, False), (10.0, 1.1e6, False)],
+)
+def test_a_break_within_an_error_that_nobody_can_see_is_forced(
+    monkeypatch: pytest.MonkeyPatch, factor: float, excess_w: float, is_forced: bool
+) -> None:
+    """2 % of 60 MW are 1.2 MW; what is broken by more, or by a meter that is seen to be wrong, is ours."""
+
+    class Played:
+        def __init__(self, is_misread: bool) -> None:
+            self.rows = [SimpleNamespace(unit="W", worst=5e6 + excess_w, limit=5e6)] if is_misread else []
+
+        def broken_rows(self) -> list[SimpleNamespace]:
+            return self.rows
+
+        def broken(self) -> list[str]:
+            return ["row"] * len(self.rows)
+
+        def verdicts(self) -> SimpleNamespace:
+            return SimpleNamespace(record=SimpleNamespace(power_w_max=60e6))
+
+    def play(_: Tale, blows: tuple[Blow, ...], **__: object) -> tuple[Played, bool, int]:
+        return Played(any(b.verb == "wrong" for b in blows)), False, 0
+
+    monkeypatch.setattr(swarms, "_play", play)
+    misread = replace(CALM, blows=(Blow("meter", "wrong", 5.0, 5.0, factor), Blow("battery", "off", 5.0, 5.0, None)))
+    assert run_tale(misread).is_forced == is_forced
 
 
 @pytest.mark.usefixtures("short")
