@@ -21,7 +21,7 @@ from controller.estimate_bridge import NodeBridge
 from controller.estimate_checks import MeterCheck, MeterView
 from controller.estimate_delay import KEPT_S, MeterDelay
 from controller.estimate_lag import LagEstimate
-from controller.estimate_trust import MeterRole, MeterTrust
+from controller.estimate_trust import OLD_S, MeterRole, MeterTrust
 from controller.settings import SiteSettings
 from controller.types import (
     WORST_READ,
@@ -208,7 +208,7 @@ class LoadEstimator:
         flags = set(self._meter.check(pcc, view)) if pcc is not None else set()
         self._last_s = now_s
         if late_s := self._lateness(pcc):
-            flags.add(MeterFlag.METER_LATE)
+            flags |= {MeterFlag.METER_LATE, MeterFlag.METER_MISSING} if late_s > OLD_S else {MeterFlag.METER_LATE}
         role = self._trust.role(
             now_s,
             frozenset(flags),

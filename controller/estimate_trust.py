@@ -1,9 +1,10 @@
 """What the site meter is good for at this tick, where nodes report too: the one place that says whom to believe.
 
-In this order. A meter without a word, or with one that cannot be, is good for nothing. Without nodes to ask, or where
-the battery follows by itself and nothing hangs on the meter, what makes sense is believed. Samples that are late are
-believed at their real time while nodes know nothing younger. A meter that was away or wrong may have become late
-meanwhile: it is held against the nodes first. One that speaks too seldom only corrects the nodes. Pure.
+In this order. A meter without a word, with one that cannot be, or with one that is too old is good for nothing.
+Without nodes to ask, or where the battery follows by itself and nothing hangs on the meter, what makes sense is
+believed. Samples that are late are believed at their real time while nodes know nothing younger. A meter that was away
+or wrong may have become late meanwhile: it is held against the nodes first. One that speaks too seldom only corrects
+the nodes. Pure.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from controller.settings import SiteSettings
 from controller.types import Following, MeterFlag
 
 AWAY_S = 2.0  # a silence after which a meter must be held against the nodes first
+OLD_S = 5.0  # what a meter said of a time before that is no measurement, whoever else is silent
 PROOF_S = 5.0  # nodes have so long to contradict it; what they leave out may have changed meanwhile
 IMPOSSIBLE = frozenset({MeterFlag.METER_SPIKE, MeterFlag.METER_MISSING})  # more than once in a row
 WRONG = frozenset(
@@ -68,6 +70,8 @@ class MeterTrust:
                 self._doubted_s = now_s
             return MeterRole.NOTHING
         self._is_slow = MeterFlag.METER_SLOW in flags
+        if self._is_loop_ours and late.late_s > OLD_S:
+            return MeterRole.NOTHING
         if self._is_loop_ours and nodes is not None and nodes.is_taught and nodes.is_heard(now_s):
             if late.late_s:
                 is_younger = not late.has_misled and late.late_s <= nodes.delay_s

@@ -408,6 +408,17 @@ def test_a_late_meter_is_told_and_its_samples_are_moved_to_their_time() -> None:
     assert not again.flags & {MeterFlag.METER_LATE} and bench.now_s - again.t_s == pytest.approx(0.03)
 
 
+def test_a_meter_whose_count_stands_for_long_is_lost_though_nobody_else_speaks() -> None:
+    """Everything it shows stands still, freshly stamped, and no battery moves that could tell: after five seconds."""
+    bench = Bench()
+    for _ in range(100):
+        counted(bench, 60e6)
+    found = [bench.tick(60e6, wh=1e6 + 5.0 * 60e6 / 3_600.0) for _ in range(160)]
+    assert found[80].source is LoadSource.METER and MeterFlag.METER_LATE in found[80].flags
+    assert found[-1].source is LoadSource.HELD and found[-1].margin_w > 10e6
+    assert MeterFlag.METER_MISSING in found[-1].flags
+
+
 def test_nodes_are_younger_than_a_meter_that_is_two_seconds_late() -> None:
     bench = Bench()
     for k in range(200):
