@@ -24,18 +24,23 @@ def settled(bank: GpuBank, *, seconds: float = 3.0, activity: float = 1.0, dt_s:
     return float(np.mean(powers[len(powers) // 2 :]))
 
 
+def pace_of(bank: GpuBank) -> float:
+    """Speed of compute-bound work at the present clock."""
+    return float(bank.model.pace(bank.clock_mhz / bank.model.clock_mhz_max)[0])
+
+
 def locked(key: str, clock_mhz: float) -> tuple[float, float]:
     """Power and work rate under a clock lock."""
     bank = GpuBank(key, 1)
     bank.set_clock_lock(np.array([0.0]), np.array([clock_mhz]))
-    return settled(bank), float(bank.work_rate_at(bank.clock_mhz)[0])
+    return settled(bank), pace_of(bank)
 
 
 def limited(key: str, limit_w: float) -> tuple[float, float]:
     """Power and work rate under a power limit."""
     bank = GpuBank(key, 1)
     bank.set_power_limit(np.array([limit_w]))
-    return settled(bank), float(bank.work_rate_at(bank.clock_mhz)[0])
+    return settled(bank), pace_of(bank)
 
 
 # ------------------------------------------------------------------------------------------------- measured curves
@@ -79,14 +84,14 @@ def test_an_uncapped_gpu_loses_no_work() -> None:
     for key in MODELS:
         bank = GpuBank(key, 1)
         settled(bank)
-        assert bank.work_rate_at(bank.clock_mhz)[0] == 1.0, key
+        assert pace_of(bank) == 1.0, key
         assert bank.event_reasons[0] == 0, key
 
 
 def test_memory_bound_work_ignores_the_clock_and_compute_bound_does_not() -> None:
-    bank = GpuBank("a100", 1, memory_bound_frac=1.0)
-    assert bank.work_rate_at(np.array([705.0]))[0] == 1.0
-    assert GpuBank("a100", 1).work_rate_at(np.array([705.0]))[0] == pytest.approx(0.5**0.98)
+    half = np.array([0.5])
+    assert model("a100").pace(half, clock_bound_frac=0.0)[0] == 1.0
+    assert model("a100").pace(half)[0] == pytest.approx(0.5**0.98)
 
 
 # ------------------------------------------------------------------------------------------------------- dynamics

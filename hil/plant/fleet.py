@@ -208,8 +208,7 @@ class Fleet:
     @staticmethod
     def _pace(work: Workload, kind: GpuModel, clocks: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Progress per second of the job and of each group alone; a barrier makes the slowest group's the job's."""
-        bound = work.clock_bound_frac
-        group_pace = 1.0 / (bound / clocks**kind.work_exponent + (1.0 - bound))
+        group_pace = kind.pace(clocks, clock_bound_frac=work.clock_bound_frac)
         if work.is_synchronous:
             return group_pace.min(axis=0), group_pace
         mean = group_pace.mean(axis=0)

@@ -39,7 +39,6 @@ THERMAL_TAU_S = 45.0
 class GpuBank:
     """N GPUs of one model. Call the setters when a cap changes, `step` for every interval.
 
-    `memory_bound_frac`: share of the work's time, at full clock, that does not depend on the clock (0: compute-bound).
     `spread_frac`: standard deviation of power and `clock_jitter_frac` of switching time between GPUs and switches; both
     need `rng`.
     """
@@ -49,19 +48,17 @@ class GpuBank:
         gpu: GpuModel | str,
         count: int,
         *,
-        memory_bound_frac: float = 0.0,
         rng: np.random.Generator | None = None,
         spread_frac: float = 0.0,
         clock_jitter_frac: float = 0.0,
     ) -> None:
-        assert count >= 1 and 0.0 <= memory_bound_frac <= 1.0
+        assert count >= 1
         assert rng is not None or (spread_frac == 0.0 and clock_jitter_frac == 0.0), (
             "spread and jitter need a generator"
         )
         self.model = model(gpu) if isinstance(gpu, str) else gpu
         self.count = count
         self.t_s = 0.0
-        self.memory_bound_frac = np.full(count, memory_bound_frac)
         self._rng = rng
         self._clock_jitter_frac = clock_jitter_frac
         self._curve_mhz = _curve_clocks(self.model)
@@ -126,13 +123,6 @@ class GpuBank:
         """Upper locked clock in force, NaN where none; shape (n,)."""
         high_mhz: FloatArray = self._lock[1]
         return high_mhz
-
-    def work_rate_at(self, clock_mhz: FloatArray) -> FloatArray:
-        """Speed of work relative to the unlimited GPU, shape (n,): 1 / ((1 - m) / x^k + m), x the relative clock."""
-        compute = (clock_mhz / self._top_mhz) ** self.model.work_exponent
-        m = self.memory_bound_frac
-        rate: FloatArray = 1.0 / ((1.0 - m) / compute + m)
-        return rate
 
     @property
     def event_reasons(self) -> IntArray:

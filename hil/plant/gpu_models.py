@@ -94,6 +94,13 @@ class GpuModel:
         """Dynamic power (above idle) relative to full clock."""
         return self.curve.share(clock_frac, idle_w=self.idle_w)
 
+    def pace(self, clock_frac: FloatArray, *, clock_bound_frac: float = 1.0) -> FloatArray:
+        """Speed of work relative to full clock: 1 / (b / x^k + 1 - b), x the relative clock.
+
+        b: share of the work's time, at full clock, that depends on the clock (0: memory-bound).
+        """
+        return 1.0 / (clock_bound_frac / clock_frac**self.work_exponent + (1.0 - clock_bound_frac))
+
     def clock_for_share(self, share: float) -> float:
         """The clock fraction at which dynamic power is `share` of its full value."""
         return float(np.interp(share, *_inverse(self)))
