@@ -148,7 +148,7 @@ class LoadEstimator:
         self._lag = LagEstimate(declared_s=self._declared_lag_s, scale_w=battery.discharge_w_max if battery else 1.0)
         self._delay_s = meter.delay_s if meter is not None else 0.0
         self._meter = MeterCheck(site)
-        self._late = MeterDelay(scale_w=site.registered_peak_w, update_s=meter.update_s if meter is not None else 0.0)
+        self._late = MeterDelay(scale_w=site.registered_peak_w)
         self._late_s, self._load_delay_s = 0.0, self._delay_s
         self._is_revised = False
         self._trust = MeterTrust(site)

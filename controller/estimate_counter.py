@@ -18,7 +18,10 @@ from controller.types import FloatArray
 LATE_S_MIN = 0.15  # below it the loop only amplifies a little: the residual pays for that
 REMEMBERED_S = 20.0  # a count older than this is a counter that was reset
 BELIEVED_S = 60.0  # the longest that what is believed may stand in for counts
-STAND_S = 0.5  # the same of a count that stands: registers may be renewed more seldom than declared
+STAND_S = 0.5  # a count that stands for less says nothing
+PAUSE_S = 0.5  # without a read: how long a count has stood is not known
+CHANGES = 5  # the last ones tell for how long a count stands and by how much it moves then,
+STAND_GAIN = 1.5  # ...the most of either, and half as much again
 JUMP_S = 0.3  # of the counter's clock against ours: less is what two registers of one meter differ by
 NET_GAIN = 2.0  # what a net counter may run back by, as a multiple of the power it shows
 S_PER_H = 3_600.0
@@ -27,9 +30,9 @@ S_PER_H = 3_600.0
 class CounterClock:
     """`read` with every sample, `believed` once a tick; then look at `late_s`."""
 
-    def __init__(self, *, error_w: float, update_s: float) -> None:
-        """`error_w`: how far what is believed may be off, beside the margin it comes with. `update_s`: the meter's."""
-        self._error_w, self._update_s = error_w, update_s
+    def __init__(self, *, error_w: float) -> None:
+        """`error_w`: how far what is believed may be off, beside the margin it comes with."""
+        self._error_w = error_w
         self.forget()
 
     def forget(self) -> None:
@@ -37,7 +40,9 @@ class CounterClock:
         self._read: deque[tuple[float, float]] = deque()  # (time, count)
         self._believed: deque[tuple[float, float]] = deque()  # the same, after the newest that was read
         self._unsure_wh = 0.0  # how much too high the end of the line may be
-        self._heard_s, self._last_wh, self._step_wh = -math.inf, math.nan, math.inf
+        self._heard_s, self._last_wh = -math.inf, math.nan
+        self._since_s = math.nan  # when the last count was first read
+        self._usual: deque[tuple[float, float]] = deque(maxlen=CHANGES)  # (time it stood, step)
         self.late_s = 0.0
 
     def believed(self, t_s: float, power_w: float, *, margin_w: float) -> None:
@@ -54,17 +59,21 @@ class CounterClock:
             return
         if self._is_other(t_s, count_wh, power_w=power_w):
             self.forget()
-        moved_wh = count_wh - self._last_wh
-        if moved_wh > 0.0:
-            self._step_wh = min(self._step_wh, moved_wh)
+        moved_wh, pause_s = count_wh - self._last_wh, t_s - self._heard_s
         self._heard_s, self._last_wh = t_s, count_wh
-        late_s = self._behind_s(t_s, count_wh)
-        if late_s < self._update_s + (LATE_S_MIN if moved_wh else STAND_S):
-            late_s = 0.0
+        if pause_s > PAUSE_S:
+            self._since_s = math.nan
+        usual_s, usual_wh = self._usually()
+        if not moved_wh and (t_s - self._since_s <= usual_s or self._due_wh(t_s) <= count_wh + usual_wh):
+            return
+        late_s = self._behind_s(t_s, count_wh, step_wh=usual_wh if pause_s > PAUSE_S else 0.0)
         if not late_s or not self.late_s or abs(late_s - self.late_s) > JUMP_S:
             self.late_s = late_s
         if moved_wh:  # one that stands was true when it was first read
-            self._keep(t_s - self.late_s, count_wh)
+            is_new = not self._read and math.isnan(self._since_s)  # nobody saw it come
+            self._changed(t_s, moved_wh)
+            if not is_new:
+                self._keep(t_s - self.late_s, count_wh)
 
     # ------------------------------------------------------------------------------------------------------ private
 
@@ -81,18 +90,35 @@ class CounterClock:
         is_long_ago = fallen_wh != 0.0 and t_s - self._read[-1][0] > BELIEVED_S
         return is_net or is_long_ago or count_wh < self._read[0][1]
 
-    def _behind_s(self, t_s: float, count_wh: float) -> float:
-        """How long before `t_s` the line was at this count; 0 while it may be. Coarse counters stand for a step."""
+    def _usually(self) -> tuple[float, float]:
+        """For how long a count stands, and by how much it moves then: it is renewed at times, or in coarse steps."""
+        if not self._usual:
+            return math.inf, math.inf
+        stood_s, moved_wh = (STAND_GAIN * max(each) for each in zip(*self._usual, strict=True))
+        return max(STAND_S, stood_s), moved_wh
+
+    def _changed(self, t_s: float, moved_wh: float) -> None:
+        if moved_wh > 0.0 and self._read and not self.late_s and not math.isnan(self._since_s):
+            self._usual.append((t_s - self._since_s, moved_wh))
+        self._since_s = t_s
+
+    def _due_wh(self, t_s: float) -> float:
+        """The least count that is in time at `t_s`."""
         if not self._read:
-            return 0.0
+            return -math.inf
         due_s, due_wh = self._end
         if due_s > t_s:  # the meter's declared delay is longer than a tick
             times, counts = self._line()
             due_wh = float(np.interp(t_s, times, counts))
-        if due_wh <= count_wh + self._step_wh + self._unsure_wh:
+        return due_wh - self._unsure_wh
+
+    def _behind_s(self, t_s: float, count_wh: float, *, step_wh: float) -> float:
+        """How long before `t_s` the line was at this count; 0 while it may be there but for `step_wh`."""
+        if self._due_wh(t_s) <= count_wh + step_wh:
             return 0.0
         times, counts = self._line()
-        return t_s - float(np.interp(count_wh, counts, times))
+        late_s = t_s - float(np.interp(count_wh, counts, times))
+        return late_s if late_s >= LATE_S_MIN else 0.0
 
     def _line(self) -> tuple[FloatArray, FloatArray]:
         line = np.array([*self._read, *self._believed])

@@ -39,10 +39,10 @@ CLEAR_S = 10.0  # of right stamps, before a meter that was late is believed agai
 class MeterDelay:
     """One per meter: `sampled` with every new sample, `reported` with every new sum of nodes; then look at `late_s`."""
 
-    def __init__(self, *, scale_w: float, update_s: float = 0.0) -> None:
-        """`scale_w`: the registered peak. `update_s`: how often the meter renews what it shows."""
+    def __init__(self, *, scale_w: float) -> None:
+        """`scale_w`: the registered peak."""
         self._scale_w = scale_w
-        self._counter = CounterClock(error_w=COUNTER_ERROR_FRAC * scale_w, update_s=update_s)
+        self._counter = CounterClock(error_w=COUNTER_ERROR_FRAC * scale_w)
         self._moved_w, self._doubt_w = MOVED_FRAC * scale_w, DOUBT_FRAC * scale_w
         self._quick: deque[tuple[float, float, float]] = deque()  # (t, metered, battery)
         self._means: deque[tuple[float, float, float]] = deque()  # (t, metered, what nodes and battery make of it)

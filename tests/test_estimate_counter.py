@@ -29,7 +29,7 @@ def run(
     believed_w: float = POWER_W,
 ) -> list[tuple[float, float]]:
     """(time, how late it was said to be) of every tick of a site that draws the same all the time."""
-    clock = CounterClock(error_w=3e6, update_s=0.01)
+    clock = CounterClock(error_w=3e6)
     found = []
     for k in range(1, round(until_s / TICK_S) + 1):
         t_s = k * TICK_S
@@ -58,7 +58,7 @@ def test_it_tells_a_change() -> None:
 
 
 def test_a_counter_that_was_reset_tells_nothing() -> None:
-    clock = CounterClock(error_w=3e6, update_s=0.01)
+    clock = CounterClock(error_w=3e6)
     for k in range(100):
         clock.read(k * TICK_S, 5e6 + WH_PER_S * k * TICK_S, power_w=POWER_W)
     for k in range(100, 110):
@@ -97,10 +97,10 @@ def test_a_counter_in_coarse_steps_is_no_late_meter(step_wh: float) -> None:
     assert all(said_s == 0.0 for _, said_s in run(on_time, 60.0, step_wh=step_wh))
 
 
-@pytest.mark.parametrize(("update_s", "renewed_s"), [(1.0, 1.0), (0.01, 0.5)])
-def test_a_register_that_is_renewed_now_and_then_is_no_late_meter(update_s: float, renewed_s: float) -> None:
-    """As declared, or a little more seldom than declared; by night it counts half as much in that time as by day."""
-    clock, count_wh, shown_wh = CounterClock(error_w=3e6, update_s=update_s), 5e6, 5e6
+@pytest.mark.parametrize("renewed_s", [0.5, 1.0, 3.0])
+def test_a_register_that_is_renewed_now_and_then_is_no_late_meter(renewed_s: float) -> None:
+    """Or that is read more seldom than power; by night it counts half as much in that time as by day."""
+    clock, count_wh, shown_wh = CounterClock(error_w=3e6), 5e6, 5e6
     for k in range(600):
         power_w = 0.5 * POWER_W if k < 300 else POWER_W
         count_wh += power_w * TICK_S / 3_600.0
@@ -113,7 +113,7 @@ def test_a_register_that_is_renewed_now_and_then_is_no_late_meter(update_s: floa
 @pytest.mark.parametrize(("late_s", "step_wh"), [(0.0, 0.0), (2.4, 0.0), (0.0, 100e3)])
 def test_a_declared_delay_is_none_of_it(late_s: float, step_wh: float) -> None:
     """Samples are stamped 1 s before they are read, and what is believed is of now; a coarse counter stands for 6 s."""
-    clock = CounterClock(error_w=3e6, update_s=0.01)
+    clock = CounterClock(error_w=3e6)
     for k in range(1, 300):
         t_s = k * TICK_S - 1.0
         old_s = late_s if t_s > 9.95 else 0.0
@@ -145,8 +145,57 @@ def test_a_turned_sign_does_not_make_the_counter_forget() -> None:
     assert all(said_s == pytest.approx(2.8 if t_s >= 11.95 else 0.0, abs=0.05) for t_s, said_s in found)
 
 
+def test_a_register_that_is_renewed_once_a_second_tells_all_the_same() -> None:
+    """From the first late count on, and steadily while counts stand."""
+    clock = CounterClock(error_w=3e6)
+    for k in range(600):
+        t_s = k * TICK_S
+        old_s = 2.4 if 20.0 <= t_s < 40.0 else 0.0
+        shown_s = math.floor((t_s + 1e-9) / 1.0) * 1.0 - old_s
+        clock.read(t_s, 5e6 + WH_PER_S * shown_s, power_w=POWER_W)
+        clock.believed(t_s, POWER_W, margin_w=0.5e6)
+        assert clock.late_s == pytest.approx(old_s, abs=0.15)
+
+
+def test_the_age_of_the_first_count_is_not_known() -> None:
+    """It is of before the start, and nothing was counted for a while; nor do counts come to the millisecond."""
+    clock = CounterClock(error_w=3e6)
+    for k in range(600):
+        t_s = k * TICK_S
+        renewed_s = max(math.floor(t_s + 0.05 * math.sin(7.0 * math.floor(t_s))), 0.4)
+        clock.read(t_s, 1e6 + WH_PER_S * renewed_s, power_w=POWER_W)
+        clock.believed(t_s, POWER_W, margin_w=0.5e6)
+        assert clock.late_s == 0.0
+
+
+@pytest.mark.parametrize("night", [1.0, 0.3])
+def test_a_coarse_counter_stands_for_longer_by_night_and_tells_nothing_after_a_silence(night: float) -> None:
+    """Steps of 100 kWh; power falls to a third, and then nothing is read for 5 s."""
+    clock, count_wh = CounterClock(error_w=1e5), 5e6
+    for k in range(1200):
+        power_w = POWER_W * (night if k >= 600 else 1.0)
+        count_wh += power_w * TICK_S / 3_600.0
+        if not 900 <= k < 950:
+            clock.read(k * TICK_S, math.floor(count_wh / 100e3) * 100e3, power_w=power_w)
+        clock.believed(k * TICK_S, power_w, margin_w=0.0)
+        assert clock.late_s == 0.0
+
+
+def test_a_register_that_is_not_renewed_by_the_clock_is_no_late_meter() -> None:
+    """As a rule after a second, every eighth time after 1.4 s."""
+    clock, due = CounterClock(error_w=1e5), [0.0]
+    for n in range(50):
+        due.append(due[-1] + (1.4 if n % 8 == 7 else 1.0))
+    for k in range(500):
+        t_s = k * TICK_S
+        shown_s = max(t for t in due if t <= t_s + 1e-9)
+        clock.read(t_s, 5e6 + WH_PER_S * shown_s, power_w=POWER_W)
+        clock.believed(t_s, POWER_W, margin_w=0.0)
+        assert clock.late_s == 0.0
+
+
 def test_where_nothing_is_drawn_a_counter_that_stands_says_nothing() -> None:
-    clock = CounterClock(error_w=3e6, update_s=0.01)
+    clock = CounterClock(error_w=3e6)
     for k in range(300):
         clock.read(k * TICK_S, 1e6 + min(k, 50) * 1_000.0, power_w=0.0)
         clock.believed(k * TICK_S, POWER_W if k < 50 else 0.0, margin_w=0.0)
