@@ -144,6 +144,18 @@ def worst_case_w(fleet: Fleet, caps: FloatArray) -> float:
     return float((np.minimum(chord_w, np.minimum(caps[1], table.peak_w)) * table.stands_for).sum())
 
 
+def cap_fall_w(fleet: Fleet, before: FloatArray, after: FloatArray) -> float:
+    """How far caps (2, n) come down, by clock or by limit, whichever is more, W; a rise of one GPU makes up for none.
+
+    A clock that goes lower under a limit that binds leaves the worst case where it was, and takes from what is drawn.
+    """
+    table = fleet.table
+    shares = [np.minimum(caps[0] / table.cap_max[0], 1.0) for caps in (before, after)]
+    limits = [np.minimum(caps[1], table.peak_w) for caps in (before, after)]
+    by_clock_w = (table.peak_w - table.idle_w) * (shares[0] - shares[1])
+    return float((np.maximum(np.maximum(by_clock_w, limits[0] - limits[1]), 0.0) * table.stands_for).sum())
+
+
 def held_back_w(fleet: Fleet, curves: Curves, *, power_w: FloatArray, clock_cap_mhz: FloatArray) -> FloatArray:
     """What the locked clocks in force keep each class from drawing, (K,); `power_w` (n,) is drawn now."""
     table = fleet.table

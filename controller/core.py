@@ -14,7 +14,6 @@ from dataclasses import replace
 import numpy as np
 
 from controller import envelope, envelope_bank, room
-from controller.allocate import worst_case_w
 from controller.arming import ArmingFacts, holds_back, is_clock_trusted, unready
 from controller.ballast import Ballast, expiry_share
 from controller.decision import Checked, Decision
@@ -216,7 +215,7 @@ class SiteCore:
         self._is_clamped = any(v.invariant == 2 for v in verdict.violations)
         if verdict.command.nodes:
             self._orders.written()
-            self._unheld.wrote(image.t_mono_s, worst_case_w(decision.fleet, verdict.state.caps))
+            self._unheld.wrote(image.t_mono_s, decision.fleet, verdict.state.caps)
         return Checked(verdict.command, verdict.violations)
 
     def acknowledge(self, image: SiteImage, checked: Checked, *, battery: bool, load_bank: bool) -> None:

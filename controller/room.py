@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from controller.allocate import worst_case_w
+from controller.allocate import cap_fall_w, worst_case_w
 from controller.decision import Decision
 from controller.estimate import Estimate
 from controller.fleet import Fleet
@@ -97,18 +97,17 @@ def fall_w_max(
 
 
 def softened(fleet: Fleet, caps: FloatArray, written: EnvelopeState, *, fall_w: float) -> FloatArray:
-    """`caps` (2, n) with all falls cut to one share, so that the worst case falls by `fall_w` at most; inf is free."""
+    """`caps` (2, n) with all falls cut to one share, so that they come to `fall_w` at most; inf is free."""
     table, last = fleet.table, written.caps
     if written.gpu_ids is not table.gpu_ids or caps.shape != last.shape:
         return caps
     most = np.stack((table.cap_max[0], table.peak_w))
     before, after = np.minimum(last, most), np.minimum(np.minimum(caps, last), most)
-    before_w = worst_case_w(fleet, before)
-    if before_w - worst_case_w(fleet, after) <= fall_w:
+    if cap_fall_w(fleet, before, after) <= fall_w:
         return caps
     share, step = 0.0, 0.5
     for _ in range(BISECTIONS):
-        if before_w - worst_case_w(fleet, before + (share + step) * (after - before)) <= fall_w:
+        if cap_fall_w(fleet, before, before + (share + step) * (after - before)) <= fall_w:
             share += step
         step *= 0.5
     found = np.minimum(np.ceil(before + share * (after - before)), last)

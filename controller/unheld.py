@@ -11,13 +11,16 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
+from controller.allocate import cap_fall_w
 from controller.demand import Stretch
 from controller.estimate import Estimate
+from controller.fleet import Fleet
 from controller.glide import STEEPNESS
 from controller.modes import Flag
-from controller.types import BatteryCommand, BatterySample, Quality, Reading
+from controller.types import BatteryCommand, BatterySample, FloatArray, Quality, Reading
 
 CAPS_S = 0.8  # V100 record: within 1 % of its end 0.53 s after a limit was raised, and the driver takes GPUs in turn
+FORGET_S = 5.0  # no estimate that caps wait for is older
 GONE_SPARE = 1.5  # a battery may let go at a slope of its own, slower than told
 
 
@@ -35,16 +38,20 @@ class Unheld:
     def __init__(self) -> None:
         self._command_s = -math.inf
         self._command: BatteryCommand | None = None
-        self._worsts: deque[tuple[float, float]] = deque()  # since when all GPUs may draw so much at their worst
+        self._fleet: Fleet | None = None
+        self._caps: deque[tuple[float, FloatArray]] = deque()  # since when they are written
 
     def commanded(self, now_s: float, command: BatteryCommand) -> None:
         """The battery took this command."""
         self._command_s, self._command = now_s, command
 
-    def wrote(self, now_s: float, worst_w: float) -> None:
-        """Caps that passed the envelope let all GPUs draw `worst_w` at their worst."""
-        if not self._worsts or self._worsts[-1][1] != worst_w:
-            self._worsts.append((now_s, worst_w))
+    def wrote(self, now_s: float, fleet: Fleet, caps: FloatArray) -> None:
+        """These caps (2, n) passed the envelope."""
+        if fleet is not self._fleet:
+            self._fleet = fleet
+            self._caps.clear()
+        self._caps.append((now_s, caps))
+        self._forget(now_s - FORGET_S)
 
     def drift(
         self,
@@ -60,18 +67,28 @@ class Unheld:
         `lately` is the range of the site's own load, `flags` are those of the mode.
         """
         late_s = CAPS_S + max(0.0, now_s - estimate.t_s)
-        while len(self._worsts) > 1 and self._worsts[1][0] <= now_s - late_s:
-            self._worsts.popleft()
         if battery is None or (battery.quality is not Quality.MISSING and Flag.BATTERY_LOST not in flags):
             return None
         held_w = self._held_w(now_s, battery)
-        worsts = [worst_w for _, worst_w in self._worsts] or [0.0]
-        falling_w, rising_w = max(worsts) - worsts[-1], worsts[-1] - min(worsts)
+        falling_w, rising_w = self._under_way(now_s - late_s)
         load_w = estimate.own_load_w
         return Drift(
             sag_w=max(0.0, load_w - lately.bottom_w) + STEEPNESS * falling_w + max(0.0, -held_w),
             swell_w=max(0.0, lately.top_w - load_w) + STEEPNESS * rising_w + max(0.0, held_w),
         )
+
+    def _under_way(self, since_s: float) -> tuple[float, float]:
+        """How far caps in force since then are above and below the newest."""
+        self._forget(since_s)
+        if self._fleet is None or not self._caps:
+            return 0.0, 0.0
+        now = self._caps[-1][1]
+        falling_w = max(cap_fall_w(self._fleet, caps, now) for _, caps in self._caps)
+        return falling_w, max(cap_fall_w(self._fleet, now, caps) for _, caps in self._caps)
+
+    def _forget(self, before_s: float) -> None:
+        while len(self._caps) > 1 and self._caps[1][0] <= before_s:
+            self._caps.popleft()
 
     def _held_w(self, now_s: float, battery: Reading[BatterySample]) -> float:
         """What the battery gives (takes: negative), as far as it may still let go of it."""

@@ -71,19 +71,23 @@ def test_a_battery_that_never_took_a_command_lets_go_of_none_of_ours() -> None:
 
 
 def test_caps_that_are_not_on_the_meter_yet_count_at_the_steepest_curve() -> None:
-    """Lowered by 1 MW of worst case: on its way for a while after the write, longer where the estimate is older."""
-    unheld = Unheld()
-    unheld.wrote(0.0, 50 * MW)
-    unheld.wrote(10.0, 49 * MW)
+    """Lowered by a clock under a limit that binds: on its way for a while, longer where the estimate is older."""
+    fleet, unheld = fleet_of([0, 0]), Unheld()
+    table = fleet.table
+    high, low = (np.array([[mhz, mhz], [table.idle_w[0] + 1.0] * 2]) for mhz in (1500.0, 1200.0))
+    assert worst_case_w(fleet, high) == worst_case_w(fleet, low)
+    moved_w = float(((table.peak_w - table.idle_w) * 300.0 / table.cap_max[0] * table.stands_for).sum())
+    unheld.wrote(0.0, fleet, high)
+    unheld.wrote(10.0, fleet, low)
     found = drift(unheld, 10.0 + 0.9 * CAPS_S, silent(0.0))
-    assert found is not None and found.sag_w == pytest.approx(2 * MW + STEEPNESS * MW) and found.swell_w == 1 * MW
+    assert found is not None and found.sag_w == pytest.approx(2 * MW + STEEPNESS * moved_w) and found.swell_w == 1 * MW
     late = replace(estimate_without_meter(load_w=60 * MW, grid_w=60 * MW), t_s=9.9)
     found = drift(unheld, 10.9, silent(0.0), estimate=late)
-    assert found is not None and found.sag_w == pytest.approx(2 * MW + STEEPNESS * MW)
+    assert found is not None and found.sag_w == pytest.approx(2 * MW + STEEPNESS * moved_w)
     assert drift(unheld, 10.0 + 1.1 * CAPS_S, silent(0.0)) == Drift(2 * MW, 1 * MW)
-    unheld.wrote(20.0, 49.5 * MW)
+    unheld.wrote(20.0, fleet, high)
     found = drift(unheld, 20.1, silent(0.0))
-    assert found is not None and found.swell_w == pytest.approx(1 * MW + 0.5 * STEEPNESS * MW)
+    assert found is not None and found.swell_w == pytest.approx(1 * MW + STEEPNESS * moved_w)
 
 
 def test_falls_are_cut_to_one_share_and_rises_left_alone() -> None:
@@ -97,12 +101,15 @@ def test_falls_are_cut_to_one_share_and_rises_left_alone() -> None:
     found = softened(fleet, asked, before, fall_w=0.25 * whole_w)
     fallen = np.where(found < before.caps, found, before.caps)
     left_w = worst_case_w(fleet, before.caps) - worst_case_w(fleet, fallen)
-    assert 0.24 * whole_w < left_w <= 0.25 * whole_w and found[0, 2] == 1200.0
+    assert 0.24 * whole_w < left_w < 0.2501 * whole_w and found[0, 2] == 1200.0
     assert (table.cap_max[0, 0] - found[0, 0]) / (table.cap_max[0, 0] - 1000.0) == pytest.approx(0.25, abs=0.01)
     assert softened(fleet, asked, before, fall_w=whole_w) is asked
     still = softened(fleet, asked, before, fall_w=0.0)
     assert (still[:, :2] == before.caps[:, :2]).all()
     assert softened(fleet, asked, EnvelopeState(), fall_w=0.0) is asked, "another fleet: nothing is known of before"
+    bound = replace(before, caps=np.array([[1800.0] * 3, [float(table.idle_w[0]) + 1.0] * 3]))
+    asked = np.array([[1000.0] * 3, bound.caps[1]])
+    assert (softened(fleet, asked, bound, fall_w=0.0) == bound.caps).all(), "clocks count under a limit that binds"
 
 
 def test_an_unreliable_battery_is_not_counted_on_by_caps() -> None:
