@@ -30,6 +30,7 @@ from controller.types import (
     LoadBankSample,
     MeterFlag,
     MeterSample,
+    NodeId,
     NodeReport,
     Quality,
     Reading,
@@ -115,7 +116,8 @@ def sum_nodes(nodes: Sequence[Reading[NodeReport]], *, gpu_peak_w: float) -> Nod
     is_known = np.concatenate([report.quality for report in reports]) <= WORST_READ
     if not all(live):
         is_known &= np.repeat(live, counts)
-    if is_known.all() and np.isfinite(power_w).all():
+    is_known &= np.isfinite(power_w)
+    if is_known.all():
         gpu_w = gpu_w_max = float(share @ power_w)
         missing_count = 0
     else:
@@ -133,6 +135,18 @@ def sum_nodes(nodes: Sequence[Reading[NodeReport]], *, gpu_peak_w: float) -> Nod
         gpu_count=round(float(share.sum())),
         t_s=min((r.t_mono_s for r, is_live in zip(nodes, live, strict=True) if is_live), default=-math.inf),
     )
+
+
+def _with_last_power(reading: Reading[NodeReport], before: Mapping[NodeId, NodeReport]) -> Reading[NodeReport]:
+    """A GPU whose power is no number draws what it drew; what it may draw beyond that is a matter of bounds."""
+    report = reading.value
+    last = before.get(report.node_id)
+    if last is None or last.gpu_ids != report.gpu_ids:
+        return reading
+    is_number = np.isfinite(report.power_w)
+    power_w = np.where(is_number, report.power_w, last.power_w)
+    quality = np.where(is_number, report.quality, np.int8(Quality.MISSING))
+    return replace(reading, value=replace(report, power_w=power_w, quality=quality))
 
 
 class LoadEstimator:
@@ -158,6 +172,7 @@ class LoadEstimator:
         self._held_w: float | None = None  # what a battery that follows by itself keeps on the meter
         self._nodes_key: object = None
         self._nodes_held: tuple[Reading[NodeReport], ...] = ()
+        self._reports: dict[NodeId, NodeReport] = {}  # the last ones, with the last power of each GPU
         self._nodes_s, self._nodes_count = -math.inf, -1
         self._nodes = NodePower(0.0, site.gpu_peak_w, 0.0, 0, 0, -math.inf)
         self._load_w = site.other_load_w + site.gpu_idle_w
@@ -408,6 +423,10 @@ class LoadEstimator:
         if key != self._nodes_key:
             self._nodes_key, self._nodes_held = key, tuple(nodes)  # held, so that no other report gets its id
             self._nodes = sum_nodes(nodes, gpu_peak_w=self._site.gpu_peak_w)
+            if self._nodes.missing_count:
+                nodes = [_with_last_power(reading, self._reports) for reading in nodes]
+                self._nodes = sum_nodes(nodes, gpu_peak_w=self._site.gpu_peak_w)
+            self._reports = {reading.value.node_id: reading.value for reading in nodes}
             if self._nodes.gpu_count:
                 is_proven = not self._trust.is_doubted
                 is_learning = is_proven and not self._late.is_in_doubt

@@ -575,3 +575,17 @@ def test_nodes_that_fell_silent_are_no_witness_against_a_meter_that_is_back() ->
     site.warm()
     site.run(3.0, lambda _: None, nodes_until_s=21.0)
     assert {f.source for f in site.run(1.0, site.grid_w, nodes_until_s=21.0)} == {LoadSource.METER}
+
+
+@pytest.mark.parametrize("missing", [0, 4])
+def test_a_gpu_whose_power_is_no_number_draws_what_it_drew(missing: int) -> None:
+    """Half of them, said to be good or not, and the meter lost: load stands, and the bound takes in their caps."""
+    site = Moving()
+    site.warm()
+    before_w = site.bench.estimator._nodes.gpu_w
+    dumb = node([math.nan] * 4 + [650.0] * 4, site.bench.now_s, missing=missing, stands_for=10_000)
+    found = site.bench.tick(None, nodes=(dumb,))
+    found = [site.bench.tick(None, nodes=(dumb,)) for _ in range(40)][-1]
+    known_w = 4 * 650.0 * 10_000
+    assert found.gpu_w == pytest.approx(before_w / 2.0 + known_w)
+    assert found.gpu_w_max == pytest.approx(4 * 700.0 * 10_000 + known_w)
