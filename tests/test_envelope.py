@@ -1254,3 +1254,11 @@ def test_the_part_that_is_left_goes_by_what_each_has_above_its_floor() -> None:
     assert 2 * 400.0 - sum(draw_w(first[g]) for g in GPUS[:2]) == pytest.approx(100.0 * 240 / 270, abs=0.7)
     second = clocks(check(seen, command(node(NODES[1], 700, 400))))
     assert 310.0 - draw_w(second[GPUS[2]]) == pytest.approx(100.0 * 30 / 270, abs=0.4) and second[GPUS[3]] == 400
+
+
+def test_13_a_raise_that_is_taken_back_costs_the_others_nothing() -> None:
+    """Found at random: a lower ceiling lets nothing rise, and under a higher one a raise cost the others clocks."""
+    seen = view(state=state((INF, INF, INF, 200.0)), acks=acks((INF,) * 4), image=image(200.0), import_w_max=200.0)
+    seen = replace(seen, windows=(window(10.0, past=ring(200.0)),), unmanaged_w_max=0.0, margin_w=0.0)
+    proposal = command(node(NODES[0], None, None), node(NODES[1], None, None))
+    _assert_not_higher(check(replace(seen, import_w_max=0.0), proposal), check(seen, proposal))
