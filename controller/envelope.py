@@ -197,7 +197,7 @@ def _parsed(c: _Check, nodes: tuple[t.NodeCommand, ...]) -> tuple[list[t.NodeCom
         if not (is_own and math.isfinite(node.release_slot_s) and math.isfinite(node.release_w_per_s)):
             c.say(1, node.node_id, "unknown node or GPU, or a slot or slope that is no number")
             continue
-        known.append(node)
+        known.append(replace(node, caps=()) if node.is_release else node)  # caps beside a release mean nothing
         is_asked[mine] = True
         for cap in node.caps:
             wish = cap.clock_mhz, cap.power_limit_w  # an infinite number becomes NaN below: only None is free

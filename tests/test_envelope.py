@@ -515,6 +515,13 @@ def test_6_originals_come_back_in_release_only() -> None:
     )
 
 
+def test_6_caps_beside_a_release_do_not_pass() -> None:
+    """Nobody checks them and a node that is released has no use for them; they may be no numbers."""
+    stray = node(NODES[0], is_release=True, caps=(GpuCap(GPUS[0], None, np.nan),))
+    allowed = check(view(mode=Mode.RELEASE, is_leader=False), command(stray))
+    assert allowed.command.nodes == (node(NODES[0], is_release=True),)
+
+
 def test_6_after_a_restart_a_raise_is_above_what_was_read_back() -> None:
     seen = view(state=EnvelopeState(), is_leader=False, acks=acks((800.0,) * 4))
     assert clocks(check(seen, command(node(NODES[0], 900, 700)))) == {GPUS[0]: 800, GPUS[1]: 700}
