@@ -25,8 +25,9 @@ $(VENV)/.stamp: requirements.lock pyproject.toml
 demo: setup ## a training site on real wires, about 90 s; writes out/demo/
 	$(BIN)/rampart hil run demo --wire --out out/demo
 
-test: setup ## the default suite
-	$(BIN)/python -m pytest
+test: setup ## the default suite: on every core, then what needs real wires and real time alone
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not wire and not slow and not process'
+	$(BIN)/python -m pytest -m 'wire and not slow and not process'
 
 check: lint units configs ## lint, types, direction of imports, units, configs
 
