@@ -45,6 +45,12 @@ class CounterClock:
         self._usual: deque[tuple[float, float]] = deque(maxlen=CHANGES)  # (time it stood, step)
         self.late_s = 0.0
 
+    @property
+    def is_in_time(self) -> bool:
+        """Counts keep coming, and where they are due: whatever the samples' age was when they began, it is still."""
+        usual_s, _ = self._usually()
+        return bool(self._read) and not self.late_s and usual_s <= STAND_S and not math.isnan(self._since_s)
+
     def believed(self, t_s: float, power_w: float, *, margin_w: float) -> None:
         """The site imports `power_w` at `t_s`, for all that is known."""
         if not self._read or t_s <= (end := self._end)[0]:

@@ -45,7 +45,8 @@ class MeterDelay:
         self._counter = CounterClock(error_w=COUNTER_ERROR_FRAC * scale_w)
         self._moved_w, self._doubt_w = MOVED_FRAC * scale_w, DOUBT_FRAC * scale_w
         self._quick: deque[tuple[float, float, float]] = deque()  # (t, metered, battery)
-        self._means: deque[tuple[float, float, float]] = deque()  # (t, metered, what nodes and battery make of it)
+        self._means: deque[tuple[float, float, float, float]] = deque()  # (t, metered, due by nodes and battery, load)
+        self._is_proven = False  # nodes bore the stamps out, and the counter has been in time since
         self._matched_s = 0.0
         self._found_count = 0
         self._usual_w2 = 0.0
@@ -84,11 +85,14 @@ class MeterDelay:
     def counted(self, t_s: float, import_wh: float | None, *, power_w: float) -> None:
         """The meter's energy counter in a sample of `power_w` stamped `t_s`, if it has one."""
         if import_wh is None:
+            self._is_proven = False
             return
         before_s = self._counter.late_s
         self._counter.read(t_s, import_wh, power_w=max(power_w, -self._scale_w))
         if self._counter.late_s != before_s:
             self._told_s = t_s
+        if not self._counter.is_in_time:
+            self._is_proven = False
         if before_s and not self._counter.late_s:
             self._match(0.0)
 
@@ -111,7 +115,7 @@ class MeterDelay:
         if not span or (self._means and t_s - self._means[-1][0] < 0.5 * GRID_S):
             return
         metered_w, battery_w = (float(mean) for mean in np.mean(span, axis=0))
-        self._means.append((t_s, metered_w, load_w - battery_w))
+        self._means.append((t_s, metered_w, load_w - battery_w, load_w))
         while self._means[0][0] < t_s - KEPT_S:
             self._means.popleft()
         self._judge(now_s, is_usual=is_usual)
@@ -120,7 +124,7 @@ class MeterDelay:
 
     def _judge(self, now_s: float, *, is_usual: bool) -> None:
         """Which time explains what the meter shows, as stamped or another; neither: as stamped."""
-        times, metered, due = np.array(self._means).T
+        times, metered, due, load = np.array(self._means).T
         tried = times > times[-1] - TRIED_S
         recent = times[tried] > times[-1] - RECENT_S
         misfit = float(((metered - due)[tried][recent] ** 2).mean())
@@ -147,6 +151,12 @@ class MeterDelay:
             return
         if is_usual:
             self._usual_w2 += USUAL_GAIN * (min(misfit, limit) - self._usual_w2)
+        moved_w2, stamped_w2 = float(load[tried].var()), float(((metered - due)[tried] ** 2).mean())
+        if self._counter.is_in_time and moved_w2 > limit and stamped_w2 < MATCH * moved_w2:
+            self._is_proven = True  # a loop that answers what is late cannot have followed that
+        if self._is_proven:  # a steep edge looks late for a moment, since nodes report means; the counter knows better
+            self._found_count = 0
+            return
         is_late = misfit > limit and misfits[best] < MATCH * misfit
         if is_late:
             quick_late, quick = self._left(float(LAGS_S[best]), 0.0)

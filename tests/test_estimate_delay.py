@@ -164,6 +164,54 @@ def test_the_counter_is_heard_first_and_its_word_ends_the_match() -> None:
     assert watch.late_s == 0.0
 
 
+@dataclass
+class Counted(Loop):
+    """The same loop with a meter that counts, and a battery of no lag."""
+
+    has_counter: bool = True
+    nodes_off_s: float = 0.0  # of the lateness that nodes are believed to have
+    counts_wh: list[float] = field(default_factory=lambda: [1e6])
+
+    def run_on(self, from_s: float, until_s: float) -> Loop:
+        for k in range(round(from_s / TICK_S) + 1, round(until_s / TICK_S) + 1):
+            now_s, late_ticks = k * TICK_S, round(self.late_s(k * TICK_S) / TICK_S)
+            self.counts_wh.append(self.counts_wh[-1] + self.grid_w(now_s) * TICK_S / 3600.0)
+            power_w = self.grid_w(now_s - late_ticks * TICK_S)
+            if self.has_counter and k > late_ticks:
+                self.watch.counted(now_s, self.counts_wh[k - late_ticks], power_w=power_w)
+            self.watch.sampled(now_s, power_w, battery_w=self.battery_w[-1])
+            if k % 2 == 0:
+                middle_s = now_s - NODES_S - self.nodes_off_s
+                mean_w = sum(self.load_w(middle_s + j * TICK_S) for j in range(-5, 6)) / 11
+                self.watch.reported(now_s, load_w=mean_w, delay_s=NODES_S)
+            self.watch.believed(now_s, self.grid_w(now_s), margin_w=0.5e6)
+            if self.watch.late_s != (self.found[-1][1] if self.found else 0.0):
+                self.found.append((now_s, self.watch.late_s))
+            believed_w = power_w + self.battery_w[-1]
+            self.battery_w.append(self.battery_w[-1] if self.watch.late_s else believed_w - TARGET_W)
+        return self
+
+
+@pytest.mark.parametrize(("has_counter", "is_misled"), [(True, False), (False, True)])
+def test_steep_edges_are_no_late_meter_where_a_counter_says_so(*, has_counter: bool, is_misled: bool) -> None:
+    """Nodes are younger than believed by 0.3 s, and 35 MW come and go within a second: without a counter that is late."""
+
+    def load_w(t_s: float) -> float:
+        x_s = (t_s - 20.0) % 8.0
+        gone = min(x_s, 1.0) if x_s < 4.0 else 1.0 - min(x_s - 4.0, 1.0)
+        return calm_w(t_s) - (35e6 * gone if t_s >= 20.0 else 0.0)
+
+    loop = Counted(load_w, has_counter=has_counter, nodes_off_s=-0.3).run(50.0)
+    assert bool(loop.found) == is_misled
+
+
+@pytest.mark.parametrize("late_s", [0.5, 1.6, 3.2])
+def test_late_from_the_first_sample_on_is_told_by_nodes_whatever_the_counter_says(late_s: float) -> None:
+    """Its counts are as late as ever, and so are in time; a loop that is late cannot bear them out."""
+    loop = Counted(calm_w, lambda _: late_s).run(20.0)
+    assert loop.found and loop.found[0][0] < 6.0 + late_s
+
+
 # ------------------------------------------------------------------------------------------------ the whole site
 
 
