@@ -194,7 +194,7 @@ class Counted(Loop):
 
 @pytest.mark.parametrize(("has_counter", "is_misled"), [(True, False), (False, True)])
 def test_steep_edges_are_no_late_meter_where_a_counter_says_so(*, has_counter: bool, is_misled: bool) -> None:
-    """Nodes are younger than believed by 0.3 s, and 35 MW come and go within a second: without a counter that is late."""
+    """Nodes are younger than believed by 0.3 s, and 35 MW come and go in a second: without a counter that is late."""
 
     def load_w(t_s: float) -> float:
         x_s = (t_s - 20.0) % 8.0
