@@ -23,6 +23,7 @@ PAUSE_S = 0.5  # without a read: how long a count has stood is not known
 CHANGES = 5  # the last ones tell for how long a count stands and by how much it moves then,
 STAND_GAIN = 1.5  # ...the most of either, and half as much again
 JUMP_S = 0.3  # of the counter's clock against ours: less is what two registers of one meter differ by
+GOES_ON = 0.75, 1.25  # times what the samples' own powers make of the time between them, at least and at most
 NET_GAIN = 2.0  # what a net counter may run back by, as a multiple of the power it shows
 S_PER_H = 3_600.0
 
@@ -40,7 +41,7 @@ class CounterClock:
         self._read: deque[tuple[float, float]] = deque()  # (time, count)
         self._believed: deque[tuple[float, float]] = deque()  # the same, after the newest that was read
         self._unsure_wh = 0.0  # how much too high the end of the line may be
-        self._heard_s, self._last_wh = -math.inf, math.nan
+        self._heard_s, self._last_wh, self._last_w = -math.inf, math.nan, 0.0
         self._since_s = math.nan  # when the last count was first read
         self._usual: deque[tuple[float, float]] = deque(maxlen=CHANGES)  # (time it stood, step)
         self.late_s = 0.0
@@ -66,9 +67,14 @@ class CounterClock:
         if self._is_other(t_s, count_wh, power_w=power_w):
             self.forget()
         moved_wh, pause_s = count_wh - self._last_wh, t_s - self._heard_s
-        self._heard_s, self._last_wh = t_s, count_wh
+        goes_on = pause_s <= PAUSE_S and self._goes_on(moved_wh, pause_s, power_w)
+        self._heard_s, self._last_wh, self._last_w = t_s, count_wh, power_w
         if pause_s > PAUSE_S:
             self._since_s = math.nan
+        if goes_on:
+            self._changed(t_s, moved_wh)
+            self._keep(t_s - self.late_s, count_wh)
+            return
         usual_s, usual_wh = self._usually()
         if not moved_wh and (t_s - self._since_s <= usual_s or self._due_wh(t_s) <= count_wh + usual_wh):
             return
@@ -86,6 +92,15 @@ class CounterClock:
     @property
     def _end(self) -> tuple[float, float]:
         return self._believed[-1] if self._believed else self._read[-1]
+
+    def _goes_on(self, moved_wh: float, pause_s: float, power_w: float) -> bool:
+        """The count moved by what its samples' own powers make of it: they are as old as the last one was.
+
+        However power jumped meanwhile, and whatever is believed of it; while power is exported a count stands.
+        """
+        least_w, most_w = sorted((max(self._last_w, 0.0), max(power_w, 0.0)))
+        hours = pause_s / S_PER_H
+        return bool(self._read) and GOES_ON[0] * least_w * hours <= moved_wh <= GOES_ON[1] * most_w * hours
 
     def _is_other(self, t_s: float, count_wh: float, *, power_w: float) -> bool:
         """The line says nothing of this count: the counter was reset, counts net and power is exported, or long ago."""

@@ -57,6 +57,23 @@ def test_it_tells_a_change() -> None:
     assert found[-1][1] == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.parametrize("low_w", [-30e6, 2e6])
+def test_power_that_falls_before_it_is_believed_is_no_late_meter(low_w: float) -> None:
+    """Once in six seconds import falls for a second, to export too; a sample every 0.2 s, and belief 0.3 s behind."""
+
+    def true_w(t_s: float) -> float:
+        return low_w if t_s > 5.0 and t_s % 6.0 < 1.0 else POWER_W
+
+    clock, count_wh = CounterClock(error_w=3e6), 5e6
+    for k in range(1, 600):
+        t_s = k * TICK_S
+        count_wh += max(true_w(t_s), 0.0) * TICK_S / 3_600.0
+        if k % 2 == 0:
+            clock.read(t_s, count_wh, power_w=true_w(t_s))
+        clock.believed(t_s + 0.2, true_w(t_s - 0.3), margin_w=0.5e6)
+        assert clock.late_s == 0.0
+
+
 def test_a_counter_that_was_reset_tells_nothing() -> None:
     clock = CounterClock(error_w=3e6)
     for k in range(100):
