@@ -67,13 +67,13 @@ class CounterClock:
         if self._is_other(t_s, count_wh, power_w=power_w):
             self.forget()
         moved_wh, pause_s = count_wh - self._last_wh, t_s - self._heard_s
-        goes_on = pause_s <= PAUSE_S and self._goes_on(moved_wh, pause_s, power_w)
+        goes_on = pause_s <= PAUSE_S and not self.late_s and self._goes_on(moved_wh, pause_s, power_w)
         self._heard_s, self._last_wh, self._last_w = t_s, count_wh, power_w
         if pause_s > PAUSE_S:
             self._since_s = math.nan
         if goes_on:
             self._changed(t_s, moved_wh)
-            self._keep(t_s - self.late_s, count_wh)
+            self._keep(t_s, count_wh)
             return
         usual_s, usual_wh = self._usually()
         if not moved_wh and (t_s - self._since_s <= usual_s or self._due_wh(t_s) <= count_wh + usual_wh):
@@ -94,7 +94,7 @@ class CounterClock:
         return self._believed[-1] if self._believed else self._read[-1]
 
     def _goes_on(self, moved_wh: float, pause_s: float, power_w: float) -> bool:
-        """The count moved by what its samples' own powers make of it: they are as old as the last one was.
+        """The count moved by what its samples' own powers make of it: as that one was in time, so is this.
 
         However power jumped meanwhile, and whatever is believed of it; while power is exported a count stands.
         """

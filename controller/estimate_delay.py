@@ -88,7 +88,7 @@ class MeterDelay:
             self._is_proven = False
             return
         before_s = self._counter.late_s
-        self._counter.read(t_s, import_wh, power_w=max(power_w, -self._scale_w))
+        self._counter.read(t_s, import_wh, power_w=min(max(power_w, -self._scale_w), self._scale_w))
         if self._counter.late_s != before_s:
             self._told_s = t_s
         if not self._counter.is_in_time:

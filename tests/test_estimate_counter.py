@@ -74,6 +74,14 @@ def test_power_that_falls_before_it_is_believed_is_no_late_meter(low_w: float) -
         assert clock.late_s == 0.0
 
 
+def test_garbled_powers_do_not_hide_that_it_is_in_time_again() -> None:
+    """4.2 GW would explain any count."""
+    garbled = run(
+        lambda t: 2.4 if 9.95 <= t < 14.95 else 0.0, 20.0, shown_w=lambda t: 4.2e9 if 12.0 < t < 16.0 else POWER_W
+    )
+    assert garbled[-70][1] > 2.0 and garbled[-1][1] == 0.0
+
+
 def test_a_counter_that_was_reset_tells_nothing() -> None:
     clock = CounterClock(error_w=3e6)
     for k in range(100):
