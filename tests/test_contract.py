@@ -318,6 +318,7 @@ def test_spent_windows() -> None:
     interval = AdmissibleInterval([swing(5e6, 15.0)], start_s=0.0, start_w=50e6, tick_s=0.05)
     interval.push(1.0, 47e6)
     assert interval.spent_down_w()[LimitId("swing")] == pytest.approx(3e6)
+    assert interval.spent_up_w()[LimitId("swing")] == pytest.approx(0.0)
     r_c = interval.contingency_slope_w_per_s
     assert interval.contingency_excess_w == pytest.approx(3e6 - r_c * 1.0)
     interval.push(11.0, 47e6)
@@ -611,10 +612,11 @@ def test_unknown_past_limits_rises_as_well() -> None:
 
 
 def test_spent_windows_of_rate_rows() -> None:
-    """A 2 MW fall has spent 2 MW of a rate row's flat part."""
+    """A 2 MW fall has spent 2 MW of a rate row's flat part downwards and nothing upwards."""
     interval = AdmissibleInterval([rate(0.5e6, 6e6)], start_s=0.0, start_w=50e6, tick_s=0.05)
     interval.push(1.0, 48e6)
     assert interval.spent_down_w()[LimitId("rate")] == pytest.approx(2e6, rel=1e-4)
+    assert interval.spent_up_w()[LimitId("rate")] == pytest.approx(0.0, abs=10.0)
 
 
 def test_promised_times_follow_the_path() -> None:
