@@ -12,7 +12,8 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from controller.estimate import SUB_METER_MARGIN_FRAC, Estimate, LoadSource
+from controller.estimate import Estimate, LoadSource
+from controller.estimate_checks import METERS_DIFFER_FRAC
 
 METER_FRAC = 0.005  # of the reading: less is within the class of a good meter
 RARE = 3.0  # times the largest change between two samples of the last seconds: ripple has such edges, a step has not
@@ -60,7 +61,7 @@ class StepDoubt:
         is_known = bool(self._changes) and self._changes[0][0] < t_s - 0.5 * MEMORY_S
         self._changes.append((t_s, change_w))
         power_w = abs(estimate.pcc_w)
-        is_small = METER_FRAC * power_w < abs(change_w) <= SUB_METER_MARGIN_FRAC * power_w + usual_w
+        is_small = METER_FRAC * power_w < abs(change_w) <= METERS_DIFFER_FRAC * power_w + usual_w
         if is_known and is_small and abs(change_w) > RARE * usual_w:
             self._seen_w = change_w
         return self._seen_w

@@ -18,7 +18,7 @@ import numpy as np
 
 from controller.estimate_bank import BankHistory
 from controller.estimate_bridge import NodeBridge
-from controller.estimate_checks import MeterCheck, MeterView
+from controller.estimate_checks import METERS_DIFFER_FRAC, MeterCheck, MeterView
 from controller.estimate_delay import KEPT_S, MeterDelay
 from controller.estimate_lag import LagEstimate
 from controller.estimate_trust import OLD_S, MeterRole, MeterTrust
@@ -40,7 +40,6 @@ NODES_PERIOD_S = 0.1  # reports come at a few hertz; thousands of them are not a
 NODES_PERIOD_S_PER_NODE = 1e-4
 HISTORY_S = KEPT_S  # of battery power: what a late meter is held against
 DELAY_MEMORY_S = 10.0
-SUB_METER_MARGIN_FRAC = 0.03  # what two meters of one site may differ by before one is wrong (FAULTS S8)
 GROWTH_FRAC_PER_S = 0.3  # of the registered peak: the margin of a held value grows by this (measured starts: 0.2/s)
 KNOWN_TICKS = 2.5
 ROOM_FRAC = 0.98  # of its limits: a battery beyond it follows no more
@@ -284,7 +283,7 @@ class LoadEstimator:
             self._other_w = min(max(own_w - self._nodes.gpu_w, 0.0), self._site.other_load_w_max)
         margin_w = 0.0
         if MeterFlag.METER_DRIFT in flags or MeterFlag.METERS_DISAGREE in flags:
-            margin_w = SUB_METER_MARGIN_FRAC * abs(power_w)
+            margin_w = METERS_DIFFER_FRAC * abs(power_w)
         return self._made(
             now_s, margin_w=margin_w, pcc_w=power_w, source=LoadSource.METER, is_fresh=is_fresh, flags=flags
         )
@@ -297,7 +296,7 @@ class LoadEstimator:
         self._bridge.lost()
         if view.others_w is not None:
             self._load_w, self._load_s, self._ballast_w = view.others_w + battery_w, now_s, self._bank.at_w(now_s)
-            margin_w = SUB_METER_MARGIN_FRAC * abs(view.others_w)
+            margin_w = METERS_DIFFER_FRAC * abs(view.others_w)
             return self._made(
                 now_s, margin_w=margin_w, pcc_w=None, source=LoadSource.SUB_METERS, is_fresh=True, flags=flags
             )

@@ -28,7 +28,7 @@ SIGN_MATCH_FRAC = 0.15  # how well the flipped value must fit the nodes to call 
 UNIT_RATIO = (300.0, 3000.0)
 UNIT_SAMPLES = 3
 SIGN_SAMPLES = 3
-DISAGREE_FRAC = 0.03
+METERS_DIFFER_FRAC = 0.03  # two meters of one site, before one is wrong (FAULTS S8)
 DRIFT_FRAC = 0.01
 DISAGREE_MEMORY_S = 2.0
 DRIFT_MEMORY_S = 60.0
@@ -223,6 +223,6 @@ class MeterCheck:
         apart = (power_w - view.others_w) / max(abs(view.others_w), 0.05 * self._site.registered_peak_w)
         self._apart += (1.0 - math.exp(-elapsed_s / DISAGREE_MEMORY_S)) * (apart - self._apart)
         self._drift += (1.0 - math.exp(-elapsed_s / DRIFT_MEMORY_S)) * (apart - self._drift)
-        if abs(self._apart) > DISAGREE_FRAC:
+        if abs(self._apart) > METERS_DIFFER_FRAC:
             return {MeterFlag.METERS_DISAGREE}
         return {MeterFlag.METER_DRIFT} if abs(self._drift) > DRIFT_FRAC else set()

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from controller.estimate import SUB_METER_MARGIN_FRAC
+from controller.estimate_checks import METERS_DIFFER_FRAC
 from controller.modes import Flag
 from controller.types import Mode
 from hil.faults import Fault
@@ -155,7 +155,7 @@ def _is_forced(tale: Tale, lab: Lab) -> bool:
     kept = tuple(b for b in tale.blows if b.port not in SENSING and b.verb in ("off", "wrong", "slow"))
     if kept == tale.blows or _play(tale, kept, recording=None)[0].broken():
         return True  # at once where the reference is this very story
-    unseen = tuple(b for b in tale.blows if b.port in SENSING and _unseen_frac(b) > 0.0)
+    unseen = tuple(b for b in tale.blows if b.port == "meter" and _unseen_frac(b) > 0.0)
     if not unseen:
         return False
     frac = max(map(_unseen_frac, unseen))
@@ -166,7 +166,7 @@ def _is_forced(tale: Tale, lab: Lab) -> bool:
 def _unseen_frac(blow: Blow) -> float:
     """What share of the site's power a wrong meter hides without being seen; 0 where it is seen, or something else."""
     error = abs(blow.value - 1.0) if blow.verb == "wrong" and blow.value is not None else 0.0
-    return error if error <= SUB_METER_MARGIN_FRAC else 0.0
+    return error if error <= METERS_DIFFER_FRAC else 0.0
 
 
 def _is_within(lab: Lab, frac: float) -> bool:
