@@ -27,7 +27,7 @@ from controller.limits import InForce, LimitBook
 from controller.modes import TABLE, Clear, Flag, ModeMachine, ModeState, Reason
 from controller.node_orders import NodeOrders
 from controller.outlook import outlook_of
-from controller.parting import NO_LIMIT_W_PER_S, Parting
+from controller.parting import Parting, finite_slope
 from controller.plan.plan import Plan, Planner
 from controller.planning import Known, Planning
 from controller.reserve import NO_BATTERY
@@ -473,7 +473,7 @@ class SiteCore:
                 following=track.aim.following,
                 reference_w=track.aim.reference_w if self._is_battery_proven else self._standing_w(image, estimate),
                 ramp_w_per_s=self.site.battery.ramp_w_per_s_max,
-                expiry_w_per_s=expiry if math.isfinite(expiry) else NO_LIMIT_W_PER_S,
+                expiry_w_per_s=finite_slope(expiry),
                 epoch=self._epoch,
                 seq=self._seq,
                 ttl_s=ttl_s,

@@ -13,6 +13,7 @@ from collections import deque
 
 import numpy as np
 
+from controller.estimate_bridge import SILENT_S
 from controller.estimate_counter import CounterClock
 from controller.types import FloatArray
 
@@ -30,7 +31,6 @@ MATCH = 0.15  # of the misfit as stamped: what a delay that is true leaves
 STEPS = 1  # of the grid, over which quick moves are taken
 QUICK = 0.5  # of the quick moves that stamps leave unexplained: a load that ramps is not seen in them, an echo is
 ALONE = 0.2  # the same, where nothing else speaks
-SILENT_S = 2.0  # nodes that say nothing for so long are no witness
 FITS_S = 1.0  # what swings fits a late meter, too, for a moment
 REFUTED_S = 1.0  # that no delay explains
 CLEAR_S = 10.0  # of right stamps, before a meter that was late is believed again

@@ -104,7 +104,7 @@ class Parting:
         self._row_w = smallest_row_w(interval.limits)
         self._is_slow = always_waits(self._site, slope, self._row_w)
         if math.isinf(slope) or not self._moves:
-            return NodeParting(_finite(slope), 0.0, 0.0)
+            return NodeParting(finite_slope(slope), 0.0, 0.0)
         if is_release:
             return NodeParting((1.0 - KEPT_FRAC) * slope, 0.0, 0.0, KEPT_FRAC * self._row_w)
         charge_w, discharge_w = self._reach_w()
@@ -131,17 +131,17 @@ class Parting:
         """Of `slope_w_per_s` downward, what battery and bank may use: all of it where nodes have room for them."""
         return slope_w_per_s if self._charge_w <= self._fits_w else self._fits_w / self._row_w * slope_w_per_s
 
-    def battery_w_per_s(self, aim: BatteryAim) -> float:
-        """How fast the battery may go back to nothing from `aim`: up where it discharges, else down."""
-        if self._battery is None:
-            return aim.ramp_w_per_s
-        return self.rise_w_per_s(aim.ramp_w_per_s) if aim.reference_w > 0.0 else self.fall_w_per_s(aim.ramp_w_per_s)
-
     def rise_w_per_s(self, slope_w_per_s: float) -> float:
         """The same upward: nodes that are being released do not wait."""
         is_releasing = self._now_s < self._release_until_s
         left_w_per_s = slope_w_per_s - (self._release_w_per_s if is_releasing else 0.0)
         return max(left_w_per_s, KEPT_FRAC * slope_w_per_s)
+
+    def battery_w_per_s(self, aim: BatteryAim) -> float:
+        """How fast the battery may go back to nothing from `aim`: up where it discharges, else down."""
+        if self._battery is None:
+            return aim.ramp_w_per_s
+        return self.rise_w_per_s(aim.ramp_w_per_s) if aim.reference_w > 0.0 else self.fall_w_per_s(aim.ramp_w_per_s)
 
     def _reach_w(self) -> tuple[float, float]:
         """The most that battery and bank may have to let go, falling and rising; a bank's share is the battery's."""
@@ -195,5 +195,6 @@ def job_groups(fleet: Fleet) -> IntArray:
     return found
 
 
-def _finite(slope_w_per_s: float) -> float:
+def finite_slope(slope_w_per_s: float) -> float:
+    """As the wire carries it."""
     return slope_w_per_s if math.isfinite(slope_w_per_s) else NO_LIMIT_W_PER_S

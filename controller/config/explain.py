@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 FAULTS_MAX = 5  # shown; more than that is another kind of file
 VALUE_CHARS_MAX = 60
-NEARNESS = 0.7  # of difflib: `charge_mw` is near `charge_megawatt`, `id` is not near `grid`
+NEARNESS = 0.7  # of difflib: `charge_megawat` is near `charge_megawatt`, `id` is not near `grid`
 # pydantic's words name Python's types.
 ALLOWED = {
     **dict.fromkeys(("tuple_type", "list_type"), "a list is allowed"),
