@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from controller.plan.plan import FIRST_STEP_S, OFFSET_S, SPAN_S, STEP_S, STEPS, PlanStatus
 from controller.plan.rule import (
+    RECOVERY_S,
     HoldPlanner,
     RuleMaxPlanner,
     RulePlanner,
@@ -59,6 +60,17 @@ def test_rule_brings_the_battery_back_to_its_middle() -> None:
     high = RulePlanner().plan(plan_kit.given(energy=450.0, demand=(2.0, 1.0), target=6.5))
     load_w = 6.5 * MEGA
     assert low.target_w[5] > load_w > high.target_w[5]
+
+
+def test_a_full_battery_is_brought_to_its_middle_by_itself_and_never_by_caps() -> None:
+    """It would take more power than it has to be there in time; it gives half of that, and no GPU is held for it."""
+    bounds = plan_kit.battery(power=3.0, energy=2000.0)
+    site = plan_kit.given(energy=1600.0, demand=(2.0, 1.0), target=6.5, bounds=bounds)
+    plan = RulePlanner().plan(site)
+    gives_w = 1.5 * MEGA
+    assert gives_w < 600.0 * MEGA / RECOVERY_S, "the story"
+    assert plan.target_w.min() == pytest.approx(6.5 * MEGA - gives_w + site.ripple_up_w.max())
+    assert bool(np.isinf(plan.cap_path_w).all())
 
 
 def test_an_empty_battery_caps_what_is_left() -> None:

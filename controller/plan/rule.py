@@ -16,6 +16,8 @@ from controller.types import FloatArray
 
 # `rule` brings the battery back to its middle in about this time; slower than checkpoints (11-60 s), faster than jobs.
 RECOVERY_S = 180.0
+# Of what the battery can give: taken for its own recovery. The rest is for the load, or its recovery would cap GPUs.
+RECOVERY_FRAC = 0.5
 
 
 @unique
@@ -34,14 +36,19 @@ class RulePlanner:
     sharing: Sharing = Sharing.PROPORTIONAL
 
     def plan(self, given: PlanInput) -> Plan:
-        """The target every step heads for is the mean load plus (e_mid - e) / RECOVERY_S, kept crash-safe."""
+        """The target every step heads for is the mean load plus (e_mid - e) / RECOVERY_S, kept crash-safe.
+
+        A battery above its middle gives what it can spare: no GPU is capped to empty it.
+        """
         bounds = given.reserve.battery
         load_w = given.load_w()
         x_w = max(0.0, float(load_w.mean()) - float(given.load_left_w.min()))
         top_j = given.reserve.energy_safe_j(min(x_w, bounds.charge_w_max), spent_w=given.spent_w)
         top_j = min(max(top_j, bounds.energy_j_min), bounds.energy_j_max)
         middle_j = 0.5 * (bounds.energy_j_min + top_j)
-        wish_w = np.full(given.steps, float(load_w[0]) + (middle_j - given.energy_j) / RECOVERY_S)
+        recovery_w = (middle_j - given.energy_j) / RECOVERY_S
+        spare_w = RECOVERY_FRAC * given.cover_w(given.energy_j) - float(given.ripple_up_w.max())
+        wish_w = np.full(given.steps, float(load_w[0]) + max(recovery_w, -max(0.0, spare_w)))
         return follow(given, wish_w, policy=self.name, sharing=self.sharing, status=PlanStatus.SOLVED)
 
 
