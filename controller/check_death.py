@@ -10,13 +10,11 @@ import math
 from dataclasses import dataclass
 
 from controller.ballast import declared_floor
-from controller.parting import KEPT_FRAC, MOST_FRAC, always_waits, away_s
+from controller.parting import AWAY_S, KEPT_FRAC, MOST_FRAC, always_waits, away_s
 from controller.settings import BatterySettings, OwnSlope, SiteSettings
 from controller.tracker import SPENT_FRAC_MIN
 from controller.types import Direction, Following, RampLimit, SwingLimit
 from controller.view import smallest_row_w
-
-AWAY_S = 30.0  # after a controller's death its battery should be back at zero
 
 
 @dataclass(frozen=True, slots=True)

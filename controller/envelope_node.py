@@ -38,9 +38,9 @@ def check_node(
     if not _is_newer((command.epoch, command.seq), last):
         detail = f"epoch {command.epoch} seq {command.seq} after {last[0]}, {last[1]}"
         return NodeVerdict(None, (Violation(9, "command", detail),))
-    numbers = (command.ttl_s, command.release_slot_s)
+    numbers = (command.ttl_s, command.release_slot_s, command.ceiling_s, command.ceiling_frac)
     if not all(math.isfinite(x) and x >= 0 for x in numbers) or not command.release_w_per_s >= 0:
-        return NodeVerdict(None, (Violation(1, "command", "a time or slope is negative or not a number"),))
+        return NodeVerdict(None, (Violation(1, "command", "a time, slope or share is negative or not a number"),))
     if command.ttl_s <= 0:
         return NodeVerdict(None, (Violation(9, "command", f"ttl {command.ttl_s} s"),))
     if command.ttl_s > TTL_S_MAX:

@@ -69,7 +69,9 @@ class NodeOrders:
 
         `gpu_w_max` is what all GPUs may draw at their worst, inf without a ceiling.
         """
-        asked, is_due = self._asked(image, fleet, caps, written, interval, mode, may_raise=may_raise), None
+        aim_frac = parting.ceiling(interval.limits)[0] if mode is Mode.FALLBACK else 1.0
+        asked = self._asked(image, fleet, caps, written, interval, mode, may_raise=may_raise, aim_frac=aim_frac)
+        is_due = None
         is_release = mode is Mode.RELEASE
         if mode not in (Mode.RELEASE, Mode.FALLBACK):
             may_rise = is_settled(fleet, asked, acked, written, gpu_w_max)
@@ -113,6 +115,7 @@ class NodeOrders:
         mode: Mode,
         *,
         may_raise: bool,
+        aim_frac: float,
     ) -> FloatArray:
         """The plan's caps; where nothing may rise, none above what was last written; in FALLBACK, the way there."""
         if mode is not Mode.FALLBACK:
@@ -125,7 +128,8 @@ class NodeOrders:
                 fleet.table,
                 last=written.caps,
                 fallback_mhz=np.repeat(
-                    [r.value.fallback_clock_mhz for r in image.nodes], [len(r.value.gpu_ids) for r in image.nodes]
+                    [aim_frac * r.value.fallback_clock_mhz for r in image.nodes],
+                    [len(r.value.gpu_ids) for r in image.nodes],
                 ),
                 slope_w_per_s=interval.slope_down_w_per_s,
             )

@@ -5,7 +5,8 @@ their fallback caps; one that discharges lets it rise, and so do nodes on their 
 keep to one slope together. While little is charged nodes go at once and leave that much of the shortest row free, so
 that it may go as it likes. While more is charged they wait until battery and bank are surely back at nothing: the caps
 in force bound the load meanwhile. A battery that takes more than nodes have heard of yet has what they left of the
-slope. Nodes that will rise always wait: no ceiling hangs on them. Pure; the time is given.
+slope. Nodes that will rise always wait: no ceiling hangs on them. Under a ceiling of the grid that their fallback
+clocks do not fit they go to a share of those until it ends. Pure; the time is given.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from controller.contract import AdmissibleInterval
 from controller.fleet import Fleet
 from controller.settings import SiteSettings
 from controller.tracker_io import BatteryAim
-from controller.types import Following, IntArray
+from controller.types import CeilingLimit, Following, IntArray, Limit
 from controller.view import smallest_row_w
 
 CALM_S = 10.0  # of charging remembered: ripple from 0.1 Hz up shows all of itself in it
 KEPT_FRAC, MOST_FRAC = 0.25, 0.5  # of a row: left free at least, and the most that nodes do not wait for
 LATE_S = 60.0  # the longest that a shipped profile obeys a command that was told to live for seconds
+AWAY_S = 30.0  # a battery's power is gone so long after the controller's death where the contract lets it (FAULTS)
 SLOW = 2.0  # times the contract's slope: a device as slow as that may have no flatter one for its end
 WAIT_S_MAX = 86_400.0  # a day: as long as a command can say
 NO_LIMIT_W_PER_S = 1e12  # stands for "no row bounds this" on the wire, which carries finite numbers only
@@ -35,13 +37,16 @@ NO_LIMIT_W_PER_S = 1e12  # stands for "no row bounds this" on the wire, which ca
 class NodeParting:
     """How all nodes together go to fallback: from `fall_wait_s` or `rise_wait_s` after the end of their commands.
 
-    Beside nodes that fall `fits_w` may let go as it likes; inf where they wait for it.
+    Beside nodes that fall `fits_w` may let go as it likes; inf where they wait for it. Until `ceiling_s` from now their
+    fallback clocks are only `ceiling_frac` of what they are else.
     """
 
     slope_w_per_s: float
     fall_wait_s: float
     rise_wait_s: float
     fits_w: float = math.inf
+    ceiling_frac: float = 1.0
+    ceiling_s: float = 0.0
 
 
 class Parting:
@@ -58,7 +63,7 @@ class Parting:
         self._now_s, self._charge_w = -math.inf, 0.0
         self._since_s = -math.inf  # when the newer of the two memories below began
         self._before_w = self._top_w = math.inf  # the most that was charged
-        self._is_slow = False
+        self._is_slow = self._is_under_ceiling = False  # as of the last word to the nodes
         self._fits_w = self._told_w = math.inf  # what every node's command in force has room for, and the newest
         self._heard = (0, 0, math.inf)  # epoch and sequence from which on all know the newest, and when the rest ends
         self._release_w_per_s, self._release_until_s = 0.0, -math.inf
@@ -103,16 +108,34 @@ class Parting:
         slope = min(interval.slope_down_w_per_s, interval.slope_up_w_per_s)
         self._row_w = smallest_row_w(interval.limits)
         self._is_slow = always_waits(self._site, slope, self._row_w)
-        if math.isinf(slope) or not self._moves:
-            return NodeParting(finite_slope(slope), 0.0, 0.0)
-        if is_release:
+        if is_release and self._moves and math.isfinite(slope):
             return NodeParting((1.0 - KEPT_FRAC) * slope, 0.0, 0.0, KEPT_FRAC * self._row_w)
+        frac, ceiling_s = self.ceiling(interval.limits)
+        self._is_under_ceiling = frac < 1.0
+        if math.isinf(slope) or not self._moves:
+            return NodeParting(finite_slope(slope), 0.0, 0.0, ceiling_frac=frac, ceiling_s=ceiling_s)
         charge_w, discharge_w = self._reach_w()
         rise_wait_s = self._away_s(discharge_w, interval.contingency_rise_w_per_s)
+        ceiling_s = max(ceiling_s, self._ttl_s + rise_wait_s)
         if self.waits:
-            return NodeParting(slope, self._away_s(charge_w, interval.contingency_slope_w_per_s), rise_wait_s)
+            fall_wait_s = self._away_s(charge_w, interval.contingency_slope_w_per_s)
+            return NodeParting(slope, fall_wait_s, rise_wait_s, ceiling_frac=frac, ceiling_s=ceiling_s)
         fits_w = max(self._before_w, self._top_w, KEPT_FRAC * self._row_w)
-        return NodeParting((1.0 - fits_w / self._row_w) * slope, 0.0, rise_wait_s, fits_w)
+        return NodeParting((1.0 - fits_w / self._row_w) * slope, 0.0, rise_wait_s, fits_w, frac, ceiling_s)
+
+    def ceiling(self, limits: Iterable[Limit]) -> tuple[float, float]:
+        """The share of their fallback clocks that fits under every ceiling known now, and for how long from now, s.
+
+        By the declared powers: the curve of a GPU lies below its chord from idle to the fallback clock.
+        """
+        site, frac, until_s = self._site, 1.0, self._now_s
+        for limit in limits:
+            if isinstance(limit, CeilingLimit) and limit.until_s > self._now_s:
+                left_w = limit.max_w - site.other_load_w_max - site.gpu_idle_w
+                fits_frac = max(0.0, left_w) / max(site.gpu_fallback_w - site.gpu_idle_w, 1.0)
+                if fits_frac < 1.0:
+                    frac, until_s = min(frac, fits_frac), max(until_s, limit.until_s)
+        return frac, min(until_s - self._now_s, WAIT_S_MAX)
 
     def told(self, parting: NodeParting, *, epoch: int, seq: int, is_release: bool) -> None:
         """Nodes were told `parting`; what they were told before is in force until all have heard, or it expires."""
@@ -141,7 +164,13 @@ class Parting:
         """How fast the battery may go back to nothing from `aim`: up where it discharges, else down."""
         if self._battery is None:
             return aim.ramp_w_per_s
-        return self.rise_w_per_s(aim.ramp_w_per_s) if aim.reference_w > 0.0 else self.fall_w_per_s(aim.ramp_w_per_s)
+        if aim.reference_w <= 0.0:
+            return self.fall_w_per_s(aim.ramp_w_per_s)
+        rise = self.rise_w_per_s(aim.ramp_w_per_s)
+        if not self._is_under_ceiling:
+            return rise
+        # Nodes come down for it meanwhile, more slowly than they are told: it takes all the time it has.
+        return min(rise, max(KEPT_FRAC * rise, aim.reference_w / (AWAY_S - self._ttl_s)))
 
     def _reach_w(self) -> tuple[float, float]:
         """The most that battery and bank may have to let go, falling and rising; a bank's share is the battery's."""

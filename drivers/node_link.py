@@ -125,6 +125,8 @@ class CommandWire(WireModel):
     release_slot_s: Annotated[float, Field(ge=0, le=86_400)]
     release_w_per_s: Annotated[float, Field(ge=0, le=1e12)] | None  # null: as fast as it can
     is_release: bool
+    ceiling_frac: Annotated[float, Field(ge=0, le=1)] = 1.0  # both not sent where no ceiling outlives the controller
+    ceiling_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
 
 
 # --------------------------------------------------------------------------------------------------- codec
@@ -243,8 +245,11 @@ def encode_command(command: NodeCommand) -> bytes:
         release_slot_s=float(command.release_slot_s),
         release_w_per_s=slope if math.isfinite(slope) else None,
         is_release=command.is_release,
+        ceiling_frac=command.ceiling_frac,
+        ceiling_s=command.ceiling_s,
     )
-    return wire.model_dump_json().encode()
+    silent = set() if command.ceiling_frac < 1.0 else {"ceiling_frac", "ceiling_s"}  # an older agent need not know
+    return wire.model_dump_json(exclude=silent).encode()
 
 
 def decode_command(payload: bytes) -> NodeCommand | None:
@@ -266,6 +271,8 @@ def decode_command(payload: bytes) -> NodeCommand | None:
         release_slot_s=wire.release_slot_s,
         release_w_per_s=math.inf if wire.release_w_per_s is None else wire.release_w_per_s,
         is_release=wire.is_release,
+        ceiling_frac=wire.ceiling_frac,
+        ceiling_s=wire.ceiling_s,
     )
 
 

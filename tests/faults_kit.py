@@ -83,6 +83,13 @@ async def flagged(lab: Lab, *flags: Flag, since_s: float, within_s: float) -> No
     )
 
 
+def highest_w(lab: Lab, *, from_s: float, to_s: float) -> float:
+    """The highest 1 s mean of true power between two instants. After `verdicts`."""
+    per_s = round(1e9 / lab.world.plant.step_ns)
+    means = np.convolve(lab.pcc_w(), np.full(per_s, 1.0 / per_s), mode="valid")
+    return float(means[round(from_s) * per_s : round(to_s) * per_s].max())
+
+
 def step_w(lab: Lab, *, from_s: float, to_s: float) -> float:
     """The largest change of the 1 s mean of true power within a second, between two instants. Ends the run."""
     lab.verdicts()

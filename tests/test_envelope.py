@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import math
 import tokenize
 from dataclasses import replace
 from pathlib import Path
@@ -924,8 +925,10 @@ def test_1_infinities_that_cancel_are_still_none() -> None:
     seen = view(battery=replace(BATTERY, discharge_w_max=INF, charge_w_max=INF), load_w=INF, max_export_w=INF)
     verdict = check(seen, command(power=battery(-INF, Following.SOFTWARE)))
     assert verdict.command.battery is None and 1 in broken(verdict)
-    nowhere = node(NODES[0], 900, 900, release_slot_s=INF, release_w_per_s=INF)
-    assert check(view(), command(nowhere)).command.nodes == ()
+    for field in ("release_slot_s", "release_w_per_s", "ceiling_frac", "ceiling_s"):
+        for number in (INF, -INF, math.nan):
+            nowhere = replace(node(NODES[0], 900, 900), **{field: number})  # type: ignore[arg-type]
+            assert check(view(), command(nowhere)).command.nodes == (), field
 
 
 def test_at_start_without_a_meter_the_target_begins_at_the_load() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -118,6 +119,16 @@ def test_1_at_once_and_without_slope_are_good_slots() -> None:
     """The first node releases at once, and a node that stands still releases with no slope at all."""
     still = replace(GOOD, release_slot_s=0.0, release_w_per_s=0.0)
     assert judged(still) == NodeVerdict(still, ())
+
+
+def test_1_a_ceiling_is_a_share_and_a_time() -> None:
+    """Nothing and all of the fallback clock are shares; what is no number, or below nothing, is none."""
+    for share, for_s in ((0.0, 0.0), (1.0, 1e6)):
+        good = replace(GOOD, ceiling_frac=share, ceiling_s=for_s)
+        assert judged(good) == NodeVerdict(good, ())
+    for change in ({"ceiling_frac": math.nan}, {"ceiling_frac": -0.1}, {"ceiling_s": math.inf}, {"ceiling_s": -1.0}):
+        out = judged(replace(GOOD, **change))  # type: ignore[arg-type]
+        assert out.command is None and [v.invariant for v in out.violations] == [1]
 
 
 @pytest.mark.parametrize("field", ["node_id", "release_slot_s", "release_w_per_s"])

@@ -23,6 +23,7 @@ def commands(
     release: bool = False,
     waits_s: tuple[float, float] = (0.0, 0.0),
     jobs: tuple[int, int, int] = (0, 1, 2),
+    parting: NodeParting | None = None,
 ) -> tuple[NodeCommand, ...]:
     """For 20 GPUs on three nodes of 8, 8 and 4, each with the job given; fallback is at 1200 MHz."""
     fleet = replace(
@@ -38,7 +39,7 @@ def commands(
         epoch=3,
         seq=9,
         ttl_s=5.0,
-        parting=NodeParting(SLOPE, *waits_s),
+        parting=parting or NodeParting(SLOPE, *waits_s),
         groups=job_groups(fleet),
         is_release=release,
         is_due=due,
@@ -76,6 +77,27 @@ def test_a_node_waits_for_what_moves_its_own_way() -> None:
     caps[0, 16:] = 1190.0
     assert commands(caps=caps, waits_s=(40.0, 30.0), jobs=(0, 0, 0))[2].release_slot_s == 30.0
     assert {c.release_slot_s for c in commands(caps=caps, waits_s=(40.0, 30.0), jobs=(0, 0, 0), release=True)} == {0.0}
+
+
+def test_under_a_ceiling_nodes_aim_at_a_share_and_return_from_it_in_turn() -> None:
+    """Three quarters of 1200 MHz: 1000 falls and waits as such, 800 rises; the way back has turns."""
+    told = NodeParting(SLOPE, 10.0, 30.0, ceiling_frac=0.75, ceiling_s=200.0)
+    caps = np.vstack((np.repeat([1000.0, 800.0, 900.0], (8, 8, 4)), np.full(20, np.inf)))
+    found = commands(caps=caps, parting=told)
+    turns_s = [k * (bench_planner.PEAK_W - bench_planner.IDLE_W) / SLOPE for k in (0, 8, 16)]
+    slots_s = [t + wait_s for t, wait_s in zip(turns_s, (10.0, 30.0, 0.0), strict=True)]
+    assert [c.release_slot_s for c in found] == pytest.approx(slots_s)
+    assert [c.ceiling_s for c in found] == pytest.approx([200.0 + t for t in turns_s])
+    assert {c.ceiling_frac for c in found} == {0.75}
+    assert {(c.ceiling_frac, c.ceiling_s) for c in commands(caps=caps)} == {(1.0, 0.0)}
+
+
+def test_under_a_ceiling_no_node_goes_below_its_service_floor() -> None:
+    """The least share that is said is that of the floor, and never more than all of the fallback clock."""
+    caps = np.full((2, 20), np.inf)
+    floor_mhz = float(bench_planner._fleet(20).table.floor_mhz[0])
+    low = commands(caps=caps, parting=NodeParting(SLOPE, 0.0, 0.0, ceiling_frac=0.0, ceiling_s=5.0))
+    assert [c.ceiling_frac for c in low] == pytest.approx([floor_mhz / 1200.0] * 3)
 
 
 def test_no_slot_is_longer_than_the_wire_can_say() -> None:

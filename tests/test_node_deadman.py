@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -78,6 +80,29 @@ def test_fallback_may_be_above_the_cap_and_is_climbed_to_as_slowly() -> None:
         clocks.append(next(iter(timer.step(now_s=float(t)).caps.values())).clock_mhz or 0)
     assert clocks[14] == 210 and clocks == sorted(clocks) and clocks[-1] == FALLBACK_MHZ
     assert max(b - a for a, b in pairwise(clocks)) <= 100.0 / 1260.0 * 1980 + 15
+
+
+@pytest.mark.parametrize("clock_mhz", [210, 1980])
+def test_a_ceiling_that_outlives_the_controller_holds_the_fallback_down_until_it_ends(clock_mhz: int) -> None:
+    """From below or from above it goes to two thirds of the fallback clock, and to all of it after 100 s."""
+    timer = deadman()
+    timer.accept(command(clock_mhz, ceiling_frac=2 / 3, ceiling_s=100.0), now_s=0.0)
+    clocks = [next(iter(timer.step(now_s=float(t)).caps.values())).clock_mhz or 0 for t in range(140)]
+    held_mhz = clocks[99]
+    assert clocks[14] == clock_mhz and 0 <= FALLBACK_MHZ * 2 / 3 - held_mhz < 15 and held_mhz in clocks[40:60]
+    assert held_mhz <= clocks[100] < FALLBACK_MHZ and clocks[-1] == FALLBACK_MHZ
+    assert max(b - a for a, b in pairwise(clocks)) <= 100.0 / 1260.0 * 1980 + 15
+
+
+def test_the_end_of_a_ceiling_is_an_instant_of_its_own() -> None:
+    """The dead-man is asked then although nobody said anything; a command without a ceiling has no such instant."""
+    timer = deadman()
+    timer.accept(command(900, ceiling_frac=0.5, ceiling_s=60.0), now_s=0.0)
+    timer.step(now_s=20.0)
+    assert timer.due_s == 60.0
+    timer.accept(replace(command(900, ceiling_s=60.0), seq=2), now_s=21.0)
+    timer.step(now_s=40.0)
+    assert timer.due_s == math.inf
 
 
 def test_a_slope_of_zero_never_moves_and_an_infinite_one_at_once() -> None:

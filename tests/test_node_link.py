@@ -107,8 +107,10 @@ def test_equal_specs_are_sent_once() -> None:
 
 def test_command_round_trip() -> None:
     """Caps, nulls, an infinite slope and a release survive the wire."""
-    for sent in (command(), command(caps=(), is_release=True, release_w_per_s=1e4)):
+    under = command(ceiling_frac=0.7, ceiling_s=900.0)
+    for sent in (command(), command(caps=(), is_release=True, release_w_per_s=1e4), under):
         assert decode_command(encode_command(sent)) == sent
+    assert not {"ceiling_frac", "ceiling_s"} & set(json.loads(encode_command(command()))), "older agents know it"
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,8 @@ def test_command_round_trip() -> None:
         {"caps": [{"gpu_id": "a", "clock_mhz": None, "power_limit_w": None}] * 2},
         {"node_id": "a/b"},
         {"is_release": 1},
+        {"ceiling_frac": 1.1},
+        {"ceiling_s": -1.0},
     ],
 )
 def test_command_that_is_not_exactly_one_is_dropped(change: dict[str, object]) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from controller.contract import AdmissibleInterval
 from controller.fleet import Fleet
-from controller.parting import KEPT_FRAC, LATE_S, NodeParting, Parting, job_groups
-from controller.types import SwingLimit
+from controller.parting import KEPT_FRAC, LATE_S, WAIT_S_MAX, NodeParting, Parting, job_groups
+from controller.types import CeilingLimit, LimitId, LimitStatus, Provenance, SwingLimit
 from drivers.profile import Kind
 from drivers.profile_slope import own_expiry_s
 from hil import bench_planner, matrix_lab
@@ -80,14 +80,17 @@ def test_the_nodes_of_a_job_keep_one_pace() -> None:
 
 
 async def discharging_at_a_ceiling(lab: Lab) -> None:
-    await lab.run(80.0)
     battery = lab.world.plant.battery
-    assert battery is not None and battery.power_w > 7 * MW
+    assert battery is not None
+    await lab.run(121.0)
+    assert battery.power_w > 5.5 * MW
 
 
-CEILING: dict[str, Any] = {
-    "start_soc": 0.93,  # more than the plan wants to keep: the battery gives
+CEILING: dict[str, Any] = {  # 25 MW leave and come back faster than power may rise: the battery gives
     "signals": [{"t_s": 1.0, "kind": "load_target", "megawatt": 54, "by_s": 30}],
+    "events_docs": [
+        {"kind": "drop", "t_s": 20, "megawatt": 25, "within_s": 8, "restart_after_s": 75, "restart_within_s": 8}
+    ],
 }
 
 
@@ -95,17 +98,17 @@ def test_under_a_ceiling_nodes_do_not_wait_for_a_battery_that_discharges() -> No
     """What it lets go rises and what they let go falls: at once, and the ceiling holds."""
     lab, died_s, clocks = dies(discharging_at_a_ceiling, **CEILING)
     assert_held(lab, died_s)
-    assert clocks[3][0] < 1605.0, "on their way 20 s after the death"
+    assert clocks[3][0] < clocks[0][0], "on their way 20 s after the death"
     assert lab.pcc_w()[round(died_s * 200) :].max() <= 54 * MW
 
 
 @pytest.mark.slow
 def test_nodes_that_will_rise_wait_for_a_battery_that_discharges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their fallback cap is above what the ceiling lets them have: both would let power rise."""
-    monkeypatch.setitem(matrix_lab.FLEET, "fallback_clock_mhz", 1890)
+    """What of their fallback clock fits under the ceiling is above their caps: both would let power rise."""
+    monkeypatch.setitem(matrix_lab.FLEET, "fallback_clock_mhz", 1980)
     lab, died_s, clocks = dies(discharging_at_a_ceiling, **CEILING)
     assert_held(lab, died_s)
-    assert clocks[-1] == [1890.0] * 4 and clocks[7] == [1605.0] * 4
+    assert clocks[-1][0] > clocks[7][0] == clocks[0][0]
 
 
 @pytest.mark.slow
@@ -123,7 +126,24 @@ def test_a_battery_that_begins_to_charge_takes_what_nodes_left_of_the_slope() ->
 
     lab, died_s, clocks = dies(ready, **CEILING)
     assert_held(lab, died_s)
-    assert clocks[3][0] < 1605.0, "they did not wait"
+    assert clocks[3][0] < clocks[0][0], "they did not wait"
+
+
+def test_a_ceiling_of_the_grid_outlives_the_controller() -> None:
+    """36 MW are allowed and fallback comes to 40: nodes stay below until the ceiling is over, and then go there."""
+
+    async def ready(lab: Lab) -> None:
+        await lab.run(150.0)
+        assert max(lab.caps_mhz()) < 1200.0
+
+    until_s = 150.0 + 200.0
+    signal = {"t_s": 1.0, "kind": "load_target", "megawatt": 36, "by_s": 100, "until_s": until_s}
+    lab, died_s, clocks = dies(ready, signals=[signal])
+    assert_held(lab, died_s)
+    per_s = round(1e9 / lab.world.plant.step_ns)
+    mean_w = lab.pcc_w()[: round(until_s + 200.0) * per_s].reshape(-1, per_s).mean(axis=1)
+    assert mean_w[round(died_s) : round(until_s)].max() <= 36 * MW
+    assert clocks[-1] == [1200.0] * 4 and mean_w[-5:].min() > 38 * MW
 
 
 # ----------------------------------------------------------------------------------------------------- the rule itself
@@ -324,3 +344,33 @@ def fleet(jobs: list[int]) -> Fleet:
 )
 def test_nodes_that_share_a_job_keep_one_pace(jobs: list[int], groups: list[int]) -> None:
     assert job_groups(fleet(jobs)).tolist() == groups
+
+
+def ceiling(megawatt: float, *, from_s: float = 0.0, until_s: float = math.inf) -> CeilingLimit:
+    here = Provenance("a signal", "", LimitStatus.LOCAL)
+    return CeilingLimit(LimitId(f"target.{megawatt:g}"), megawatt * MW, from_s, here, until_s=until_s)
+
+
+def test_nodes_are_told_the_share_of_fallback_that_fits_under_every_ceiling_known() -> None:
+    """45 MW at fallback of which 7.4 are idle, and 14 of other load at most: 40 MW leave 18.6 of 37.6."""
+    found, interval = parting()
+    seen(found, charge_w=0.0, from_s=0.0)
+    assert found.ceiling(interval.limits) == (1.0, 0.0)
+    assert found.ceiling([ceiling(59.1)]) == (1.0, 0.0)
+    assert found.ceiling([ceiling(40, until_s=230.0)]) == pytest.approx((18.6 / 37.6, 200.0))
+    later = [ceiling(50, until_s=530.0), ceiling(40, from_s=100.0, until_s=230.0), ceiling(20, until_s=30.0)]
+    assert found.ceiling(later) == pytest.approx((18.6 / 37.6, 500.0))
+    assert found.ceiling([ceiling(9)]) == (0.0, WAIT_S_MAX)
+    interval.set_limits([*interval.limits, ceiling(40, until_s=50.0)], 30.0)
+    told = found.nodes(interval, is_release=False)
+    assert told.ceiling_frac == pytest.approx(18.6 / 37.6), "and not before the battery is surely away"
+    assert told.ceiling_s == pytest.approx(5.8 + told.rise_wait_s, abs=0.05)
+
+
+@pytest.mark.parametrize("site", [{"following": "device"}, {"site": {"battery": None, "contingencies": []}}])
+def test_the_share_is_told_where_nothing_else_moves_too(site: dict[str, Any]) -> None:
+    found, interval = parting(**site)
+    found.see(30.0, set_point_w=None, ballast_w=0.0)
+    interval.set_limits([*interval.limits, ceiling(40, until_s=50.0)], 30.0)
+    told = found.nodes(interval, is_release=False)
+    assert (told.ceiling_frac, told.ceiling_s) == pytest.approx((18.6 / 37.6, 20.0))

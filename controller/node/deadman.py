@@ -2,6 +2,7 @@
 
 While a command lives, its caps. When it expires no GPU stays free, and after this node's slot comes a glide to the
 fallback cap no faster than the slope the command carried; the same glide to free clocks when the site asks for release.
+Where the command told of a ceiling that lasts, the way up ends at its share of the fallback clock until that is over.
 Without any command yet: the settings as found, or the fallback cap where an earlier agent left its caps behind.
 """
 
@@ -44,6 +45,7 @@ class Deadman:
         self._swing_w = sum(s.power_limit_w_max - s.idle_w for s in specs)
         self._command: NodeCommand | None = None
         self._expires_s = self._slot_s = -math.inf  # of the last command: its end, and from when clocks may glide
+        self._ceiling_s = -math.inf  # until when a ceiling of the grid lowers the fallback clocks
         self._caps: dict[GpuId, GpuCap] = dict(self._fallback) if is_inherited else {}
         self._state = AgentState.FALLBACK if is_inherited else AgentState.STARTING
         self._level: dict[GpuId, float] = {}  # clock over its maximum, while gliding
@@ -68,7 +70,7 @@ class Deadman:
     @property
     def due_s(self) -> float:
         """When `step` is next to be asked although nobody said anything: expiry, then the slot; inf: it can wait."""
-        waits = (at_s for at_s in (self._expires_s, self._slot_s) if at_s > self._stepped_s)
+        waits = (at_s for at_s in (self._expires_s, self._slot_s, self._ceiling_s) if at_s > self._stepped_s)
         return min(waits, default=math.inf)
 
     def accept(self, command: NodeCommand, *, now_s: float) -> None:
@@ -79,6 +81,7 @@ class Deadman:
             return
         self._expires_s = math.inf if command.is_release else now_s + command.ttl_s
         self._slot_s = (now_s if command.is_release else self._expires_s) + command.release_slot_s
+        self._ceiling_s = now_s + command.ceiling_s if command.ceiling_frac < 1.0 else -math.inf
         self._level = {}
         if not command.is_release:
             self._state = AgentState.ARMED
@@ -101,8 +104,18 @@ class Deadman:
             self._state = AgentState.FALLBACK
             self._hold()
             if now_s >= self._slot_s:
-                self._glide(self._fallback, _step_w(command, dt_s))
+                self._glide(self._goals(command, now_s), _step_w(command, dt_s))
         return Orders(self._state, dict(self._caps), False, self.last)
+
+    def _goals(self, command: NodeCommand, now_s: float) -> Mapping[GpuId, GpuCap]:
+        """The fallback caps; under a ceiling that lasts, at its share of their clocks."""
+        if now_s >= self._ceiling_s:
+            return self._fallback
+        shared_mhz = command.ceiling_frac * self._fallback_clock_mhz
+        return {
+            gpu_id: replace(self._fallback[gpu_id], clock_mhz=_snapped(spec, shared_mhz))
+            for gpu_id, spec in self._specs.items()
+        }
 
     def _fallback_of(self, spec: GpuSpec) -> GpuCap:
         clock_mhz = _snapped(spec, float(self._fallback_clock_mhz))

@@ -22,7 +22,8 @@ class NodeCommand:
     """Caps for one node, with all the node needs if nothing more ever arrives.
 
     At `ttl_s` after receipt the node moves to its fallback cap, after `release_slot_s`, no faster than
-    `release_w_per_s` of its own power. `is_release` asks for the saved originals instead of caps.
+    `release_w_per_s` of its own power. `is_release` asks for the saved originals instead of caps. Until `ceiling_s`
+    after receipt its fallback clock is only that share of itself, `ceiling_frac`: a ceiling outlives the controller.
     """
 
     node_id: NodeId
@@ -33,6 +34,8 @@ class NodeCommand:
     release_slot_s: float
     release_w_per_s: float
     is_release: bool = False
+    ceiling_frac: float = 1.0
+    ceiling_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
