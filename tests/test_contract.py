@@ -878,6 +878,7 @@ def test_what_rose_is_spent_upwards_and_comes_back_with_time() -> None:
     interval = known([rate(0.5e6, 6e6)])
     interval.push(1.0, 52e6)
     assert interval.spent_down_w()[LimitId("rate")] == pytest.approx(0.0, abs=10.0)
+    assert interval.spent_up_w()[LimitId("rate")] == pytest.approx(2e6, rel=1e-4)
 
 
 def test_the_promise_of_a_floor_is_drawn_anew_when_slopes_change() -> None:

@@ -141,6 +141,11 @@ class Story:
 # --------------------------------------------------------------------------------------------------- following
 
 
+def test_before_the_first_look_nothing_waits() -> None:
+    """An operator who asks for the state at once is not told of a raise that nobody asked for."""
+    assert not AcceptanceRules(grid(), bounds()).is_raise_held
+
+
 def test_target_is_followed_latest_wins_null_reverts() -> None:
     """A target holds, a newer one replaces it, null withdraws it."""
     site = Story()
