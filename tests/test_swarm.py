@@ -16,6 +16,7 @@ from controller.app import make_core
 from controller.replay import replay
 from hil import swarm as swarms
 from hil import swarm_run
+from hil.matrix_lab import Lab, in_lab
 from hil.shrink import shrink, smaller_tales
 from hil.swarm import Blow, Outcome, Tale, draw, record, recording_of, run_tale
 
@@ -40,6 +41,22 @@ def test_an_episode_repeats_and_a_calm_one_holds() -> None:
     calm = replace(CALM, compute_w=500.0, following="device", contract=("ieso-ramp",))
     found = run_tale(calm)
     assert found == run_tale(calm) and not found.is_failure and not found.error and found.sim_s == 35.0
+
+
+@pytest.mark.parametrize("start_soc", [0.35, 0.93])
+def test_where_nothing_fails_and_no_ceiling_is_set_no_gpu_is_held_back(start_soc: float) -> None:
+    """Neither a battery that should fill nor one that should empty is worth a megahertz of anybody's job."""
+    clocks: list[float] = []
+
+    async def story(lab: Lab) -> None:
+        lab.start()
+        for _ in range(24):
+            await lab.run(5.0)
+            clocks.extend(lab.caps_mhz())
+
+    calm = replace(CALM, following="software", contract=("ieso-ramp",), start_soc=start_soc)
+    assert not in_lab(story, swarms._scenario(calm)).broken()
+    assert set(clocks[8:]) == {swarms.TOP_MHZ}, "after the first seconds"
 
 
 @pytest.mark.usefixtures("short")
