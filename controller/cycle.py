@@ -123,7 +123,8 @@ class Cycle:
         image = await self._sense.image(tick, overrun_count=overrun_count, is_early=is_early, troubles=self._troubles())
         for reading in image.nodes:
             self._lease.see(reading.value.acked_epoch)
-        decision = self._core.decide(image, is_leader=self._lease.is_held)
+        is_leader = self._lease.is_held  # asked once: what is recorded is what was decided with
+        decision = self._core.decide(image, is_leader=is_leader)
         checked = self._core.check(image, decision)
         acks = await self._actuate.apply(checked.command)
         if self._core.early_s - image.t_mono_s < self._period_s:  # a response is under way
@@ -132,7 +133,7 @@ class Cycle:
         self._core.acknowledge(image, checked, battery=acks.battery, load_bank=acks.load_bank)
         planned = self._core.plan_if_due(image, decision)
         plan_ms = (self._clock.now_ns() - acted_ns) * 1e3 / NS_PER_S if planned else 0.0
-        self._recorder.record("cycle", _record(image, checked, self._lease.is_held, acks))
+        self._recorder.record("cycle", _record(image, checked, is_leader, acks))
         trace = TickTrace(
             image=image,
             decision=decision,

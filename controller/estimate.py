@@ -170,7 +170,6 @@ class LoadEstimator:
         self._sample: BatterySample | None = None  # its newest word, None while it is silent
         self._held_w: float | None = None  # what a battery that follows by itself keeps on the meter
         self._nodes_key: object = None
-        self._nodes_held: tuple[Reading[NodeReport], ...] = ()
         self._reports: dict[NodeId, NodeReport] = {}  # the last ones, with the last power of each GPU
         self._nodes_s, self._nodes_count = -math.inf, -1
         self._nodes = NodePower(0.0, site.gpu_peak_w, 0.0, 0, 0, -math.inf)
@@ -413,14 +412,18 @@ class LoadEstimator:
         return after_w
 
     def _take_nodes(self, now_s: float, nodes: Sequence[Reading[NodeReport]]) -> None:
-        """Sum the reports when any of them changed; the shell hands the same objects again until then."""
+        """Sum the reports when any of them is another than before.
+
+        A report is known by what it says, never by being the same object: a replay has none twice.
+        """
         period_s = max(NODES_PERIOD_S, NODES_PERIOD_S_PER_NODE * len(nodes))
         if now_s - self._nodes_s < period_s and len(nodes) == self._nodes_count:
             return
         self._nodes_s, self._nodes_count = now_s, len(nodes)
-        key = tuple((id(reading.value), reading.quality) for reading in nodes)
+        reports = ((reading.value, reading.quality) for reading in nodes)
+        key = tuple((r.node_id, r.t_mono_s, quality, r.power_w.tobytes()) for r, quality in reports)
         if key != self._nodes_key:
-            self._nodes_key, self._nodes_held = key, tuple(nodes)  # held, so that no other report gets its id
+            self._nodes_key = key
             self._nodes = sum_nodes(nodes, gpu_peak_w=self._site.gpu_peak_w)
             if self._nodes.missing_count:
                 nodes = [_with_last_power(reading, self._reports) for reading in nodes]

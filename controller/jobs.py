@@ -230,7 +230,7 @@ class JobBoard:
     def assignment(self) -> Mapping[GpuId, str]:
         """Class of each GPU of the newest reports, where a job or a node pattern says so."""
         reports = self._reports()
-        key = (id(self._merged), tuple((n, reports[n].value.gpu_ids) for n in sorted(reports)))
+        key = (self._merged, tuple((n, reports[n].value.gpu_ids) for n in sorted(reports)))
         if self._assigned[0] != key:
             self._assigned = (key, self._assign(reports))
         return self._assigned[1]

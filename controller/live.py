@@ -95,7 +95,7 @@ async def live_factories(
             settings, site, clock=clock, session=session, state_dir=state_dir, wake=wake, jobs=jobs.board, sync=sync
         )
         background.extend(runners)
-        recorder = _open_recorder(settings, clock, state_dir)
+        recorder = _open_recorder(settings, clock, state_dir, epoch=lease.epoch)
         try:
             yield Factories(
                 clock=clock,
@@ -241,7 +241,8 @@ def _recalled(path: Path, rules: AcceptanceRules, clock: Clock) -> SignalStore:
     return store
 
 
-def _open_recorder(settings: Settings, clock: Clock, state_dir: Path) -> FileRecorder:
+def _open_recorder(settings: Settings, clock: Clock, state_dir: Path, *, epoch: int) -> FileRecorder:
+    """A file of this start alone: two within a second, or before a clock that was set back, share none."""
     folder = state_dir / "recordings"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -250,7 +251,7 @@ def _open_recorder(settings: Settings, clock: Clock, state_dir: Path) -> FileRec
     except OSError as error:
         raise BadInput(f"state_dir: {folder}: {error.strerror or error}; it must be writable") from None
     return FileRecorder(
-        folder / f"{int(clock.wall_utc_s())}.jsonl.gz",
+        folder / f"{int(clock.wall_utc_s())}-{epoch}.jsonl.gz",
         header={"settings": settings},
         on_fault=lambda why: log.error("recorder stopped", why=why),
     )

@@ -69,25 +69,28 @@ class Cycle:
 
 
 def replay(path: Path, build: CoreBuilder) -> Replayed:
-    """Every cycle of the recording at `path` through a core that `build` makes from the recorded settings."""
+    """Every cycle of the recording at `path` through a core that `build` makes from the recorded settings.
+
+    Command 1 is a start: what a controller that was restarted recorded after it goes through a core of its own.
+    """
     lines = _lines(path)
     site = _header(path, lines)
     core: SiteCore | None = None
-    cycles = different = 0
+    cycles = different = last_seq = 0
     first: Difference | None = None
     for number, raw in enumerate(lines, start=2):
         if raw.get("kind") != "cycle":
             continue
         cycle = _cycle(path, number, raw)
         epoch, seq = _numbers(path, number, cycle.command)
+        if seq == 1:
+            core, last_seq = build(site, epoch=epoch), 0
         if core is None:
-            core = build(site, epoch=epoch)
-        if seq != cycles + 1:
-            if cycles == 0:
-                raise BadInput(f"{path}: line {number}: command {seq}: a recording begins with a start, at command 1")
-            return Replayed(cycles, different, first, missing_seq=cycles + 1)
+            raise BadInput(f"{path}: line {number}: command {seq}: a recording begins with a start, at command 1")
+        if seq != last_seq + 1:
+            return Replayed(cycles, different, first, missing_seq=last_seq + 1)
         command = encode(step(core, cycle).command)
-        cycles += 1
+        cycles, last_seq = cycles + 1, seq
         if command != cycle.command:
             different += 1
             first = first or _difference(cycle, command)

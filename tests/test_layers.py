@@ -181,6 +181,14 @@ def test_core_has_no_outside(name: str, path: Path) -> None:
         assert not roots & FORBIDDEN_IN_CORE
 
 
+@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda v: v if isinstance(v, str) else "")
+def test_core_knows_nothing_by_its_address(name: str, path: Path) -> None:
+    """Where an object lies is not in the image: a replay has no object twice, and would decide otherwise."""
+    if is_core(name) or name in ENVELOPES:
+        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        assert not {call.func.id for call in calls if isinstance(call.func, ast.Name)} & {"id", "hash"}
+
+
 def test_bench_is_imported_lazily() -> None:
     """`rampart run` must not pay for the bench: the CLI imports `hil` inside functions only."""
     for name, path in modules():

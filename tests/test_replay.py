@@ -15,26 +15,63 @@ from controller.app import make_core
 from controller.cli.replay import app
 from controller.errors import BadInput
 from controller.replay import replay
-from hil.matrix_lab import Lab, in_lab, lab_scenario
+from hil.matrix_lab import Lab, Story, in_lab, lab_scenario
 from hil.run_log import BriefRecorder
 
 
-def record(path: Path, *, policy: str, following: str = "software", seconds: float = 25.0) -> Path:
-    """A recording of a site that loses and regains its meter, its grid link and a node."""
+def record(path: Path, *, policy: str, following: str = "software", story: Story | None = None) -> Path:
+    """A recording of what `story` does to a site; without one it loses its meter, its grid link and a node."""
     scenario = lab_scenario("limit", policy=policy, following=following)
     with gzip.open(path, "wt", encoding="utf-8") as file:
 
-        async def story(lab: Lab) -> None:
+        async def recorded(lab: Lab) -> None:
             lab.recorder = BriefRecorder(file, lab.clock, until_s=1e9, header={"settings": scenario.settings})
             lab.start()
-            await lab.run(seconds / 2)
-            lab.fault("meter", "intermittent", 0.5, for_s=3.0)
-            lab.fault("grid", "off", for_s=4.0)
-            lab.fault("node:training-1", "off", for_s=4.0)
-            await lab.run(seconds / 2)
+            await (story or some_is_lost)(lab)
 
-        in_lab(story, scenario)
+        in_lab(recorded, scenario)
     return path
+
+
+async def some_is_lost(lab: Lab) -> None:
+    await lab.run(12.5)
+    lab.fault("meter", "intermittent", 0.5, for_s=3.0)
+    lab.fault("grid", "off", for_s=4.0)
+    lab.fault("node:training-1", "off", for_s=4.0)
+    await lab.run(12.5)
+
+
+async def nodes_fall_silent(lab: Lab) -> None:
+    """Both witnesses of the load go, one after the other: what is known then is an old report, cycle after cycle."""
+    await lab.run(8.0)
+    lab.fault("node:*", "off", for_s=7.0)
+    await lab.run(1.0)
+    lab.fault("meter", "off", for_s=3.0)
+    await lab.run(16.0)
+
+
+async def meter_is_late(lab: Lab) -> None:
+    """Load moves, the meter shows it late, and reports come more rarely than they are looked at."""
+    await lab.run(8.0)
+    lab.fault("meter", "delayed", 1.2, for_s=8.0)
+    lab.fault("node:*", "intermittent", 0.6, for_s=8.0)
+    lab.drop(10.0, within_s=2.0)
+    await lab.run(12.0)
+
+
+async def one_leads_then_the_next(lab: Lab) -> None:
+    """Deposed while it writes, in the middle of a cycle; then a restart, with an epoch above all."""
+    await lab.run(6.0)
+
+    def taken_over(command: object) -> None:
+        lab.lease.is_held = False
+
+    lab.hooks.battery_write = taken_over
+    await lab.run(1.0)
+    lab.heal()
+    await lab.kill()
+    await lab.restart()
+    await lab.run(6.0)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +96,13 @@ def test_every_command_is_the_same(policy: str, following: str, tmp_path: Path) 
     path = record(tmp_path / "run.jsonl.gz", policy=policy, following=following)
     found = replay(path, make_core)
     assert (found.different, found.first, found.missing_seq) == (0, None, None) and found.cycles >= 240
+
+
+@pytest.mark.parametrize("story", [nodes_fall_silent, meter_is_late, one_leads_then_the_next], ids=lambda s: s.__name__)
+def test_nothing_is_known_but_what_the_image_says(story: Story, tmp_path: Path) -> None:
+    """Who hands the same object on for the same report is not replayed: in a replay no object comes twice."""
+    found = replay(record(tmp_path / "run.jsonl.gz", policy="rule", story=story), make_core)
+    assert (found.different, found.first, found.missing_seq) == (0, None, None) and found.cycles >= 120
 
 
 def test_a_changed_image_changes_commands_and_is_found(recording: Path, tmp_path: Path) -> None:
