@@ -55,6 +55,12 @@ class MeterView:
     others_w: float | None  # what the sub-meters add up to, on the side of the PCC
 
 
+def most_believed_w(site: SiteSettings) -> float:
+    """The highest load that a meter is believed."""
+    bank_w = site.load_bank.power_w_max if site.load_bank is not None else 0.0
+    return LOAD_GAIN * (site.gpu_peak_w + site.other_load_w_max + bank_w)
+
+
 class MeterCheck:
     """Judges one meter, sample by sample. `power_w` is the value to use while `is_usable`."""
 
@@ -63,8 +69,7 @@ class MeterCheck:
         self._update_s = max(site.meter.update_s if site.meter else 0.0, site.tracker_period_s)
         self._delay_s = site.meter.delay_s if site.meter else 0.0
         self._nameplate_w = site.meter.nameplate_w if site.meter else math.inf
-        bank_w = site.load_bank.power_w_max if site.load_bank is not None else 0.0
-        self._load_w_max = LOAD_GAIN * (site.gpu_peak_w + site.other_load_w_max + bank_w)
+        self._load_w_max = most_believed_w(site)
         self._t_s = self._checked_s = -math.inf
         self._is_paused = False
         self._counter_wh: float | None = None

@@ -121,8 +121,12 @@ def run(
     out: Path | None = None,
     build: DaemonBuilder | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    on_start: Callable[[World], None] = lambda _: None,
 ) -> RunRecord:
-    """Run `scenario` to its end; `pcc.csv` and the recording go to `out` while it runs, whole or not at all."""
+    """Run `scenario` to its end; `pcc.csv` and the recording go to `out` while it runs, whole or not at all.
+
+    `on_start` is shown the plant before the first step.
+    """
     site = scenario.settings.site
     assert site is not None, "a scenario's site file has role site"
     with contextlib.ExitStack() as stack:
@@ -130,6 +134,7 @@ def run(
         is_recorded = out is not None and site.policy is not Policy.NONE
         recording = stack.enter_context(whole_file(out / "recording.jsonl.gz")) if out and is_recorded else None
         bench = Bench(scenario, site, csv_file=csv_file, recording=recording, build=build, on_progress=on_progress)
+        on_start(bench.world)
         stack.enter_context(rare_collections())
         started_s, started_cpu_s = time.perf_counter(), time.process_time()
         if scenario.doc.clock == "virtual":

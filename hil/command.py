@@ -12,10 +12,12 @@ from rich.console import Console
 from controller.errors import BadInput
 from controller.logs import set_up_logs
 from hil.bench import RunRecord, run
-from hil.console import LiveLine, print_result
+from hil.console import LiveLine, print_beyond, print_result
+from hil.declared import beyond_declared
 from hil.report_page import write_report
 from hil.result import exit_code, result_of, write_result
 from hil.scenario import Overrides, Scenario, load_scenario
+from hil.world import World
 
 CHECK_FAILED, INTERNAL, INTERRUPTED = 1, 3, 130
 
@@ -34,8 +36,13 @@ def run_and_report(name_or_file: str, overrides: Overrides, *, out: Path | None,
     console = Console()
     if is_wire:
         return _on_wires(scenario, console, folder)
+
+    def warn(world: World) -> None:
+        assert scenario.settings.site is not None
+        print_beyond(console, beyond_declared(world, scenario.settings.site))
+
     with LiveLine(console, scenario.doc.name) as line:
-        record = run(scenario, out=folder, on_progress=line.show)
+        record = run(scenario, out=folder, on_progress=line.show, on_start=warn)
     result = _write(record, folder)
     print_result(console, result)
     console.print(f"[dim]results in[/dim] {folder}", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -44,6 +45,12 @@ class LiveLine:
             f"{100 * where.soc_frac:.0f} %, caps {100 * where.cap_frac:.0f} %, {where.ratio:.0f} x"
         )
         self._progress.update(self._task, completed=where.t_s / where.duration_s, state=state)
+
+
+def print_beyond(console: Console, sentences: Iterable[str]) -> None:
+    """What a scenario asks of its site beyond what that declares."""
+    for sentence in sentences:
+        console.print(f"outside the site file: {sentence}", style="yellow", highlight=False, markup=False)
 
 
 def print_result(console: Console, result: dict[str, Any]) -> None:

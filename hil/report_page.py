@@ -195,6 +195,7 @@ def _fine_print(record: RunRecord, result: dict[str, Any]) -> str:
             "The trace's samples are joined linearly: no content above half its sampling rate was present, and nothing "
             "is said about it."
         )
+    notes += [f"Outside the site file: {sentence}." for sentence in result["beyond_declared"]]
     if result["not_assessed"]:
         notes.append("Not assessed: " + ", ".join(result["not_assessed"]) + ".")
     notes += [f"{row['id']}: {row['note']}" for row in result["limits"] if row["note"]]

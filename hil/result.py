@@ -17,6 +17,7 @@ from controller.files import write_whole
 from controller.predict import follower_of
 from controller.types import FloatArray, Mode
 from hil.bench import RunRecord
+from hil.declared import beyond_declared
 from hil.truth_log import BEFORE_S
 from hil.world import Happening
 
@@ -45,6 +46,7 @@ def result_of(record: RunRecord) -> dict[str, object]:
         "follow": site.following.value if site.battery else None,
         "edge": traced.edge if traced is not None and traced.file is not None else None,
         "trace": list(record.world.trace_names),
+        "beyond_declared": list(beyond_declared(record.world, site)),
         "duration_s": record.world.duration_s,
         "t_eff_s": None if follower is None else round(follower.t_eff_s, 6),
         "limits": limits,

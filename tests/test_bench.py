@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import html
 import json
 import re
 from pathlib import Path
@@ -18,10 +19,12 @@ from controller.config.load import data_root
 from controller.errors import BadInput
 from hil.bench import RunRecord, run
 from hil.command import run_and_report
+from hil.declared import beyond_declared
 from hil.report_curves import thin
 from hil.result import alone, exit_code, result_of
 from hil.scenario import Overrides, Scenario, load_scenario, parse_scenario
 from hil.truth_log import CSV_COLUMNS, TickLog
+from hil.world import build_world
 
 ROOT = Path(__file__).resolve().parent.parent
 GPT3 = ROOT.parent / "shared" / "traces" / "mlperf_gpt3_175b_64node_512h100_AC_2s.csv"
@@ -86,6 +89,46 @@ def test_what_no_loop_can_hold_costs_no_work(tmp_path: Path) -> None:
     assert not result["compliant"]
     assert result["work"]["lost_frac"] < 0.005  # type: ignore[index]
     assert all(row["worst"] < 90e6 for row in result["limits"])  # type: ignore[union-attr]
+
+
+SURGE_MEGAWATT = [
+    48.9, 50.3, 51.8, 53.3, 53.3, 50.6, 49.4, 50.6, 53.8, 59.6, 63.1, 63.0, 61.3, *[61.1] * 7,
+    58.8, 54.4, 52.5, 52.0, 51.5, 55.5, *[57.4] * 5,
+]  # fmt: skip
+
+
+def surge(tmp_path: Path, scale: float) -> Overrides:
+    """Power of the demo's site, four times over, while its job starts: the steepest seconds, every 0.1 s of them."""
+    start = [(0.0, 41.2), (5.0, 45.2), *((9.0 + 0.1 * k, p) for k, p in enumerate(SURGE_MEGAWATT)), (20.0, 62.8)]
+    trace = tmp_path / "surge.csv"
+    trace.write_text("t_s,pcc_w\n" + "".join(f"{t:.2f},{p}e6\n" for t, p in start), encoding="utf-8")
+    return Overrides(trace=str(trace), scale=scale, duration_s=20.0, controller="rule")
+
+
+def test_steep_edges_within_what_is_declared_leave_the_envelope_nothing_to_correct(tmp_path: Path) -> None:
+    """A good meter is believed through them; taken for a late one it left half the run in SHED."""
+    found = result_of(run(edited("campus-90mw", surge(tmp_path, 1.0))))
+    assert found["modes"] == {"normal": 1.0} and found["envelope"] == {"violations": {}}
+    assert found["compliant"] and found["beyond_declared"] == []
+
+
+@pytest.mark.parametrize(("scale", "words"), [(2.0, "more than the site declares"), (0.01, "its scale is too small")])
+def test_a_trace_the_site_file_has_no_room_for_is_told_before_it_runs(
+    scale: float, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_and_report("campus-90mw", surge(tmp_path, scale), out=tmp_path / "out")
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.index("outside the site file: training wants up to") < told.index("campus-90mw: ")
+    assert words in told
+    (sentence,) = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))["beyond_declared"]
+    assert words in sentence and sentence in html.unescape((tmp_path / "out" / "report.html").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("path", sorted((data_root() / "configs" / "scenarios").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_scenarios_are_within_their_site_files(path: Path) -> None:
+    scenario = load_scenario(str(path), Overrides())
+    site = scenario.settings.site
+    assert site is not None and beyond_declared(build_world(scenario), site) == ()
 
 
 def test_the_result_has_every_promised_key(crash: Any) -> None:
