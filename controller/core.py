@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from controller import envelope, envelope_bank, room
+from controller.above_cap import AboveCap
 from controller.arming import ArmingFacts, holds_back, is_clock_trusted, unready
 from controller.ballast import Ballast, expiry_share
 from controller.decision import Checked, Decision
@@ -100,6 +101,7 @@ class SiteCore:
         self._responder = Responder(site)
         self._ballast = Ballast(site)
         self._unheld = Unheld()
+        self._above = AboveCap(period_s=site.planner_period_s)
         self._drift: Drift | None = None  # where no battery surely holds power on its target
         self._plan_start_w = 0.0  # the target when the present plan was made
         self._load_rise_w = (
@@ -152,6 +154,7 @@ class SiteCore:
             load_bank=image.load_bank,
         )
         fleet, readings = self._read_nodes(image)
+        readings = self._above.counted(now_s, fleet, readings)
         if estimate.is_fresh:
             self.planning.saw(estimate)
         flags = self._flags(image, estimate, is_leader=is_leader)
@@ -244,6 +247,7 @@ class SiteCore:
             is_over = self._load_rise_w - known.estimate.other_w > known.gpu_w_max
             self._orders.planned(now_s, is_urgent=is_urgent or is_over)
             self.planning.decide(known)
+            self.planning.caps = self._above.lowered(now_s, decision.readings, self.planning.caps)
             if known.drift is not None and decision.in_force.exempt_target_w is None:
                 self.planning.caps = room.softened(
                     decision.fleet, self.planning.caps, self._envelope_state, fall_w=known.fall_w
@@ -297,6 +301,7 @@ class SiteCore:
                 plan=self.planning.plan,
                 written=self._envelope_state,
                 is_bank_disobeying=self._ballast.is_disobeying,
+                is_above_cap=self._above.is_found,
             ),
         )
 

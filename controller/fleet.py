@@ -1,7 +1,8 @@
 """The GPUs the site has heard of, as parallel arrays: what they can do, which class they serve, what they draw.
 
 Nodes report at their own pace; the table is rebuilt only when nodes or GPUs come, go or change class. Ignorance costs
-margin: a GPU without a reading counts at what its cap lets it draw, a node that is silent at the last caps it had.
+margin: a GPU without a reading counts at what its power limit lets it draw, whatever it is told, and a node that is
+silent at its nameplate.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from controller.types import (
     FloatArray,
     IntArray,
     Job,
+    NodeFault,
     NodeFloor,
     NodeId,
     NodeReport,
@@ -32,6 +34,8 @@ from controller.types import (
 )
 
 REST = ClassId("rest")  # GPUs that no configured class names; the last class, always there
+ABOVE_CAP_FRAC = 1.05  # FAULTS G7: of the power limit in force
+LOST_S = 60.0  # FAULTS G2: a GPU that fell off the bus counts at its last cap for so long, then as idle
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ class FleetReadings:
     node_other_w: float
     is_read: BoolArray  # whether `power_w` was measured and is not old
     floor: NodeFloor | None = None  # what power smoothing holds when jobs stop, of nodes heard from lately
+    above_s: FloatArray | None = None  # since when each draws more than its power limit lets it, else inf; None: none
 
 
 class FleetBook:
@@ -173,6 +178,9 @@ class FleetReader:
         self._nodes: tuple[Reading[NodeReport] | None, ...] = ()
         self._power, self._caps = np.full(n, np.nan), np.full((2, n), np.inf)
         self._is_read, self._is_ours, self._is_live = (np.zeros(n, dtype=np.bool_) for _ in range(3))
+        self._lost_s = np.full(n, np.inf)  # since when it is off the bus
+        self._is_gone = np.zeros(n, dtype=np.bool_)  # for longer than `LOST_S`
+        self._above_s: FloatArray | None = None
         self._acks: FleetAcks | None = None  # as of the last reading that changed any of it
         self._bound_w = self.fleet.table.peak_w
 
@@ -196,6 +204,7 @@ class FleetReader:
             acks=acks,
             node_other_w=other_w,
             is_read=is_measured,
+            above_s=self._above_s,
             floor=sum_floors(floors),
         )
 
@@ -203,23 +212,51 @@ class FleetReader:
         report = reading.value
         span = self.fleet.table.spans[report.node_id]
         self._power[span] = report.power_w
-        if known is not None and reading.quality is known.quality and _is_set_alike(report, known.value):
+        self._see_above(reading, span)
+        is_alike = known is not None and reading.quality is known.quality and _is_set_alike(report, known.value)
+        if not self._see_lost(reading, span) and is_alike:
             return
         live = reading.quality in (Quality.GOOD, Quality.STALE)
         is_obeyed = reading.quality is Quality.GOOD and report.state is AgentState.ARMED
         self._caps[0, span], self._caps[1, span] = report.clock_cap_mhz, report.power_limit_w
         self._is_live[span] = live
         self._is_read[span] = live & (report.quality <= WORST_READ)
-        self._is_ours[span] = report.is_controllable & is_obeyed
+        self._is_ours[span] = report.is_controllable & is_obeyed & (report.quality <= WORST_READ)
         self._acks = None
+
+    def _see_above(self, reading: Reading[NodeReport], span: slice) -> None:
+        """Watch GPUs of one node that draw more than their power limits; a silent one says nothing of it."""
+        is_above = reading.value.power_w > ABOVE_CAP_FRAC * reading.value.power_limit_w
+        if self._above_s is None and not is_above.any():
+            return
+        before = np.full(self.fleet.count, np.inf) if self._above_s is None else self._above_s
+        since_s = before.copy()  # readings that were handed out are not written
+        since_s[span] = np.where(is_above, np.minimum(before[span], reading.t_mono_s), np.inf)
+        self._above_s = since_s if np.isfinite(since_s).any() else None
+
+    def _see_lost(self, reading: Reading[NodeReport], span: slice) -> bool:
+        """Watch GPUs of one node that are off the bus; True when any of them begins, or ceases, to count as idle.
+
+        A node tells of a lost GPU without naming it: while one of its calls hangs as well, none is taken for lost.
+        """
+        faults = reading.value.faults
+        is_told = NodeFault.GPU_LOST in faults and NodeFault.GPU_HUNG not in faults
+        if not is_told and not np.isfinite(self._lost_s[span]).any():
+            return False
+        is_lost = (reading.value.quality > WORST_READ) & is_told
+        since_s = np.where(is_lost, np.minimum(self._lost_s[span], reading.t_mono_s), np.inf)
+        is_gone = since_s <= reading.t_mono_s - LOST_S
+        is_news = bool((is_gone != self._is_gone[span]).any())
+        self._lost_s[span], self._is_gone[span] = since_s, is_gone
+        return is_news
 
     def _acknowledged(self) -> FleetAcks:
         table, is_ours = self.fleet.table, self._is_ours
         caps = np.where(np.isfinite(self._caps), self._caps, np.inf)
-        self._bound_w = np.minimum(caps[1], table.peak_w)
+        self._bound_w = np.where(self._is_gone & self._is_live, table.idle_w, np.minimum(caps[1], table.peak_w))
         return FleetAcks(
             caps=caps,
-            is_fresh=is_ours & self._is_read,
+            is_fresh=is_ours,
             fixed_w=np.where(is_ours, np.nan, np.where(self._is_live, self._bound_w, table.peak_w)),
         )
 

@@ -35,8 +35,6 @@ from controller.types import (
 )
 
 WALL_STEP_S = 0.5  # between two cycles; slewing by NTP moves 500 ppm
-ABOVE_CAP_FRAC = 1.05  # FAULTS G7: of the power limit in force, for five periods
-ABOVE_CAP_PERIODS = 5.0
 STALL_PERIODS = 1.0
 NOT_FOLLOWING_FRAC = 0.05  # of nameplate, beyond what ripple and lag explain
 NOT_FOLLOWING_S = 3.0  # FAULTS B2: for 3 T
@@ -72,6 +70,7 @@ class HealthInput:
     plan: Plan | None
     written: EnvelopeState
     is_bank_disobeying: bool = False  # the load bank does not draw what it was told
+    is_above_cap: bool = False  # some GPU has been drawing more than its power limit lets it
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,6 @@ class _Judged:
 
     report: NodeReport
     flags: frozenset[Flag]  # while the node is heard
-    is_above: bool
     is_taken: bool  # most of its GPUs are left to another tool
 
 
@@ -93,7 +91,6 @@ class Health:
         self._last_s = math.nan
         self._boots: dict[NodeId, str] = {}
         self._judged: dict[NodeId, _Judged] = {}
-        self._above_since_s: float | None = None
         self._is_first_report = True
         self._had_battery = False  # at the last image
         self._plan_s = math.nan
@@ -107,7 +104,7 @@ class Health:
         found = self._clocks(image) | self._gpus(image.nodes, judged) | self._restarted(image.nodes)
         found |= self._battery(image, given.written) | _load_bank(image, is_disobeying=given.is_bank_disobeying)
         found |= self._power(image, given.estimate) | self._planner(given) | _nodes(image.nodes, judged)
-        if self._is_above_cap(image.t_mono_s, judged):
+        if given.is_above_cap:
             found.add(Flag.POWER_ABOVE_CAP)
         if given.is_cap_clamped:
             found.add(Flag.CAP_CLAMPED)
@@ -197,9 +194,8 @@ class Health:
         """What the report says of its GPUs; nodes report at a fraction of our rate, and no report is asked twice."""
         known = self._judged.get(report.node_id)
         if known is None or known.report is not report:
-            is_above = bool((report.power_w > ABOVE_CAP_FRAC * report.power_limit_w).any())
             is_taken = NodeFault.FOREIGN_WRITER_WON in report.faults
-            known = self._judged[report.node_id] = _Judged(report, _told_by(report), is_above, is_taken)
+            known = self._judged[report.node_id] = _Judged(report, _told_by(report), is_taken)
         return known
 
     def _gpus(self, nodes: Iterable[Reading[NodeReport]], judged: Iterable[_Judged]) -> set[Flag]:
@@ -222,15 +218,6 @@ class Health:
         led = (AgentState.ARMED, AgentState.FALLBACK)
         was_led = any(r.acked_epoch not in (0, self._epoch) and r.state in led for r in reports)
         return {Flag.RESTARTED} if was_led else set()
-
-    def _is_above_cap(self, now_s: float, judged: Iterable[_Judged]) -> bool:
-        """Some GPU draws more than its power limit lets it, for longer than an averaging window explains."""
-        if not any(known.is_above for known in judged):
-            self._above_since_s = None
-            return False
-        if self._above_since_s is None:
-            self._above_since_s = now_s
-        return now_s - self._above_since_s >= ABOVE_CAP_PERIODS * self._site.planner_period_s
 
 
 def _load_bank(image: SiteImage, *, is_disobeying: bool) -> set[Flag]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -164,6 +165,7 @@ class Tick:
     flags: frozenset[Flag]
     ref_w: float
     caps_mhz: float  # mean clock ordered in this cycle; NaN where no node was commanded
+    raised_gpu: str  # one whose clock or power limit was ordered above its last order; empty where none was
     battery_w: float | None  # reference ordered
     invariants: tuple[int, ...]
     seq: int
@@ -226,6 +228,7 @@ class Lab:
     _referee: Referee = field(init=False)
     _factories: Factories = field(init=False)
     _task: asyncio.Task[None] | None = None
+    _ordered: dict[str, tuple[float, float]] = field(default_factory=dict)  # clock and limit of each GPU; inf is free
     _pcc: list[np.ndarray[Any, np.dtype[np.float64]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -340,10 +343,17 @@ class Lab:
         """What the nodes' clocks are locked to; the top clock where free."""
         return [1980.0 if np.isnan(node.clock_cap_mhz) else node.clock_cap_mhz for node in self.link.nodes.values()]
 
-    def raised(self, since_s: float) -> bool:
-        """Whether any ordered mean clock rose above the one ordered before."""
-        orders = [t.caps_mhz for t in self.since(since_s) if not np.isnan(t.caps_mhz)]
-        return any(b > a + 1e-6 for a, b in pairwise(orders))
+    def raised(self, since_s: float) -> str:
+        """The first raise ordered since then: of a GPU's caps, or of the grid target; empty where there was none.
+
+        In FALLBACK and above the target may rise: the battery is let go of, inside the rows.
+        """
+        for before, tick in pairwise(self.since(since_s)):
+            if tick.raised_gpu:
+                return f"{tick.raised_gpu} at {tick.t_s:.1f} s"
+            if tick.mode <= Mode.HOLD and tick.ref_w > before.ref_w + 1.0:
+                return f"target by {tick.ref_w - before.ref_w:.0f} W at {tick.t_s:.1f} s"
+        return ""
 
     def pcc_w(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Truth, in samples of the plant's own step."""
@@ -379,6 +389,7 @@ class Lab:
                 flags=decision.mode.flags,
                 ref_w=decision.track.g_ref_w if decision.track else float("nan"),
                 caps_mhz=float(np.mean(clocks)) if clocks else float("nan"),
+                raised_gpu=self._note_orders(command.nodes),
                 battery_w=command.battery.reference_w if command.battery else None,
                 invariants=tuple(v.invariant for v in trace.checked.violations),
                 seq=command.seq,
@@ -388,6 +399,21 @@ class Lab:
         )
         self.traces.append(trace)
         del self.traces[:-20]
+
+    def _note_orders(self, nodes: Sequence[NodeCommand]) -> str:
+        """Keep what each GPU is ordered to be; the name of one that was ordered higher than before."""
+        raised = ""
+        for node in nodes:
+            for cap in node.caps:
+                now = (
+                    math.inf if cap.clock_mhz is None else float(cap.clock_mhz),
+                    math.inf if cap.power_limit_w is None else cap.power_limit_w,
+                )
+                last = self._ordered.get(cap.gpu_id, now)
+                if now[0] > last[0] or now[1] > last[1] + 1e-6:
+                    raised = cap.gpu_id
+                self._ordered[cap.gpu_id] = now
+        return raised
 
 
 Story = Callable[[Lab], Awaitable[None]]

@@ -88,6 +88,7 @@ CORE_TOP = {
         "view",
         "room",
         "unheld",
+        "above_cap",
         "node_commands",
         "node_orders",
         "parting",
