@@ -2,8 +2,8 @@
 
 Once power, clock and limits were in order control begins and does not end for want of them: then faults and modes
 decide. What only a node can know (originals on disk, settings read back, a dead-man in place) the node itself insists
-on before it obeys, GPU by GPU; here it is only told. A battery is held where it stands until it took a whole command,
-its reversion timer running.
+on before it obeys, GPU by GPU; here it is only told. A battery is held where it stands until it took a whole command
+and its reversion timer was seen to count down.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ArmingFacts:
     is_clock_trusted: bool
     has_limits: bool  # a verified signal, or the contract of the site file
     is_leader: bool
-    is_battery_proven: bool | None  # it took a whole command, read back, with its reversion timer running
+    is_battery_proven: bool | None  # it took a whole command, read back, and was seen to count down to its end
     unready_nodes: tuple[str, ...]  # heard, and not ready to obey
 
 
@@ -48,7 +48,7 @@ def unmet(facts: ArmingFacts) -> tuple[str, ...]:
             (facts.is_leader, "another controller holds this site's lease"),
             (
                 facts.is_battery_proven is not False,
-                "the battery took no whole command yet, with its reversion timer running: it is held where it stands",
+                "the battery was not seen to take a whole command and count down its timer: it is held where it stands",
             ),
             (
                 not facts.unready_nodes,

@@ -95,7 +95,10 @@ class SiteCore:
         self._first_s: float | None = None
         self._resumed_s: float | None = None  # since when the target waits for a first sample after a pause
         self._is_clamped = False  # a cap of the last proposal was out of its GPU's range
-        self._is_battery_proven = False  # it took a whole command of ours
+        self._is_battery_proven = False  # it took a whole command of ours, and was seen to count down to its end
+        self._battery_took: tuple[float, float] | None = (
+            None  # when a command that is to prove it, and how long it lives
+        )
         self._mode: ModeState | None = None
         self._exempt_until_s = -math.inf
         self._responder = Responder(site)
@@ -163,6 +166,7 @@ class SiteCore:
         # The link counts as up only while our own ping comes back through the broker: that is its heartbeat.
         mode = self._modes.step(flags, now_s=now_s, has_new_signal=image.is_grid_link_up, is_operator_reset=is_reset)
         self._mode = mode
+        self._prove_battery(image)
         arming = self._facts(image, estimate, is_leader=is_leader)
         in_force = self._take_limits(image, estimate, arming)
         set_point_w = self._respond(image, estimate, mode, in_force, fleet)
@@ -225,7 +229,7 @@ class SiteCore:
         """What the wires took of the command."""
         command, ballast = checked.command.battery, checked.command.load_bank
         if battery and command is not None:
-            self._is_battery_proven = True
+            self._battery_took = image.t_mono_s, command.ttl_s
             self._unheld.commanded(image.t_mono_s, command)
             self._estimator.commanded(image.t_mono_s, reference_w=command.reference_w, following=command.following)
         if load_bank and ballast is not None:
@@ -325,6 +329,14 @@ class SiteCore:
             is_battery_proven=self._is_battery_proven if image.battery is not None else None,
             unready_nodes=unready(image.nodes),
         )
+
+    def _prove_battery(self, image: SiteImage) -> None:
+        """Its timer was seen below what it was told; one that tells of none is proven by what it took."""
+        reading, took = image.battery, self._battery_took
+        if self._is_battery_proven or took is None or reading is None or not reading.is_good:
+            return
+        left_s = reading.value.reversion_s_left
+        self._is_battery_proven = left_s is None or (reading.t_mono_s > took[0] and 0.0 < left_s < took[1])
 
     def _take_limits(self, image: SiteImage, estimate: Estimate, arming: ArmingFacts) -> InForce:
         found = self._limits.in_force(image)
@@ -471,7 +483,7 @@ class SiteCore:
         )
         if self._parting.is_unheard:
             self._parting.heard((r.value.acked_epoch, r.value.acked_seq) for r in image.nodes)
-        if track.aim is not None:
+        if track.aim is not None and not self._waits_for_timer(image.t_mono_s):
             assert self.site.battery is not None
             expiry = self._parting.battery_w_per_s(track.aim) * expiry_share(ballast_w)
             battery = BatteryCommand(
@@ -502,6 +514,11 @@ class SiteCore:
                 ttl_s=ttl_s,
             )
         return SiteCommand(self._epoch, self._seq, battery, nodes, ballast)
+
+    def _waits_for_timer(self, now_s: float) -> bool:
+        """Renewed at once a timer of whole seconds would never be seen to move; half its time is enough."""
+        took = self._battery_took
+        return not self._is_battery_proven and took is not None and now_s - took[0] < 0.5 * took[1]
 
     def _standing_w(self, image: SiteImage, estimate: Estimate) -> float:
         """The reference by which the battery stays as it is: to be taken whole before anything is asked of it."""

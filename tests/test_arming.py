@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 
 from controller.arming import ArmingFacts, holds_back, is_clock_trusted, unmet, unready
-from controller.types import AgentState, NodeId, NodeReport, Quality, Reading, SiteImage
+from controller.types import AgentState, BatterySample, NodeId, NodeReport, Quality, Reading, SiteImage
+from hil.matrix_lab import Lab, in_lab, lab_scenario
 
 GOOD = ArmingFacts(
     is_power_known=True,
@@ -83,3 +86,48 @@ def test_the_clock_is_waited_for_as_long_as_a_site_can(seen: SiteImage, waited_s
 
 def test_nodes_that_only_report_are_named() -> None:
     assert unready([node(state) for state in AgentState]) == (str(AgentState.MONITOR_ONLY),)
+
+
+def telling(timer: Callable[[float | None], float | None]) -> Callable[[Lab], None]:
+    """A battery whose reversion timer reads as `timer` makes it."""
+
+    def hook(reading: Reading[BatterySample]) -> Reading[BatterySample]:
+        left_s = timer(reading.value.reversion_s_left)
+        return replace(reading, value=replace(reading.value, reversion_s_left=left_s))
+
+    return lambda lab: setattr(lab.hooks, "battery", hook)
+
+
+def test_a_battery_whose_timer_stands_still_is_asked_for_nothing() -> None:
+    """It takes every order and shows five seconds left for ever: nothing says that it would let go by itself."""
+
+    async def story(lab: Lab) -> None:
+        telling(lambda _: 5.0)(lab)
+        lab.start()
+        await lab.run(15.0)
+        asked = {round(tick.battery_w) for tick in lab.ticks if tick.battery_w is not None}
+        assert asked == {0}, "it stood at nothing, and is held there"
+        assert any("count down" in words for words in lab.traces[-1].decision.unmet)
+        lab.heal()
+        await lab.run(2.0)
+        assert not lab.traces[-1].decision.unmet and lab.last.battery_w not in (None, 0.0)
+
+    in_lab(story, lab_scenario("steady"))
+
+
+@pytest.mark.parametrize(("timer", "within_s"), [(lambda s: s and float(math.ceil(s)), 1.6), (lambda _: None, 0.5)])
+def test_a_timer_of_whole_seconds_is_waited_for_and_none_at_all_is_not(
+    timer: Callable[[float | None], float | None], within_s: float
+) -> None:
+    """Renewed ten times a second it would read five for ever; the order is left alone until it reads four."""
+
+    async def story(lab: Lab) -> None:
+        telling(timer)(lab)
+        lab.start()
+        await lab.until(lambda: bool(lab.ticks) and lab.last.battery_w is not None, within_s=2.0)
+        await lab.until(lambda: not lab.traces[-1].decision.unmet, within_s=within_s)
+        await lab.run(1.0)
+        assert lab.last.battery_w not in (None, 0.0) and lab.world.plant.battery is not None
+        assert lab.world.plant.battery.is_following is False and lab.world.plant.battery.power_w != 0.0
+
+    in_lab(story, lab_scenario("steady"))
