@@ -1,20 +1,21 @@
 """Writes an order to a device by its profile: values into registers, registers into frames, and proof that they took.
 
-Keeps what the device acknowledged, so that a renewal writes no more than it must. Knows nothing of what a command is
-for.
+Keeps what the device acknowledged, so that a renewal writes no more than it must, and the last order that read back
+whole, to be put back where a newer one was taken in part. Knows nothing of what a command is for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from controller.ports import Clock
+from controller.ports import Clock, DriverError
 from drivers.device_map import ControlPlace, DeviceMap
-from drivers.errors import BadReply, InvalidValue, NotApplied, NotSupported
+from drivers.errors import BadReply, DeviceFault, InvalidValue, NotApplied, NotSupported
 from drivers.modbus import WRITE_REGISTERS_MAX, ModbusDevice
 from drivers.profile import Control, Dispatch, Source
 from drivers.registers import SCALE_FACTOR_MAX
@@ -40,6 +41,9 @@ class CommandWriter:
         self._clock = clock
         self._armed: tuple[Dispatch, ModbusDevice] | None = None  # in force, and on which connection
         self._acked: dict[str, bytes] = {}
+        self._proven: tuple[Dispatch, ModbusDevice, dict[str, bytes]] | None = (
+            None  # the last order that read back whole
+        )
         self._scales: dict[int, int] = {}
         self._beat = 0
         self._beat_t_s = -math.inf
@@ -67,11 +71,27 @@ class CommandWriter:
         else:
             changed = tuple(n for n in dispatch.arm if n not in dispatch.renew and self._acked.get(n) != wanted[n])
             names = (*changed, *dispatch.renew)
-        for address, data in self._frames(names, wanted):
-            await device.write_registers(address, data)
-        await self._read_back(device, names, wanted, dispatch)
+        try:
+            for address, data in self._frames(names, wanted):
+                await device.write_registers(address, data)
+            await self._read_back(device, names, wanted, dispatch)
+        except (NotApplied, InvalidValue, NotSupported, DeviceFault):
+            await self._revert(dispatch, device)
+            raise
         self._acked.update({name: wanted[name] for name in names})
         self._armed = here
+        self._proven = dispatch, device, dict(self._acked)
+
+    async def _revert(self, dispatch: Dispatch, device: ModbusDevice) -> None:
+        """Put the last whole order back where one was taken in part: a value beside another's slope is neither.
+
+        As well as it goes: the device may refuse again, and its timer ends whatever it holds then.
+        """
+        if self._proven is None or self._proven[:2] != (dispatch, device):
+            return
+        with contextlib.suppress(DriverError):
+            for address, data in self._frames(dispatch.arm, self._proven[2]):
+                await device.write_registers(address, data)
 
     # ------------------------------------------------------------------------------------------------- values
 

@@ -25,6 +25,7 @@ from drivers.errors import (
     DeviceFault,
     DeviceGone,
     DeviceTimeout,
+    DriverError,
     NotApplied,
     NotSupported,
     WrongDevice,
@@ -47,7 +48,10 @@ Answer = Callable[[bytes], Sequence[bytes | float]]
 
 
 def site_loses(state: str, error: Exception, *, flag: Flag = Flag.METER_MISSING) -> None:
-    """The site's meter answers with `error` for six seconds: it ages, nothing rises, and all is well afterwards."""
+    """The site's meter answers with `error` for six seconds: it ages, nothing rises, and all is well afterwards.
+
+    The mode's reasons say what the wire met, beside what became of the meter.
+    """
 
     def fail(reading: Reading[Any]) -> Reading[Any]:
         raise error
@@ -56,6 +60,7 @@ def site_loses(state: str, error: Exception, *, flag: Flag = Flag.METER_MISSING)
         await flagged(lab, flag, Flag.METER_STALE, since_s=since_s, within_s=1.5)
         await lab.run(4.0)
         assert lab.last.mode >= Mode.DEGRADED and not lab.raised(since_s + 1.0)
+        assert isinstance(error, DriverError) and lab.saw(Flag(error.fault.value), since_s=since_s)
 
     play_site(state, begin=lambda lab: setattr(lab.hooks, "meter", fail), react=react, following="device")
 
@@ -83,15 +88,18 @@ async def wire(state: str, bad: Answer) -> AsyncIterator[tuple[ModbusDevice, lis
         await dut.connection.close()
 
 
-async def heals(dut: ModbusDevice, way: list[Answer]) -> None:
+async def heals(dut: ModbusDevice, way: list[Answer], *, anew: bool = True) -> None:
+    """It is read again before long, over a connection that is new where the old one could not be trusted."""
+    before = dut.connection.connect_count
     way[0] = good
     async with asyncio.timeout(5.0):
         while True:
             try:
                 assert await dut.read_registers(3, 0, 1) == u16(42)
-                return
+                break
             except (DeviceTimeout, DeviceGone, BadReply):
                 await asyncio.sleep(0.02)
+    assert (dut.connection.connect_count > before) is anew
 
 
 async def never(dut: ModbusDevice, *kinds: type[Exception], times: int = 2) -> None:
@@ -103,14 +111,18 @@ async def never(dut: ModbusDevice, *kinds: type[Exception], times: int = 2) -> N
 
 @row("M1")
 async def test_timeout(state: str) -> None:
+    """The socket is closed at the deadline, and opened again after a while, longer each time."""
     async with wire(state, lambda _: []) as (dut, way):
-        await never(dut, DeviceTimeout, DeviceGone)
+        await never(dut, DeviceTimeout, times=1)
+        assert not dut.connection.is_connected, "closed"
+        await never(dut, DeviceGone, times=3)  # within the back-off nothing is tried
         await heals(dut, way)
     await asyncio.to_thread(site_loses, state, DeviceTimeout("meter", "no answer"))
 
 
 @row("M2")
 async def test_garbage(state: str) -> None:
+    """Nothing of it is a value; the connection that it came on is given up."""
     async with wire(state, lambda _: [b"\xff\x00\x13\x37\x00\x02garbage"]) as (dut, way):
         await never(dut, BadReply, DeviceTimeout, DeviceGone, times=3)
         await heals(dut, way)
@@ -120,6 +132,8 @@ async def test_garbage(state: str) -> None:
 @row("M3")
 @pytest.mark.parametrize("wrong", ["unit", "function"])
 async def test_wrong_unit_or_function(state: str, wrong: str) -> None:
+    """A reply that looks good but for its unit or function: dropped, never a value."""
+
     def bad(request: bytes) -> Sequence[bytes | float]:
         if wrong == "unit":
             return [reply(request, b"\x03\x02\x00\x63", unit=9)]
@@ -127,7 +141,7 @@ async def test_wrong_unit_or_function(state: str, wrong: str) -> None:
 
     async with wire(state, bad) as (dut, way):
         await never(dut, BadReply, DeviceTimeout, DeviceGone)
-        await heals(dut, way)
+        await heals(dut, way, anew=wrong == "unit")  # an answer of another function is one to our own request
 
 
 @row("M4")
@@ -139,6 +153,7 @@ async def test_late_reply(state: str) -> None:
 
     async with wire(state, late) as (dut, way):
         await never(dut, DeviceTimeout, DeviceGone, times=1)
+        assert not dut.connection.is_connected, "closed after the timeout: what comes now, comes to nobody"
         await heals(dut, way)
 
 
@@ -158,7 +173,10 @@ async def armed(state: str, battery: ModbusBattery) -> BatteryCommand:
 
 @row("M5")
 async def test_partial_write(state: str) -> None:
-    """One register of the block is not taken: found by read-back, written again in full, enable last."""
+    """One register of the block is not taken: found by read-back, the last whole order put back, then all of it again.
+
+    Enable is written last. In the cold nothing whole was there before; the device's own timer ends what it holds then.
+    """
 
     class Partial(Rig):
         is_sick = False
@@ -171,13 +189,19 @@ async def test_partial_write(state: str) -> None:
     async with ModbusServer({1: rig}) as server:
         battery = opened(server)
         command = await armed(state, battery)
+        before = rig.get("704.WSet", 2), rig.get("704.WRmp")
         rig.is_sick = True
-        with pytest.raises(NotApplied):
-            await battery.write(command)
+        for k in range(2):
+            with pytest.raises(NotApplied):
+                await battery.write(replace(command, seq=10 + k))
+            now = rig.get("704.WSet", 2), rig.get("704.WRmp")
+            assert state == "cold" or now == before, "neither the new value nor the old one with the new slope"
+        assert rig.get("704.WSetRvrtRem", 2) > 0
         rig.is_sick, rig.frames = False, []
-        await battery.write(replace(command, seq=11))
+        await battery.write(replace(command, seq=12))
         names = rig.names()
-        assert "704.WRmp" in names and names.index("704.WRmp") < len(names) - 1
+        assert "704.WRmp" in names and names[-1] == "704.WSetEna"
+        assert rig.get("704.WSet", 2) == command.reference_w and rig.get("704.WRmp") == 40
         await battery.close()
 
 
