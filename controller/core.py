@@ -94,6 +94,7 @@ class SiteCore:
         self._gpu_w_max = math.inf  # what all GPUs may draw at their worst, as of the last plan
         self._first_s: float | None = None
         self._resumed_s: float | None = None  # since when the target waits for a first sample after a pause
+        self._is_plan_blind = False  # the plan in force was made without a battery
         self._is_clamped = False  # a cap of the last proposal was out of its GPU's range
         self._is_battery_proven = False  # it took a whole command of ours, and was seen to count down to its end
         self._battery_took: tuple[float, float] | None = (
@@ -306,6 +307,7 @@ class SiteCore:
                 written=self._envelope_state,
                 is_bank_disobeying=self._ballast.is_disobeying,
                 is_above_cap=self._above.is_found,
+                is_plan_blind=self._is_plan_blind,
             ),
         )
 
@@ -372,7 +374,7 @@ class SiteCore:
                 self._responder.stop(image.t_mono_s)
                 self._planned_s = -math.inf  # what was held back may be given again
             return None
-        sample = battery_sample(image)
+        sample = battery_sample(image) if Flag.BATTERY_NOT_FOLLOWING not in mode.flags else None
         bounds = tracker.battery_now(sample)
         if estimate.is_fresh:
             self._responder.steepness.saw(estimate.t_s, estimate.load_w)
@@ -439,6 +441,7 @@ class SiteCore:
                 exempt_target_w=in_force.exempt_target_w,
                 set_point_w=set_point_w,
                 may_raise=mode.mode > Mode.HOLD or self._may_raise(mode),
+                is_disobeyed=Flag.BATTERY_NOT_FOLLOWING in mode.flags,
             )
         )
 
@@ -476,20 +479,17 @@ class SiteCore:
             fall_w_per_s=self._parting.fall_w_per_s(self.tracker.interval.contingency_slope_w_per_s),
         )
         battery, ballast_w = None, ballast.setpoint_w if ballast is not None else 0.0
-        self._parting.see(
-            image.t_mono_s,
-            set_point_w=track.aim.reference_w if track.aim is not None else None,
-            ballast_w=ballast_w,
-        )
+        self._parting.see(image.t_mono_s, set_point_w=_set_point_w(track, image), ballast_w=ballast_w)
         if self._parting.is_unheard:
             self._parting.heard((r.value.acked_epoch, r.value.acked_seq) for r in image.nodes)
         if track.aim is not None and not self._waits_for_timer(image.t_mono_s):
             assert self.site.battery is not None
+            slope = self.site.battery.ramp_w_per_s_max
             expiry = self._parting.battery_w_per_s(track.aim) * expiry_share(ballast_w)
             battery = BatteryCommand(
                 following=track.aim.following,
                 reference_w=track.aim.reference_w if self._is_battery_proven else self._standing_w(image, estimate),
-                ramp_w_per_s=self.site.battery.ramp_w_per_s_max,
+                ramp_w_per_s=min(expiry, slope) if track.aim.is_let_go else slope,
                 expiry_w_per_s=finite_slope(expiry),
                 epoch=self._epoch,
                 seq=self._seq,
@@ -533,8 +533,9 @@ class SiteCore:
 
     def _known(self, image: SiteImage, decision: Decision, tracker: Tracker) -> Known:
         site, view = self.site, self._view(image, decision, tracker)
-        sample = battery_sample(image)
+        sample = battery_sample(image) if Flag.BATTERY_NOT_FOLLOWING not in decision.mode.flags else None
         bounds = tracker.battery_now(sample)
+        self._is_plan_blind = bounds is NO_BATTERY
         margin_w = self._margin.step(image.t_mono_s, view.margin_w)
         fall_w = room.fall_w_max(site, image, decision, tracker, drift=self._drift)
         self._gpu_w_max = room.under_ceilings_w(site, view, decision, tracker, margin_w=margin_w, fall_w=fall_w)
@@ -564,3 +565,11 @@ class SiteCore:
         return envelope_view(
             self.site, image, decision, tracker, rings=self._rings, state=self._envelope_state, drift=self._drift
         )
+
+
+def _set_point_w(track: TrackerOutput, image: SiteImage) -> float | None:
+    """What the battery holds or is on its way to, whichever it will have to let go; None where it takes no orders."""
+    if track.aim is None:
+        return None
+    sample = battery_sample(image)
+    return sample.power_w if track.aim.is_let_go and sample is not None else track.aim.reference_w

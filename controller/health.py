@@ -70,6 +70,7 @@ class HealthInput:
     plan: Plan | None
     written: EnvelopeState
     is_bank_disobeying: bool = False  # the load bank does not draw what it was told
+    is_plan_blind: bool = False  # the plan was made without a battery
     is_above_cap: bool = False  # some GPU has been drawing more than its power limit lets it
 
 
@@ -92,9 +93,6 @@ class Health:
         self._boots: dict[NodeId, str] = {}
         self._judged: dict[NodeId, _Judged] = {}
         self._is_first_report = True
-        self._had_battery = False  # at the last image
-        self._plan_s = math.nan
-        self._is_plan_blind = False  # the plan in force was made without the battery's state
         self._overruns = 0
         self._unfollowed_since_s: float | None = None
 
@@ -118,7 +116,6 @@ class Health:
         if image.is_raise_held:
             found.add(Flag.SIGNAL_FLAPPING)
         found |= _troubles(image) | _operator(image)
-        self._had_battery = image.battery is None or image.battery.quality is not Quality.MISSING
         return frozenset(found)
 
     @staticmethod
@@ -133,7 +130,7 @@ class Health:
 
     def _planner(self, given: HealthInput) -> set[Flag]:
         found: set[Flag] = set()
-        if self._is_solver_wrong(given.plan):
+        if self._is_solver_wrong(given):
             found.add(Flag.SOLVER_INVALID)
         if given.is_model_wrong:
             found.add(Flag.MODEL_MISMATCH)
@@ -149,7 +146,8 @@ class Health:
         sample, found = image.battery.value, set()
         if not sample.is_remote or sample.state in (BatteryState.OFF, BatteryState.FAULT):
             found.add(Flag.BATTERY_LIMITED)
-        if self._is_not_following(image.t_mono_s, sample, written.reference_w):
+            self._unfollowed_since_s = None  # nothing is asked of it
+        elif self._is_not_following(image.t_mono_s, sample, written.reference_w):
             found.add(Flag.BATTERY_NOT_FOLLOWING)
         return found
 
@@ -167,13 +165,12 @@ class Health:
         since_s = self._unfollowed_since_s
         return since_s is not None and now_s - since_s > NOT_FOLLOWING_S * self._site.planner_period_s
 
-    def _is_solver_wrong(self, plan: Plan | None) -> bool:
+    def _is_solver_wrong(self, given: HealthInput) -> bool:
         """The program was asked and did not answer. Without a battery it is not asked, which has a row of its own."""
-        if plan is None or self._site.policy is not Policy.MPC:
+        if given.plan is None or self._site.policy is not Policy.MPC:
             return False
-        if plan.t_s != self._plan_s:  # made after the last image was acted on
-            self._plan_s, self._is_plan_blind = plan.t_s, not self._had_battery
-        return plan.status in (PlanStatus.RULE, PlanStatus.HOLD) and not self._is_plan_blind
+        has_battery = self._site.battery is None or not given.is_plan_blind
+        return given.plan.status in (PlanStatus.RULE, PlanStatus.HOLD) and has_battery
 
     def _clocks(self, image: SiteImage) -> set[Flag]:
         """A wall clock that moved against the monotonic one, ticks that were skipped, time that passed without any."""

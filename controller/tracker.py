@@ -147,7 +147,7 @@ class Tracker:
     def step(self, given: TrackerInput) -> TrackerOutput:
         """One tick: measure, bound, move, follow, account."""
         now_s, estimate = given.now_s, given.estimate
-        bounds = self.battery_now(given.battery)
+        bounds = NO_BATTERY if given.is_disobeyed else self.battery_now(given.battery)
         energy_j = self._energy_j(given.battery)
         self._leave_on_meter(given)
         self._measure(given)
@@ -165,9 +165,12 @@ class Tracker:
         g_ref_w = self._move(given, allowed, bounds, g_safe_w, g_rise_min_w)
         if given.battery is None or bounds.charge_w_max <= 0.0 >= bounds.discharge_w_max:
             g_ref_w = self._uncontrolled(estimate)
+            if given.is_disobeyed:  # a command goes out, and the envelope holds its target against the rows
+                g_ref_w = allowed.clip(g_ref_w)
         self._notice_order(given, g_ref_w)
         self._set_target(now_s, g_ref_w)
         aim = self._aim(given, bounds, g_ref_w)
+        is_held = aim is not None and not aim.is_let_go
         cover_w = reserve.rise_cover_w(energy_j, spent_w=self.interval.contingency_excess_up_w)
         spent_w = self.interval.spent_down_w()
         return TrackerOutput(
@@ -177,8 +180,8 @@ class Tracker:
             g_safe_w=g_safe_w,
             g_rise_min_w=g_rise_min_w,
             aim=aim,
-            load_w_max=(g_ref_w if aim is not None else allowed.high_w) + cover_w,
-            load_w_min=(g_ref_w if aim is not None else allowed.low_w) - bounds.charge_limit_w(energy_j),
+            load_w_max=(g_ref_w if is_held else allowed.high_w) + cover_w,
+            load_w_min=(g_ref_w if is_held else allowed.low_w) - bounds.charge_limit_w(energy_j),
             ride_w=self._ride_w(given, reserve, energy_j),
             margins=self._margins(given, reserve, energy_j, g_ref_w, spent_w),
             residual_w=self._residuals(),
@@ -398,6 +401,9 @@ class Tracker:
     def _aim(self, given: TrackerInput, bounds: BatteryBounds, g_ref_w: float) -> BatteryAim | None:
         """The battery's reference; None when it takes no orders."""
         battery, estimate = self._site.battery, given.estimate
+        if given.is_disobeyed and self.battery_now(given.battery) is not NO_BATTERY and given.battery is not None:
+            self._reference_w, self._is_saturated = 0.0, True
+            return BatteryAim(Following.SOFTWARE, 0.0, self._expiry_w_per_s(given.battery.power_w), is_let_go=True)
         if battery is None or given.battery is None or bounds.charge_w_max <= 0.0 >= bounds.discharge_w_max:
             self._reference_w = None
             self._is_saturated = True

@@ -45,15 +45,20 @@ class TrackerInput:
     exempt_target_w: float | None = None
     set_point_w: float | None = None
     may_raise: bool = True  # the envelope lets the target rise
+    is_disobeyed: bool = False  # the battery takes commands and does not do what they say
 
 
 @dataclass(frozen=True, slots=True)
 class BatteryAim:
-    """What the battery is to be told. `ramp_w_per_s` is the slope for its reaction when commands stop coming."""
+    """What the battery is to be told. `ramp_w_per_s` is the slope for its reaction when commands stop coming.
+
+    `is_let_go`: it is told to go back to nothing at that slope, and holds nothing on the target.
+    """
 
     following: Following
     reference_w: float
     ramp_w_per_s: float
+    is_let_go: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,8 @@ class Unheld:
         `lately` is the range of the site's own load, `flags` are those of the mode.
         """
         late_s = CAPS_S + max(0.0, now_s - estimate.t_s)
-        if battery is None or (battery.quality is not Quality.MISSING and Flag.BATTERY_LOST not in flags):
+        is_there = battery is not None and battery.quality is not Quality.MISSING and Flag.BATTERY_LOST not in flags
+        if battery is None or (is_there and Flag.BATTERY_NOT_FOLLOWING not in flags):
             return None
         held_w = self._held_w(now_s, battery)
         falling_w, rising_w = self._under_way(now_s - late_s)

@@ -230,6 +230,7 @@ class Lab:
     _task: asyncio.Task[None] | None = None
     _ordered: dict[str, tuple[float, float]] = field(default_factory=dict)  # clock and limit of each GPU; inf is free
     _pcc: list[np.ndarray[Any, np.dtype[np.float64]]] = field(default_factory=list)
+    _battery: list[np.ndarray[Any, np.dtype[np.float64]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.world = build_world(self.scenario)
@@ -359,6 +360,10 @@ class Lab:
         """Truth, in samples of the plant's own step."""
         return np.concatenate(self._pcc) if self._pcc else np.empty(0)
 
+    def battery_w(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The battery's power in truth, beside `pcc_w`."""
+        return np.concatenate(self._battery) if self._battery else np.empty(0)
+
     def verdicts(self) -> Verdicts:
         """The referee's word; ends the run."""
         self.world.plant.advance_ns(self.clock.now_ns())
@@ -378,6 +383,7 @@ class Lab:
         t_s = block.t0_s + np.arange(block.pcc_w.size, dtype=np.float64) * block.dt_s
         self._referee.feed(t_s, block.pcc_w, voltage_pu=block.voltage_pu, frequency_hz=block.frequency_hz)
         self._pcc.append(np.array(block.pcc_w))
+        self._battery.append(np.array(block.battery_w))
 
     def _saw(self, trace: TickTrace) -> None:
         decision, command = trace.decision, trace.checked.command

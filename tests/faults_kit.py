@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from controller.modes import TABLE, Flag
-from controller.types import Mode
+from controller.types import FloatArray, Mode, RampLimit, SwingLimit
 from hil.matrix_lab import SETTLE_S, Lab, in_lab, lab_scenario
 
 RECOVER_S = 30.0  # NORMAL within 30 T after the last dwell of 10 T
@@ -29,13 +30,15 @@ def play(
     is_judged: bool = True,
     after_start: bool = False,
     reference: Begin | None = None,
+    loss: Loss | None = None,
     options: dict[str, Any] | None = None,
     **scenario: Any,
 ) -> Lab:
     """One cell. `begin` makes the fault (from cold: before the first cycle, or just `after_start`), `react` asserts.
 
     `reference` makes the part of the fault that no knowledge could avoid: the same site with true readings and that
-    part alone decides whether a broken limit was forced.
+    part alone decides whether a broken limit was forced. `loss`: it is when it is no more than what the battery took
+    with it, by truth.
     """
 
     def story_of(begin_now: Begin, react_now: React, *, is_reference: bool) -> Callable[[Lab], Awaitable[None]]:
@@ -46,6 +49,7 @@ def play(
             await lab.run(SETTLE_S[state])
             if state != "cold" or after_start:
                 begin_now(lab)
+            began_s.append(lab.now_s)
             await react_now(lab, lab.now_s)
             (heal or Lab.heal)(lab)
             if not is_reference and recovers:
@@ -54,8 +58,11 @@ def play(
 
         return story
 
+    began_s: list[float] = []
     lab = in_lab(story_of(begin, react, is_reference=False), lab_scenario(state, **scenario), **(options or {}))
-    if is_judged and (broken := lab.broken()):
+    if is_judged and loss is not None:
+        assert not (broken := beyond_loss(lab, began_s[0], loss)), broken
+    elif is_judged and (broken := lab.broken()):
         assert reference is not None, f"broken: {broken}"
         twin = in_lab(story_of(reference, _for(20.0), is_reference=True), lab_scenario(state, **scenario))
         assert twin.broken(), f"not forced: {broken}"
@@ -113,6 +120,38 @@ def mean_at(lab: Lab, t_s: float) -> float:
     per_s = round(1e9 / lab.world.plant.step_ns)
     end = round(t_s * per_s)
     return float(lab.pcc_w()[end - per_s : end].mean())
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What goes without a battery: the load's own change after the fault, which nobody can follow any more."""
+
+    change_w: float = 0.0
+
+
+def beyond_loss(lab: Lab, at_s: float, loss: Loss) -> list[str]:
+    """Rows broken on truth by more than the loss explains, whatever the controller did about it. Ends the run.
+
+    On the meter are the battery's power at `at_s`, the load's change and the ripple that nobody follows now, on top of
+    what the row's window had seen before.
+    """
+    broken = lab.broken_rows()
+    per_s = round(1e9 / lab.world.plant.step_ns)
+    at, mean = max(round(at_s * per_s), 1), np.full(per_s, 1.0 / per_s)
+    pcc_w, battery_w = lab.pcc_w()[:at], lab.battery_w()[:at]
+
+    def range_w(power_w: FloatArray, seconds: float) -> float:
+        last_w = power_w[-round(seconds * per_s) :]
+        return float(np.ptp(np.convolve(last_w, mean, mode="valid"))) if last_w.size >= per_s else 0.0
+
+    windows_s = {row.id: row.window_s for row in lab.site.contract.limits if isinstance(row, RampLimit | SwingLimit)}
+    lost_w = abs(float(battery_w[-1])) + abs(loss.change_w) + range_w(pcc_w + battery_w, 8.0)
+    found = []
+    for row in broken:
+        explained_w = lost_w + range_w(pcc_w, windows_s[row.id])
+        if row.worst > explained_w:
+            found.append(f"{row.id}: {row.worst / 1e6:.2f} MW; the loss explains {explained_w / 1e6:.2f}")
+    return found
 
 
 def _for(seconds: float) -> React:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from controller.config.site import parse_site
 from controller.errors import BadInput
 from controller.modes import Flag
-from controller.types import AgentState, Mode
+from controller.types import AgentState, GpuCap, Mode, NodeCommand, NodeReport, Reading
 from drivers.recorder import FileRecorder
 from hil.matrix import row
 from hil.matrix_lab import LIMIT_MEGAWATT, MW, SITE, Lab, LabLease
@@ -66,16 +68,17 @@ def test_kill(state: str) -> None:
 
 @row("X2")
 def test_disk_full(state: str) -> None:
-    """ENOSPC: the recorder stops and says so once; control goes on."""
+    """ENOSPC: the recorder stops and says so once, the mode's reasons too; control goes on."""
     said: list[str] = []
 
     async def react(lab: Lab, since_s: float) -> None:
         count = len(lab.ticks)
         await lab.run(8.0)
+        assert Flag.DISK_FULL in lab.last.flags
         assert len(lab.ticks) - count >= 78 and lab.worst_mode(since_s) <= Mode.SHED
 
     recorder = FileRecorder(Path("/dev/full"), header={"settings": SITE}, on_fault=said.append)
-    play(state, begin=lambda lab: None, react=react, options={"recorder": recorder})
+    play(state, begin=lambda lab: None, react=react, options={"recorder": recorder})  # NORMAL: an alarm, no more
     recorder.close()
     assert len(said) == 1 and "control goes on" in said[0]
 
@@ -98,17 +101,23 @@ def test_out_of_memory(state: str) -> None:
 
 @row("X4")
 def test_two_controllers(state: str) -> None:
-    """Another leads: this one writes nothing and stays out; nodes ignore the lower epoch; the new one controls."""
+    """A node tells of another's epoch: this one writes nothing and stays out; nodes ignore it; the new one controls."""
 
     async def react(lab: Lab, since_s: float) -> None:
         await lab.run(2.0)
         old = lab.lease
-        old.is_held = False
+
+        def told(reading: Reading[NodeReport]) -> Reading[NodeReport]:
+            return replace(reading, value=replace(reading.value, acked_epoch=old.epoch + 1))
+
+        lab.hooks.report = told
         await flagged(lab, Flag.LEADERSHIP_LOST, since_s=since_s, within_s=0.5)
         await lab.run(1.0)
         assert lab.last.mode is Mode.LOCKOUT and lab.last.battery_w is None
         commands = [t.checked.command for t in lab.traces if t.image.t_mono_s > lab.now_s - 0.5]
         assert commands and not any(c.battery or c.nodes for c in commands)
+        assert not old.is_held, "the reports told it"
+        lab.heal()
         old.is_held = True
         await lab.run(1.0)
         assert lab.last.mode is Mode.LOCKOUT, "a deposed controller never leads again in this process"
@@ -118,6 +127,12 @@ def test_two_controllers(state: str) -> None:
         await lab.run(3.0)
         node = next(iter(lab.link.nodes.values()))
         assert node._epoch == old.epoch + 1
+        cap_mhz, caps = node.clock_cap_mhz, tuple(GpuCap(g, 300, None) for g in node._ids)
+        late = NodeCommand(node.node_id, old.epoch, 10**6, 5.0, caps, release_slot_s=0.0, release_w_per_s=1e6)
+        await lab.link.send((late,))
+        await lab.run(0.5)
+        assert node._epoch == old.epoch + 1 and node._seq < 10**6, "whoever was deposed is not obeyed"
+        assert node.clock_cap_mhz != 300 and (np.isnan(cap_mhz) or node.clock_cap_mhz > 0.5 * cap_mhz)
 
     play(state, begin=lambda lab: None, react=react, after_start=True, is_judged=False)
 

@@ -365,6 +365,27 @@ def test_flood(state: str, tmp_path: Path) -> None:
     play(state, tmp_path, react)
 
 
+@row("C1")
+@pytest.mark.parametrize("step_s", [3600.0, -3600.0])
+def test_signals_after_a_step_of_the_wall_clock(state: str, step_s: float, tmp_path: Path) -> None:
+    """What is in force stays; nothing is loosened on the word of a clock that stepped, whatever its issuer's says."""
+
+    async def react(lab: Lab, desk: Grid, since_s: float) -> None:
+        lab.clock.step_wall_s(step_s)
+        await flagged(lab, Flag.CLOCK_STEPPED, since_s=since_s, within_s=2.0)
+        level = LEVEL.get(state, 66.0)
+        assert desk.target_w() == before(state)
+        desk.say(level + 2.0, ago_s=step_s if step_s > 0 else 0.0)  # by the true time, and by ours
+        assert desk.target_w() == (before(state) if state != "cold" else (level + 2.0) * MW)
+        refused = desk.refused(RefusalReason.CLOCK, RefusalReason.OUT_OF_ORDER)
+        assert refused == (state != "cold"), "a first limit tightens; a second would loosen"
+        desk.say(level - 2.0, ago_s=0.0 if step_s > 0 else step_s)
+        assert desk.target_w() == (level - 2.0) * MW, "lower always"
+        await lab.run(3.0)
+
+    play(state, tmp_path, react, recovers=False)
+
+
 @row("C2")
 def test_ntp_lost(state: str, tmp_path: Path) -> None:
     """Alarm, and control goes on. Within the grace an issuer's order counts, then nothing is loosened; lower always."""
