@@ -127,3 +127,35 @@ class Residual:
     def track(self, mean_s: float) -> Track:
         """The deviation on one averaging time."""
         return self._tracks[mean_s]
+
+
+class Unseen:
+    """What following leaves while no meter shows it, and for as long after as a row's window reaches back to then.
+
+    What a meter would show is known late, from nodes, and not from the first second on: until then all of the load's
+    ripple counts.
+    """
+
+    def __init__(self, mean_s: float, *, event_w: float) -> None:
+        self._mean_s = mean_s
+        self._residual = Residual((mean_s,), event_w=event_w)
+        self._missed_s = self._known_s = -math.inf
+        self._ripple_w = 0.0
+
+    def missed(self, now_s: float, *, ripple_w: float) -> None:
+        """No meter at `now_s`; the load usually is as far as `ripple_w` from its mean."""
+        self._missed_s, self._ripple_w = now_s, ripple_w
+
+    def add(self, t_s: float, deviation_w: float | None) -> None:
+        """What would be metered less reference at `t_s`; None while the battery cannot hold it."""
+        if deviation_w is None or t_s - self._known_s > self._mean_s:
+            self._residual.restart()
+        if deviation_w is not None:
+            self._residual.add(t_s, deviation_w)
+            self._known_s = t_s
+
+    def left_w(self, now_s: float, window_s: float) -> float:
+        """r of a row of this window; 0 where a meter showed all of it."""
+        if now_s - self._missed_s > window_s:
+            return 0.0
+        return max(self._ripple_w, self._residual.track(self._mean_s).spread_w)

@@ -29,7 +29,7 @@ from controller.reserve import (
     reserve_rows,
     transient_dip_w,
 )
-from controller.residual import Residual
+from controller.residual import Residual, Unseen
 from controller.settings import SiteSettings
 from controller.tracker_io import BatteryAim, TrackerInput, TrackerOutput, Watch
 from controller.types import (
@@ -103,7 +103,8 @@ class Tracker:
         self._doubt = StepDoubt()
         self._nameplate = battery_bounds(battery) if battery is not None else NO_BATTERY
         self._bounds = self._nameplate
-        self._residual = Residual((), event_w=EVENT_FRAC * site.registered_peak_w)
+        event_w = EVENT_FRAC * site.registered_peak_w
+        self._residual, self._unseen = Residual((), event_w=event_w), Unseen(METERED_MEAN_S, event_w=event_w)
         self._take_rows(site.contract.limits)
         self._started_s = start_s
         self._targets: deque[tuple[float, float]] = deque([(start_s, start_w)])
@@ -204,7 +205,11 @@ class Tracker:
         self._near_load_w += _gain(self._tick_s, METERED_MEAN_S) * (estimate.load_w - self._near_load_w)
         if estimate.pcc_w is not None:
             self._near_pcc_w += _gain(self._tick_s, METERED_MEAN_S) * (estimate.pcc_w - self._near_pcc_w)
-        if estimate.pcc_w is None or not estimate.is_fresh or estimate.t_s <= self._metered_s:
+        if not estimate.is_fresh or estimate.t_s <= self._metered_s:
+            return
+        if estimate.pcc_w is None:
+            is_known = estimate.source is LoadSource.NODES and not self._is_saturated
+            self._unseen.add(estimate.t_s, estimate.grid_w - self._target_at(estimate.t_s) if is_known else None)
             return
         self._metered_s = estimate.t_s
         if self._is_saturated:
@@ -485,7 +490,6 @@ class Tracker:
         """r of each row: what following leaves on the row's own averaging time, on the side that the row judges."""
         found: dict[LimitId, float] = {}
         is_new = self._is_new
-        unseen_w = self._follower.ripple_w if self._is_blind else 0.0  # nobody measures what following leaves of it
         for limit in self._limits:
             track = self._residual.track(limit.mean_s)
             if isinstance(limit, CeilingLimit):
@@ -495,9 +499,11 @@ class Tracker:
             elif isinstance(limit, OscillationLimit | BandLimit):
                 found[limit.id] = _kept_w(max(track.high_w, -track.low_w), limit.max_w, is_new=is_new)
             elif isinstance(limit, RampLimit | SwingLimit):
-                found[limit.id] = _kept_w(max(track.spread_w, unseen_w), limit.max_w, is_new=is_new)
+                left_w = max(track.spread_w, self._unseen.left_w(self.interval.now_s, limit.window_s))
+                found[limit.id] = _kept_w(left_w, limit.max_w, is_new=is_new)
             elif isinstance(limit, RateLimit):
-                found[limit.id] = _kept_w(max(track.spread_w, unseen_w), limit.above_w, is_new=is_new)
+                left_w = max(track.spread_w, self._unseen.left_w(self.interval.now_s, limit.horizon_s))
+                found[limit.id] = _kept_w(left_w, limit.above_w, is_new=is_new)
         return found
 
     def _shrink(self, given: TrackerInput) -> None:
@@ -506,6 +512,8 @@ class Tracker:
         is_measured = given.estimate.source in (LoadSource.METER, LoadSource.SUB_METERS)
         was_blind, self._is_blind = self._is_blind, self._site.following is Following.SOFTWARE and not is_measured
         is_due |= self._is_blind and not was_blind
+        if self._is_blind:
+            self._unseen.missed(given.now_s, ripple_w=self._follower.ripple_w)
         if not is_due and self._is_riding_down == self._was_shrunk_riding:
             return
         self._shrunk_s, self._was_shrunk_riding = given.now_s, self._is_riding_down

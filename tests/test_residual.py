@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from controller.residual import Residual
+from controller.residual import Residual, Unseen
 
 TICK_S = 0.05
 RIPPLE_W = 0.075e6
@@ -36,3 +36,35 @@ def test_what_is_long_past_is_forgotten() -> None:
     seen_w = residual.track(1.0).spread_w
     fed(residual, from_s=end_s, seconds=900.0, amplitude_w=0.0)
     assert residual.track(1.0).spread_w < 0.1 * seen_w
+
+
+def unseen(*, amplitude_w: float) -> Unseen:
+    """Twenty seconds without a meter, in which nodes say that a ripple of 4 s is left."""
+    found = Unseen(1.0, event_w=5e6)
+    for k in range(400):
+        t_s = k * TICK_S
+        found.missed(t_s, ripple_w=RIPPLE_W)
+        found.add(t_s - 0.7, amplitude_w * math.sin(2.0 * math.pi * t_s / 4.0))
+    return found
+
+
+def test_without_a_meter_what_nodes_say_is_left_counts_where_it_is_more_than_the_load_s_ripple() -> None:
+    """Following from late reports doubles a ripple: its size alone, one way, is a quarter of what rows see."""
+    assert unseen(amplitude_w=10.0 * RIPPLE_W).left_w(20.0, 15.0) > 17.0 * RIPPLE_W
+    assert unseen(amplitude_w=0.0).left_w(20.0, 15.0) == RIPPLE_W
+
+
+def test_what_no_meter_saw_counts_until_no_window_reaches_back_to_it() -> None:
+    """The meter is back and calm: a pair of instants 15 s apart still has one of them in the ripple."""
+    found = unseen(amplitude_w=10.0 * RIPPLE_W)
+    assert found.left_w(34.0, 15.0) > 17.0 * RIPPLE_W
+    assert found.left_w(36.0, 15.0) == 0.0 < found.left_w(36.0, 60.0)
+
+
+def test_what_a_battery_cannot_hold_is_not_what_following_leaves() -> None:
+    """At its limit the load itself is on the meter: no measure of following."""
+    found = Unseen(1.0, event_w=5e6)
+    for k in range(200):
+        found.add(k * TICK_S, None if 2.0 < k * TICK_S < 7.0 else 0.0)
+        found.missed(k * TICK_S, ripple_w=0.0)
+    assert found.left_w(10.0, 15.0) == 0.0
