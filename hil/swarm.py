@@ -152,7 +152,7 @@ def _is_forced(tale: Tale, lab: Lab) -> bool:
     The reference has true readings and a whole link, its actuators are as sick. What a meter misreads by less than two
     good ones may differ by has no detection: who trusts it is off by that much, and no row can ask for less.
     """
-    kept = tuple(b for b in tale.blows if b.port not in SENSING and b.verb in ("off", "wrong", "slow"))
+    kept = tuple(b for b in tale.blows if _is_of_actuator(b))
     if kept == tale.blows or _play(tale, kept, recording=None)[0].broken():
         return True  # at once where the reference is this very story
     unseen = tuple(b for b in tale.blows if b.port == "meter" and _unseen_frac(b) > 0.0)
@@ -161,6 +161,12 @@ def _is_forced(tale: Tale, lab: Lab) -> bool:
     frac = max(map(_unseen_frac, unseen))
     twin = _play(tale, kept + unseen, recording=None)[0]
     return all(_is_within(found, frac) for found in (lab, twin)) and bool(twin.broken())
+
+
+def _is_of_actuator(blow: Blow) -> bool:
+    """What the reference suffers too: commands that are lost, late or not applied. A garbled wire takes none either."""
+    verbs = ("off", "wrong", "slow", "garbage") if blow.port == "battery" else ("off", "wrong", "slow")
+    return blow.port not in SENSING and blow.verb in verbs
 
 
 def _unseen_frac(blow: Blow) -> float:

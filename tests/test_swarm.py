@@ -123,6 +123,30 @@ def test_the_reference_of_a_story_without_false_readings_is_the_story(monkeypatc
     assert run_tale(blind).is_forced and played == [deaf.blows, blind.blows, ()]
 
 
+@pytest.mark.parametrize(("port", "verb"), [("battery", "garbage"), ("node:*", "garbage"), ("battery", "stuck")])
+def test_the_reference_has_no_battery_where_its_wire_takes_no_command(
+    monkeypatch: pytest.MonkeyPatch, port: str, verb: str
+) -> None:
+    """A garbled write is not applied, like one that nobody answers; reports and readings only tell a lie."""
+    played: list[tuple[Blow, ...]] = []
+
+    class Broken:
+        def __init__(self, is_broken: bool) -> None:
+            self.is_broken = is_broken
+
+        def broken(self) -> list[str]:
+            return ["row: 6 > 5"] * self.is_broken
+
+    def play(_: Tale, blows: tuple[Blow, ...], **__: object) -> tuple[Broken, bool, int]:
+        played.append(blows)
+        return Broken(bool(blows)), False, 0
+
+    monkeypatch.setattr(swarms, "_play", play)
+    tale = replace(CALM, blows=(Blow(port, verb, 5.0, 5.0, None), Blow("meter", "off", 5.0, 5.0, None)))
+    is_sick = (port, verb) == ("battery", "garbage")
+    assert run_tale(tale).is_forced == is_sick and played == [tale.blows, tale.blows[:1] if is_sick else ()]
+
+
 @pytest.mark.parametrize(
     ("factor", "excess_w", "is_forced"),
     [(1.02, 1.1e6, True), (0.98, 1.1e6, True), (1.02, 1.3e6, False), (10.0, 1.1e6, False)],
