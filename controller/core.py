@@ -484,12 +484,11 @@ class SiteCore:
             self._parting.heard((r.value.acked_epoch, r.value.acked_seq) for r in image.nodes)
         if track.aim is not None and not self._waits_for_timer(image.t_mono_s):
             assert self.site.battery is not None
-            slope = self.site.battery.ramp_w_per_s_max
             expiry = self._parting.battery_w_per_s(track.aim) * expiry_share(ballast_w)
             battery = BatteryCommand(
                 following=track.aim.following,
                 reference_w=track.aim.reference_w if self._is_battery_proven else self._standing_w(image, estimate),
-                ramp_w_per_s=min(expiry, slope) if track.aim.is_let_go else slope,
+                ramp_w_per_s=self.site.battery.ramp_w_per_s_max,
                 expiry_w_per_s=finite_slope(expiry),
                 epoch=self._epoch,
                 seq=self._seq,

@@ -142,6 +142,7 @@ class Health:
         if image.battery is None:
             return set()
         if image.battery.quality is Quality.MISSING:
+            self._unfollowed_since_s = None  # what it did meanwhile nobody saw, and it may have been told nothing
             return {Flag.BATTERY_LOST}
         sample, found = image.battery.value, set()
         if not sample.is_remote or sample.state in (BatteryState.OFF, BatteryState.FAULT):

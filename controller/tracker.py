@@ -111,6 +111,7 @@ class Tracker:
         self._g_ref_w = start_w
         self._mean_load_w = self._near_load_w = self._near_pcc_w = start_w
         self._reference_w: float | None = None
+        self._let_go_w: float | None = None  # where a battery that did not follow is to be by now
         self._metered_s = -math.inf
         self._shrunk_s = -math.inf
         self._parted_s = math.inf
@@ -407,8 +408,8 @@ class Tracker:
         """The battery's reference; None when it takes no orders."""
         battery, estimate = self._site.battery, given.estimate
         if given.is_disobeyed and self.battery_now(given.battery) is not NO_BATTERY and given.battery is not None:
-            self._reference_w, self._is_saturated = 0.0, True
-            return BatteryAim(Following.SOFTWARE, 0.0, self._expiry_w_per_s(given.battery.power_w), is_let_go=True)
+            return self._let_go(given.battery)
+        self._let_go_w = None
         if battery is None or given.battery is None or bounds.charge_w_max <= 0.0 >= bounds.discharge_w_max:
             self._reference_w = None
             self._is_saturated = True
@@ -429,6 +430,14 @@ class Tracker:
         if estimate.source is LoadSource.HELD and estimate.margin_w >= EVENT_FRAC * self._site.registered_peak_w:
             self._is_saturated = True  # nothing is measured: what is on the meter is no residual
         return BatteryAim(Following.SOFTWARE, reference_w, self._expiry_w_per_s(reference_w))
+
+    def _let_go(self, battery: BatterySample) -> BatteryAim:
+        """From where it stands to nothing, at the slope of its end: one that obeys again is on its way with us."""
+        held_w = battery.power_w if self._let_go_w is None else self._let_go_w
+        slope = self._expiry_w_per_s(held_w)
+        self._let_go_w = math.copysign(max(0.0, abs(held_w) - slope * self._tick_s), held_w)
+        self._reference_w, self._is_saturated = self._let_go_w, True
+        return BatteryAim(Following.SOFTWARE, self._let_go_w, slope, is_let_go=True)
 
     def _expiry_w_per_s(self, reference_w: float | None) -> float:
         """How fast the battery may go back to nothing when commands stop, from a set-point (None: from wherever).

@@ -52,7 +52,7 @@ class TrackerInput:
 class BatteryAim:
     """What the battery is to be told. `ramp_w_per_s` is the slope for its reaction when commands stop coming.
 
-    `is_let_go`: it is told to go back to nothing at that slope, and holds nothing on the target.
+    `is_let_go`: it is told to go back to nothing at that slope, and nothing is held on the target.
     """
 
     following: Following
