@@ -6,7 +6,7 @@ from controller.modes import Flag
 
 ADVICE: dict[Flag, str] = {
     Flag.METER_STUCK: "restart the meter or its gateway",
-    Flag.METER_MISSING: "look at the meter's wire and address",
+    Flag.METER_MISSING: "look at the meter's wire and address, unless another reason says what is wrong with it",
     Flag.METER_SPIKE: "look at the meter if it goes on",
     Flag.METER_STALE: "look at the meter's load and network, or declare its real delay",
     Flag.METER_UNIT_WRONG: "correct its scale, then `rampart reset`",

@@ -19,7 +19,7 @@ DWELL_CYCLES = 10  # planner periods a flag must stay away before it clears
 class Clear(StrEnum):
     """What must happen before a flag that is no longer set stops counting."""
 
-    WHEN_CLEAR = "when it has been absent for the dwell"
+    WHEN_CLEAR = "once its cause has been gone for ten planner periods"
     ON_NEW_SIGNAL = "with the next verified grid signal or heartbeat"
     ON_OPERATOR = "when an operator resets it"
     NEVER_THIS_BOOT = "by a restart of this process only"
@@ -121,7 +121,13 @@ def _rows() -> dict[Flag, Reaction]:
     f = Flag
     rows: tuple[tuple[Flag, str, Mode, Clear, str], ...] = (
         (f.METER_STUCK, "S1", degraded, when, "the site meter repeats one value while power moves; nodes stand in"),
-        (f.METER_MISSING, "S2", shed, when, "the site meter gives no value; power is estimated and nothing rises"),
+        (
+            f.METER_MISSING,
+            "S2",
+            shed,
+            when,
+            "the site meter gives no usable value; power is estimated, nothing rises",
+        ),
         (f.METER_SPIKE, "S3", degraded, when, "the site meter jumped beyond what the site can do"),
         (f.METER_STALE, "S4", degraded, when, "the site meter's reading is old"),
         (f.METER_UNIT_WRONG, "S5", shed, operator, "the site meter is off by about a thousand: unit error; locked out"),
@@ -140,7 +146,13 @@ def _rows() -> dict[Flag, Reaction]:
         (f.CAP_CLAMPED, "G5", normal, when, "a cap outside a GPU's range was clamped"),
         (f.FOREIGN_WRITER, "G6", degraded, when, "another tool changes GPU settings"),
         (f.FOREIGN_WRITER_WON, "G6", fallback, operator, "another tool holds most GPUs after three fights"),
-        (f.POWER_ABOVE_CAP, "G7", degraded, when, "a GPU draws more than its power limit"),
+        (
+            f.POWER_ABOVE_CAP,
+            "G7",
+            degraded,
+            when,
+            "a GPU draws more than its power limit; that limit steps down",
+        ),
         (f.GPU_RESET, "G8", degraded, when, "a node booted again; its GPUs are armed again"),
         (f.GPU_THROTTLED, "G10", normal, when, "a GPU slows itself (heat or power brake)"),
         (f.DEVICE_TIMEOUT, "M1 M4 M9", degraded, when, "a Modbus device does not answer in time"),
@@ -177,7 +189,13 @@ def _rows() -> dict[Flag, Reaction]:
         (f.NODES_ALL_LOST, "X7", hold, when, "no node agent answers: load cannot be moved"),
         (f.BATTERY_LIMITED, "B1", degraded, when, "the battery is off, faulted or in local control; not planned on"),
         (f.BATTERY_LOST, "B1", degraded, when, "the battery does not report; planned without it"),
-        (f.BATTERY_NOT_FOLLOWING, "B2", degraded, when, "the battery does not follow; it counts for nothing"),
+        (
+            f.BATTERY_NOT_FOLLOWING,
+            "B2",
+            degraded,
+            when,
+            "the battery does not follow; it is let go of",
+        ),
         (f.LOAD_BANK_LIMITED, "B1", degraded, when, "the load bank is off, faulted, hot or in local control; no floor"),
         (f.LOAD_BANK_LOST, "B1", degraded, when, "the load bank does not report; its floor counts for nothing"),
         (f.LOAD_BANK_NOT_OBEYING, "B2", degraded, when, "the load bank does not draw what it is told; no floor"),

@@ -8,10 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from controller.advice import ADVICE
+from controller.fleet import ABOVE_CAP_FRAC
 from controller.modes import Flag, Reason
-from controller.types import AgentState, Quality, SiteImage
+from controller.types import WORST_READ, AgentState, Mode, NodeReport, Quality, SiteImage
 
 NAMED_MAX = 3  # more are counted
+# What each mode does, for whoever reads it at night.
+MEANS: dict[Mode, str] = {
+    Mode.NORMAL: "all is controlled as planned",
+    Mode.DEGRADED: "all is controlled with larger margins, because something is missing",
+    Mode.SHED: "rules decide in place of the planner, limits are kept, and nothing rises",
+    Mode.HOLD: "the last safe target is held by the battery, and no cap rises",
+    Mode.RELEASE: "GPUs get their own settings back, one node after the other",
+    Mode.FALLBACK: "nodes go to their fallback caps and the battery to nothing, at the contract's slope",
+    Mode.LOCKOUT: "nothing is written: nodes and battery fall back by themselves",
+}
 
 
 def said(reason: Reason, image: SiteImage) -> str:
@@ -27,18 +38,20 @@ def _subjects(flag: Flag, image: SiteImage) -> list[str]:
     for reading in image.nodes:
         report, is_heard = reading.value, reading.quality is not Quality.MISSING
         is_told = is_heard and any(fault.value == flag.value for fault in report.faults)
-        if is_told or _shows(flag, report.state, is_heard=is_heard, is_read=bool((report.quality <= 1).all())):
+        if is_told or _shows(flag, report, is_heard=is_heard):
             found.add(report.node_id)
     return sorted(found - {""})
 
 
-def _shows(flag: Flag, state: AgentState, *, is_heard: bool, is_read: bool) -> bool:
+def _shows(flag: Flag, report: NodeReport, *, is_heard: bool) -> bool:
     """What a node shows without saying it."""
-    if flag is Flag.NODE_LOST:
-        return not is_heard
+    if flag is Flag.NODE_LOST or not is_heard:
+        return flag is Flag.NODE_LOST and not is_heard
     if flag is Flag.GPU_PERMISSION:
-        return is_heard and state is AgentState.MONITOR_ONLY
-    return flag is Flag.GPU_HUNG and is_heard and not is_read
+        return report.state is AgentState.MONITOR_ONLY
+    if flag is Flag.POWER_ABOVE_CAP:
+        return bool((report.power_w > ABOVE_CAP_FRAC * report.power_limit_w).any())
+    return flag is Flag.GPU_HUNG and not bool((report.quality <= WORST_READ).all())
 
 
 def _named(subjects: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from controller.core import SiteCore
 from controller.cycle import TickTrace
 from controller.fleet import mean_cap_frac
 from controller.headroom import Headroom, RowHeadroom
-from controller.reasons import said
+from controller.reasons import MEANS, said
 from controller.reserve import smallest
 from controller.settings import SiteSettings
 from controller.telemetry_envelope import EnvelopeTelemetry
@@ -28,6 +28,7 @@ from drivers.metrics import Metrics
 REPORT_S = 1.0  # how often rows are looked at and metrics set
 TICKS_KEPT = 6000  # five minutes at 20 Hz
 EVENTS_KEPT = 50
+NOTHING_YET = "nothing is written yet"
 
 log = structlog.get_logger("rampart")
 
@@ -83,6 +84,7 @@ class Reporter:
             return {
                 "site": self._site.name,
                 "mode": "STARTING",
+                "mode_means": NOTHING_YET,
                 "contract": self._site.contract.name,
                 "reasons": [],
                 "unmet": [],
@@ -94,6 +96,7 @@ class Reporter:
         return {
             "site": self._site.name,
             "mode": _mode_name(trace),
+            "mode_means": _mode_means(trace),
             "mode_since_s": round(trace.image.t_mono_s - decision.mode.since_s, 1),
             "contract": self._site.contract.name,
             "is_fallback_contract": decision.in_force.is_fallback,
@@ -262,6 +265,10 @@ def _gpu_floor(trace: TickTrace) -> dict[str, object] | None:
 def _mode_name(trace: TickTrace) -> str:
     """The mode, or STARTING while the site's power was never seen and nothing is written."""
     return "STARTING" if trace.decision.track is None else trace.decision.mode.mode.name
+
+
+def _mode_means(trace: TickTrace) -> str:
+    return NOTHING_YET if trace.decision.track is None else MEANS[trace.decision.mode.mode]
 
 
 def _reasons(trace: TickTrace) -> list[str]:

@@ -24,9 +24,11 @@ from controller.cli.status import _print
 from controller.control_socket import ControlSocket, Peer, fetch, send_order
 from controller.modes import TABLE, Flag, Reason
 from controller.operator_desk import OperatorDesk
-from controller.reasons import said
+from controller.reasons import MEANS, said
 from controller.replay import replay
-from controller.types import AgentState, MeterSample, Mode, OperatorOrder, Reading
+from controller.telemetry import NOTHING_YET, Reporter
+from controller.types import AgentState, MeterSample, Mode, NodeReport, OperatorOrder, Reading
+from drivers.metrics import Metrics
 from drivers.recorder import FileRecorder
 from hil.matrix_lab import Lab, in_lab, lab_scenario
 from tests.faults_kit import flagged
@@ -412,13 +414,61 @@ def test_a_reason_names_who_is_meant_what_to_do_and_what_ends_it() -> None:
     in_lab(story, lab_scenario("steady"))
     assert (
         "a node agent is silent; its node counts at nameplate (training-0): look at rampart-node there, and at the"
-        " broker; clears when it has been absent for the dwell"
+        " broker; clears once its cause has been gone for ten planner periods"
     ) in sentences
     assert any("(over)" in sentence for sentence in sentences)
 
 
 def test_status_prints_every_reason_on_its_own_line(capsys: pytest.CaptureFixture[str]) -> None:
-    _print({"site": "lab", "mode": "SHED", "contract": "c", "reasons": ["a", "b"], "unmet": ["x"], "power": {},
-            "margins": []})  # fmt: skip
+    shed = {"site": "lab", "mode": "SHED", "mode_since_s": 200.0, "contract": "c", "reasons": ["a", "b"],
+            "unmet": ["x"], "power": {"pcc_w": 64_844_786.577, "soc_frac": 0.5, "load_source": "nodes"},
+            "margins": []}  # fmt: skip
+    _print(shed)
     shown = capsys.readouterr().out
-    assert "because a" in shown and "because b" in shown and "not armed: x" in shown
+    assert "because a" in shown and "because b" in shown and "SHED for 3 min" in shown
+    assert "not met now, though control has begun: x" in shown, "limits are kept all the same"
+    assert "64.84 MW" in shown and "0.500" in shown and "nodes" in shown
+    _print(shed | {"mode": "STARTING"})
+    assert "not armed: x" in capsys.readouterr().out, "nothing is written"
+
+
+def test_status_says_what_every_mode_does() -> None:
+    """Whoever reads FALLBACK at night need not know the table of modes."""
+    assert set(MEANS) == set(Mode)
+    seen: dict[str, str] = {}
+
+    async def story(lab: Lab) -> None:
+        lab.start()
+        assert lab.daemon is not None
+        reporter = Reporter(lab.site, metrics=Metrics(None), core=lab.daemon.core)
+        lab.daemon.observe(reporter.observe)
+        for seconds in (0.05, 3.0, 3.0, 3.0):
+            document = reporter.document()
+            seen[str(document["mode"])] = str(document["mode_means"])
+            await lab.run(seconds)
+            if seconds == 3.0:
+                lab.fault("meter", "wrong", -1.0)
+        seen["last"] = str(reporter.document()["mode_means"])
+
+    in_lab(story, lab_scenario("steady"))
+    assert seen["STARTING"] == NOTHING_YET and seen["NORMAL"] == MEANS[Mode.NORMAL]
+    assert seen["last"] == MEANS[Mode.FALLBACK]
+
+
+def test_a_gpu_above_its_limit_is_found_by_its_node() -> None:
+    said_of: list[str] = []
+
+    async def story(lab: Lab) -> None:
+        def above(reading: Reading[NodeReport]) -> Reading[NodeReport]:
+            report = reading.value
+            power_w = 1.2 * report.power_limit_w if report.node_id == "training-2" else report.power_w
+            return replace(reading, value=replace(report, power_w=power_w))
+
+        lab.hooks.report = above
+        lab.start()
+        await lab.run(9.0)
+        trace = lab.traces[-1]
+        said_of.extend(said(reason, trace.image) for reason in trace.decision.mode.reasons)
+
+    in_lab(story, lab_scenario("steady"))
+    assert any("more than its power limit" in words and "(training-2)" in words for words in said_of), said_of

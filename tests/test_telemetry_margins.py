@@ -56,6 +56,6 @@ def test_the_command_prints_them(site: SiteSettings, capsys: pytest.CaptureFixtu
     document = {"site": "s", "mode": "NORMAL", "contract": "c", "reasons": [], "unmet": [], "power": {}}
     status_command._print({**document, **json.loads(json.dumps(margin_fields(MARGINS, site)))})
     printed = capsys.readouterr().out
-    assert "margin power (full_site): 30,000,000 W" in printed
+    assert "margin power (full_site): 30.00 MW" in printed
     assert "margin rise (full_site): unbounded" in printed
-    assert "least margin: transient:ieso-5 (full_site), -2,000,000 W" in printed
+    assert "least margin: transient:ieso-5 (full_site), -2.00 MW" in printed
