@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from controller.estimate import Estimate, LoadSource
+from controller.follow_watch import FollowWatch
 from controller.modes import Flag
 from controller.plan.plan import Plan, PlanStatus
 from controller.settings import Policy, SiteSettings
 from controller.types import (
     WORST_READ,
     AgentState,
-    BatterySample,
     BatteryState,
     EnvelopeState,
     Following,
@@ -36,8 +36,6 @@ from controller.types import (
 
 WALL_STEP_S = 0.5  # between two cycles; slewing by NTP moves 500 ppm
 STALL_PERIODS = 1.0
-NOT_FOLLOWING_FRAC = 0.05  # of nameplate, beyond what ripple and lag explain
-NOT_FOLLOWING_S = 3.0  # FAULTS B2: for 3 T
 # Rows Q of the fault catalogue. What is not named here is an issuer's own affair: it is answered, and audited.
 SIGNAL_FLAGS = {
     RefusalReason.DUPLICATE: Flag.SIGNAL_DUPLICATE,
@@ -94,7 +92,8 @@ class Health:
         self._judged: dict[NodeId, _Judged] = {}
         self._is_first_report = True
         self._overruns = 0
-        self._unfollowed_since_s: float | None = None
+        is_ours = site.battery is not None and site.following is Following.SOFTWARE
+        self._follow = FollowWatch(site.battery, period_s=site.planner_period_s) if site.battery and is_ours else None
 
     def step(self, image: SiteImage, given: HealthInput) -> frozenset[Flag]:
         """Everything found at this image."""
@@ -141,30 +140,18 @@ class Health:
     def _battery(self, image: SiteImage, written: EnvelopeState) -> set[Flag]:
         if image.battery is None:
             return set()
-        if image.battery.quality is Quality.MISSING:
-            self._unfollowed_since_s = None  # what it did meanwhile nobody saw, and it may have been told nothing
-            return {Flag.BATTERY_LOST}
         sample, found = image.battery.value, set()
-        if not sample.is_remote or sample.state in (BatteryState.OFF, BatteryState.FAULT):
+        if image.battery.quality is Quality.MISSING:
+            found.add(Flag.BATTERY_LOST)
+        elif not sample.is_remote or sample.state in (BatteryState.OFF, BatteryState.FAULT):
             found.add(Flag.BATTERY_LIMITED)
-            self._unfollowed_since_s = None  # nothing is asked of it
-        elif self._is_not_following(image.t_mono_s, sample, written.reference_w):
+        if self._follow is None:
+            return found
+        if found or written.reference_w is None:
+            self._follow.forget()
+        elif self._follow.is_off(image.t_mono_s, sample, asked_w=written.reference_w):
             found.add(Flag.BATTERY_NOT_FOLLOWING)
         return found
-
-    def _is_not_following(self, now_s: float, sample: BatterySample, written_w: float | None) -> bool:
-        """Under software following: measured against set for three planner periods."""
-        battery = self._site.battery
-        assert battery is not None
-        if self._site.following is Following.DEVICE or written_w is None:
-            return False
-        off_w = abs(sample.power_w - written_w)
-        if off_w <= max(NOT_FOLLOWING_FRAC * battery.discharge_w_max, 0.05 * abs(sample.reference_w)):
-            self._unfollowed_since_s = None
-        elif self._unfollowed_since_s is None:
-            self._unfollowed_since_s = now_s
-        since_s = self._unfollowed_since_s
-        return since_s is not None and now_s - since_s > NOT_FOLLOWING_S * self._site.planner_period_s
 
     def _is_solver_wrong(self, given: HealthInput) -> bool:
         """The program was asked and did not answer. Without a battery it is not asked, which has a row of its own."""

@@ -89,6 +89,7 @@ CORE_TOP = {
         "room",
         "unheld",
         "above_cap",
+        "follow_watch",
         "node_commands",
         "node_orders",
         "parting",
