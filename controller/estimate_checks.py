@@ -27,6 +27,7 @@ NEGATIVE_FRAC = 0.02  # of the registered peak: load below minus this is a wrong
 SIGN_MATCH_FRAC = 0.15  # how well the flipped value must fit the nodes to call the sign wrong, not just suspect
 UNIT_RATIO = (300.0, 3000.0)
 UNIT_SAMPLES = 3
+CARRIED_FRAC = 0.8  # of what nodes report: meter and battery together show so much of it, however fast it changes
 SIGN_SAMPLES = 3
 METERS_DIFFER_FRAC = 0.03  # two meters of one site, before one is wrong (FAULTS S8)
 DRIFT_FRAC = 0.01
@@ -154,7 +155,10 @@ class MeterCheck:
         """Off by about a thousand against the GPUs, several times over; stays."""
         ratio = abs(power_w) / view.gpu_w if view.gpu_w else math.nan
         low, high = UNIT_RATIO
-        is_odd = low < ratio < high or (ratio > 0.0 and low < 1.0 / ratio < high)
+        is_small = ratio > 0.0 and low < 1.0 / ratio < high
+        if is_small and view.gpu_w is not None:  # a battery that carries the GPUs leaves as little on a good meter
+            is_small = power_w + view.battery_w < CARRIED_FRAC * view.gpu_w
+        is_odd = low < ratio < high or is_small
         self._odd_unit = self._odd_unit + 1 if is_odd else 0
         self._is_unit_wrong |= self._odd_unit >= UNIT_SAMPLES
         return self._is_unit_wrong

@@ -183,11 +183,15 @@ class SoftwareFollower:
         return slow_w
 
     def _choose(self, now_s: float, commands: dict[Way, float]) -> None:
-        """Change to a way that does clearly better, not too often; at once when the present one cannot run."""
+        """Change to a way that does clearly better, not too often; at once when the present one cannot run.
+
+        What is left of a quiet load is nobody's business: a way chosen by it is a way chosen by chance.
+        """
         if self.way not in commands:
             self.way, self._changed_s = Way.LEAD, now_s
         best = min(commands, key=self._bench.score)
-        is_better = self._bench.score(best) < BETTER**2 * self._bench.score(self.way)
+        left = self._bench.score(self.way)
+        is_better = left > self._ripple_w_min**2 and self._bench.score(best) < BETTER**2 * left
         if is_better and now_s - self._changed_s >= DWELL_S:
             self.way, self._changed_s = best, now_s
 

@@ -16,6 +16,7 @@ from controller.config.site import parse_site
 from controller.settings import SiteSettings
 from controller.types import (
     AgentState,
+    BatteryCommand,
     BatterySample,
     FloatArray,
     GpuId,
@@ -220,8 +221,7 @@ class Loop:
         late_s = self._late()
         battery = checked.command.battery
         if battery is not None and self.way is not Way.CAPS:
-            w = battery.reference_w
-            self._due.append((self.t_s + WRITE_S + late_s, partial(self._battery.set_setpoint, w)))
+            self._due.append((self.t_s + WRITE_S + late_s, partial(self._order, battery)))
         for node in checked.command.nodes:
             self._send(node, late_s)
         if core.early_s - self.t_s < self.site.tracker_period_s:
@@ -235,9 +235,13 @@ class Loop:
         b = self._battery
         quality = Quality.MISSING if self.is_battery_lost else Quality.GOOD
         sample = BatterySample(
-            b.power_w, b.soc_frac, BATTERY_W, BATTERY_W, b.state, True, b.reference_w, False, reversion_s_left=30.0
+            b.power_w, b.soc_frac, BATTERY_W, BATTERY_W, b.state, True, b.reference_w, False, b.reversion_s_left
         )
         return Reading(sample, self.t_s - 0.004, quality, "battery")
+
+    def _order(self, command: BatteryCommand) -> None:
+        self._battery.set_setpoint(command.reference_w)
+        self._battery.arm_reversion(command.ttl_s)
 
     def _send(self, node: NodeCommand, late_s: float) -> None:
         """Each GPU's clock, then its limit, one driver call after the other; what is as it was is not written."""

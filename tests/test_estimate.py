@@ -267,6 +267,16 @@ def test_a_meter_that_reads_a_thousandth_is_locked_out() -> None:
     assert MeterFlag.METER_UNIT_WRONG in again[-1].flags
 
 
+def test_a_battery_that_carries_the_site_is_no_unit_error() -> None:
+    """52 MW of GPUs and 52 MW of battery: what is left on the meter is a thousandth of what nodes report, and true."""
+    bench = Bench()
+    nodes = (node([650.0] * 8, 0.0, stands_for=10_000),)
+    carried = [bench.tick(60e3 + index, nodes=nodes, battery_w=52e6) for index in range(8)]
+    assert all(MeterFlag.METER_UNIT_WRONG not in e.flags for e in carried)
+    lent = [bench.tick(60e3 + index, nodes=nodes, battery_w=40e6) for index in range(4)]
+    assert MeterFlag.METER_UNIT_WRONG in lent[-1].flags, "three quarters of it explain nothing"
+
+
 def test_a_flipped_sign_is_suspect_and_with_nodes_certain() -> None:
     """S6: load cannot be negative; when the flipped value fits the GPUs there is no doubt left."""
     alone = Bench()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,13 @@ def test_kill(state: str) -> None:
     assert_held(lab, state, *span[0])
 
 
+def wait_for_disk(recorder: FileRecorder) -> None:
+    """The recorder's thread lives in real time, and so does its disk."""
+    until_s = time.monotonic() + 20.0
+    while not recorder.has_failed and time.monotonic() < until_s:
+        time.sleep(0.01)
+
+
 @row("X2")
 def test_disk_full(state: str) -> None:
     """ENOSPC: the recorder stops and says so once, the mode's reasons too; control goes on."""
@@ -73,7 +81,9 @@ def test_disk_full(state: str) -> None:
 
     async def react(lab: Lab, since_s: float) -> None:
         count = len(lab.ticks)
-        await lab.run(8.0)
+        await lab.run(7.0)
+        wait_for_disk(recorder)
+        await lab.run(1.0)
         assert Flag.DISK_FULL in lab.last.flags
         assert len(lab.ticks) - count >= 78 and lab.worst_mode(since_s) <= Mode.SHED
 
