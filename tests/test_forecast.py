@@ -156,11 +156,12 @@ def test_one_spike_is_not_extrapolated() -> None:
 
 @pytest.mark.parametrize("ripple_w", [1e3, 2e6])
 def test_a_way_is_not_chosen_by_what_is_nobodys_business(ripple_w: float) -> None:
-    """Every other sample off by a kilowatt or by 2 MW: both are answered better by a mean, and only one matters."""
+    """Noise of a kilowatt or of 2 MW: both are answered better by a mean, and only one matters."""
     forecast = LineForecast(tick_s=0.05, amplitude_w_min=0.2e6)
     follower = SoftwareFollower(FollowerSettings(0.05, 0.03, 0.06), forecast=forecast, ripple_w_min=0.2e6)
+    rng = np.random.default_rng(1)
     for k in range(400):
-        load_w = 60e6 + (ripple_w if k % 2 else -ripple_w)
+        load_w = 60e6 + ripple_w * float(rng.normal())
         follower.step(k * 0.05, sample_s=k * 0.05 - 0.03, load_w=load_w, is_fresh=True)
     assert (follower.way is Way.LEAD) == (ripple_w < 0.2e6)
 
