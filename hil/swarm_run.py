@@ -5,18 +5,20 @@ Episodes run lean, without a recording; one that fails is run once more with it,
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
-import multiprocessing.pool
 import os
 import resource
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from hil.bench import rare_collections
 from hil.swarm import EPISODE_S, Outcome, draw, quiet, record, recording_of, run_tale, why
@@ -25,6 +27,10 @@ PROGRESS_S = 15.0
 RECORDINGS_MAX = 20  # some megabytes each; the others are one command away
 TASKS_PER_WORKER = 200  # then a fresh process, so that nothing grows for ever
 INTERRUPTED = 130
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Told = tuple[Outcome, float]  # of an episode, and the processor time it took
 
 
 @dataclass(slots=True)
@@ -122,23 +128,27 @@ def swarm(hours: float, out: Path, *, first_seed: int, wall_s: float, jobs: int 
     jobs = jobs or len(os.sched_getaffinity(0))
     count = max(1, round(hours * 3600.0 / EPISODE_S))
     tally, progress, before_s = Tally(), Progress(count), _children_s()
-    is_interrupted = False
+    status: int | None = None  # as the tally says
+    under_way: dict[Future[Told], int] = {}
     try:
-        with _workers(jobs) as pool:
-            for found, spent_s in pool.imap_unordered(_one, range(first_seed, first_seed + count)):
+        with _workers(jobs) as workers:
+            recordings: list[Future[None]] = []
+            for found, spent_s in _outcomes(workers, range(first_seed, first_seed + count), under_way, most=jobs + 1):
                 tally.add(found, spent_s)
                 if found.is_failure:
                     print(f"failed: {why(found)}; again: python -m hil.swarm --seed {found.seed}", flush=True)
                     if len(tally.failures) <= RECORDINGS_MAX:
-                        pool.apply_async(_record, (found.seed, recording_of(out, found.seed)))
+                        recordings.append(workers.submit(_record, found.seed, recording_of(out, found.seed)))
                 if progress.elapsed_s > wall_s:
                     break
                 progress.tell(tally)
             else:
-                pool.close()
-                pool.join()  # the recordings under way
+                _wait_for(recordings)
     except KeyboardInterrupt:
-        is_interrupted = True
+        status = INTERRUPTED
+    except BrokenProcessPool:
+        status = 1
+        print(_lost(sorted(under_way.values())), flush=True)
     summary = tally.summary(
         wall_s=progress.elapsed_s,
         processor_s=_children_s() - before_s,
@@ -147,26 +157,94 @@ def swarm(hours: float, out: Path, *, first_seed: int, wall_s: float, jobs: int 
     )
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     print(told(summary), f"summary: {out / 'summary.json'}", sep="\n", flush=True)
-    if is_interrupted:
-        return INTERRUPTED
+    if status is not None:
+        return status
     return 1 if tally.failures else 0
 
 
+def _outcomes(
+    workers: Workers, seeds: Iterable[int], under_way: dict[Future[Told], int], *, most: int
+) -> Iterator[Told]:
+    """Of each seed, as they come; `under_way` is what was given out, at most `most` at a time.
+
+    Raises BrokenProcessPool when a worker died: what it had will never come.
+    """
+    left = iter(seeds)
+    for seed in itertools.islice(left, most):
+        under_way[workers.submit(_one, seed)] = seed
+    while under_way:
+        done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+        for future in [each for each in under_way if each in done]:
+            found = future.result()
+            del under_way[future]
+            for seed in itertools.islice(left, 1):
+                under_way[workers.submit(_one, seed)] = seed
+            yield found
+
+
+def _wait_for(recordings: Iterable[Future[None]]) -> None:
+    """An episode that ended in an error ends its recording in the same: that one is told already."""
+    for recording in recordings:
+        if isinstance(error := recording.exception(), BrokenProcessPool):
+            raise error
+
+
+def _lost(seeds: Sequence[int]) -> str:
+    under_way = "only recordings were under way"
+    if seeds:
+        under_way = f"seeds under way: {', '.join(map(str, seeds))}; --first-seed {seeds[0]} goes on from there"
+    return f"a worker died, killed from outside or for want of memory, and the run ends here; {under_way}"
+
+
+# ------------------------------------------------------------------------------------------------ processes
+
+
+class Workers:
+    """Processes that leave Ctrl-C to us, and one thread each: the arrays of an episode are far too small for more.
+
+    A worker that is killed is noticed, with the next result at the latest: what is under way raises BrokenProcessPool.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        self._jobs = jobs
+        self._strangers = frozenset(multiprocessing.active_children())
+        self._executor: ProcessPoolExecutor | None = None
+        self._left = 0  # tasks until there are fresh processes
+
+    def submit(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> Future[T]:
+        """Have it done by the next worker that is free."""
+        if self._executor is None or not self._left:
+            if self._executor is not None:
+                self._executor.shutdown(wait=False)  # once it has done what it was given
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(self._jobs, mp_context=context, initializer=_begin)
+            self._left = self._jobs * TASKS_PER_WORKER
+        self._left -= 1
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a new worker inherits, from its first instruction
+        try:
+            return self._executor.submit(work, *given, **named)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def end(self) -> None:
+        """Whatever they do is given up; none of them is left."""
+        ours = set(multiprocessing.active_children()) - self._strangers
+        for child in ours:
+            child.terminate()
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+        for child in ours:
+            child.join()
+
+
 @contextmanager
-def _workers(jobs: int) -> Iterator[multiprocessing.pool.Pool]:
-    """Processes that leave Ctrl-C to us, and one thread each: the arrays of an episode are far too small for more."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    context = multiprocessing.get_context("spawn")
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit, from their first instruction on
+def _workers(jobs: int) -> Iterator[Workers]:
+    workers = Workers(jobs)
     try:
-        pool = context.Pool(jobs, initializer=_begin, maxtasksperchild=TASKS_PER_WORKER)
+        yield workers
     finally:
-        signal.signal(signal.SIGINT, before)
-    try:
-        yield pool
-    finally:
-        pool.terminate()
-        pool.join()
+        workers.end()
 
 
 def _begin() -> None:
@@ -174,7 +252,7 @@ def _begin() -> None:
     quiet()
 
 
-def _one(seed: int) -> tuple[Outcome, float]:
+def _one(seed: int) -> Told:
     """One episode, and the processor time it took with its reference."""
     started_s = time.process_time()
     with rare_collections():
