@@ -111,11 +111,11 @@ async def never(dut: ModbusDevice, *kinds: type[Exception], times: int = 2) -> N
 
 @row("M1")
 async def test_timeout(state: str) -> None:
-    """The socket is closed at the deadline, and opened again after a while, longer each time."""
+    """The socket is closed at the deadline; until another stands, whoever asks is told at once."""
     async with wire(state, lambda _: []) as (dut, way):
         await never(dut, DeviceTimeout, times=1)
         assert not dut.connection.is_connected, "closed"
-        await never(dut, DeviceGone, times=3)  # within the back-off nothing is tried
+        await never(dut, DeviceGone, times=3)  # at once, and without a new socket each
         await heals(dut, way)
     await asyncio.to_thread(site_loses, state, DeviceTimeout("meter", "no answer"))
 

@@ -139,6 +139,7 @@ def test_unit_error(state: str) -> None:
         lab.heal()
         await lab.run(20.0)
         assert Flag.METER_UNIT_WRONG in lab.last.flags and lab.last.mode >= Mode.SHED
+        assert lab.traces[-1].decision.estimate.source is not LoadSource.METER, "nor is it believed meanwhile"
         if state == "cold":  # refused at arming: nothing was ever written on its word
             assert all(tick.battery_w is None and math.isnan(tick.caps_mhz) for tick in lab.ticks)
             assert lab.traces[-1].decision.held_back
