@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from controller.types import AgentState, NodeReport, Reading, SiteImage
+from controller.types import AgentState, BatterySample, NodeReport, Reading, SiteImage
 
 NAMED_MAX = 3
 
@@ -56,6 +56,32 @@ def unmet(facts: ArmingFacts) -> tuple[str, ...]:
             ),
         )
     )
+
+
+class BatteryProof:
+    """Whether the battery was seen to take a whole command of ours and to count down to its end.
+
+    One that tells of no timer is proven by what it took.
+    """
+
+    def __init__(self) -> None:
+        self.is_given = False
+        self._took: tuple[float, float] | None = None  # when it took the last command, and how long that lives
+
+    def took(self, now_s: float, *, ttl_s: float) -> None:
+        """A command was acknowledged."""
+        self._took = now_s, ttl_s
+
+    def see(self, battery: Reading[BatterySample] | None) -> None:
+        """Given once its timer is seen below what it was told, by a reading younger than the command."""
+        if self.is_given or self._took is None or battery is None or not battery.is_good:
+            return
+        left_s, (took_s, ttl_s) = battery.value.reversion_s_left, self._took
+        self.is_given = left_s is None or (battery.t_mono_s > took_s and 0.0 < left_s < ttl_s)
+
+    def waits(self, now_s: float) -> bool:
+        """Renewed at once a timer of whole seconds would never be seen to move; half its time is enough."""
+        return not self.is_given and self._took is not None and now_s - self._took[0] < 0.5 * self._took[1]
 
 
 def is_clock_trusted(image: SiteImage, *, waited_s: float, grace_s: float) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from controller import envelope, envelope_bank, room
 from controller.above_cap import AboveCap
-from controller.arming import ArmingFacts, holds_back, is_clock_trusted, unready
+from controller.arming import ArmingFacts, BatteryProof, holds_back, is_clock_trusted, unready
 from controller.ballast import Ballast, expiry_share
 from controller.decision import Checked, Decision
 from controller.estimate import Estimate, LoadEstimator, LoadSource
@@ -39,6 +39,7 @@ from controller.tracker import Tracker
 from controller.tracker_io import TrackerInput, TrackerOutput
 from controller.types import (
     BatteryCommand,
+    BatterySample,
     EnvelopeState,
     EnvelopeView,
     Following,
@@ -96,10 +97,7 @@ class SiteCore:
         self._resumed_s: float | None = None  # since when the target waits for a first sample after a pause
         self._is_plan_blind = False  # the plan in force was made without a battery
         self._is_clamped = False  # a cap of the last proposal was out of its GPU's range
-        self._is_battery_proven = False  # it took a whole command of ours, and was seen to count down to its end
-        self._battery_took: tuple[float, float] | None = (
-            None  # when a command that is to prove it, and how long it lives
-        )
+        self._proof = BatteryProof()
         self._mode: ModeState | None = None
         self._exempt_until_s = -math.inf
         self._responder = Responder(site)
@@ -167,7 +165,7 @@ class SiteCore:
         # The link counts as up only while our own ping comes back through the broker: that is its heartbeat.
         mode = self._modes.step(flags, now_s=now_s, has_new_signal=image.is_grid_link_up, is_operator_reset=is_reset)
         self._mode = mode
-        self._prove_battery(image)
+        self._proof.see(image.battery)
         arming = self._facts(image, estimate, is_leader=is_leader)
         in_force = self._take_limits(image, estimate, arming)
         set_point_w = self._respond(image, estimate, mode, in_force, fleet)
@@ -230,7 +228,7 @@ class SiteCore:
         """What the wires took of the command."""
         command, ballast = checked.command.battery, checked.command.load_bank
         if battery and command is not None:
-            self._battery_took = image.t_mono_s, command.ttl_s
+            self._proof.took(image.t_mono_s, ttl_s=command.ttl_s)
             self._unheld.commanded(image.t_mono_s, command)
             self._estimator.commanded(image.t_mono_s, reference_w=command.reference_w, following=command.following)
         if load_bank and ballast is not None:
@@ -328,17 +326,9 @@ class SiteCore:
             is_clock_trusted=is_clock_trusted(image, waited_s=waited_s, grace_s=self.site.grace_s),
             has_limits=bool(self.site.contract.limits or image.signals),
             is_leader=is_leader,
-            is_battery_proven=self._is_battery_proven if image.battery is not None else None,
+            is_battery_proven=self._proof.is_given if image.battery is not None else None,
             unready_nodes=unready(image.nodes),
         )
-
-    def _prove_battery(self, image: SiteImage) -> None:
-        """Its timer was seen below what it was told; one that tells of none is proven by what it took."""
-        reading, took = image.battery, self._battery_took
-        if self._is_battery_proven or took is None or reading is None or not reading.is_good:
-            return
-        left_s = reading.value.reversion_s_left
-        self._is_battery_proven = left_s is None or (reading.t_mono_s > took[0] and 0.0 < left_s < took[1])
 
     def _take_limits(self, image: SiteImage, estimate: Estimate, arming: ArmingFacts) -> InForce:
         found = self._limits.in_force(image)
@@ -374,7 +364,7 @@ class SiteCore:
                 self._responder.stop(image.t_mono_s)
                 self._planned_s = -math.inf  # what was held back may be given again
             return None
-        sample = battery_sample(image) if Flag.BATTERY_NOT_FOLLOWING not in mode.flags else None
+        sample = _obeying(image, mode)
         bounds = tracker.battery_now(sample)
         if estimate.is_fresh:
             self._responder.steepness.saw(estimate.t_s, estimate.load_w)
@@ -482,12 +472,12 @@ class SiteCore:
         self._parting.see(image.t_mono_s, set_point_w=_set_point_w(track, image), ballast_w=ballast_w)
         if self._parting.is_unheard:
             self._parting.heard((r.value.acked_epoch, r.value.acked_seq) for r in image.nodes)
-        if track.aim is not None and not self._waits_for_timer(image.t_mono_s):
+        if track.aim is not None and not self._proof.waits(image.t_mono_s):
             assert self.site.battery is not None
             expiry = self._parting.battery_w_per_s(track.aim) * expiry_share(ballast_w)
             battery = BatteryCommand(
                 following=track.aim.following,
-                reference_w=track.aim.reference_w if self._is_battery_proven else self._standing_w(image, estimate),
+                reference_w=track.aim.reference_w if self._proof.is_given else self._standing_w(image, estimate),
                 ramp_w_per_s=self.site.battery.ramp_w_per_s_max,
                 expiry_w_per_s=finite_slope(expiry),
                 epoch=self._epoch,
@@ -514,11 +504,6 @@ class SiteCore:
             )
         return SiteCommand(self._epoch, self._seq, battery, nodes, ballast)
 
-    def _waits_for_timer(self, now_s: float) -> bool:
-        """Renewed at once a timer of whole seconds would never be seen to move; half its time is enough."""
-        took = self._battery_took
-        return not self._is_battery_proven and took is not None and now_s - took[0] < 0.5 * took[1]
-
     def _standing_w(self, image: SiteImage, estimate: Estimate) -> float:
         """The reference by which the battery stays as it is: to be taken whole before anything is asked of it."""
         assert image.battery is not None
@@ -532,7 +517,7 @@ class SiteCore:
 
     def _known(self, image: SiteImage, decision: Decision, tracker: Tracker) -> Known:
         site, view = self.site, self._view(image, decision, tracker)
-        sample = battery_sample(image) if Flag.BATTERY_NOT_FOLLOWING not in decision.mode.flags else None
+        sample = _obeying(image, decision.mode)
         bounds = tracker.battery_now(sample)
         self._is_plan_blind = bounds is NO_BATTERY
         margin_w = self._margin.step(image.t_mono_s, view.margin_w)
@@ -564,6 +549,11 @@ class SiteCore:
         return envelope_view(
             self.site, image, decision, tracker, rings=self._rings, state=self._envelope_state, drift=self._drift
         )
+
+
+def _obeying(image: SiteImage, mode: ModeState) -> BatterySample | None:
+    """The battery's newest word; None while it is silent, or does not do what it is told."""
+    return battery_sample(image) if Flag.BATTERY_NOT_FOLLOWING not in mode.flags else None
 
 
 def _set_point_w(track: TrackerOutput, image: SiteImage) -> float | None:

@@ -44,8 +44,9 @@ def node_commands(
     group_w = np.bincount(groups, weights=node_w * stands_for)
     turns_s = (np.cumsum(group_w) - group_w) / max(parting.slope_w_per_s, 1e-9)
     slopes = (parting.slope_w_per_s * node_w / np.maximum(group_w[groups], 1e-9)).tolist()
-    fracs = _ceiling_fracs(nodes, fleet, starts, parting)
-    waits_s = np.zeros(len(nodes)) if is_release else _battery_waits_s(nodes, caps, starts, parting, fracs)
+    fallback_mhz = np.array([r.value.fallback_clock_mhz for r in nodes])
+    fracs = _ceiling_fracs(fallback_mhz, fleet, starts, parting)
+    waits_s = np.zeros(len(nodes)) if is_release else _battery_waits_s(fracs * fallback_mhz, caps, starts, parting)
     slots_s = np.minimum(turns_s[groups] + waits_s, WAIT_S_MAX).tolist()
     ceilings_s = np.where(fracs < 1.0, np.minimum(turns_s[groups] + parting.ceiling_s, WAIT_S_MAX), 0.0).tolist()
     due = None if is_due is None else np.concatenate([[0], np.cumsum(is_due)])
@@ -71,31 +72,21 @@ def node_commands(
     return tuple(found)
 
 
-def _ceiling_fracs(
-    nodes: Sequence[Reading[NodeReport]], fleet: Fleet, starts: Sequence[int], parting: NodeParting
-) -> FloatArray:
+def _ceiling_fracs(fallback_mhz: FloatArray, fleet: Fleet, starts: Sequence[int], parting: NodeParting) -> FloatArray:
     """The share of its fallback clock that each node may go to under a ceiling: none goes below its service floor."""
     if parting.ceiling_frac >= 1.0:
-        return np.ones(len(nodes))
-    fallback_mhz = np.array([r.value.fallback_clock_mhz for r in nodes])
+        return np.ones(fallback_mhz.shape)
     floor_mhz = np.append(fleet.table.floor_mhz, np.nan)[starts]  # of its first GPU: those of a node are alike
     found: FloatArray = np.fmax(parting.ceiling_frac, floor_mhz / np.maximum(fallback_mhz, 1.0))
     return np.minimum(found, 1.0)
 
 
-def _battery_waits_s(
-    nodes: Sequence[Reading[NodeReport]],
-    caps: FloatArray,
-    starts: Sequence[int],
-    parting: NodeParting,
-    fracs: FloatArray,
-) -> FloatArray:
-    """How long each node waits for what moves the way it will go itself."""
-    fallback_mhz = np.array([r.value.fallback_clock_mhz for r in nodes]) * fracs
+def _battery_waits_s(goal_mhz: FloatArray, caps: FloatArray, starts: Sequence[int], parting: NodeParting) -> FloatArray:
+    """How long each node waits for what moves the way it will go itself, to `goal_mhz` (nodes,)."""
     lowest, highest = (f.reduceat(np.append(caps[0], np.nan), starts) for f in (np.fmin, np.fmax))
     found: FloatArray = np.maximum(
-        np.where(highest > fallback_mhz, parting.fall_wait_s, 0.0),
-        np.where(lowest < fallback_mhz, parting.rise_wait_s, 0.0),
+        np.where(highest > goal_mhz, parting.fall_wait_s, 0.0),
+        np.where(lowest < goal_mhz, parting.rise_wait_s, 0.0),
     )
     return found
 

@@ -47,6 +47,7 @@ from hil.vtime import VirtualClock
 from hil.world import World, build_world
 
 MW = 1e6
+TOP_MHZ = 1980.0  # of the lab's GPUs
 LIMIT_MEGAWATT = 54.0  # of the state "limit": more below the load of about 66 MW than the battery alone can give
 LIMIT_BY_S = 30.0
 SETTLE_S = {"cold": 0.0, "steady": 14.0, "limit": 34.0, "ramp": 17.0}
@@ -342,7 +343,7 @@ class Lab:
 
     def caps_mhz(self) -> list[float]:
         """What the nodes' clocks are locked to; the top clock where free."""
-        return [1980.0 if np.isnan(node.clock_cap_mhz) else node.clock_cap_mhz for node in self.link.nodes.values()]
+        return [TOP_MHZ if np.isnan(node.clock_cap_mhz) else node.clock_cap_mhz for node in self.link.nodes.values()]
 
     def raised(self, since_s: float) -> str:
         """The first raise ordered since then: of a GPU's caps, or of the grid target; empty where there was none.
@@ -387,7 +388,7 @@ class Lab:
 
     def _saw(self, trace: TickTrace) -> None:
         decision, command = trace.decision, trace.checked.command
-        clocks = [1980.0 if c.clock_mhz is None else float(c.clock_mhz) for n in command.nodes for c in n.caps]
+        clocks = [TOP_MHZ if c.clock_mhz is None else float(c.clock_mhz) for n in command.nodes for c in n.caps]
         self.ticks.append(
             Tick(
                 t_s=trace.image.t_mono_s,

@@ -25,7 +25,7 @@ from controller.estimate_checks import METERS_DIFFER_FRAC
 from controller.modes import Flag
 from controller.types import Mode
 from hil.faults import Fault
-from hil.matrix_lab import Lab, in_lab, lab_scenario
+from hil.matrix_lab import TOP_MHZ, Lab, in_lab, lab_scenario
 from hil.run_log import BriefRecorder
 
 SAFETY_S = 120.0
@@ -36,7 +36,7 @@ SENSING = ("meter", "ups", "grid")  # ports whose faults a controller with true 
 VERBS = ("off", "stuck", "garbage", "wrong", "slow", "delayed", "intermittent")
 CONTRACTS = (("ieso-ramp",), ("aeso",), ("southern",), ("atc-spp",), ("ieso-ramp", "aeso"))
 BATTERY_EVENTS = ("battery_local", "battery_derate", "battery_trip")
-TOP_MHZ, CLOCK_STEP_MHZ = 1980.0, 15.0
+CLOCK_STEP_MHZ = 15.0
 
 
 @dataclass(frozen=True, slots=True)

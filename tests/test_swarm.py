@@ -22,7 +22,7 @@ from controller.app import make_core
 from controller.replay import replay
 from hil import swarm as swarms
 from hil import swarm_run
-from hil.matrix_lab import Lab, in_lab
+from hil.matrix_lab import TOP_MHZ, Lab, in_lab
 from hil.shrink import shrink, smaller_tales
 from hil.swarm import Blow, Outcome, Tale, draw, record, recording_of, run_tale
 
@@ -62,7 +62,7 @@ def test_where_nothing_fails_and_no_ceiling_is_set_no_gpu_is_held_back(start_soc
 
     calm = replace(CALM, following="software", contract=("ieso-ramp",), start_soc=start_soc)
     assert not in_lab(story, swarms._scenario(calm)).broken()
-    assert set(clocks[8:]) == {swarms.TOP_MHZ}, "after the first seconds"
+    assert set(clocks[8:]) == {TOP_MHZ}, "after the first seconds"
 
 
 @pytest.mark.usefixtures("short")

@@ -111,14 +111,10 @@ class Deadman:
         """The fallback caps; under a ceiling that lasts, at its share of their clocks."""
         if now_s >= self._ceiling_s:
             return self._fallback
-        shared_mhz = command.ceiling_frac * self._fallback_clock_mhz
-        return {
-            gpu_id: replace(self._fallback[gpu_id], clock_mhz=_snapped(spec, shared_mhz))
-            for gpu_id, spec in self._specs.items()
-        }
+        return {gpu_id: self._fallback_of(spec, command.ceiling_frac) for gpu_id, spec in self._specs.items()}
 
-    def _fallback_of(self, spec: GpuSpec) -> GpuCap:
-        clock_mhz = _snapped(spec, float(self._fallback_clock_mhz))
+    def _fallback_of(self, spec: GpuSpec, clock_frac: float = 1.0) -> GpuCap:
+        clock_mhz = _snapped(spec, clock_frac * self._fallback_clock_mhz)
         return GpuCap(spec.gpu_id, clock_mhz, _limit(spec, self._fallback_limit_w))
 
     def _hold(self) -> None:
