@@ -90,28 +90,29 @@ async def flagged(lab: Lab, *flags: Flag, since_s: float, within_s: float) -> No
     )
 
 
-def highest_w(lab: Lab, *, from_s: float, to_s: float) -> float:
-    """The highest 1 s mean of true power between two instants. After `verdicts`."""
+def second_means(lab: Lab, *, from_s: float, to_s: float) -> tuple[FloatArray, int]:
+    """1 s means of true power between two instants, at every step of the plant; how many steps a second has."""
     per_s = round(1e9 / lab.world.plant.step_ns)
     means = np.convolve(lab.pcc_w(), np.full(per_s, 1.0 / per_s), mode="valid")
-    return float(means[round(from_s) * per_s : round(to_s) * per_s].max())
+    return means[round(from_s * per_s) : round(to_s * per_s)], per_s
+
+
+def highest_w(lab: Lab, *, from_s: float, to_s: float) -> float:
+    """The highest 1 s mean of true power between two instants. After `verdicts`."""
+    return float(second_means(lab, from_s=round(from_s), to_s=round(to_s))[0].max())
 
 
 def step_w(lab: Lab, *, from_s: float, to_s: float) -> float:
     """The largest change of the 1 s mean of true power within a second, between two instants. Ends the run."""
     lab.verdicts()
-    pcc_w = lab.pcc_w()
-    per_s = round(1.0 / (lab.world.plant.step_ns / 1e9))
-    means = np.convolve(pcc_w, np.full(per_s, 1.0 / per_s), mode="valid")[round(from_s) * per_s : round(to_s) * per_s]
+    means, per_s = second_means(lab, from_s=round(from_s), to_s=round(to_s))
     return float(np.abs(means[per_s:] - means[:-per_s]).max())
 
 
 def moved_w(lab: Lab, *, from_s: float, to_s: float, window_s: float) -> tuple[float, float]:
     """The largest fall and the largest rise of the 1 s mean of true power within a window. After `verdicts`."""
-    per_s, step = round(1e9 / lab.world.plant.step_ns), 20
-    means = np.convolve(lab.pcc_w(), np.full(per_s, 1.0 / per_s), mode="valid")
-    means = means[round(from_s * per_s) : round(to_s * per_s) : step]
-    windows = np.lib.stride_tricks.sliding_window_view(means, round(window_s * per_s / step) + 1)
+    (means, per_s), step = second_means(lab, from_s=from_s, to_s=to_s), 20
+    windows = np.lib.stride_tricks.sliding_window_view(means[::step], round(window_s * per_s / step) + 1)
     return float((windows[:, 0] - windows.min(axis=1)).max()), float((windows.max(axis=1) - windows[:, 0]).max())
 
 

@@ -490,19 +490,15 @@ def test_what_may_not_rise_is_not_asked_to_where_a_battery_has_reached_its_limit
     for may_raise in (False, True):
         tracker = Tracker(site, start_s=0.0, start_w=50e6)
         for tick in range(100):
-            found = tracker.step(
-                TrackerInput(
-                    now_s=tick * 0.05,
-                    estimate=replace(known, t_s=tick * 0.05),
-                    battery=sample_of(site, 70e6, 17e6 * 3600.0, 70e6),
-                    target_w=50e6,
-                    mode=Mode.SHED,
-                    watches=(),
-                    load_rise_w=100e6,
-                    may_raise=may_raise,
-                )
-            )
+            now_s, sample = tick * 0.05, sample_of(site, 70e6, 17e6 * 3600.0, 70e6)
+            given = quiet_input(now_s, replace(known, t_s=now_s), battery=sample, target_w=50e6, mode=Mode.SHED)
+            found = tracker.step(replace(given, may_raise=may_raise))
         assert (found.g_ref_w > 50e6) is may_raise
+
+
+def quiet_input(t_s: float, estimate: Estimate, *, battery: BatterySample, target_w: float, mode: Mode) -> TrackerInput:
+    """One tick with no contingency to watch and no cap that holds load back."""
+    return TrackerInput(t_s, estimate, battery, target_w, mode, watches=(), load_rise_w=100e6)
 
 
 def estimate_without_meter(*, load_w: float, grid_w: float) -> Estimate:

@@ -10,10 +10,10 @@ import numpy as np
 from controller.estimate import LoadSource
 from controller.modes import Flag
 from controller.tracker import Tracker
-from controller.tracker_io import TrackerInput, TrackerOutput
+from controller.tracker_io import TrackerOutput
 from controller.types import LimitId, Mode, Quality
 from hil.matrix_lab import Lab, in_lab, lab_scenario
-from tests.test_tracker import estimate_without_meter, sample_of, site_of
+from tests.test_tracker import estimate_without_meter, quiet_input, sample_of, site_of
 
 TICK_S = 0.05
 
@@ -26,17 +26,10 @@ def test_the_target_goes_with_the_meter_while_the_battery_does_not_follow() -> N
     for is_disobeying in (False, True):
         tracker = Tracker(site, start_s=0.0, start_w=60e6)
         for tick in range(1200):
-            given = TrackerInput(
-                now_s=tick * TICK_S,
-                estimate=replace(known, t_s=tick * TICK_S - 0.03, is_fresh=True),
-                battery=sample_of(site, 0.0, 17e6 * 3600.0, 0.0),
-                target_w=70e6,
-                mode=Mode.DEGRADED,
-                watches=(),
-                load_rise_w=100e6,
-                is_disobeyed=is_disobeying,
-            )
-            found[is_disobeying] = tracker.step(given)
+            estimate = replace(known, t_s=tick * TICK_S - 0.03, is_fresh=True)
+            sample = sample_of(site, 0.0, 17e6 * 3600.0, 0.0)
+            given = quiet_input(tick * TICK_S, estimate, battery=sample, target_w=70e6, mode=Mode.DEGRADED)
+            found[is_disobeying] = tracker.step(replace(given, is_disobeyed=is_disobeying))
     assert found[False].g_ref_w > 61e6
     assert abs(found[True].g_ref_w - 60e6) < 0.7e6
 
@@ -48,16 +41,9 @@ def test_rows_keep_free_what_nodes_say_that_following_leaves() -> None:
     for tick in range(500):
         now_s = tick * TICK_S
         grid_w = tracker.g_ref_w + 1.5e6 * math.sin(2.0 * math.pi * now_s / 4.0)
-        given = TrackerInput(
-            now_s=now_s,
-            estimate=replace(known, t_s=now_s - 0.7, grid_w=grid_w, is_fresh=True),
-            battery=sample_of(site, 0.0, 17e6 * 3600.0, 0.0),
-            target_w=60e6,
-            mode=Mode.SHED,
-            watches=(),
-            load_rise_w=100e6,
-        )
-        found = tracker.step(given)
+        estimate = replace(known, t_s=now_s - 0.7, grid_w=grid_w, is_fresh=True)
+        sample = sample_of(site, 0.0, 17e6 * 3600.0, 0.0)
+        found = tracker.step(quiet_input(now_s, estimate, battery=sample, target_w=60e6, mode=Mode.SHED))
     assert found.residual_w[LimitId("swing")] > 2.5e6
 
 
