@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -281,6 +282,15 @@ def test_a_real_worker_that_is_killed_is_noticed() -> None:
             left.result(timeout=60.0)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """As in a terminal: whoever was started in the background of a shell ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_workers_are_renewed_after_a_while_and_given_up_in_the_middle_of_their_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
