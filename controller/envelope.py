@@ -194,7 +194,7 @@ def _parsed(c: _Check, nodes: tuple[t.NodeCommand, ...]) -> tuple[list[t.NodeCom
     for node in nodes:
         mine = f.spans.get(node.node_id)
         is_own = mine is not None and {cap.gpu_id for cap in node.caps} <= set(f.gpu_ids[mine])
-        if not is_own & np.isfinite(node.release_slot_s + node.release_w_per_s + node.ceiling_frac + node.ceiling_s):
+        if not (is_own and all(map(math.isfinite, node.parting))):
             c.say(1, node.node_id, "unknown node or GPU, or a slot, slope or ceiling that is no number")
             continue
         known.append(replace(node, caps=()) if node.is_release else node)  # caps beside a release mean nothing

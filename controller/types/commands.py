@@ -37,6 +37,11 @@ class NodeCommand:
     ceiling_frac: float = 1.0
     ceiling_s: float = 0.0
 
+    @property
+    def parting(self) -> tuple[float, ...]:
+        """What the node goes by once it hears nothing more: each a number, or the command is none."""
+        return self.release_slot_s, self.release_w_per_s, self.ceiling_frac, self.ceiling_s
+
 
 @dataclass(frozen=True, slots=True)
 class BatteryCommand:
