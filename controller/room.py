@@ -7,6 +7,7 @@ will stand when its caps arrive, and no less than what may be let go at once wit
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -17,10 +18,10 @@ from controller.fleet import Fleet
 from controller.glide import STEEPNESS
 from controller.modes import Flag
 from controller.settings import SiteSettings
-from controller.tracker import METERED_MEAN_S, UNSEEN_FRAC, Tracker
-from controller.types import EnvelopeState, EnvelopeView, FloatArray, SiteImage
+from controller.tracker import UNSEEN_FRAC, Tracker
+from controller.types import EnvelopeState, EnvelopeView, FloatArray, Limit, RampLimit, SiteImage, SwingLimit
 from controller.unheld import Drift
-from controller.view import ballast_w_max, battery_sample, ceiling_w, envelope_battery, smallest_row_w, unmanaged_w
+from controller.view import ballast_w_max, battery_sample, ceiling_w, envelope_battery, unmanaged_w
 
 MARGIN_MEMORY_S = 60.0
 BISECTIONS = 12  # of a share of all falls: what is left is a clock step at most
@@ -90,10 +91,15 @@ def fall_w_max(
         return max(0.0, left_w - drift.sag_w) / STEEPNESS
     sample = battery_sample(image)
     catch_w = max(0.0, tracker.battery_now(sample).charge_w_max + (sample.power_w if sample is not None else 0.0))
-    # What is let go at once stays on the meter for T_eff, and the rows judge means of a second.
-    dip_w = UNSEEN_FRAC * smallest_row_w(decision.in_force.limits)
-    catch_w = min(catch_w, dip_w * METERED_MEAN_S / max(decision.estimate.t_eff_s, 1e-3))
-    return max(0.0, left_w) / STEEPNESS + catch_w
+    return max(0.0, left_w) / STEEPNESS + min(
+        catch_w, dip_w_max(decision.in_force.limits, t_eff_s=decision.estimate.t_eff_s)
+    )
+
+
+def dip_w_max(limits: Iterable[Limit], *, t_eff_s: float) -> float:
+    """What may be let go at once beside what rows leave: it is on the meter for T_eff, and each row judges its mean."""
+    rows = (row for row in limits if isinstance(row, RampLimit | SwingLimit))
+    return min((UNSEEN_FRAC * row.max_w * max(1.0, row.mean_s / max(t_eff_s, 1e-3)) for row in rows), default=math.inf)
 
 
 def softened(fleet: Fleet, caps: FloatArray, written: EnvelopeState, *, fall_w: float) -> FloatArray:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from controller.fleet import FleetBook
 from controller.node_orders import is_settled
-from controller.room import MARGIN_MEMORY_S, HeldMargin
+from controller.room import MARGIN_MEMORY_S, HeldMargin, dip_w_max
 from controller.settings import SiteSettings
-from controller.types import EnvelopeState
+from controller.types import EnvelopeState, LimitId, SwingLimit
 from tests.test_identify import TOP_MHZ, fleet_of
 from tests.test_jobs import report, site
+from tests.test_tracker import HERE
 
 __all__ = ["site"]  # the fixture
 
@@ -48,3 +50,13 @@ def test_raises_wait_for_lowers_where_a_ceiling_needs_them() -> None:
     written = replace(before, caps=asked)
     assert not is_settled(fleet, asked, acked, written, fits_w), "written, and not read back"
     assert is_settled(fleet, asked, np.minimum(asked, table.cap_max), written, fits_w)
+
+
+def test_what_caps_let_go_at_once_fits_the_row_with_the_shortest_mean() -> None:
+    """A follower of 23 ms leaves 23 of 200 ms of a fall on a row of 10 MW in 6 s, and 3 % of it were kept free."""
+    brief = SwingLimit(LimitId("brief"), 10e6, 6.0, 0.2, HERE)
+    usual = SwingLimit(LimitId("usual"), 5e6, 15.0, 1.0, HERE)
+    assert dip_w_max([usual], t_eff_s=0.023) == pytest.approx(0.15e6 / 0.023)
+    assert dip_w_max([usual, brief], t_eff_s=0.023) == pytest.approx(0.3e6 * 0.2 / 0.023)
+    assert dip_w_max([usual, brief], t_eff_s=2.0) == pytest.approx(0.15e6), "all of a fall that stays is in every mean"
+    assert dip_w_max([], t_eff_s=0.023) == np.inf
