@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from controller.config.fields import Fraction, Name, NonNegative, Positive
 from controller.config.load import Document
@@ -292,6 +292,11 @@ EventDoc = Annotated[
 ]
 
 
+def _as_written(verb: object) -> object:
+    """YAML takes an `off` without quotes for false."""
+    return "off" if verb is False else verb
+
+
 class FaultDoc(Document):
     """A fault of a port: `meter`, `battery`, `load_bank`, `ups`, `grid`, or `node:<pattern>`."""
 
@@ -299,7 +304,7 @@ class FaultDoc(Document):
     t_s: NonNegative
     duration_s: Positive | None = None  # None: to the end
     port: Annotated[str, Field(pattern=r"^(meter|battery|load_bank|ups|grid|node:.+)$")]
-    verb: Verb
+    verb: Annotated[Verb, BeforeValidator(_as_written)]
     value: float | None = None  # factor (wrong), seconds (slow, delayed), probability (intermittent)
 
 

@@ -80,6 +80,12 @@ def test_the_plant_may_differ_from_what_the_site_believes() -> None:
     assert world.plant.battery.params.discharge_w_max == 70e6
 
 
+def test_a_fault_that_is_off_needs_no_quotes() -> None:
+    faults = yaml.safe_load("[{port: meter, verb: off, t_s: 1}, {port: grid, verb: stuck, t_s: 2}]")
+    doc = parse_scenario({**campus(), "faults": faults}, NONE, origin="x.yaml").doc
+    assert [fault.verb for fault in doc.faults] == ["off", "stuck"]
+
+
 def edit(raw: dict[str, Any], path: str, value: object) -> dict[str, Any]:
     raw = copy.deepcopy(raw)
     *steps, last = path.split(".")
@@ -103,6 +109,7 @@ def edit(raw: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("events", [{"kind": "drop", "t_s": 5, "within_s": 1, "job": "ghost"}], "ghost"),
         ("faults", [{"port": "toaster", "verb": "off", "t_s": 1}], "port"),
         ("faults", [{"port": "meter", "verb": "explode", "t_s": 1}], "verb"),
+        ("faults", [{"port": "meter", "verb": True, "t_s": 1}], "verb"),
         ("signals", [{"kind": "load_target", "t_s": 1}], "megawatt"),
         ("site.battery.soc_min", 2, "soc_min"),
         ("site.contract", ["no-such-contract"], "no-such-contract"),
