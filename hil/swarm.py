@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from controller.app import make_core
 from controller.estimate_checks import METERS_DIFFER_FRAC
 from controller.modes import Flag
+from controller.replay import replay
 from controller.types import Mode
 from hil.faults import Fault
 from hil.matrix_lab import TOP_MHZ, Lab, in_lab, lab_scenario
@@ -334,16 +336,21 @@ _seed, _count = partial(_whole, least=0), partial(_whole, least=1)
 
 
 def _again(seed: int, out: Path, *, is_shrunk: bool) -> int:
-    """One seed once more, with its recording; exit status."""
+    """One seed once more, with its recording, which must replay; exit status."""
     quiet()
     tale = draw(seed)
     if is_shrunk:
         from hil.shrink import shrink
 
         tale = shrink(tale, lambda t: run_tale(t).is_failure)
-    found = run_tale(tale, recording=recording_of(out, seed))
+    path = recording_of(out, seed)
+    found = run_tale(tale, recording=path)
     print(json.dumps(asdict(tale), indent=1))
     print(why(found) or "held")
+    again = replay(path, make_core) if not found.error else None
+    if again is not None and again.first is not None:
+        print(f"{path}: {again.different} of {again.cycles} commands differ in a replay; {again.first.line()}")
+        return 1
     return 1 if found.is_failure else 0
 
 

@@ -20,7 +20,9 @@ from typing import Any
 import pytest
 
 from controller.app import make_core
+from controller.core import SiteCore
 from controller.replay import replay
+from controller.settings import SiteSettings
 from hil import swarm as swarms
 from hil import swarm_run
 from hil.matrix_lab import TOP_MHZ, Lab, in_lab
@@ -190,6 +192,23 @@ def test_a_recording_replays(tmp_path: Path) -> None:
     record(replace(CALM, compute_w=500.0, following="device"), path)
     seen = replay(path, make_core)
     assert seen.cycles > 300 and seen.different == 0
+
+
+@pytest.mark.usefixtures("short")
+def test_one_seed_by_hand_is_recorded_and_its_recording_must_replay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tale = replace(CALM, compute_w=500.0, following="device", contract=("ieso-ramp",))
+    monkeypatch.setattr(swarms, "draw", lambda _: tale)
+    monkeypatch.setattr(sys, "argv", ["swarm", "--seed", "7", "--out", str(tmp_path)])
+    assert swarms.main() == 0 and capsys.readouterr().out.endswith("held\n")
+    monkeypatch.setattr(swarms, "make_core", make_core_of_another)
+    assert swarms.main() == 1 and "commands differ in a replay; tick " in capsys.readouterr().out
+
+
+def make_core_of_another(site: SiteSettings, *, epoch: int) -> SiteCore:
+    """The core of a site that holds what lives ten seconds for eleven."""
+    return make_core(replace(site, ttl_periods=site.ttl_periods + 1), epoch=epoch)
 
 
 class Pool:
