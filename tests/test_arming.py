@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from controller.arming import ArmingFacts, holds_back, is_clock_trusted, unmet, unready
-from controller.types import AgentState, BatterySample, NodeId, NodeReport, Quality, Reading, SiteImage
+from controller.types import AgentState, BatterySample, Mode, NodeId, NodeReport, Quality, Reading, SiteImage
 from hil.matrix_lab import Lab, in_lab, lab_scenario
 
 GOOD = ArmingFacts(
@@ -129,5 +129,39 @@ def test_a_timer_of_whole_seconds_is_waited_for_and_none_at_all_is_not(
         await lab.run(1.0)
         assert lab.last.battery_w not in (None, 0.0) and lab.world.plant.battery is not None
         assert lab.world.plant.battery.is_following is False and lab.world.plant.battery.power_w != 0.0
+
+    in_lab(story, lab_scenario("steady"))
+
+
+def wrote(lab: Lab) -> bool:
+    """Whether any command went out so far."""
+    return any(tick.battery_w is not None or not math.isnan(tick.caps_mhz) for tick in lab.ticks)
+
+
+def test_nothing_is_written_before_the_clock_is_right_or_the_grace_is_over() -> None:
+    """Six seconds of grace here; afterwards the contract is held by a clock that nobody vouches for."""
+
+    async def story(lab: Lab) -> None:
+        lab.sync.is_synced = False
+        lab.start()
+        await lab.run(lab.site.grace_s - 0.5)
+        assert not wrote(lab) and any("not synchronised" in w for w in lab.traces[-1].decision.held_back)
+        await lab.run(2.0)
+        assert wrote(lab) and lab.last.mode is Mode.DEGRADED and not lab.traces[-1].decision.held_back
+
+    in_lab(story, lab_scenario("steady"))
+
+
+def test_a_node_that_only_reports_is_named_and_the_others_are_driven() -> None:
+    async def story(lab: Lab) -> None:
+        def hook(reading: Reading[NodeReport]) -> Reading[NodeReport]:
+            is_one = reading.value.node_id == "training-1"
+            return replace(reading, value=replace(reading.value, state=AgentState.MONITOR_ONLY)) if is_one else reading
+
+        lab.hooks.report = hook
+        lab.start()
+        await lab.run(5.0)
+        (words,) = lab.traces[-1].decision.unmet
+        assert "training-1" in words and "training-0" not in words and wrote(lab)
 
     in_lab(story, lab_scenario("steady"))
