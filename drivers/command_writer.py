@@ -21,6 +21,7 @@ from drivers.profile import Control, Dispatch, Source
 from drivers.registers import SCALE_FACTOR_MAX
 
 HEARTBEAT_MODULUS = 1 << 31
+REFUSED_S = 30.0  # a device that has no such register will hardly get one: so long before it is asked again
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class CommandWriter:
             None  # the last order that read back whole
         )
         self._scales: dict[int, int] = {}
+        self._refused: tuple[ModbusDevice, float] | None = None  # on which connection, and until when it is left alone
         self._beat = 0
         self._beat_t_s = -math.inf
 
@@ -57,6 +59,8 @@ class CommandWriter:
         """Write and read back. Raises DriverError; InvalidValue before anything is sent."""
         await self._map.prepare()
         device = self._map.device  # a reconnect in the midst of the order ends it
+        if self._refused is not None and self._refused[0] is device and self._clock.now_s() < self._refused[1]:
+            raise NotSupported(device.name, f"it refused an order; asked again every {REFUSED_S:g} s")
         here = (dispatch, device)
         is_arming = self._armed != here
         if is_arming:
@@ -75,7 +79,9 @@ class CommandWriter:
             for address, data in self._frames(names, wanted):
                 await device.write_registers(address, data)
             await self._read_back(device, names, wanted, dispatch)
-        except (NotApplied, InvalidValue, NotSupported, DeviceFault):
+        except (NotApplied, InvalidValue, NotSupported, DeviceFault) as error:
+            if isinstance(error, NotSupported):
+                self._refused = device, self._clock.now_s() + REFUSED_S
             await self._revert(dispatch, device)
             raise
         self._acked.update({name: wanted[name] for name in names})

@@ -35,7 +35,7 @@ from drivers.modbus import ModbusDevice
 from drivers.sunspec import layout
 from hil.matrix import row
 from hil.matrix_lab import Lab
-from hil.modbus_server import ExceptionCode, ModbusServer
+from hil.modbus_server import ExceptionCode, ModbusServer, RegisterFault
 from tests.faults_kit import flagged
 from tests.faults_kit import play as play_site
 from tests.modbus_kit import TIMEOUT_S, ScriptedServer, Table, device, reply, u16, until
@@ -220,6 +220,44 @@ async def test_exception_codes(state: str, code: ExceptionCode) -> None:
         await never(dut, kind)
         way[0] = good
         assert await dut.read_registers(3, 0, 1) == u16(42)
+
+
+@row("M6")
+async def test_a_battery_without_the_register_is_left_alone(state: str) -> None:
+    """A device that has no place for an order is asked again twice a minute; over another connection, at once."""
+
+    class Lacks(Rig):
+        is_sick = False
+
+        def write_registers(self, address: int, data: bytes) -> None:
+            if self.is_sick and address <= self.at("704.WRmp") < address + len(data) // 2:
+                raise RegisterFault(ExceptionCode.ILLEGAL_ADDRESS)
+            super().write_registers(address, data)
+
+    rig = Lacks()
+    async with ModbusServer({1: rig}) as server:
+        battery = opened(server)
+        command = await armed(state, battery)
+        rig.is_sick = True
+        with pytest.raises(NotSupported):
+            await battery.write(command)
+        held, rig.frames = rig.get("704.WSet", 2), []
+        for k in range(3):
+            with pytest.raises(NotSupported, match="asked again"):
+                await battery.write(replace(command, seq=11 + k))
+        assert not rig.frames and rig.get("704.WSet", 2) == held, "nothing of it is written"
+        assert (await battery.read()).value.power_w is not None, "and it is read all the same"
+        rig.is_sick = False
+        connection = battery._map.device.connection
+        server.drop_clients()
+        await until(lambda: not connection.is_connected)
+        async with asyncio.timeout(5.0):
+            while not rig.frames:
+                with contextlib.suppress(DeviceGone, DeviceTimeout):
+                    await battery.write(replace(command, seq=20))
+                await asyncio.sleep(0.02)
+        assert rig.get("704.WSet", 2) == command.reference_w
+        await battery.close()
 
 
 class Rescaled(Rig):
