@@ -56,6 +56,7 @@ ADVICE: dict[Flag, str] = {
     Flag.RESUMED: "do not suspend or migrate this machine",
     Flag.RESTARTED: "nothing to do; the log says why it restarted",
     Flag.DISK_FULL: "free the disk, then restart when it suits",
+    Flag.FILE_REFUSED: "see what `rampart reload` says of it, mend it and reload",
     Flag.LEADERSHIP_LOST: "stop the one that should not run",
     Flag.ORIGINALS_CORRUPT: "set what these GPUs had by hand, then `rampart reset`",
     Flag.NODE_LOST: "look at rampart-node there, and at the broker",

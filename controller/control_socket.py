@@ -47,7 +47,7 @@ class Peer:
 
 
 class Orders(Protocol):
-    def __call__(self, order: str, peer: Peer) -> Mapping[str, object]:
+    async def __call__(self, order: str, peer: Peer) -> Mapping[str, object]:
         """Take an order or refuse it; the answer has `ok` and `lines` in words."""
 
 
@@ -77,7 +77,7 @@ class ControlSocket:
         try:
             if self._clients <= CLIENTS_MAX:
                 order = await _order(reader)
-                reply = self._snapshot() if order is None else self._obeyed(order, _peer(writer))
+                reply = self._snapshot() if order is None else await self._obeyed(order, _peer(writer))
                 writer.write((json.dumps(reply, allow_nan=False) + "\n").encode())
                 async with asyncio.timeout(CLIENT_DEADLINE_S):
                     await writer.drain()
@@ -87,12 +87,17 @@ class ControlSocket:
             self._clients -= 1
             writer.close()
 
-    def _obeyed(self, order: str, peer: Peer | None) -> Mapping[str, object]:
+    async def _obeyed(self, order: str, peer: Peer | None) -> Mapping[str, object]:
         if peer is None:
             return refused("this system does not say who is asking: no orders are taken")
         if not _may_order(peer, self.path):
             return refused(f"{peer.name} may look but not order: root, the service's user and its group may")
-        return self._orders(order, peer)
+        return await self._orders(order, peer)
+
+
+def done(*lines: str) -> dict[str, object]:
+    """The answer to an order that is obeyed."""
+    return {"ok": True, "lines": list(lines)}
 
 
 def refused(*lines: str) -> dict[str, object]:

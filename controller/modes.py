@@ -97,6 +97,7 @@ class Flag(StrEnum):
     RESUMED = "resumed"
     RESTARTED = "restarted"
     DISK_FULL = SiteFault.DISK_FULL
+    FILE_REFUSED = SiteFault.FILE_REFUSED
     LEADERSHIP_LOST = "leadership_lost"
     ORIGINALS_CORRUPT = NodeFault.ORIGINALS_CORRUPT
     # People
@@ -171,6 +172,7 @@ def _rows() -> dict[Flag, Reaction]:
         (f.RESUMED, "C4", degraded, when, "the machine was paused; commands expired, arming again"),
         (f.RESTARTED, "X1", degraded, when, "the controller restarted and takes over from its nodes' state"),
         (f.DISK_FULL, "X2", normal, when, "recording stopped, control goes on: the disk is full or gone"),
+        (f.FILE_REFUSED, "X5", normal, when, "the site file was changed and is wrong; what runs keeps its settings"),
         (f.LEADERSHIP_LOST, "X4", Mode.LOCKOUT, never, "another controller leads this site; this one stepped down"),
         (f.ORIGINALS_CORRUPT, "X6", normal, operator, "saved GPU settings were damaged; device defaults stand in"),
         (f.NODE_LOST, "X7", degraded, when, "a node agent is silent; its node counts at nameplate"),
@@ -194,7 +196,6 @@ UNFLAGGED: dict[str, str] = {
     "G9": "GPUs are bound by UUID alone; an index is never asked",
     "P4": "the solver lives in this process: its crash is the controller's death (X1)",
     "X3": "the kernel ends this process at MemoryMax: the controller's death (X1)",
-    "X5": "a file is read at the start only, and a wrong one ends the process with its line",
 }
 
 

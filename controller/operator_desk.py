@@ -15,10 +15,11 @@ from typing import Protocol
 
 import structlog
 
-from controller.control_socket import Peer, refused
+from controller.control_socket import Peer, done, refused
 from controller.files import write_whole
 from controller.modes import TABLE, Clear, Flag, Reason
-from controller.types import Mode, OperatorOrder
+from controller.reload import Reload
+from controller.types import Mode, OperatorOrder, Trouble
 
 FILE_BYTES_MAX = 4096
 
@@ -36,6 +37,7 @@ class Order(StrEnum):
     FALLBACK = "fallback"
     LOCKOUT = "lockout"
     RESUME = "resume"
+    RELOAD = "reload"
 
 
 MODES = {Order.RELEASE: Mode.RELEASE, Order.FALLBACK: Mode.FALLBACK, Order.LOCKOUT: Mode.LOCKOUT}
@@ -61,10 +63,11 @@ class Core(Protocol):
 class OperatorDesk:
     """Implements `ports.OperatorSource`."""
 
-    def __init__(self, path: Path, *, audit: Audit) -> None:
+    def __init__(self, path: Path, *, audit: Audit, reload: Reload) -> None:
         """`path`: where a standing order is kept."""
         self._path = path
         self._audit = audit
+        self._reload = reload
         self._mode = _kept(path)
         self._is_reset = False
         self._core: Core | None = None
@@ -80,10 +83,14 @@ class OperatorDesk:
         is_reset, self._is_reset = self._is_reset, False
         return OperatorOrder(self._mode, is_reset) if is_reset or self._mode is not None else None
 
-    def take(self, order: str, peer: Peer) -> Mapping[str, object]:
+    @property
+    def troubles(self) -> tuple[Trouble, ...]:
+        return self._reload.troubles
+
+    async def take(self, order: str, peer: Peer) -> Mapping[str, object]:
         """Obey or refuse; every order is logged and audited, whatever became of it."""
         try:
-            answer = self._answer(Order(order))
+            answer = await self._answer(Order(order))
         except ValueError:
             answer = refused(f"unknown order {order[:40]!r}: {', '.join(Order)} are allowed")
         line = {"order": order[:40], "user": peer.name, "uid": peer.uid, "pid": peer.pid, **answer}
@@ -91,23 +98,25 @@ class OperatorDesk:
         self._audit(line)
         return answer
 
-    def _answer(self, order: Order) -> dict[str, object]:
+    async def _answer(self, order: Order) -> dict[str, object]:
+        if order is Order.RELOAD:
+            return await self._reload.ask()
         if order is Order.RESET:
             return self._reset()
         if order is Order.RESUME:
             return self._resume()
         if self._mode is MODES[order]:
-            return _done(f"{order} is in force already")
+            return done(f"{order} is in force already")
         self._mode = MODES[order]
-        return _done(BEGINS[self._mode], *self._keep())
+        return done(BEGINS[self._mode], *self._keep())
 
     def _resume(self) -> dict[str, object]:
         if self._mode is None:
-            return _done("no order is in force: there is nothing to resume from")
+            return done("no order is in force: there is nothing to resume from")
         if self._mode is Mode.LOCKOUT:
             return refused("an operator locked the controller out: only `rampart reset` ends that")
         ended, self._mode = self._mode, None
-        return _done(f"{ended.name} ends; control resumes after the dwell of ten planner periods", *self._keep())
+        return done(f"{ended.name} ends; control resumes after the dwell of ten planner periods", *self._keep())
 
     def _reset(self) -> dict[str, object]:
         """Clear what waits for an operator and is over; say of the rest why it stays."""
@@ -118,7 +127,7 @@ class OperatorDesk:
         over = [r for r in waiting if r not in standing]
         lines = [f"not cleared: {r.words} ({_why(r)})" for r in standing]
         if not over and self._mode is not Mode.LOCKOUT:
-            return refused(*lines) if standing else _done("nothing waits for an operator")
+            return refused(*lines) if standing else done("nothing waits for an operator")
         self._is_reset = True
         if self._mode is Mode.LOCKOUT:
             self._mode = None
@@ -141,10 +150,6 @@ class OperatorDesk:
 def _why(reason: Reason) -> str:
     is_for_ever = TABLE[reason.flag].clear is Clear.NEVER_THIS_BOOT
     return "only a restart of the controller clears it" if is_for_ever else "the cause is still there"
-
-
-def _done(*lines: str) -> dict[str, object]:
-    return {"ok": True, "lines": list(lines)}
 
 
 def _kept(path: Path) -> Mode | None:

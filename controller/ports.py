@@ -37,6 +37,7 @@ from controller.types import (
     SiteFault,
     SiteImage,
     SmoothingProfile,
+    Trouble,
     UpsSample,
 )
 
@@ -225,6 +226,10 @@ class LoadBank(Protocol):
 
 
 class OperatorSource(Protocol):
+    @property
+    def troubles(self) -> tuple[Trouble, ...]:
+        """What is wrong with the files that operators changed."""
+
     def order(self) -> OperatorOrder | None:
         """What operators ask for now, for one image; a reset is told once."""
 

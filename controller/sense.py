@@ -203,6 +203,8 @@ class Sense:
     def _troubles(self, now_s: float, others: tuple[Trouble, ...]) -> tuple[Trouble, ...]:
         """Of the devices that control stands on, and what else was found; each once."""
         found = set(others)
+        if self._operator is not None:
+            found.update(self._operator.troubles)
         for source in self._fast:
             if source is not None:
                 found |= source.troubles(now_s)

@@ -1,9 +1,9 @@
 """Plays systemd for a service: does what its unit file says of starting, watching, restarting and giving up.
 
-Read from the unit: ExecStart, ExecStopPost, Restart, RestartSec, RestartPreventExitStatus, WatchdogSec, TimeoutStopSec,
-StartLimitBurst, StartLimitIntervalSec, OnFailure, MemoryMax. The process is told NOTIFY_SOCKET and WATCHDOG_USEC and
-answers there. As systemd does, a watchdog that runs out sends SIGABRT, then SIGCONT. The kernel's part at MemoryMax
-(SIGKILL) is played by looking at resident memory. Sandboxing is not played.
+Read from the unit: ExecStart, ExecReload, ExecStopPost, Restart, RestartSec, RestartPreventExitStatus, WatchdogSec,
+TimeoutStopSec, StartLimitBurst, StartLimitIntervalSec, OnFailure, MemoryMax. The process is told NOTIFY_SOCKET and
+WATCHDOG_USEC and answers there. As systemd does, a watchdog that runs out sends SIGABRT, then SIGCONT. The kernel's
+part at MemoryMax (SIGKILL) is played by looking at resident memory. Sandboxing is not played.
 """
 
 from __future__ import annotations
@@ -258,6 +258,10 @@ class Service:
 
     def measure(self) -> None:
         self.rss_bytes_max = max(self.rss_bytes_max, self._rss())
+
+    async def reload(self, more: Mapping[str, str]) -> int:
+        """As `systemctl reload`: the exit status of ExecReload, which is told `more`."""
+        return await self._once(self.unit.text("ExecReload"), more)
 
     async def stop(self, *, deadline_s: float) -> bool:
         """As `systemctl stop`: SIGTERM to the main process, SIGKILL at the deadline. True when it went by itself."""

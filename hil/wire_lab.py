@@ -136,6 +136,14 @@ class WireLab(WireBench):
         path.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
         return path
 
+    def epoch(self) -> int:
+        """Of the site's controller that leads now."""
+        return int((self.out / "wire" / "state" / "site" / EPOCH_NAME).read_text(encoding="ascii"))
+
+    async def reload(self) -> int:
+        """Exit status of the unit's own way to read its file anew."""
+        return await self.site.reload({"RUNTIME_DIRECTORY": str(self.run_dir / "site")})
+
     async def other_mode(self) -> str:
         """What the second controller says of itself."""
         return str((await fetch(self.run_dir / "other" / "site.sock"))["mode"])

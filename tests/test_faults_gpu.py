@@ -268,6 +268,7 @@ class Person:
     """An operator who resets once when told to."""
 
     resets = False
+    troubles = ()
 
     def order(self) -> OperatorOrder | None:
         asked, self.resets = self.resets, False

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from controller.config.site import parse_site
-from controller.errors import BadInput
-from controller.modes import Flag
+from controller.control_socket import Peer
+from controller.modes import DWELL_CYCLES, Flag
+from controller.operator_desk import OperatorDesk
+from controller.reload import Reload
+from controller.settings import Settings
 from controller.types import AgentState, GpuCap, Mode, NodeCommand, NodeReport, Reading
 from drivers.recorder import FileRecorder
 from hil.matrix import row
@@ -148,16 +150,32 @@ def test_two_controllers(state: str) -> None:
 
 
 @row("X5")
-def test_invalid_config(state: str) -> None:
+def test_invalid_config(state: str, tmp_path: Path) -> None:
     """A changed file that is wrong is refused whole, in one line; what runs keeps its settings."""
 
-    async def react(lab: Lab, since_s: float) -> None:
-        before = lab.scenario.settings
-        for key, value in (("registered_peak_megawatt", -3), ("tracker_hz", "quick"), ("colour", "red")):
-            with pytest.raises(BadInput) as refused:
-                parse_site({**SITE, "mqtt": {}, key: value}, origin="site.yaml")
-            assert "\n" not in str(refused.value) and key in str(refused.value)
-        await lab.run(3.0)
-        assert lab.scenario.settings is before and lab.daemon is not None and lab.daemon.core.site is before.site
+    file: dict[str, object] = {**SITE, "mqtt": {}}
 
-    play(state, begin=lambda lab: None, react=react)
+    async def read() -> Settings:
+        return parse_site(file, origin="site.yaml")
+
+    reload = Reload(parse_site(file, origin="site.yaml"), read=read)
+    desk = OperatorDesk(tmp_path / "operator.json", audit=lambda line: None, reload=reload)
+
+    async def react(lab: Lab, since_s: float) -> None:
+        assert lab.daemon is not None
+        running, root = lab.daemon.core, Peer(1, 0, 0)
+        mode = lab.last.mode if lab.ticks else None
+        for key, value in (("registered_peak_megawatt", -3), ("tracker_hz", "quick"), ("colour", "red")):
+            file[key] = value
+            answer = await desk.take("reload", root)
+            first, *_ = answer["lines"]  # type: ignore[misc]
+            assert not answer["ok"] and "\n" not in first and "site.yaml" in first and key in first
+            await flagged(lab, Flag.FILE_REFUSED, since_s=since_s, within_s=0.5)
+            file.pop(key) if key == "colour" else file.update({key: SITE[key]})
+        await lab.run(3.0)
+        assert lab.daemon.core is running and not reload.is_wanted, "what runs keeps its settings"
+        assert mode in (lab.last.mode, None), "and its mode"
+        assert (await desk.take("reload", root))["ok"] and not reload.is_wanted, "as it was"
+        await lab.until(lambda: Flag.FILE_REFUSED not in lab.last.flags, within_s=1.5 * DWELL_CYCLES)
+
+    play(state, begin=lambda lab: None, react=react, options={"operator": desk})

@@ -21,19 +21,23 @@ from controller import control_socket
 from controller.app import make_core
 from controller.cli.main import app
 from controller.cli.status import _print
+from controller.config.site import parse_site
 from controller.control_socket import ControlSocket, Peer, fetch, send_order
 from controller.modes import TABLE, Flag, Reason
 from controller.operator_desk import OperatorDesk
 from controller.reasons import MEANS, said
+from controller.reload import Reload
 from controller.replay import replay
+from controller.settings import Settings
 from controller.telemetry import NOTHING_YET, Reporter
-from controller.types import AgentState, MeterSample, Mode, NodeReport, OperatorOrder, Reading
+from controller.types import AgentState, MeterSample, Mode, NodeReport, OperatorOrder, Reading, Trouble
 from drivers.metrics import Metrics
 from drivers.recorder import FileRecorder
-from hil.matrix_lab import Lab, in_lab, lab_scenario
+from hil.matrix_lab import SITE, Lab, in_lab, lab_scenario
 from tests.faults_kit import flagged
 
 ROOT = Peer(1, 0, 0)
+SETTINGS = parse_site({**SITE, "mqtt": {}}, origin="site.yaml")
 
 
 @dataclass
@@ -55,17 +59,21 @@ class Office:
     path: Path
     core: Core = field(default_factory=Core)
     audited: list[Mapping[str, object]] = field(default_factory=list)
+    files: list[Settings] = field(default_factory=list)  # as they are read
 
     def __post_init__(self) -> None:
         self.desk = self.reopened()
 
     def reopened(self) -> OperatorDesk:
-        desk = OperatorDesk(self.path, audit=self.audited.append)
+        desk = OperatorDesk(self.path, audit=self.audited.append, reload=Reload(SETTINGS, read=self.read))
         desk.ask(self.core)
         return desk
 
+    async def read(self) -> Settings:
+        return self.files.pop()
+
     def take(self, order: str) -> tuple[bool, str]:
-        answer = self.desk.take(order, ROOT)
+        answer = asyncio.run(self.desk.take(order, ROOT))
         lines = answer["lines"]
         assert isinstance(lines, list)
         return bool(answer["ok"]), "; ".join(lines)
@@ -257,11 +265,14 @@ def test_the_commands_say_what_became_of_the_order(office: Office, tmp_path: Pat
         assert refused.exit_code == 1 and "cause is still there" in str(refused.exception)
         for order in ("fallback", "lockout"):
             assert run(app, [order, "--socket", str(path)]).exit_code == 0
+        office.files.append(SETTINGS)
+        same = run(app, ["reload", "--socket", str(path)])
+        assert same.exit_code == 0 and "nothing in the file has changed" in same.stdout
     gone = run(app, ["reset", "--socket", str(path)])
     assert gone.exit_code == 1 and "no controller answers" in str(gone.exception)
 
 
-@pytest.mark.parametrize("order", ["reset", "release", "fallback", "lockout", "resume"])
+@pytest.mark.parametrize("order", ["reset", "release", "fallback", "lockout", "resume", "reload"])
 def test_each_command_has_help_with_an_example(order: str) -> None:
     shown = CliRunner().invoke(app, [order, "--help"])
     assert shown.exit_code == 0 and f"Example: rampart {order}" in shown.stdout
@@ -276,6 +287,7 @@ class Orders:
 
     mode: Mode | None = None
     is_reset: bool = False
+    troubles: tuple[Trouble, ...] = ()
 
     def order(self) -> OperatorOrder | None:
         is_reset, self.is_reset = self.is_reset, False

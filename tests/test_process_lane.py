@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from hil.wire_gpus import OTHER_TOOL_GPU
 from hil.wire_lab import Story, WireLab, in_wire_lab
@@ -72,9 +73,11 @@ def is_away(lab: WireLab) -> bool:
 def test_controller_is_paused_killed_starved_stopped_and_deposed(tmp_path: Path) -> None:
     """One site and all that can befall its controller, one after the other, NORMAL between."""
     span: list[float] = []
+    reload_span: list[float] = []
 
     async def story(lab: WireLab) -> None:
         await settled(lab)
+        await reloaded(lab, reload_span)
         await paused(lab)
         await killed(lab, span)
         await out_of_memory(lab)
@@ -84,7 +87,30 @@ def test_controller_is_paused_killed_starved_stopped_and_deposed(tmp_path: Path)
     lab = told(story, tmp_path)
     assert [end.result for end in lab.site.ends[:3]] == ["signal", "oom-kill", "watchdog"] and lab.site.start_count == 4
     assert lab.step_w(*span) <= DEATH_STEP_W, "a bump in power"
+    assert lab.step_w(*reload_span) <= DEATH_STEP_W, "a bump in power by a new file"
     assert log_of(lab.out, "node").count("Traceback") == 0 and log_of(lab.out, "site").count("mode=LOCKOUT") == 1
+
+
+async def reloaded(lab: WireLab, span: list[float]) -> None:
+    """X5: a wrong file is refused whole and told of; a right one is taken by the same process, which leads anew."""
+    file, pid, epoch = lab.files.site_file, lab.site.pid, lab.epoch()
+    good = file.read_text(encoding="utf-8")
+    file.write_text(re.sub(r"tracker_hz: \S+", "tracker_hz: quick", good), encoding="utf-8")
+    assert await lab.reload() == 1
+    assert "tracker_hz" in log_of(lab.out, "site").splitlines()[-1]
+    await lab.run(0.5)
+    status = await lab.status()
+    assert status is not None and any(str(file) in why for why in status["reasons"]), status
+    assert lab.epoch() == epoch
+    span.append(lab.now_s)
+    changed = yaml.safe_load(good)
+    changed["commands"] = {**changed.get("commands", {}), "grace_s": 31}
+    file.write_text(yaml.safe_dump(changed), encoding="utf-8")
+    assert await lab.reload() == 0
+    await lab.until(lambda: lab.epoch() == epoch + 1, within_s=10.0)
+    await lab.until_mode("NORMAL", within_s=NORMAL_S)
+    span.append(lab.now_s)
+    assert lab.site.pid == pid and not lab.site.ends, "its supervisor saw no death"
 
 
 async def paused(lab: WireLab) -> None:

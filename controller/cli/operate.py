@@ -1,4 +1,4 @@
-"""`rampart reset`, `release`, `fallback`, `lockout`, `resume`: an operator's orders to the running controller."""
+"""Orders to the running controller: `rampart reset`, `release`, `fallback`, `lockout`, `resume`, `reload`."""
 
 from __future__ import annotations
 
@@ -65,6 +65,18 @@ def resume(socket: Path | None = SOCKET) -> None:
     Example: rampart resume
     """
     _order("resume", socket)
+
+
+@app.command()
+def reload(socket: Path | None = SOCKET) -> None:
+    """Take the changed site file by a restart that power does not show, or refuse it whole where it is wrong.
+
+    Exit status 0: taken, or nothing has changed; 1: refused, and what runs keeps its settings. `systemctl reload
+    rampart-site` does the same.
+
+    Example: rampart reload
+    """
+    _order("reload", socket)
 
 
 def _order(order: str, socket: Path | None) -> None:

@@ -41,11 +41,16 @@ def run(
     """
     from controller.config.site import load_settings
     from controller.logs import set_up_logs
+    from controller.reload import Restart, begin_anew
 
     settings = load_settings(config)
     set_up_logs()
     sys.setswitchinterval(SWITCH_S)
-    raise typer.Exit(asyncio.run(_until_stopped(lambda: _serve(settings))))
+    try:
+        status = asyncio.run(_until_stopped(lambda: _serve(settings)))
+    except Restart:
+        begin_anew()
+    raise typer.Exit(status)
 
 
 async def _until_stopped(serve: Callable[[], Coroutine[Any, Any, None]]) -> int:
@@ -144,9 +149,11 @@ async def _node(
 async def _site(settings: Settings, *, node_link: NodeLink | None, notifier: Notifier) -> None:
     from controller.app import build
     from controller.clock import MonotonicClock
+    from controller.config.site import load_settings
     from controller.control_socket import ControlSocket
     from controller.live import live_factories
     from controller.operator_desk import OperatorDesk
+    from controller.reload import Reload
     from controller.session import open_session
     from controller.telemetry import Reporter
     from drivers.audit_log import AuditLog
@@ -160,9 +167,11 @@ async def _site(settings: Settings, *, node_link: NodeLink | None, notifier: Not
         settings, clock=clock, session=session, node_link=node_link, feed_watchdog=notifier.feed_watchdog
     ) as factories:
         audit = AuditLog(Path(settings.state_dir) / "operator-audit.jsonl")
+        reload = Reload(settings, read=lambda: asyncio.to_thread(load_settings, Path(settings.config_path)))
         desk = OperatorDesk(
             Path(settings.state_dir) / "operator.json",
             audit=lambda line: audit.append({"utc": utc_text(clock.wall_utc_s()), **line}),
+            reload=reload,
         )
         daemon = build(settings, replace(factories, operator=desk))
         reporter = Reporter(settings.site, metrics=Metrics(settings.metrics_port), core=daemon.core)
@@ -175,7 +184,9 @@ async def _site(settings: Settings, *, node_link: NodeLink | None, notifier: Not
             async with asyncio.TaskGroup() as group:
                 group.create_task(socket.run())
                 group.create_task(daemon.run())
+                group.create_task(reload.until_wanted())
         finally:
-            notifier.stopping()
+            if not reload.is_wanted:  # the supervisor would end what begins anew
+                notifier.stopping()
             reporter.close()
             audit.close()

@@ -67,6 +67,7 @@ class SiteFault(StrEnum):
     DEVICE_CHANGED = "device_changed"
     DEVICE_WRONG = "device_wrong"
     DISK_FULL = "disk_full"
+    FILE_REFUSED = "file_refused"
 
 
 @dataclass(frozen=True, slots=True)
