@@ -53,7 +53,11 @@ class LoadSource(StrEnum):
     METER = "meter"
     SUB_METERS = "sub_meters"
     NODES = "nodes"
-    HELD = "held"  # the last value and a growing margin
+    HELD = "held"  # the last value, before there is any or for an instant
+    LOST = "lost"  # the last value and a growing margin: nobody measures
+
+
+UNMEASURED = frozenset({LoadSource.HELD, LoadSource.LOST})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,11 @@ class NodePower:
     missing_count: int
     gpu_count: int
     t_s: float  # of the oldest report that counts
+
+    @property
+    def is_known(self) -> bool:
+        """Some GPU's power was read; the last values of all of them tell nothing of now."""
+        return self.missing_count < self.gpu_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +224,7 @@ class LoadEstimator:
         view = MeterView(
             now_s=now_s,
             battery_w=battery_w,
-            gpu_w=self._nodes.gpu_w if self._nodes.gpu_count else None,
+            gpu_w=self._nodes.gpu_w if self._nodes.is_known else None,
             others_w=self._sub_power(now_s, meters),
         )
         flags = set(self._meter.check(pcc, view)) if pcc is not None else set()
@@ -228,7 +237,7 @@ class LoadEstimator:
             is_usable=pcc is not None and self._meter.is_usable,
             served_s=self._good_s,
             late=self._late,
-            nodes=self._bridge if self._nodes.gpu_count else None,
+            nodes=self._bridge if self._nodes.is_known else None,
         )
         if pcc is not None and role is MeterRole.LOAD:
             found = self._from_meter(now_s, replace(pcc, t_mono_s=pcc.t_mono_s - late_s), view, frozenset(flags))
@@ -277,7 +286,7 @@ class LoadEstimator:
             self._bridge.metered(t_s, own_w, is_repeated=power_w == self._last_power_w)
             self._last_power_w = power_w
         self._good_s = now_s
-        if self._nodes.gpu_count:
+        if self._nodes.is_known:
             own_w = self._load_w - self._ballast_w
             self._other_w = min(max(own_w - self._nodes.gpu_w, 0.0), self._site.other_load_w_max)
         margin_w = 0.0
@@ -300,7 +309,7 @@ class LoadEstimator:
                 now_s, margin_w=margin_w, pcc_w=None, source=LoadSource.SUB_METERS, is_fresh=True, flags=flags
             )
         brief = had_meter and held_s <= (HELD_TICKS - 0.5) * self._site.tracker_period_s
-        if self._nodes.gpu_count and not brief:
+        if self._nodes.is_known and not brief:
             known_s, load_w = self._bridge.load()
             is_fresh = known_s > self._load_s or not math.isfinite(self._load_s)
             self._load_s = max(self._load_s, known_s)
@@ -313,9 +322,10 @@ class LoadEstimator:
         growth_w = GROWTH_FRAC_PER_S * self._site.registered_peak_w * max(held_s, 0.0)
         ceiling_w = self._site.gpu_peak_w + self._site.other_load_w_max
         margin_w = max(0.0, min(growth_w, ceiling_w - self._load_w))
-        if self._nodes.gpu_count:  # a margin that is gone a tick later would still have moved every cap
+        if self._nodes.is_known:  # a margin that is gone a tick later would still have moved every cap
             margin_w = min(margin_w, self._bridge.margin_w(now_s, self._load_w))
-        return self._made(now_s, margin_w=margin_w, pcc_w=None, source=LoadSource.HELD, is_fresh=False, flags=flags)
+        source = LoadSource.LOST if math.isfinite(self._load_s) and not brief else LoadSource.HELD
+        return self._made(now_s, margin_w=margin_w, pcc_w=None, source=source, is_fresh=False, flags=flags)
 
     def _made(
         self,
@@ -329,16 +339,17 @@ class LoadEstimator:
     ) -> Estimate:
         nodes = self._nodes
         self._find_held(pcc_w)
-        quality = {LoadSource.METER: Quality.GOOD, LoadSource.HELD: Quality.MISSING}.get(source, Quality.SUSPECT)
-        if source is LoadSource.METER and flags & DOUBTS:
-            quality = Quality.SUSPECT
+        is_measured = source not in UNMEASURED
+        quality = Quality.SUSPECT if is_measured else Quality.MISSING
+        if source is LoadSource.METER and not flags & DOUBTS:
+            quality = Quality.GOOD
         gpu_w = nodes.gpu_w if nodes.gpu_count else max(0.0, self._load_w - self._ballast_w - self._other_w)
         lag_s = self._lag.lag_s
         period_s = self._site.tracker_period_s
         is_device = self._site.following is Following.DEVICE
         if source is LoadSource.NODES:
             self._load_delay_s = max(now_s - self._load_s, 0.0)
-        elif source is not LoadSource.HELD:  # a value that is held was taken when another was its age
+        elif is_measured:  # a value that is held was taken when another was its age
             self._load_delay_s = self._delay_s + self._late_s
         delay_s = self._load_delay_s
         return Estimate(
@@ -429,7 +440,7 @@ class LoadEstimator:
                 nodes = [_with_last_power(reading, self._reports) for reading in nodes]
                 self._nodes = sum_nodes(nodes, gpu_peak_w=self._site.gpu_peak_w)
             self._reports = {reading.value.node_id: reading.value for reading in nodes}
-            if self._nodes.gpu_count:
+            if self._nodes.is_known:
                 is_proven = not self._trust.is_doubted
                 is_learning = is_proven and not self._late.is_in_doubt
                 self._bridge.reported(

@@ -121,9 +121,10 @@ class Health:
     def _power(image: SiteImage, estimate: Estimate) -> set[Flag]:
         """Where the site's power comes from, and what the estimator found against its meter."""
         found = {Flag(flag.value) for flag in estimate.flags}
-        if image.pcc is None and estimate.source is LoadSource.HELD:
+        is_lost = estimate.source is LoadSource.LOST
+        if is_lost or (image.pcc is None and estimate.source is LoadSource.HELD):
             found.add(Flag.IMAGE_LOST)
-        if image.pcc is not None and estimate.source is LoadSource.NODES:
+        if image.pcc is not None and (is_lost or estimate.source is LoadSource.NODES):
             found.add(Flag.METER_MISSING)
         return found
 

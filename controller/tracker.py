@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from controller.contract import AdmissibleInterval, Interval
 from controller.doubt import StepDoubt
-from controller.estimate import Estimate, LoadSource
+from controller.estimate import UNMEASURED, Estimate, LoadSource
 from controller.follow import FollowerSettings, SoftwareFollower
 from controller.forecast import Line, LineForecast
 from controller.reserve import (
@@ -427,7 +427,7 @@ class Tracker:
         if self._reference_w is not None and abs(reference_w - self._reference_w) < battery.deadband_w:
             reference_w = self._reference_w  # the device would not move for it
         self._reference_w = reference_w
-        if estimate.source is LoadSource.HELD and estimate.margin_w >= EVENT_FRAC * self._site.registered_peak_w:
+        if estimate.source in UNMEASURED and estimate.margin_w >= EVENT_FRAC * self._site.registered_peak_w:
             self._is_saturated = True  # nothing is measured: what is on the meter is no residual
         return BatteryAim(Following.SOFTWARE, reference_w, self._expiry_w_per_s(reference_w))
 

@@ -425,7 +425,7 @@ def test_a_meter_whose_count_stands_for_long_is_lost_though_nobody_else_speaks()
         counted(bench, 60e6)
     found = [bench.tick(60e6, wh=1e6 + 5.0 * 60e6 / 3_600.0) for _ in range(160)]
     assert found[80].source is LoadSource.METER and MeterFlag.METER_LATE in found[80].flags
-    assert found[-1].source is LoadSource.HELD and found[-1].margin_w > 10e6
+    assert found[-1].source is LoadSource.LOST and found[-1].margin_w > 10e6
     assert MeterFlag.METER_MISSING in found[-1].flags
 
 
@@ -555,6 +555,19 @@ def test_a_slow_meter_is_away_between_its_samples_and_corrects_all_the_same() ->
     spoke_s = 75.0
     told = next(f for f in last if f.t_s >= spoke_s - 1e-6)
     assert told.load_w == pytest.approx(site.load_w(told.t_s) + 2e6, abs=0.1e6)
+
+
+def test_nodes_without_a_single_power_reading_do_not_stand_in_for_the_meter() -> None:
+    """Their last values were load once; what GPUs draw now nobody knows."""
+    bench = Bench()
+    for k in range(100):
+        bench.tick(60e6 + 10.0 * (k % 7), nodes=(node([650.0 + k % 3] * 8, bench.now_s, stands_for=10_000),))
+    found = [bench.tick(None, nodes=(node([math.nan] * 8, bench.now_s, stands_for=10_000),)) for _ in range(20)]
+    assert found[-1].source is LoadSource.LOST and found[-1].quality is Quality.MISSING
+    assert found[-1].load_w == pytest.approx(60e6, rel=1e-3)
+    half = [650.0] * 4 + [math.nan] * 4
+    partly = [bench.tick(None, nodes=(node(half, bench.now_s, stands_for=10_000),)) for _ in range(20)]
+    assert partly[-1].source is LoadSource.NODES, "half of them is something"
 
 
 def test_what_was_held_is_not_as_old_as_the_sample_that_ended_it() -> None:

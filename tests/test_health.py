@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -63,12 +64,19 @@ def battery(*, is_remote: bool = True, state: BatteryState = BatteryState.RUNNIN
     return Reading(BatterySample(0.0, 0.5, 70e6, 70e6, state, is_remote, 0.0, False), 0.0, Quality.GOOD, "battery")
 
 
-def found(*nodes: Reading[NodeReport], is_clamped: bool = False, **image: object) -> frozenset[Flag]:
-    """The flags at a first image of a site that is well but for what is given."""
+def found(
+    *nodes: Reading[NodeReport], is_clamped: bool = False, blind_ticks: int = 0, **image: object
+) -> frozenset[Flag]:
+    """The flags at a first image of a site that is well but for what is given; blind: no power from anywhere."""
     pcc = Reading(MeterSample(60e6), 0.0, Quality.GOOD, "pcc")
     fields: dict[str, object] = {"battery": battery()} | image
     seen = SiteImage(0.0, 1.8e9, 0, pcc, ups={}, nodes=nodes, signals=(), is_grid_link_up=True, **fields)  # type: ignore[arg-type]
-    estimate: Estimate = LoadEstimator(SITE).step(0.0, pcc=pcc, battery=seen.battery, nodes=(), meters={})
+    estimator, nothing = LoadEstimator(SITE), Reading(MeterSample(math.nan), 0.0, Quality.MISSING, "pcc")
+    estimate: Estimate = estimator.step(0.0, pcc=pcc, battery=seen.battery, nodes=(), meters={})
+    for k in range(blind_ticks):
+        estimate = estimator.step(
+            (k + 1) * SITE.tracker_period_s, pcc=nothing, battery=seen.battery, nodes=(), meters={}
+        )
     given = HealthInput(
         estimate=estimate,
         is_leader=True,
@@ -83,6 +91,11 @@ def found(*nodes: Reading[NodeReport], is_clamped: bool = False, **image: object
 
 def test_a_site_that_is_well_has_no_flag() -> None:
     assert found(node("a"), node("b")) == frozenset()
+
+
+@pytest.mark.parametrize(("ticks", "is_blind"), [(1, False), (3, True)])
+def test_a_site_whose_power_nobody_measures_is_blind_after_an_instant(ticks: int, is_blind: bool) -> None:
+    assert (Flag.IMAGE_LOST in found(blind_ticks=ticks)) is is_blind
 
 
 @pytest.mark.parametrize("fault", [fault for fault in NodeFault if fault is not NodeFault.FOREIGN_WRITER_WON])
