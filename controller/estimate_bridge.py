@@ -131,8 +131,9 @@ class NodeBridge:
             return self._metered_s, self._metered_w
         reported_w = self._sum_w + self.left_out_w
         if self._apart_w is None:
-            self._apart_w = self._metered_w - reported_w if self.is_taught else 0.0
-        return true_s, reported_w + self._apart_w * math.exp(-(true_s - self._metered_s) / FADE_S)
+            self._apart_w = self._metered_w - reported_w if math.isfinite(self._metered_s) else 0.0
+        faded = math.exp(-(true_s - self._metered_s) / FADE_S) if self.is_taught else 1.0
+        return true_s, reported_w + self._apart_w * faded
 
     def _since_metered(self) -> tuple[float, float] | None:
         """The mean load since the meter was lost, while a report's own mean still reaches back to before.

@@ -21,6 +21,7 @@ BELIEVED_S = 60.0  # the longest that what is believed may stand in for counts
 STAND_S = 0.5  # a count that stands for less says nothing
 PAUSE_S = 0.5  # without a read: how long a count has stood is not known
 CHANGES = 5  # the last ones tell for how long a count stands and by how much it moves then,
+FIRST_S = 1.0  # before the first count nothing may have been counted for as long as a count may stand
 STAND_GAIN = 1.5  # ...the most of either, and half as much again
 JUMP_S = 0.3  # of the counter's clock against ours: less is what two registers of one meter differ by
 GOES_ON = 0.75, 1.25  # times what the samples' own powers make of the time between them, at least and at most
@@ -40,6 +41,7 @@ class CounterClock:
         """Begin anew: in time until a count says otherwise."""
         self._read: deque[tuple[float, float]] = deque()  # (time, count)
         self._believed: deque[tuple[float, float]] = deque()  # the same, after the newest that was read
+        self._first_s = math.nan  # of the first count that was kept
         self._unsure_wh = 0.0  # how much too high the end of the line may be
         self._heard_s, self._last_wh, self._last_w = -math.inf, math.nan, 0.0
         self._since_s = math.nan  # when the last count was first read
@@ -67,25 +69,23 @@ class CounterClock:
         if self._is_other(t_s, count_wh, power_w=power_w):
             self.forget()
         moved_wh, pause_s = count_wh - self._last_wh, t_s - self._heard_s
-        goes_on = pause_s <= PAUSE_S and not self.late_s and self._goes_on(moved_wh, pause_s, power_w)
+        goes_on = not self.late_s and self._goes_on(moved_wh, t_s - self._since_s, power_w)
         self._heard_s, self._last_wh, self._last_w = t_s, count_wh, power_w
         if pause_s > PAUSE_S:
             self._since_s = math.nan
         if goes_on:
             self._changed(t_s, moved_wh)
-            self._keep(t_s, count_wh)
+            self._keep(t_s, count_wh, power_w=power_w)
             return
         usual_s, usual_wh = self._usually()
         if not moved_wh and (t_s - self._since_s <= usual_s or self._due_wh(t_s) <= count_wh + usual_wh):
             return
-        late_s = self._behind_s(t_s, count_wh, step_wh=usual_wh if pause_s > PAUSE_S else 0.0)
+        late_s = self._behind_s(t_s, count_wh, step_wh=usual_wh if pause_s > PAUSE_S else self._first_wh(power_w))
         if not late_s or not self.late_s or abs(late_s - self.late_s) > JUMP_S:
             self.late_s = late_s
-        if moved_wh:  # one that stands was true when it was first read
-            is_new = not self._read and math.isnan(self._since_s)  # nobody saw it come
+        if moved_wh:  # one that stands was true when it was first read, or before: so is the very first
             self._changed(t_s, moved_wh)
-            if not is_new:
-                self._keep(t_s - self.late_s, count_wh)
+            self._keep(t_s - self.late_s, count_wh, power_w=power_w)
 
     # ------------------------------------------------------------------------------------------------------ private
 
@@ -93,14 +93,15 @@ class CounterClock:
     def _end(self) -> tuple[float, float]:
         return self._believed[-1] if self._believed else self._read[-1]
 
-    def _goes_on(self, moved_wh: float, pause_s: float, power_w: float) -> bool:
-        """The count moved by what its samples' own powers make of it: as that one was in time, so is this.
+    def _goes_on(self, moved_wh: float, stood_s: float, power_w: float) -> bool:
+        """The count moved by what its samples' own powers make of the time that the last one stood: it is as late.
 
         However power jumped meanwhile, and whatever is believed of it; while power is exported a count stands.
         """
         least_w, most_w = sorted((max(self._last_w, 0.0), max(power_w, 0.0)))
-        hours = pause_s / S_PER_H
-        return bool(self._read) and GOES_ON[0] * least_w * hours <= moved_wh <= GOES_ON[1] * most_w * hours
+        hours = stood_s / S_PER_H
+        is_brief = bool(self._read) and stood_s <= PAUSE_S
+        return is_brief and GOES_ON[0] * least_w * hours <= moved_wh <= GOES_ON[1] * most_w * hours
 
     def _is_other(self, t_s: float, count_wh: float, *, power_w: float) -> bool:
         """The line says nothing of this count: the counter was reset, counts net and power is exported, or long ago."""
@@ -109,7 +110,8 @@ class CounterClock:
         fallen_wh = self._last_wh - count_wh
         is_net = 0.0 < fallen_wh <= -NET_GAIN * power_w * (t_s - self._heard_s) / S_PER_H
         is_long_ago = fallen_wh != 0.0 and t_s - self._read[-1][0] > BELIEVED_S
-        return is_net or is_long_ago or count_wh < self._read[0][1]
+        is_nothing = fallen_wh > 0.0 and count_wh == 0.0  # whatever was counted before: it began anew
+        return is_net or is_long_ago or is_nothing or count_wh < self._read[0][1]
 
     def _usually(self) -> tuple[float, float]:
         """For how long a count stands, and by how much it moves then: it is renewed at times, or in coarse steps."""
@@ -117,6 +119,11 @@ class CounterClock:
             return math.inf, math.inf
         stood_s, moved_wh = (STAND_GAIN * max(each) for each in zip(*self._usual, strict=True))
         return max(STAND_S, stood_s), moved_wh
+
+    def _first_wh(self, power_w: float) -> float:
+        """How far the very first count may be ahead of those that follow it; 0 once another was read."""
+        is_second = bool(self._read) and self._read[-1][0] == self._first_s
+        return max(power_w, 0.0) * FIRST_S / S_PER_H if is_second else 0.0
 
     def _changed(self, t_s: float, moved_wh: float) -> None:
         if moved_wh > 0.0 and self._read and not self.late_s and not math.isnan(self._since_s):
@@ -145,9 +152,12 @@ class CounterClock:
         line = np.array([*self._read, *self._believed])
         return line[:, 0], line[:, 1]
 
-    def _keep(self, true_s: float, count_wh: float) -> None:
+    def _keep(self, true_s: float, count_wh: float, *, power_w: float) -> None:
         """The count was true then; what is believed goes on from there."""
-        if self._read and true_s <= self._read[-1][0]:
+        if not self._read:
+            self._first_s = true_s
+            self._read.append((true_s - REMEMBERED_S, count_wh - max(power_w, 0.0) * REMEMBERED_S / S_PER_H))
+        elif true_s <= self._read[-1][0]:
             return
         if self._believed and true_s < self._believed[-1][0]:
             times, counts = np.array([self._read[-1], *self._believed]).T
@@ -158,5 +168,5 @@ class CounterClock:
             self._believed.clear()
             self._unsure_wh = 0.0
         self._read.append((true_s, count_wh))
-        while self._read[0][0] < true_s - REMEMBERED_S:
+        while self._read[1][0] < true_s - REMEMBERED_S:
             self._read.popleft()

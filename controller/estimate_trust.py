@@ -72,11 +72,11 @@ class MeterTrust:
         self._is_slow = MeterFlag.METER_SLOW in flags
         if self._is_loop_ours and late.late_s > OLD_S:
             return MeterRole.NOTHING
-        if self._is_loop_ours and nodes is not None and nodes.is_taught and nodes.is_heard(now_s):
+        if self._is_loop_ours and nodes is not None and nodes.is_heard(now_s):
             if late.late_s:
                 is_younger = not late.has_misled and late.late_s <= nodes.delay_s
                 return MeterRole.LOAD if is_younger else MeterRole.NOTHING
-            if now_s - self._doubted_s <= PROOF_S and not late.fits_since(self._doubted_s):
+            if nodes.is_taught and now_s - self._doubted_s <= PROOF_S and not late.fits_since(self._doubted_s):
                 return MeterRole.NOTHING
         self._doubted_s = -math.inf
         return MeterRole.CORRECTION if self._is_slow and nodes is not None else MeterRole.LOAD

@@ -49,6 +49,15 @@ def test_before_anything_is_learnt_the_declared_other_load_counts_once() -> None
     assert bridge.load()[1] == pytest.approx(62e6)
 
 
+def test_a_meter_that_leaves_before_anything_is_learnt_leaves_its_last_word() -> None:
+    """What the reports leave out is what the meter said beside them: declarations are off by megawatts for long."""
+    bridge = NodeBridge(scale_w=PEAK_W, other_w=10e6)
+    bridge.metered(0.1, 63e6, is_repeated=False)
+    for k in range(2, 200):
+        bridge.reported(k / 10, gpu_w=50e6 if k < 100 else 40e6, other_w=0.0)
+        assert bridge.load()[1] == pytest.approx(63e6 if k < 100 else 53e6)
+
+
 def test_the_meter_leaves_without_a_bump() -> None:
     """Constant load, reports that suddenly leave out more: nothing jumps, the difference comes in over seconds."""
     bridge = taught(lambda _: 60e6, until_s=40.0)

@@ -182,6 +182,30 @@ def test_a_register_that_is_renewed_once_a_second_tells_all_the_same() -> None:
         assert clock.late_s == pytest.approx(old_s, abs=0.15)
 
 
+@pytest.mark.parametrize("from_s", [0.15, 0.25])
+def test_a_count_from_before_the_first_that_was_read_tells(from_s: float) -> None:
+    """Late from the second or third sample on: no count like it was read, but none is so little below a reset."""
+    found = run(lambda t: 3.7 if from_s <= t < 12.0 else 0.0, 20.0)
+    assert all(said_s == pytest.approx(3.7 if from_s <= t_s < 12.0 else 0.0, abs=0.05) for t_s, said_s in found)
+
+
+def test_a_young_counter_that_reads_nothing_began_anew() -> None:
+    """Five seconds old and set back: nothing is late, now or later, although it read as little then."""
+    clock = CounterClock(error_w=3e6)
+    for k in range(200):
+        t_s = k * TICK_S
+        clock.read(t_s, WH_PER_S * (t_s if k < 50 else t_s - 5.0), power_w=POWER_W)
+        clock.believed(t_s, POWER_W, margin_w=0.5e6)
+        assert clock.late_s == 0.0
+
+
+def test_a_first_count_that_stands_for_long_tells_with_the_next() -> None:
+    """A meter that hangs for 3.7 s from the first sample on and goes on from there: steps are too small for that."""
+    found = run(lambda t: min(t - TICK_S, 3.7), 10.0)
+    assert all(said_s == 0.0 for t_s, said_s in found if t_s < 3.75)
+    assert all(said_s == pytest.approx(3.7, abs=0.15) for t_s, said_s in found if t_s > 3.85)
+
+
 def test_the_age_of_the_first_count_is_not_known() -> None:
     """It is of before the start, and nothing was counted for a while; nor do counts come to the millisecond."""
     clock = CounterClock(error_w=3e6)

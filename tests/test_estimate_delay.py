@@ -11,6 +11,7 @@ import pytest
 from controller.estimate_delay import MeterDelay
 from controller.modes import Flag
 from controller.types import MeterSample, Mode, Reading
+from hil.faults import Fault
 from hil.matrix_lab import Lab, in_lab, lab_scenario
 
 TICK_S, ON_TIME_S, LAG_TICKS = 0.1, 0.03, 1
@@ -247,3 +248,17 @@ def test_a_late_meter_without_a_counter_is_stopped_at_a_fifth_of_the_swing() -> 
     lab = late_site(has_counter=False)
     swing_w = next(row.worst for row in lab.verdicts().limits if row.id == "ieso-ramp.swing-15s")
     assert swing_w < 10e6
+
+
+@pytest.mark.parametrize("from_s", [0.0, 0.27, 0.5, 2.0])
+def test_a_meter_that_is_late_from_the_start_breaks_no_row(from_s: float) -> None:
+    """3.8 s from a cold start on (seed 5322 at 0.27 s): nothing was learnt of nodes yet, and they serve."""
+
+    async def story(lab: Lab) -> None:
+        lab.plan.add(Fault("late", "meter", "delayed", from_s, from_s + 14.0, 3.764))
+        lab.start()
+        await lab.run(30.0)
+
+    lab = in_lab(story, lab_scenario("steady", following="software", duration_s=40.0))
+    assert lab.saw(Flag.METER_LATE) and Flag.METER_LATE not in lab.last.flags
+    assert lab.broken() == []
