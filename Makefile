@@ -8,7 +8,7 @@ HOURS ?= 20
 FIRST_SEED ?= 1
 SECONDS_EACH ?= 20
 
-.PHONY: setup demo test check lint units configs faults swarm wire process coverage mutation fuzz test-gpu tools benchmarks lock clean help
+.PHONY: setup demo test check lint units configs faults swarm wire wire-slow process coverage mutation fuzz test-gpu tools benchmarks lock clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
@@ -56,6 +56,9 @@ swarm: setup ## HOURS of seeded fault swarms from FIRST_SEED on, in virtual time
 
 wire: setup ## everything that needs real sockets, files or the C ABI
 	$(BIN)/python -m pytest -m wire
+
+wire-slow: setup ## of these, what the default suite leaves out
+	$(BIN)/python -m pytest -m 'wire and slow'
 
 process: setup ## death of real processes under what plays systemd: kill -9, stops, full disk, split brain
 	$(BIN)/python -m pytest -m process
