@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from controller.estimate import Estimate, LoadSource
-from controller.follow_watch import FollowWatch
+from controller.follow_watch import FollowWatch, HoldWatch
 from controller.modes import Flag
 from controller.plan.plan import Plan, PlanStatus
 from controller.settings import Policy, SiteSettings
 from controller.types import (
     WORST_READ,
     AgentState,
+    BatterySample,
     BatteryState,
     EnvelopeState,
     Following,
@@ -92,14 +93,18 @@ class Health:
         self._judged: dict[NodeId, _Judged] = {}
         self._is_first_report = True
         self._overruns = 0
-        is_ours = site.battery is not None and site.following is Following.SOFTWARE
-        self._follow = FollowWatch(site.battery, period_s=site.planner_period_s) if site.battery and is_ours else None
+        self._follow: FollowWatch | None = None
+        self._hold: HoldWatch | None = None
+        if site.battery is not None and site.following is Following.SOFTWARE:
+            self._follow = FollowWatch(site.battery, period_s=site.planner_period_s)
+        elif site.battery is not None:
+            self._hold = HoldWatch(site.battery, period_s=site.planner_period_s)
 
     def step(self, image: SiteImage, given: HealthInput) -> frozenset[Flag]:
         """Everything found at this image."""
         judged = [self._judge(reading.value) for reading in image.nodes]
         found = self._clocks(image) | self._gpus(image.nodes, judged) | self._restarted(image.nodes)
-        found |= self._battery(image, given.written) | _load_bank(image, is_disobeying=given.is_bank_disobeying)
+        found |= self._battery(image, given) | _load_bank(image, is_disobeying=given.is_bank_disobeying)
         found |= self._power(image, given.estimate) | self._planner(given) | _nodes(image.nodes, judged)
         if given.is_above_cap:
             found.add(Flag.POWER_ABOVE_CAP)
@@ -138,7 +143,7 @@ class Health:
             found.add(Flag.ENVELOPE_BUSY)
         return found
 
-    def _battery(self, image: SiteImage, written: EnvelopeState) -> set[Flag]:
+    def _battery(self, image: SiteImage, given: HealthInput) -> set[Flag]:
         if image.battery is None:
             return set()
         sample, found = image.battery.value, set()
@@ -146,13 +151,25 @@ class Health:
             found.add(Flag.BATTERY_LOST)
         elif not sample.is_remote or sample.state in (BatteryState.OFF, BatteryState.FAULT):
             found.add(Flag.BATTERY_LIMITED)
-        if self._follow is None:
-            return found
-        if found or written.reference_w is None:
-            self._follow.forget()
-        elif self._follow.is_off(image.t_mono_s, sample, asked_w=written.reference_w):
+        if self._is_off(image.t_mono_s, sample, given, is_asked=not found):
             found.add(Flag.BATTERY_NOT_FOLLOWING)
         return found
+
+    def _is_off(self, now_s: float, sample: BatterySample, given: HealthInput, *, is_asked: bool) -> bool:
+        """A battery that is there does not do what it was told."""
+        asked_w, estimate = given.written.reference_w, given.estimate
+        watch = self._follow or self._hold
+        if watch is None:
+            return False
+        if not is_asked or asked_w is None:
+            watch.forget()
+        elif self._follow is not None:
+            return self._follow.is_off(now_s, sample, asked_w=asked_w)
+        elif self._hold is not None:
+            if estimate.pcc_w is not None and estimate.quality is Quality.GOOD and sample.is_following:
+                return self._hold.is_off(now_s, sample, import_w=estimate.pcc_w, target_w=asked_w)
+            self._hold.forget()
+        return False
 
     def _is_solver_wrong(self, given: HealthInput) -> bool:
         """The program was asked and did not answer. Without a battery it is not asked, which has a row of its own."""

@@ -570,6 +570,40 @@ def test_battery_does_not_follow(state: str) -> None:
     play(state, begin=begin, react=react, heal=heal, loss=Loss(change_w))
 
 
+def test_a_battery_that_should_follow_by_itself_and_does_not_is_found_out_by_the_meter() -> None:
+    """B2 under device following: load leaves, the meter shows it, the battery could take it and does not."""
+
+    def begin(lab: Lab) -> None:
+        battery(lab).is_deaf = True
+
+    def heal(lab: Lab) -> None:
+        battery(lab).is_deaf = False
+
+    async def react(lab: Lab, since_s: float) -> None:
+        lab.drop(8.0, 2.0)
+        await flagged(lab, Flag.BATTERY_NOT_FOLLOWING, since_s=since_s, within_s=6.0)
+        await lab.run(1.0)
+        assert lab.last.mode >= Mode.DEGRADED
+        shown = envelope_battery(lab.site, lab.traces[-1].image, lab.last.flags)
+        assert shown is not None and shown.supply_w == shown.spare_w == 0.0
+        assert lab.last.battery_w is not None and abs(lab.last.battery_w) < 0.1 * MW, "nothing for who follows nothing"
+
+    play("steady", begin=begin, react=react, heal=heal, loss=Loss(8.0 * MW), following="device")
+
+
+@pytest.mark.parametrize("gain", [0.97, 1.03])
+def test_a_meter_three_percent_apart_from_the_batterys_own_is_no_disobedience(gain: float) -> None:
+    def apart(reading: Reading[MeterSample]) -> Reading[MeterSample]:
+        return replace(reading, value=replace(reading.value, power_w=gain * reading.value.power_w))
+
+    async def react(lab: Lab, since_s: float) -> None:
+        lab.drop(8.0, 2.0)
+        await lab.run(30.0)
+        assert not lab.saw(Flag.BATTERY_NOT_FOLLOWING, since_s=since_s)
+
+    play("steady", begin=lambda lab: setattr(lab.hooks, "meter", apart), react=react, following="device")
+
+
 def test_a_battery_out_of_reach_is_no_fault_of_the_solver() -> None:
     """Without a battery the program is not asked, so it cannot have failed: DEGRADED, and caps may rise again."""
 

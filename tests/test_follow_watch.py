@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 
-from controller.follow_watch import FollowWatch
+from controller.follow_watch import FollowWatch, HoldWatch
 from controller.settings import BatterySettings
 from controller.types import BatterySample, BatteryState
 from hil.matrix_lab import lab_scenario
@@ -63,3 +64,40 @@ def test_a_silence_begins_anew() -> None:
     watch.forget()
     off = [watch.is_off(12.0 + 0.1 * k, sample(0.0, asked_w), asked_w=asked_w) for k in range(40)]
     assert not any(off[:31]) and off[-1]
+
+
+def called_off_s(
+    *, holds: float, ripple_w: float = 0.0, load_w: float = 60 * MW, gain: float = 1.0, ramp_w_per_s: float = 1400 * MW
+) -> float | None:
+    """When a battery that holds this share of the load's way from a target of 60 MW is called off; None in a minute."""
+    watch, power_w = HoldWatch(nameplate(ramp_w_per_s=ramp_w_per_s), period_s=1.0), 0.0
+    for k in range(600):
+        load_now_w = load_w + ripple_w * math.sin(2.0 * math.pi * 0.1 * k / 2.1)
+        wanted_w = min(max(holds * (load_now_w - 60 * MW), -30 * MW), 12 * MW)
+        power_w += min(max(wanted_w - power_w, -0.1 * ramp_w_per_s), 0.1 * ramp_w_per_s)
+        follower = replace(sample(power_w, 60 * MW), is_following=True)
+        if watch.is_off(0.1 * k, follower, import_w=gain * (load_now_w - power_w), target_w=60 * MW):
+            return 0.1 * k
+    return None
+
+
+@pytest.mark.parametrize("load_megawatt", [60, 45, 68, 30, 90])
+def test_a_battery_that_holds_its_target_is_not_off(load_megawatt: float) -> None:
+    """Also where load is beyond what it can hold, and by a meter that reads 3 % more or less than its own."""
+    for gain in (0.97, 1.0, 1.03):
+        assert called_off_s(holds=1.0, load_w=load_megawatt * MW, ripple_w=4 * MW, gain=gain) is None
+
+
+@pytest.mark.parametrize(
+    ("load_megawatt", "ripple_megawatt", "found_s"),
+    [(50, 0, 1.1), (70, 0, 1.4), (60, 5, 4.0), (61, 0, None)],
+)
+def test_a_battery_that_leaves_load_on_the_meter_is_off(
+    load_megawatt: float, ripple_megawatt: float, found_s: float | None
+) -> None:
+    found = called_off_s(holds=0.0, load_w=load_megawatt * MW, ripple_w=ripple_megawatt * MW)
+    assert found == (None if found_s is None else pytest.approx(found_s, abs=0.5))
+
+
+def test_a_follower_slow_by_declaration_is_on_its_way() -> None:
+    assert called_off_s(holds=1.0, load_w=50 * MW, ramp_w_per_s=1 * MW) is None
