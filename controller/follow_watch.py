@@ -30,8 +30,8 @@ class FollowWatch:
         """It was silent, or nothing is asked of it: what it does is no answer."""
         self._due_w = self._off_since_s = None
 
-    def is_off(self, now_s: float, sample: BatterySample, *, asked_w: float) -> bool:
-        """For longer than an averaging, a lag or an edge explains."""
+    def is_off(self, now_s: float, sample: BatterySample, *, asked_w: float, import_w: float | None = None) -> bool:
+        """For longer than an averaging, a lag or an edge explains; what is imported tells nothing of it."""
         battery = self._battery
         allowed_w = max(OFF_FRAC * max(battery.discharge_w_max, abs(sample.reference_w)), battery.deadband_w)
         if self.beyond_w(now_s, sample.power_w, asked_w=asked_w) <= allowed_w:
@@ -68,11 +68,16 @@ class HoldWatch:
         self._way.forget()
         self._left_w, self._looked_s = 0.0, math.nan
 
-    def is_off(self, now_s: float, sample: BatterySample, *, import_w: float, target_w: float) -> bool:
-        """The meter shows other power than its target, and the battery could give the difference and does not."""
-        asked_w = import_w + sample.power_w - target_w
-        asked_w = min(max(asked_w, -sample.charge_w_max), sample.discharge_w_max)
-        left_w = self._way.beyond_w(now_s, sample.power_w, asked_w=asked_w)
+    def is_off(self, now_s: float, sample: BatterySample, *, asked_w: float, import_w: float | None) -> bool:
+        """The meter shows other power than the target `asked_w`; the battery could give the difference and does not.
+
+        While no meter is believed (`import_w` None), or it was not told to follow, nobody knows.
+        """
+        if import_w is None or not sample.is_following:
+            self.forget()
+            return False
+        wanted_w = min(max(import_w + sample.power_w - asked_w, -sample.charge_w_max), sample.discharge_w_max)
+        left_w = self._way.beyond_w(now_s, sample.power_w, asked_w=wanted_w)
         elapsed_s = now_s - self._looked_s if math.isfinite(self._looked_s) else 0.0
         self._left_w += (1.0 - math.exp(-elapsed_s / self._mean_s)) * (left_w - self._left_w)
         self._looked_s = now_s

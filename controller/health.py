@@ -18,7 +18,6 @@ from controller.settings import Policy, SiteSettings
 from controller.types import (
     WORST_READ,
     AgentState,
-    BatterySample,
     BatteryState,
     EnvelopeState,
     Following,
@@ -93,12 +92,8 @@ class Health:
         self._judged: dict[NodeId, _Judged] = {}
         self._is_first_report = True
         self._overruns = 0
-        self._follow: FollowWatch | None = None
-        self._hold: HoldWatch | None = None
-        if site.battery is not None and site.following is Following.SOFTWARE:
-            self._follow = FollowWatch(site.battery, period_s=site.planner_period_s)
-        elif site.battery is not None:
-            self._hold = HoldWatch(site.battery, period_s=site.planner_period_s)
+        kind = FollowWatch if site.following is Following.SOFTWARE else HoldWatch
+        self._watch = kind(site.battery, period_s=site.planner_period_s) if site.battery is not None else None
 
     def step(self, image: SiteImage, given: HealthInput) -> frozenset[Flag]:
         """Everything found at this image."""
@@ -151,25 +146,15 @@ class Health:
             found.add(Flag.BATTERY_LOST)
         elif not sample.is_remote or sample.state in (BatteryState.OFF, BatteryState.FAULT):
             found.add(Flag.BATTERY_LIMITED)
-        if self._is_off(image.t_mono_s, sample, given, is_asked=not found):
+        if self._watch is None:
+            return found
+        asked_w, estimate = given.written.reference_w, given.estimate
+        import_w = estimate.pcc_w if estimate.quality is Quality.GOOD else None
+        if found or asked_w is None:
+            self._watch.forget()
+        elif self._watch.is_off(image.t_mono_s, sample, asked_w=asked_w, import_w=import_w):
             found.add(Flag.BATTERY_NOT_FOLLOWING)
         return found
-
-    def _is_off(self, now_s: float, sample: BatterySample, given: HealthInput, *, is_asked: bool) -> bool:
-        """A battery that is there does not do what it was told."""
-        asked_w, estimate = given.written.reference_w, given.estimate
-        watch = self._follow or self._hold
-        if watch is None:
-            return False
-        if not is_asked or asked_w is None:
-            watch.forget()
-        elif self._follow is not None:
-            return self._follow.is_off(now_s, sample, asked_w=asked_w)
-        elif self._hold is not None:
-            if estimate.pcc_w is not None and estimate.quality is Quality.GOOD and sample.is_following:
-                return self._hold.is_off(now_s, sample, import_w=estimate.pcc_w, target_w=asked_w)
-            self._hold.forget()
-        return False
 
     def _is_solver_wrong(self, given: HealthInput) -> bool:
         """The program was asked and did not answer. Without a battery it is not asked, which has a row of its own."""

@@ -90,9 +90,11 @@ class OperatorDesk:
     async def take(self, order: str, peer: Peer) -> Mapping[str, object]:
         """Obey or refuse; every order is logged and audited, whatever became of it."""
         try:
-            answer = await self._answer(Order(order))
+            known = Order(order)
         except ValueError:
             answer = refused(f"unknown order {order[:40]!r}: {', '.join(Order)} are allowed")
+        else:
+            answer = await self._answer(known)
         line = {"order": order[:40], "user": peer.name, "uid": peer.uid, "pid": peer.pid, **answer}
         log.warning("operator's order", **line)
         self._audit(line)

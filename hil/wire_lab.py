@@ -138,11 +138,11 @@ class WireLab(WireBench):
 
     def epoch(self) -> int:
         """Of the site's controller that leads now."""
-        return int((self.out / "wire" / "state" / "site" / EPOCH_NAME).read_text(encoding="ascii"))
+        return int((Path(self.files.site.state_dir) / EPOCH_NAME).read_text(encoding="ascii"))
 
     async def reload(self) -> int:
         """Exit status of the unit's own way to read its file anew."""
-        return await self.site.reload({"RUNTIME_DIRECTORY": str(self.run_dir / "site")})
+        return await self.site.reload({"RUNTIME_DIRECTORY": self.files.site.runtime_dir})
 
     async def other_mode(self) -> str:
         """What the second controller says of itself."""

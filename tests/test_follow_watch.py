@@ -76,7 +76,7 @@ def called_off_s(
         wanted_w = min(max(holds * (load_now_w - 60 * MW), -30 * MW), 12 * MW)
         power_w += min(max(wanted_w - power_w, -0.1 * ramp_w_per_s), 0.1 * ramp_w_per_s)
         follower = replace(sample(power_w, 60 * MW), is_following=True)
-        if watch.is_off(0.1 * k, follower, import_w=gain * (load_now_w - power_w), target_w=60 * MW):
+        if watch.is_off(0.1 * k, follower, asked_w=60 * MW, import_w=gain * (load_now_w - power_w)):
             return 0.1 * k
     return None
 
