@@ -33,6 +33,7 @@ from drivers.errors import BadReply, DeviceGone, DeviceTimeout
 from hil.scenario_documents import FaultDoc, Verb
 from hil.vtime import NS_PER_S
 
+V = TypeVar("V")
 S = TypeVar("S", BatterySample, LoadBankSample)
 C = TypeVar("C", BatteryCommand, LoadBankCommand)
 
@@ -115,15 +116,32 @@ class _Sick:
             await self._clock.sleep_until_ns(self._clock.now_ns() + round(fault.value * NS_PER_S))
 
 
+class _Past(Generic[V]):
+    """What a device answered lately, for one that answers in time and old."""
+
+    def __init__(self) -> None:
+        self._history: list[Reading[V]] = []
+
+    def remember(self, reading: Reading[V]) -> None:
+        self._history.append(reading)
+        if len(self._history) > 4_000:
+            del self._history[:2_000]
+
+    def at(self, t_s: float) -> V:
+        """The newest answer that was true at `t_s`, else the oldest kept."""
+        older = [r for r in self._history if r.t_mono_s <= t_s]
+        return (older[-1] if older else self._history[0]).value
+
+
 class SickMeter(_Sick):
-    """A meter that may be ill. `past` reads the truth some seconds ago."""
+    """A meter that may be ill."""
 
     def __init__(
         self, inner: PowerMeter, plan: FaultPlan, clock: Clock, rng: np.random.Generator, *, port: str = "meter"
     ) -> None:
         super().__init__(port, plan, clock, rng)
         self._inner = inner
-        self._history: list[Reading[MeterSample]] = []
+        self._past: _Past[MeterSample] = _Past()
         self._stuck: MeterSample | None = None
 
     async def read(self) -> Reading[MeterSample]:
@@ -132,11 +150,11 @@ class SickMeter(_Sick):
             self._stuck = None
             reading = await self._inner.read()
             if self._plan.faults:
-                self._remember(reading)
+                self._past.remember(reading)
             return reading
         await self._suffer(fault)
         reading = await self._inner.read()
-        self._remember(reading)
+        self._past.remember(reading)
         return replace(reading, value=self._ill(fault, reading))
 
     def _ill(self, fault: Fault, reading: Reading[MeterSample]) -> MeterSample:
@@ -149,17 +167,8 @@ class SickMeter(_Sick):
         if fault.verb == "wrong":
             return replace(sample, power_w=sample.power_w * fault.value)
         if fault.verb == "delayed":
-            return self._old(reading.t_mono_s - fault.value)
+            return self._past.at(reading.t_mono_s - fault.value)
         return sample
-
-    def _remember(self, reading: Reading[MeterSample]) -> None:
-        self._history.append(reading)
-        if len(self._history) > 4_000:
-            del self._history[:2_000]
-
-    def _old(self, t_s: float) -> MeterSample:
-        older = [r for r in self._history if r.t_mono_s <= t_s]
-        return (older[-1] if older else self._history[0]).value
 
 
 class SickDevice(_Sick, Generic[S, C]):
@@ -179,15 +188,20 @@ class SickDevice(_Sick, Generic[S, C]):
         super().__init__(port, plan, clock, rng)
         self._read: Callable[[], Awaitable[Reading[S]]] = read
         self._write: Callable[[C], Awaitable[None]] = write
+        self._past: _Past[S] = _Past()
         self._stuck: S | None = None
 
     async def read(self) -> Reading[S]:
         fault = self._fault()
         if fault is None:
             self._stuck = None
-            return await self._read()
+            reading = await self._read()
+            if self._plan.faults:
+                self._past.remember(reading)
+            return reading
         await self._suffer(fault)
         reading = await self._read()
+        self._past.remember(reading)
         sample = reading.value
         if fault.verb == "stuck":
             self._stuck = self._stuck or sample
@@ -197,7 +211,7 @@ class SickDevice(_Sick, Generic[S, C]):
         if fault.verb == "wrong":
             return replace(reading, value=replace(sample, power_w=sample.power_w * fault.value))
         if fault.verb == "delayed":
-            return replace(reading, t_mono_s=reading.t_mono_s - fault.value)
+            return replace(reading, value=self._past.at(reading.t_mono_s - fault.value))
         return reading
 
     async def write(self, command: C) -> None:

@@ -136,6 +136,27 @@ def test_battery_and_meter_show_the_same_instant() -> None:
     stage(story)
 
 
+def test_a_battery_that_answers_in_time_and_old_stamps_its_answers_new() -> None:
+    """As a gateway does that polls once in a while: nobody can see it by the stamp."""
+
+    async def story(s: Stand) -> None:
+        assert s.ports.battery is not None
+        await s.ports.battery.write(command(20e6))
+        for k in range(60):
+            await s.to(4.0 + 0.05 * k)
+            reading = await s.ports.battery.read()
+        live_s = s.clock.now_s() - reading.t_mono_s
+        await s.ports.battery.write(command(5e6))
+        await s.to(7.5)
+        reading = await s.ports.battery.read()
+        assert reading.value.power_w == pytest.approx(20e6, rel=0.03), "as it was a second ago"
+        assert s.world.plant.battery is not None
+        assert s.world.plant.battery.power_w == pytest.approx(5e6, rel=0.02)
+        assert reading.t_mono_s == pytest.approx(7.5 - live_s)
+
+    stage(story, plan=FaultPlan([fault("delayed", port="battery", value=1.0)]))
+
+
 def test_an_unrenewed_battery_order_lapses_and_local_mode_refuses() -> None:
     async def story(s: Stand) -> None:
         assert s.ports.battery is not None and s.world.plant.battery is not None
