@@ -63,6 +63,7 @@ ADVICE: dict[Flag, str] = {
     Flag.NODES_ALL_LOST: "look at the broker first",
     Flag.BATTERY_LIMITED: "give it back to remote control",
     Flag.BATTERY_LOST: "look at its wire, gateway and address",
+    Flag.BATTERY_MISREAD: "look at its gateway and how often it renews its readings",
     Flag.BATTERY_NOT_FOLLOWING: "look at its own limits, alarms and mode",
     Flag.LOAD_BANK_LIMITED: "look at its state; give it back to remote control",
     Flag.LOAD_BANK_LOST: "look at its wire, gateway and address",

@@ -50,11 +50,14 @@ from controller.types import (
     Outlook,
     Reading,
     SiteCommand,
+    SiteFault,
     SiteImage,
+    Trouble,
 )
 from controller.unheld import Drift, Unheld
 from controller.view import battery_sample, envelope_view, rings_for
 
+ANOTHER_BATTERY = Trouble(SiteFault.DEVICE_CHANGED, "battery")
 ARRIVAL_S = 2.0  # after the first cycle: what has not been seen by then is missing, not late
 
 
@@ -154,7 +157,10 @@ class SiteCore:
             nodes=image.nodes,
             meters=image.meters,
             load_bank=image.load_bank,
+            is_another_battery=ANOTHER_BATTERY in image.troubles,
         )
+        if estimate.battery is not image.battery:
+            image = replace(image, battery=estimate.battery)
         fleet, readings = self._read_nodes(image)
         readings = self._above.counted(now_s, fleet, readings)
         if estimate.is_fresh:
@@ -189,6 +195,7 @@ class SiteCore:
         self.planning.read(now_s, fleet, readings, line=track.line if track is not None else None)
         proposal = self._proposal(image, estimate, fleet, track, mode, is_leader=is_leader)
         return Decision(
+            image,
             estimate,
             mode,
             in_force,
@@ -202,8 +209,9 @@ class SiteCore:
             held_w=self.planning.held_w,
         )
 
-    def check(self, image: SiteImage, decision: Decision) -> Checked:
+    def check(self, decision: Decision) -> Checked:
         """The envelope's word on the proposal."""
+        image = decision.image
         if decision.track is None:
             return Checked(decision.proposal, ())
         assert self.tracker is not None
@@ -234,9 +242,10 @@ class SiteCore:
         if load_bank and ballast is not None:
             self._ballast.acknowledged(image.t_mono_s, ballast)
 
-    def plan_if_due(self, image: SiteImage, decision: Decision) -> bool:
+    def plan_if_due(self, decision: Decision) -> bool:
         """Plan once a planner period, and at once when the battery cannot carry the load; True when a plan was made."""
-        track, now_s = decision.track, image.t_mono_s
+        image, track = decision.image, decision.track
+        now_s = image.t_mono_s
         if track is None or self.tracker is None:
             return False
         due_s = self._planned_s + self.site.planner_period_s - 0.5 * self.site.tracker_period_s
@@ -257,12 +266,12 @@ class SiteCore:
                 )
         return True
 
-    def outlook(self, image: SiteImage, decision: Decision) -> Outlook | None:
+    def outlook(self, decision: Decision) -> Outlook | None:
         """What the grid may be told of the next minutes; None before anything is known."""
         if decision.track is None:
             return None
+        image, settings = decision.image, self.site.battery
         sample = battery_sample(image)
-        settings = self.site.battery
         left = max(0.0, sample.soc_frac - settings.soc_frac_min) if sample is not None and settings is not None else 0.0
         return outlook_of(
             image.t_mono_s,

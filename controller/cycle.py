@@ -125,13 +125,13 @@ class Cycle:
             self._lease.see(reading.value.acked_epoch)
         is_leader = self._lease.is_held  # asked once: what is recorded is what was decided with
         decision = self._core.decide(image, is_leader=is_leader)
-        checked = self._core.check(image, decision)
+        checked = self._core.check(decision)
         acks = await self._actuate.apply(checked.command)
         if self._core.early_s - image.t_mono_s < self._period_s:  # a response is under way
             self._sense.ask_meter()  # after the writes, which may share its wire
         acted_ns = self._clock.now_ns()
         self._core.acknowledge(image, checked, battery=acks.battery, load_bank=acks.load_bank)
-        planned = self._core.plan_if_due(image, decision)
+        planned = self._core.plan_if_due(decision)
         plan_ms = (self._clock.now_ns() - acted_ns) * 1e3 / NS_PER_S if planned else 0.0
         self._recorder.record("cycle", _record(image, checked, is_leader, acks))
         trace = TickTrace(
@@ -162,7 +162,7 @@ class Cycle:
         try:
             async with asyncio.timeout(self._period_s):
                 await self._grid.report(
-                    image, checked.command, decision.margins, outlook=lambda: self._core.outlook(image, decision)
+                    image, checked.command, decision.margins, outlook=lambda: self._core.outlook(decision)
                 )
         except TimeoutError:
             return  # the link tells of its own loss; status is renewed with the next heartbeat

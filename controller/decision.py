@@ -11,13 +11,17 @@ from controller.fleet import Fleet, FleetReadings
 from controller.limits import InForce
 from controller.modes import ModeState
 from controller.tracker_io import TrackerOutput
-from controller.types import Margin, SiteCommand, Violation
+from controller.types import Margin, SiteCommand, SiteImage, Violation
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one cycle wants to do, and why. `track` is None until the site's power is known for the first time."""
+    """What one cycle wants to do, and why. `track` is None until the site's power is known for the first time.
 
+    `image` is what was sensed, with the battery as it is believed.
+    """
+
+    image: SiteImage
     estimate: Estimate
     mode: ModeState
     in_force: InForce

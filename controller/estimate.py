@@ -9,7 +9,6 @@ is decided elsewhere. Pure: times come with the readings.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum, unique
@@ -17,10 +16,10 @@ from enum import StrEnum, unique
 import numpy as np
 
 from controller.estimate_bank import BankHistory
+from controller.estimate_battery import BatteryAccount
 from controller.estimate_bridge import NodeBridge
 from controller.estimate_checks import METERS_DIFFER_FRAC, MeterCheck, MeterView
 from controller.estimate_delay import KEPT_S, MeterDelay
-from controller.estimate_lag import LagEstimate
 from controller.estimate_trust import OLD_S, MeterRole, MeterTrust
 from controller.settings import SiteSettings
 from controller.types import (
@@ -41,7 +40,6 @@ NODES_PERIOD_S_PER_NODE = 1e-4
 HISTORY_S = KEPT_S  # of battery power: what a late meter is held against
 DELAY_MEMORY_S = 10.0
 GROWTH_FRAC_PER_S = 0.3  # of the registered peak: the margin of a held value grows by this (measured starts: 0.2/s)
-KNOWN_TICKS = 2.5
 ROOM_FRAC = 0.98  # of its limits: a battery beyond it follows no more
 HELD_TICKS = 2  # a held value serves this many ticks before another source must
 
@@ -105,6 +103,8 @@ class Estimate:
     flags: frozenset[MeterFlag]
     is_revised: bool = False
     ballast_w: float = 0.0  # of `load_w`, what a load bank drew at `t_s`
+    battery: Reading[BatterySample] | None = None  # as it is believed: its own word, or what it was told
+    is_battery_misread: bool = False  # what it was told counts, and is not what it says
 
     @property
     def own_load_w(self) -> float:
@@ -162,21 +162,14 @@ class LoadEstimator:
 
     def __init__(self, site: SiteSettings) -> None:
         self._site = site
-        battery, meter = site.battery, site.meter
-        self._declared_lag_s = 0.0
-        if battery is not None:
-            is_device = site.following is Following.DEVICE
-            self._declared_lag_s = battery.follow_lag_s if is_device else battery.lag_s
-        self._lag = LagEstimate(declared_s=self._declared_lag_s, scale_w=battery.discharge_w_max if battery else 1.0)
-        self._delay_s = meter.delay_s if meter is not None else 0.0
+        self._battery = BatteryAccount(site, kept_s=HISTORY_S)
+        self._delay_s = site.meter.delay_s if site.meter is not None else 0.0
         self._meter = MeterCheck(site)
         self._late = MeterDelay(scale_w=site.registered_peak_w)
         self._late_s, self._load_delay_s = 0.0, self._delay_s
         self._is_revised = False
         self._trust = MeterTrust(site)
         self._subs: dict[str, MeterCheck] = {}
-        self._battery: deque[tuple[float, float]] = deque()
-        self._sample: BatterySample | None = None  # its newest word, None while it is silent
         self._held_w: float | None = None  # what a battery that follows by itself keeps on the meter
         self._nodes_key: object = None
         self._reports: dict[NodeId, NodeReport] = {}  # the last ones, with the last power of each GPU
@@ -194,8 +187,7 @@ class LoadEstimator:
 
     def commanded(self, t_s: float, *, reference_w: float, following: Following) -> None:
         """A set-point was acknowledged; under software following the battery's answer to it tells its lag."""
-        if following is Following.SOFTWARE:
-            self._lag.commanded(t_s, reference_w)
+        self._battery.commanded(t_s, reference_w=reference_w, following=following)
 
     @property
     def is_meter_sane(self) -> bool:
@@ -216,14 +208,18 @@ class LoadEstimator:
         nodes: Sequence[Reading[NodeReport]],
         meters: Mapping[str, Reading[MeterSample]],
         load_bank: Reading[LoadBankSample] | None = None,
+        is_another_battery: bool = False,
     ) -> Estimate:
-        """The estimate at `now_s` from everything that was read."""
-        battery_w = self._take_battery(battery)
+        """The estimate at `now_s` from everything that was read.
+
+        `is_another_battery`: another device than was armed answers in its place.
+        """
+        self._battery.take(now_s, battery, is_another=is_another_battery)
         self._bank.take(load_bank)
         self._take_nodes(now_s, nodes)
         view = MeterView(
             now_s=now_s,
-            battery_w=battery_w,
+            battery_w=self._battery.newest_w,
             gpu_w=self._nodes.gpu_w if self._nodes.is_known else None,
             others_w=self._sub_power(now_s, meters),
         )
@@ -244,14 +240,14 @@ class LoadEstimator:
         else:
             if pcc is not None and role is MeterRole.CORRECTION:
                 self._correct_nodes(pcc.t_mono_s)
-            found = self._without_meter(now_s, view, battery_w, frozenset(flags), had_meter=pcc is not None)
+            found = self._without_meter(now_s, view, frozenset(flags), had_meter=pcc is not None)
         self._late.believed(now_s, found.grid_w, margin_w=found.margin_w)
         return found
 
     # ------------------------------------------------------------------------------------------------------ private
 
     def _correct_nodes(self, t_s: float) -> None:
-        own_w = self._meter.power_w + self._battery_at(t_s) - self._bank.at_w(t_s)
+        own_w = self._meter.power_w + self._battery.at(t_s) - self._bank.at_w(t_s)
         self._bridge.metered(t_s, own_w, is_repeated=False)
 
     def _lateness(self, pcc: Reading[MeterSample] | None) -> float:
@@ -261,8 +257,8 @@ class LoadEstimator:
         if pcc is not None and pcc.quality is not Quality.MISSING and math.isfinite(pcc.value.power_w):
             sample, t_s = pcc.value, pcc.t_mono_s
             self._late.counted(t_s, sample.import_wh, power_w=sample.power_w)
-            if self._knows_battery(t_s):
-                self._late.sampled(t_s, sample.power_w, battery_w=self._battery_at(t_s))
+            if self._battery.knows(t_s):
+                self._late.sampled(t_s, sample.power_w, battery_w=self._battery.at(t_s))
         late_s = self._late.late_s
         self._is_revised = bool(late_s) and not self._late_s and self._late.has_misled
         if self._is_revised:
@@ -280,7 +276,10 @@ class LoadEstimator:
             power_w = max(power_w, view.others_w)  # the higher import is the careful one
         if is_fresh:
             self._learn_delay(now_s - t_s - self._late_s, elapsed_s=t_s - self._load_s)
-            self._load_w = power_w + self._battery_at(t_s)
+            if self._battery.metered(t_s, power_w):
+                self._is_revised = True
+                self._bridge.misled()
+            self._load_w = power_w + self._battery.at(t_s)
             self._load_s, self._ballast_w = t_s, self._bank.at_w(t_s)
             own_w = self._load_w - self._ballast_w
             self._bridge.metered(t_s, own_w, is_repeated=power_w == self._last_power_w)
@@ -297,13 +296,13 @@ class LoadEstimator:
         )
 
     def _without_meter(
-        self, now_s: float, view: MeterView, battery_w: float, flags: frozenset[MeterFlag], *, had_meter: bool
+        self, now_s: float, view: MeterView, flags: frozenset[MeterFlag], *, had_meter: bool
     ) -> Estimate:
         """Sub-meters, else node reports (both add to the load directly), else the last value and a growing margin."""
         held_s = now_s - self._good_s
         self._bridge.lost()
         if view.others_w is not None:
-            self._load_w, self._load_s, self._ballast_w = view.others_w + battery_w, now_s, self._bank.at_w(now_s)
+            self._load_w, self._load_s, self._ballast_w = view.others_w + view.battery_w, now_s, self._bank.at_w(now_s)
             margin_w = METERS_DIFFER_FRAC * abs(view.others_w)
             return self._made(
                 now_s, margin_w=margin_w, pcc_w=None, source=LoadSource.SUB_METERS, is_fresh=True, flags=flags
@@ -338,13 +337,14 @@ class LoadEstimator:
         flags: frozenset[MeterFlag],
     ) -> Estimate:
         nodes = self._nodes
-        self._find_held(pcc_w)
+        battery = self._battery.believed()
+        self._find_held(pcc_w, battery)
         is_measured = source not in UNMEASURED
         quality = Quality.SUSPECT if is_measured else Quality.MISSING
         if source is LoadSource.METER and not flags & DOUBTS:
             quality = Quality.GOOD
         gpu_w = nodes.gpu_w if nodes.gpu_count else max(0.0, self._load_w - self._ballast_w - self._other_w)
-        lag_s = self._lag.lag_s
+        lag_s = self._battery.lag_s
         period_s = self._site.tracker_period_s
         is_device = self._site.following is Following.DEVICE
         if source is LoadSource.NODES:
@@ -355,10 +355,10 @@ class LoadEstimator:
         return Estimate(
             t_s=self._load_s,
             load_w=self._load_w,
-            margin_w=margin_w,
+            margin_w=margin_w + self._battery.margin_w,
             pcc_w=pcc_w,
             grid_w=pcc_w if pcc_w is not None else self._grid_w(),
-            battery_w=self._battery[-1][1] if self._battery else 0.0,
+            battery_w=self._battery.newest_w,
             gpu_w=gpu_w,
             gpu_w_max=max(gpu_w, nodes.gpu_w_max),
             other_w=self._other_w,
@@ -371,56 +371,24 @@ class LoadEstimator:
             flags=flags,
             is_revised=self._is_revised,
             ballast_w=self._ballast_w,
+            battery=battery,
+            is_battery_misread=self._battery.is_misread,
         )
 
     def _grid_w(self) -> float:
         """What the meter would show: load less battery, but where a battery follows by itself, what it holds."""
-        return self._held_w if self._held_w is not None else self._load_w - self._battery_at(self._load_s)
+        return self._held_w if self._held_w is not None else self._load_w - self._battery.at(self._load_s)
 
-    def _find_held(self, pcc_w: float | None) -> None:
+    def _find_held(self, pcc_w: float | None, battery: Reading[BatterySample] | None) -> None:
         """The target of a battery that follows by itself and has room; while it is silent, what was last metered."""
-        battery = self._sample
         if self._site.following is not Following.DEVICE:
             return
-        if battery is None:
+        if battery is None or battery.quality is Quality.MISSING or not math.isfinite(battery.value.power_w):
             self._held_w = pcc_w if pcc_w is not None else self._held_w
             return
-        has_room = -ROOM_FRAC * battery.charge_w_max < battery.power_w < ROOM_FRAC * battery.discharge_w_max
-        self._held_w = battery.reference_w if battery.is_following and has_room else None
-
-    def _take_battery(self, battery: Reading[BatterySample] | None) -> float:
-        """Add the newest battery power to the history; returns it (0 without a battery)."""
-        if battery is None or battery.quality is Quality.MISSING or not math.isfinite(battery.value.power_w):
-            self._sample = None
-            return self._battery[-1][1] if self._battery else 0.0
-        self._sample = battery.value
-        t_s, power_w = battery.t_mono_s, float(battery.value.power_w)
-        if not self._battery or t_s > self._battery[-1][0]:
-            self._battery.append((t_s, power_w))
-            if self._site.following is Following.SOFTWARE:
-                self._lag.measured(t_s, power_w)
-            while len(self._battery) > 1 and self._battery[1][0] < t_s - HISTORY_S:
-                self._battery.popleft()
-        return power_w
-
-    def _knows_battery(self, t_s: float) -> bool:
-        """Whether the battery was read at about `t_s` or since: what is made up between readings proves nothing."""
-        return bool(self._battery) and self._battery[-1][0] > t_s - KNOWN_TICKS * self._site.tracker_period_s
-
-    def _battery_at(self, t_s: float) -> float:
-        """Battery power at the meter's instant: between two samples, or the newest moved on by the commanded step."""
-        history = self._battery
-        if not history:
-            return 0.0
-        newest_s, newest_w = history[-1]
-        if t_s >= newest_s:
-            return self._lag.moved_on(newest_w, newest_s, t_s)
-        after_s, after_w = newest_s, newest_w
-        for before_s, before_w in reversed(history):
-            if before_s <= t_s:
-                return self._lag.between(before_w, before_s, after_w, after_s, t_s)
-            after_s, after_w = before_s, before_w
-        return after_w
+        sample = battery.value
+        has_room = -ROOM_FRAC * sample.charge_w_max < sample.power_w < ROOM_FRAC * sample.discharge_w_max
+        self._held_w = sample.reference_w if sample.is_following and has_room else None
 
     def _take_nodes(self, now_s: float, nodes: Sequence[Reading[NodeReport]]) -> None:
         """Sum the reports when any of them is another than before.
@@ -442,13 +410,14 @@ class LoadEstimator:
             self._reports = {reading.value.node_id: reading.value for reading in nodes}
             if self._nodes.is_known:
                 is_proven = not self._trust.is_doubted
-                is_learning = is_proven and not self._late.is_in_doubt
+                is_learning = is_proven and not self._late.is_in_doubt and not self._battery.is_doubtful
                 self._bridge.reported(
                     now_s, gpu_w=self._nodes.gpu_w, other_w=self._nodes.other_w, is_learning=is_learning
                 )
                 if self._bridge.is_taught and not self._nodes.missing_count:
                     load_w = self._nodes.gpu_w + self._nodes.other_w + self._bridge.left_out_w
                     self._late.reported(now_s, load_w=load_w, delay_s=self._bridge.delay_s, is_usual=is_proven)
+                    self._battery.reported(now_s, load_w=load_w, delay_s=self._bridge.delay_s)
 
     def _sub_power(self, now_s: float, meters: Mapping[str, Reading[MeterSample]]) -> float | None:
         """Sum of the sub-meters when every one of them can be trusted."""

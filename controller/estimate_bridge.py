@@ -83,6 +83,9 @@ class NodeBridge:
         """What the meter said lately was not true at its time: nothing of it lives on but what reports leave out."""
         self._metered_s = min(self._metered_s, self._reported_s - self.delay_s)
         self._metered_w, self._apart_w = self._sum_w + self.left_out_w, 0.0
+        self._times_s.clear()
+        self._loads_w.clear()
+        self._repeated.clear()
 
     def _take(self, t_s: float, load_w: float) -> None:
         if t_s <= self._metered_s:
@@ -145,7 +148,7 @@ class NodeBridge:
         if not self.is_taught or self.delay_s < WINDOW_S / 2.0 or not SHARE_MIN * WINDOW_S <= new_s < WINDOW_S:
             return None
         times, loads = np.array(self._times_s), np.array(self._loads_w)
-        if times[0] > end_s - WINDOW_S or times[-1] != self._metered_s:
+        if not len(times) or times[0] > end_s - WINDOW_S or times[-1] != self._metered_s:
             return None
         grid_s = np.linspace(end_s - WINDOW_S, self._metered_s, 11)
         known_w = float(np.interp(grid_s, times, loads).mean())

@@ -1,4 +1,4 @@
-"""The battery's first-order lag, measured from how it answers its set-points, and its power between two samples.
+"""The battery's first-order lag, from how it answers its set-points, and its power between and without samples.
 
 A bank of candidate lags each predicts the next battery sample from the last one and the commands between; the one with
 the least squared error, over samples that moved enough to tell, is the lag. Pure.
@@ -14,6 +14,7 @@ OCTAVES = 3  # the bank reaches from an eighth of the declared lag to eight time
 LAG_S_MIN = 0.002
 MOVED_FRAC = 0.01  # of the battery's power: steps smaller than this drown in noise and deadband
 MEMORY_SAMPLES = 200.0
+FIT_FRAC = 0.25  # of what the samples moved: a lag that leaves more of it unexplained is none; readings may be late
 SAMPLES_MIN = 40  # before the measured lag replaces the declared one
 COMMANDS_KEPT_S = 5.0
 
@@ -21,22 +22,44 @@ COMMANDS_KEPT_S = 5.0
 class LagEstimate:
     """Feeds on commands and samples; answers with a lag and with powers between samples."""
 
-    def __init__(self, *, declared_s: float, scale_w: float) -> None:
+    def __init__(self, *, declared_s: float, scale_w: float, slope_w_per_s: float = math.inf) -> None:
+        """`scale_w`: the battery's power; `slope_w_per_s`: the steepest that it was declared with."""
         base_s = max(declared_s, LAG_S_MIN)
         steps = range(-OCTAVES * LAGS_PER_OCTAVE, OCTAVES * LAGS_PER_OCTAVE + 1)
         self._bank_s = [base_s * math.pow(2.0, step / LAGS_PER_OCTAVE) for step in steps]
         self._errors = [0.0] * len(self._bank_s)
-        self._moved_w = MOVED_FRAC * scale_w
+        self._moved_w, self._moved_w2 = MOVED_FRAC * scale_w, 0.0
         self._count = 0
+        self._slope_w_per_s = slope_w_per_s
         self._commands: deque[tuple[float, float]] = deque()
+        self._told_w: deque[float] = deque()  # what it gave by its orders alone when each command came
         self._last: tuple[float, float] | None = None
         self.lag_s = declared_s
 
     def commanded(self, t_s: float, reference_w: float) -> None:
         """The set-point in force from `t_s` on."""
+        self._told_w.append(self.as_told(t_s) if self._commands else reference_w)
         self._commands.append((t_s, reference_w))
         while len(self._commands) > 2 and self._commands[1][0] < t_s - COMMANDS_KEPT_S:
             self._commands.popleft()
+            self._told_w.popleft()
+
+    def as_told(self, t_s: float) -> float:
+        """What the battery gives at `t_s` if it does as it was told; NaN before its first order."""
+        told_w = math.nan
+        for (from_s, reference_w), told_w in zip(reversed(self._commands), reversed(self._told_w), strict=True):
+            if from_s <= t_s:
+                return self._on_its_way(told_w, reference_w, t_s - from_s)
+        return told_w
+
+    def _on_its_way(self, power_w: float, reference_w: float, for_s: float) -> float:
+        """At its slope while the lag would ask for a steeper one, then at its lag."""
+        lag_s = max(self.lag_s, LAG_S_MIN)
+        gap_w, knee_w = abs(reference_w - power_w), self._slope_w_per_s * lag_s
+        if gap_w > knee_w:
+            sloped_s = min((gap_w - knee_w) / self._slope_w_per_s, for_s)
+            gap_w, for_s = gap_w - self._slope_w_per_s * sloped_s, for_s - sloped_s
+        return reference_w - math.copysign(gap_w * math.exp(-for_s / lag_s), reference_w - power_w)
 
     def measured(self, t_s: float, power_w: float) -> None:
         """A battery sample true at `t_s`."""
@@ -50,8 +73,9 @@ class LagEstimate:
         for index, lag_s in enumerate(self._bank_s):
             miss_w = power_w - _answer(last[1], pieces, lag_s)
             self._errors[index] = keep * self._errors[index] + miss_w * miss_w
+        self._moved_w2 = keep * self._moved_w2 + (power_w - last[1]) ** 2
         self._count += 1
-        if self._count >= SAMPLES_MIN:
+        if self._count >= SAMPLES_MIN and min(self._errors) < FIT_FRAC * self._moved_w2:
             self.lag_s = self._best_s()
 
     def moved_on(self, power_w: float, from_s: float, to_s: float) -> float:

@@ -142,6 +142,8 @@ class Health:
         if image.battery is None:
             return set()
         sample, found = image.battery.value, set()
+        if given.estimate.is_battery_misread:
+            found.add(Flag.BATTERY_MISREAD)
         if image.battery.quality is Quality.MISSING:
             found.add(Flag.BATTERY_LOST)
         elif not sample.is_remote or sample.state in (BatteryState.OFF, BatteryState.FAULT):

@@ -69,6 +69,7 @@ class Flag(StrEnum):
     DEVICE_WRONG = SiteFault.DEVICE_WRONG
     BATTERY_LIMITED = "battery_limited"
     BATTERY_LOST = "battery_lost"
+    BATTERY_MISREAD = "battery_misread"
     BATTERY_NOT_FOLLOWING = "battery_not_following"
     LOAD_BANK_LIMITED = "load_bank_limited"
     LOAD_BANK_LOST = "load_bank_lost"
@@ -179,6 +180,13 @@ def _rows() -> dict[Flag, Reaction]:
         (f.NODES_ALL_LOST, "X7", hold, when, "no node agent answers: load cannot be moved"),
         (f.BATTERY_LIMITED, "B1", degraded, when, "the battery is off, faulted or in local control; not planned on"),
         (f.BATTERY_LOST, "B1", degraded, when, "the battery does not report; planned without it"),
+        (
+            f.BATTERY_MISREAD,
+            "S4",
+            degraded,
+            when,
+            "the battery obeys, but its readings are old, stand still or are missing",
+        ),
         (f.BATTERY_NOT_FOLLOWING, "B2", degraded, when, "the battery does not follow; it is let go of"),
         (f.LOAD_BANK_LIMITED, "B1", degraded, when, "the load bank is off, faulted, hot or in local control; no floor"),
         (f.LOAD_BANK_LOST, "B1", degraded, when, "the load bank does not report; its floor counts for nothing"),
@@ -191,6 +199,8 @@ def _rows() -> dict[Flag, Reaction]:
 
 
 TABLE: dict[Flag, Reaction] = _rows()
+# What a flag proves wrong ends with it, without its dwell: a battery that obeys was never a disobedient one.
+REFUTES: dict[Flag, Flag] = {Flag.BATTERY_MISREAD: Flag.BATTERY_NOT_FOLLOWING}
 # Rows of the catalogue that need no flag, and why.
 UNFLAGGED: dict[str, str] = {
     "G9": "GPUs are bound by UUID alone; an index is never asked",
@@ -261,8 +271,11 @@ class ModeMachine:
         for flag in flags:
             before = self._latches.get(flag)
             self._latches[flag] = _Latch(before.since_s if before else now_s, now_s)
+        refuted = {REFUTES[flag] for flag in flags & REFUTES.keys()}
         for flag, latch in list(self._latches.items()):
-            if flag not in flags and self._is_clear(
+            if flag in flags:
+                continue
+            if flag in refuted or self._is_clear(
                 flag, latch, now_s=now_s, has_new_signal=has_new_signal, is_operator_reset=is_operator_reset
             ):
                 del self._latches[flag]

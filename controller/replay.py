@@ -103,9 +103,9 @@ def step(core: SiteCore, cycle: Cycle) -> Checked:
     """One cycle in the order of `controller.cycle`, its acknowledgements taken from the recording."""
     image = cycle.image
     decision: Decision = core.decide(image, is_leader=cycle.is_leader)
-    checked = core.check(image, decision)
+    checked = core.check(decision)
     core.acknowledge(image, checked, battery=cycle.is_battery_acknowledged, load_bank=cycle.is_load_bank_acknowledged)
-    core.plan_if_due(image, decision)
+    core.plan_if_due(decision)
     return checked
 
 

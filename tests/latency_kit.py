@@ -217,7 +217,7 @@ class Loop:
         )
         core = self.core
         decision = core.decide(image, is_leader=True)
-        checked = core.check(image, decision)
+        checked = core.check(decision)
         late_s = self._late()
         battery = checked.command.battery
         if battery is not None and self.way is not Way.CAPS:
@@ -227,7 +227,7 @@ class Loop:
         if core.early_s - self.t_s < self.site.tracker_period_s:
             self._asked_s = self.t_s + WRITE_S + late_s
         core.acknowledge(image, checked, battery=battery is not None, load_bank=False)
-        core.plan_if_due(image, decision)
+        core.plan_if_due(decision)
 
     def _battery_reading(self) -> Reading[BatterySample] | None:
         if self.way is Way.CAPS:

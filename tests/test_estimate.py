@@ -156,6 +156,39 @@ def test_a_battery_at_rest_tells_no_lag() -> None:
     assert lag.lag_s == 0.06
 
 
+@pytest.mark.parametrize("late_s", [0.3, 1.0])
+def test_readings_that_come_late_are_no_lag(late_s: float) -> None:
+    """They answer no command in time, whatever lag is tried: one near the last that explained them stands."""
+    rng = np.random.default_rng(2)
+    lag = LagEstimate(declared_s=0.06, scale_w=70e6)
+    power, command, past = 0.0, 0.0, [0.0] * round(late_s / TICK_S)
+    for step in range(600):
+        power = command + (power - command) * math.exp(-TICK_S / 0.1)
+        past.append(power)
+        lag.measured(step * TICK_S, past[-1] if step < 300 else past[step])
+        if step == 299:
+            before_s = lag.lag_s
+        if step % 3 == 0:
+            command = float(rng.uniform(-15e6, 15e6))
+        lag.commanded(step * TICK_S, command)
+    assert before_s == pytest.approx(0.1, rel=0.12)
+    assert lag.lag_s == pytest.approx(before_s, rel=0.4)
+
+
+def test_as_told_goes_at_the_slope_and_then_at_the_lag() -> None:
+    """30 MW at 10 MW/s and a lag of 0.2 s: 2 MW before its end the lag takes over, after 2.8 s."""
+    lag = LagEstimate(declared_s=0.2, scale_w=70e6, slope_w_per_s=10e6)
+    assert math.isnan(lag.as_told(0.0))
+    lag.commanded(0.0, 0.0)
+    lag.commanded(1.0, 30e6)
+    assert lag.as_told(0.5) == lag.as_told(-1.0) == lag.as_told(1.0) == 0.0
+    assert lag.as_told(2.0) == pytest.approx(10e6)
+    assert lag.as_told(3.8) == pytest.approx(28e6)
+    assert lag.as_told(4.0) == pytest.approx(30e6 - 2e6 * math.exp(-1.0))
+    lag.commanded(4.0, -30e6)
+    assert lag.as_told(5.0) == pytest.approx(lag.as_told(4.0) - 10e6)
+
+
 def test_device_following_uses_its_declared_lag() -> None:
     """Rampart does not see the device's own loop: T_eff is the declared following lag."""
     bench = Bench(site_of(following=Following.DEVICE))

@@ -159,3 +159,14 @@ def test_the_mode_is_never_below_what_is_set_and_normal_returns(
 def test_the_dwell_is_ten_cycles_and_degraded_may_raise() -> None:
     assert DWELL_CYCLES == 10
     assert machine().step(frozenset({Flag.METER_STALE}), now_s=0.0).may_raise
+
+
+def test_a_battery_that_is_found_to_obey_is_no_longer_a_disobedient_one() -> None:
+    """What is proven wrong waits for no dwell; what is found at the same image stands, and so does every other flag."""
+    modes = machine()
+    modes.step(frozenset({Flag.BATTERY_NOT_FOLLOWING, Flag.METER_STALE}), now_s=0.0)
+    assert Flag.BATTERY_NOT_FOLLOWING in modes.step(NONE, now_s=1.0).flags
+    both = frozenset({Flag.BATTERY_NOT_FOLLOWING, Flag.BATTERY_MISREAD})
+    assert Flag.BATTERY_NOT_FOLLOWING in modes.step(both, now_s=2.0).flags
+    state = modes.step(frozenset({Flag.BATTERY_MISREAD}), now_s=3.0)
+    assert state.flags == {Flag.BATTERY_MISREAD, Flag.METER_STALE}
