@@ -158,6 +158,8 @@ class MeterDelay:
             self._found_count = 0
             return
         is_late = misfit > limit and misfits[best] < MATCH * misfit
+        if times[-1] - TRIED_S < self._told_s:
+            is_late = False  # the counter has just called it in time; what it showed before that is no witness
         if is_late:
             quick_late, quick = self._left(float(LAGS_S[best]), 0.0)
             is_late = quick_late < QUICK * quick

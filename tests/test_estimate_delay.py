@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from controller.estimate import LoadSource
 from controller.estimate_delay import MeterDelay
 from controller.modes import Flag
 from controller.types import MeterSample, Mode, Reading
@@ -262,3 +263,23 @@ def test_a_meter_that_is_late_from_the_start_breaks_no_row(from_s: float) -> Non
     lab = in_lab(story, lab_scenario("steady", following="software", duration_s=40.0))
     assert lab.saw(Flag.METER_LATE) and Flag.METER_LATE not in lab.last.flags
     assert lab.broken() == []
+
+
+@pytest.mark.parametrize("from_s", [16.4, 18.5, 20.6])
+def test_a_meter_that_stood_still_is_believed_once_nodes_bear_it_out(from_s: float) -> None:
+    """Its counter stood as well. What it showed meanwhile fits some lateness by chance, and is no witness of one."""
+
+    async def story(lab: Lab) -> None:
+        lab.start()
+        await lab.run(from_s - lab.now_s)
+        lab.fault("meter", "stuck", for_s=3.7)
+        await lab.run(3.7)
+        for _ in range(100):
+            await lab.run(0.1)
+            if lab.traces[-1].decision.estimate.source is not LoadSource.METER:
+                unbelieved_s.append(lab.now_s - from_s - 3.7)
+
+    unbelieved_s: list[float] = []
+    workload = {"compute_w": 457.0, "exchange_w": 439.0, "iteration_s": 4.711, "edge_s": 0.94}
+    in_lab(story, lab_scenario("steady", following="software", duration_s=40.0, workload=workload))
+    assert 1.0 < unbelieved_s[-1] < 2.5
