@@ -156,7 +156,9 @@ class AdmissibleInterval:
         return self._within_due(low_w, high_w, t_s)
 
     def project(self, times_s: Sequence[float]) -> tuple[FloatArray, FloatArray]:
-        """What the path so far leaves of the interval at future instants; moves between them bind one another too.
+        """What the path so far leaves of the interval at future instants, the earliest first.
+
+        Moves between them bind one another too.
 
         Returns low and high, shape (len(times_s),), infinite where the past no longer binds.
         """

@@ -70,7 +70,10 @@ class WindowRow:
         self._leave(path)
 
     def project(self, times: FloatArray, *, margin_s: float) -> tuple[FloatArray, FloatArray]:
-        """Bounds that the known path still puts on later instants; one tick of margin stands for the window's edge."""
+        """Bounds that the known path still puts on later instants, the earliest first.
+
+        One tick of margin stands for the window's edge.
+        """
         cutoffs = times - self.window_s - margin_s
         low = _extreme_after(self._tops, cutoffs, -math.inf) - self.down_w
         high = _extreme_after(self._bottoms, cutoffs, math.inf) + self.up_w
@@ -226,9 +229,17 @@ def _between(path: Path, index: int, t_s: float) -> float:
 
 
 def _extreme_after(points: deque[Point], cutoffs: FloatArray, absent: float) -> FloatArray:
-    """The first (so the most extreme) of the kept points at or after each cutoff; `absent` where there is none."""
-    times, values = _columns(points)
-    return np.append(values, absent)[times.searchsorted(cutoffs, side="left")]
+    """The first (so the most extreme) of the kept points at or after each cutoff; `absent` where there is none.
+
+    Cutoffs ascend. One walk along the points costs less than to make arrays of them.
+    """
+    left, found = iter(points), []
+    t_s, value = next(left)
+    for cutoff_s in cutoffs.tolist():
+        while t_s < cutoff_s:
+            t_s, value = next(left, (math.inf, absent))
+        found.append(value)
+    return np.array(found)
 
 
 def _columns(points: deque[Point]) -> tuple[FloatArray, FloatArray]:

@@ -40,6 +40,7 @@ class StepDoubt:
     def __init__(self) -> None:
         self._last: tuple[float, float] | None = None
         self._changes: deque[tuple[float, float]] = deque()
+        self._sizes_w: deque[float] = deque()  # of these, without their sign
         self._left: list[_Step] = []
         self._seen_w = 0.0  # the step of the newest sample; 0 where it is none
 
@@ -52,14 +53,17 @@ class StepDoubt:
         self._last = (t_s, estimate.load_w)
         if estimate.source is not LoadSource.METER or estimate.pcc_w is None or last is None or t_s - last[0] > GAP_S:
             self._changes.clear()
+            self._sizes_w.clear()
             self._last = (t_s, estimate.load_w) if estimate.source is LoadSource.METER else None
             return 0.0
         change_w = estimate.load_w - last[1]
         while self._changes and self._changes[0][0] < t_s - MEMORY_S:
             self._changes.popleft()
-        usual_w = max((abs(w) for _, w in self._changes), default=math.inf)
+            self._sizes_w.popleft()
+        usual_w = max(self._sizes_w, default=math.inf)
         is_known = bool(self._changes) and self._changes[0][0] < t_s - 0.5 * MEMORY_S
         self._changes.append((t_s, change_w))
+        self._sizes_w.append(abs(change_w))
         power_w = abs(estimate.pcc_w)
         is_small = METER_FRAC * power_w < abs(change_w) <= METERS_DIFFER_FRAC * power_w + usual_w
         if is_known and is_small and abs(change_w) > RARE * usual_w:

@@ -13,6 +13,8 @@ from collections import deque
 
 import numpy as np
 
+from controller.types import FloatArray
+
 DELAYS_S = np.arange(0.1, 3.01, 0.1)  # reports of 1 s means at 5 Hz are 0.6 s late; slow links and large sites more
 DELAY_S_MAX = float(DELAYS_S[-1])
 DELAY_S_DECLARED = 0.6  # until the load has moved enough to tell
@@ -115,7 +117,7 @@ class NodeBridge:
         is_whole = len(times) > 2 and now_s - times[-1] <= GAP_S_MAX and times[0] <= now_s - DELAY_S_MAX
         if not is_whole or self._gap_until_s > times[0]:
             return
-        seen_w = np.interp(now_s - DELAYS_S, np.array(times), np.array(self._loads_w)) - sum_w
+        seen_w = np.interp(now_s - DELAYS_S, _array(times), _array(self._loads_w)) - sum_w
         self._learnt_s += min(elapsed_s, 1.0)
         gain = max(1.0 - math.exp(-min(elapsed_s, 1.0) / OFFSET_MEMORY_S), min(elapsed_s, 1.0) / self._learnt_s)
         miss_w = seen_w - self._means_w
@@ -147,7 +149,7 @@ class NodeBridge:
         new_s = end_s - self._metered_s
         if not self.is_taught or self.delay_s < WINDOW_S / 2.0 or not SHARE_MIN * WINDOW_S <= new_s < WINDOW_S:
             return None
-        times, loads = np.array(self._times_s), np.array(self._loads_w)
+        times, loads = _array(self._times_s), _array(self._loads_w)
         if not len(times) or times[0] > end_s - WINDOW_S or times[-1] != self._metered_s:
             return None
         grid_s = np.linspace(end_s - WINDOW_S, self._metered_s, 11)
@@ -177,3 +179,8 @@ class NodeBridge:
             bend = left - 2.0 * middle + right
             shift = 0.5 * (left - right) / bend if bend > 0.0 else 0.0
         self.delay_s = float(DELAYS_S[best] + max(-0.5, min(0.5, shift)) * (DELAYS_S[1] - DELAYS_S[0]))
+
+
+def _array(values: deque[float]) -> FloatArray:
+    """`np.array` looks at each value twice."""
+    return np.fromiter(values, np.float64, len(values))

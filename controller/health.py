@@ -184,8 +184,9 @@ class Health:
         """What the report says of its GPUs; nodes report at a fraction of our rate, and no report is asked twice."""
         known = self._judged.get(report.node_id)
         if known is None or known.report is not report:
+            flags = known.flags if known is not None and _tells_alike(report, known.report) else _told_by(report)
             is_taken = NodeFault.FOREIGN_WRITER_WON in report.faults
-            known = self._judged[report.node_id] = _Judged(report, _told_by(report), is_taken)
+            known = self._judged[report.node_id] = _Judged(report, flags, is_taken)
         return known
 
     def _gpus(self, nodes: Iterable[Reading[NodeReport]], judged: Iterable[_Judged]) -> set[Flag]:
@@ -224,6 +225,16 @@ def _load_bank(image: SiteImage, *, is_disobeying: bool) -> set[Flag]:
     return found
 
 
+def _tells_alike(report: NodeReport, known: NodeReport) -> bool:
+    """Whether all that `_told_by` looks at is what it was: an agent hands the same arrays on until they change."""
+    return (
+        report.quality is known.quality
+        and report.is_controllable is known.is_controllable
+        and report.state is known.state
+        and report.faults == known.faults
+    )
+
+
 def _told_by(report: NodeReport) -> frozenset[Flag]:
     """What one node says of its GPUs, in so many words or by what they do."""
     told = set(report.faults)
@@ -253,6 +264,8 @@ def _nodes(nodes: tuple[Reading[NodeReport], ...], judged: Sequence[_Judged]) ->
 
 def _troubles(image: SiteImage) -> set[Flag]:
     """What the shell found. A battery in local control, or with a fault of its own, refuses: it says so by itself."""
+    if not image.troubles:
+        return set()
     battery = image.battery.value if image.battery is not None else None
     is_known = battery is not None and (not battery.is_remote or battery.state is BatteryState.FAULT)
     refusal = Trouble(SiteFault.DEVICE_REFUSES, "battery")

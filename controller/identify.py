@@ -178,7 +178,7 @@ class Identifier:
         sums = self._sums(fleet, readings)
         for k, key in enumerate(self._keys):
             group = self._groups[key]
-            weight, drawn_w, clock, square = (float(x) for x in sums[:, k])
+            weight, drawn_w, clock, square = sums[k]
             if weight < 0.5 * self._static[2, k] or weight <= 0.0:
                 continue
             clock /= weight
@@ -215,8 +215,8 @@ class Identifier:
                 _publish(group)
         self._version += 1
 
-    def _sums(self, fleet: Fleet, readings: FleetReadings) -> FloatArray:
-        """Weight, power above idle as a share of the range, clock and its square, summed per group (4, G)."""
+    def _sums(self, fleet: Fleet, readings: FleetReadings) -> list[tuple[float, ...]]:
+        """Weight, power above idle as a share of the range, clock and its square: of each group their sums."""
         table, caps = fleet.table, readings.acks.caps
         per_w, idle_share, per_mhz, limit_w = self._scales
         says = readings.is_read & ((readings.power_w < LIMITED_SHARE * caps[1]) | (caps[1] >= limit_w))
@@ -227,8 +227,9 @@ class Identifier:
         count, weighted = len(self._keys), weight * clock
         terms = (weight, weight * share, weighted, weighted * clock)
         if count == 1:
-            return np.array([[float(x.sum())] for x in terms])
-        return np.stack([np.bincount(self._index, weights=x, minlength=count) for x in terms])
+            return [tuple(float(x.sum()) for x in terms)]
+        sums = [np.bincount(self._index, weights=x, minlength=count).tolist() for x in terms]
+        return list(zip(*sums, strict=True))
 
     def _sample(self, group: _Group, now_s: float, share: float, clock: float, line: Line | None) -> None:
         group.still.append(clock)

@@ -7,7 +7,7 @@ or writes to a device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum, unique
 
 from controller.types import MeterFlag, Mode, NodeFault, SiteFault
@@ -228,15 +228,15 @@ class ModeState:
     mode: Mode
     since_s: float
     reasons: tuple[Reason, ...]
+    flags: frozenset[Flag] = field(init=False)  # asked for again and again in a cycle
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "flags", frozenset(reason.flag for reason in self.reasons))
 
     @property
     def may_raise(self) -> bool:
         """True where the mode itself does not forbid raising a cap or cutting battery discharge."""
         return self.mode <= Mode.DEGRADED
-
-    @property
-    def flags(self) -> frozenset[Flag]:
-        return frozenset(reason.flag for reason in self.reasons)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,10 +97,10 @@ class SwingWatch:
     def _found(self, reach_w: float) -> Swing | None:
         if len(self._samples) < 2 or self._samples[-1][0] - self._samples[0][0] < SPAN_S_MIN:
             return None
-        t_s = np.array([sample[0] for sample in self._samples])
-        draw_w = np.array([sample[1] for sample in self._samples])
+        draw_w = np.concatenate([sample[1] for sample in self._samples]).reshape(len(self._samples), -1)
         if not self._is_beyond and float(np.ptp(draw_w, axis=0).sum()) <= reach_w:
             return None  # nearly always: nothing more to look at
+        t_s = np.array([sample[0] for sample in self._samples])
         self._unhide(draw_w)
         cycles = [_cycle(t_s, draw_w[:, k]) for k in range(draw_w.shape[1])]
         is_slow = np.array([cycle is not None for cycle in cycles])

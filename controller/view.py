@@ -102,15 +102,18 @@ def envelope_view(
 
 def _margins(site: SiteSettings, margins: Iterable[Margin]) -> tuple[Margin, ...]:
     """Enforced margins that are gone; a target held at the edge stands now a little inside, now a little outside."""
+    energy_j = site.battery.energy_j if site.battery is not None else 0.0
+    edge = {"W": -EDGE_FRAC * site.registered_peak_w, "J": -EDGE_FRAC * energy_j}
+    gone = tuple(m for m in margins if m.value < edge[m.unit])
+    if not gone:
+        return ()
     enforced = {
         name
         for c in site.contingencies
         for name, stance in (("power", c.power), ("energy", c.energy))
         if stance is Stance.ENFORCE
     }
-    energy_j = site.battery.energy_j if site.battery is not None else 0.0
-    edge = {unit: -EDGE_FRAC * scale for unit, scale in (("W", site.registered_peak_w), ("J", energy_j))}
-    return tuple(m for m in margins if m.name in enforced and m.value < edge[m.unit])
+    return tuple(m for m in gone if m.name in enforced)
 
 
 def believed(image: SiteImage, estimate: Estimate) -> SiteImage:
