@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 
 from controller.ports import Clock
 
@@ -33,24 +32,26 @@ class MonotonicClock:
 
 
 class Ticker:
-    """Yields tick numbers at `period_s`, each at an absolute deadline on `clock`."""
+    """Counts ticks of `period_s`, each at an absolute deadline on `clock`; the first is at once."""
 
     def __init__(self, clock: Clock, *, period_s: float) -> None:
         assert period_s > 0
         self._clock = clock
         self._period_ns = round(period_s * NS_PER_S)
+        self._start_ns: int | None = None  # when the first was waited for
+        self._tick = -1  # the last
         self.overrun_count = 0
         self.due_ns = 0  # when the tick in hand was due; lateness is now - due
 
-    async def ticks(self) -> AsyncIterator[int]:
-        """Tick numbers from 0; a number is skipped for every deadline that passed unserved."""
-        start_ns = self._clock.now_ns()
-        tick = 0
-        while True:
-            self.due_ns = start_ns + tick * self._period_ns
-            await self._clock.sleep_until_ns(self.due_ns)
-            yield tick
-            behind = (self._clock.now_ns() - start_ns) // self._period_ns
-            skipped = max(0, behind - tick)
-            self.overrun_count += skipped
-            tick += skipped + 1
+    async def tick(self) -> int:
+        """Wait for the next; its number, from 0. One is skipped for every deadline that passed unserved."""
+        now_ns = self._clock.now_ns()
+        if self._start_ns is None:
+            self._start_ns, skipped = now_ns, 0
+        else:
+            skipped = max(0, (now_ns - self._start_ns) // self._period_ns - self._tick)
+        self.overrun_count += skipped
+        self._tick += skipped + 1
+        self.due_ns = self._start_ns + self._tick * self._period_ns
+        await self._clock.sleep_until_ns(self.due_ns)
+        return self._tick

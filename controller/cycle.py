@@ -79,16 +79,15 @@ class Cycle:
     async def run(self) -> None:
         """Cycle until cancelled."""
         ticker = Ticker(self._clock, period_s=self._period_s)
-        ticks = ticker.ticks()
         tick = -1
-        due = asyncio.ensure_future(anext(ticks))
+        due = asyncio.create_task(ticker.tick())
         news: asyncio.Future[bool] = asyncio.create_task(self._wake.wait())
         try:
             while True:
                 news = await self._until_due(due, news, tick=tick, overrun_count=ticker.overrun_count)
                 tick = await due
                 await self.step(tick, due_ns=ticker.due_ns, overrun_count=ticker.overrun_count)
-                due = asyncio.ensure_future(anext(ticks))
+                due = asyncio.create_task(ticker.tick())
         finally:
             due.cancel()
             news.cancel()

@@ -29,22 +29,21 @@ def make_factories(
     plan: FaultPlan | None = None,
     epoch: int = 1,
 ) -> Factories:
-    """Simulated ports on `world`, sick where `plan` (the scenario's own by default) says so."""
+    """Simulated ports on `world`, sick where `plan` (the scenario's own by default) says so; timed by `stopwatch`."""
     from controller.app import Factories
 
     doc, site = scenario.doc, scenario.settings.site
     assert site is not None
     faults = FaultPlan.of(doc.faults) if plan is None else plan
-    watch = stopwatch or Stopwatch()
     ups: dict[str, Ups] = {}
     if doc.plant.facility.ups_share > 0.0:
         ups["ups"] = SickUps(SimUps(world.plant, clock), faults, clock, world.rng(4))
     return Factories(
         clock=clock,
-        meter=_meter(scenario, site, world, clock, faults=faults, watch=watch),
-        battery=_battery(scenario, site, world, clock, faults=faults, watch=watch),
+        meter=_meter(scenario, site, world, clock, faults=faults, watch=stopwatch),
+        battery=_battery(scenario, site, world, clock, faults=faults, watch=stopwatch),
         node_link=SimNodeLink(world, doc.plant.fleet, doc.plant.nodes, clock, faults),
-        recorder=TimedRecorder(recorder, watch),
+        recorder=recorder if stopwatch is None else TimedRecorder(recorder, stopwatch),
         lease=HeldLease(epoch),
         ups=ups,
         load_bank=_load_bank(scenario, site, world, clock, faults=faults),
@@ -53,7 +52,7 @@ def make_factories(
 
 
 def _meter(
-    scenario: Scenario, site: SiteSettings, world: World, clock: Clock, *, faults: FaultPlan, watch: Stopwatch
+    scenario: Scenario, site: SiteSettings, world: World, clock: Clock, *, faults: FaultPlan, watch: Stopwatch | None
 ) -> PowerMeter | None:
     if site.meter is None:
         return None
@@ -65,17 +64,18 @@ def _meter(
         believed_update_s=site.meter.update_s,
         rng=world.rng(0),
     )
-    return TimedMeter(SickMeter(meter, faults, clock, world.rng(1)), watch)
+    sick = SickMeter(meter, faults, clock, world.rng(1))
+    return sick if watch is None else TimedMeter(sick, watch)
 
 
 def _battery(
-    scenario: Scenario, site: SiteSettings, world: World, clock: Clock, *, faults: FaultPlan, watch: Stopwatch
+    scenario: Scenario, site: SiteSettings, world: World, clock: Clock, *, faults: FaultPlan, watch: Stopwatch | None
 ) -> Battery | None:
     if site.battery is None or world.plant.battery is None:
         return None
     battery = SimBattery(world.plant, clock, world.plant.battery, _delays(scenario.doc.plant.battery, site))
     sick = SickDevice("battery", faults, clock, world.rng(2), read=battery.read, write=battery.write)
-    return TimedBattery(sick, watch)
+    return sick if watch is None else TimedBattery(sick, watch)
 
 
 def _load_bank(

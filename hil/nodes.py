@@ -68,6 +68,7 @@ class SimNode:
         self._epoch = self._seq = 0
         self._order_count = 0
         self._written_s = -math.inf
+        self._site_gpus = plant.fleet.gpus
         self._ones = np.ones(gpus_per_node)
         self._free_cap = GpuCap(ids[0], None, None)
         self._free = self._array(0.0).astype(np.int8)
@@ -134,7 +135,7 @@ class SimNode:
             power_limit_w=self._shared("limit", plant.fleet.power_limit_w(self._group)),
             quality=self._free,
             is_controllable=self._yes,
-            other_w=plant.now(OTHER) / plant.fleet.gpus * self._gpus,
+            other_w=plant.now(OTHER) / self._site_gpus * self._gpus,
             acked_epoch=self._epoch,
             acked_seq=self._seq,
             specs=self._specs,
@@ -159,7 +160,7 @@ class SimNode:
         clocks = [top if c.clock_mhz is None else c.clock_mhz for c in command.caps]
         limits = [limit if c.power_limit_w is None else c.power_limit_w for c in command.caps]
         free = all(c.clock_mhz is None for c in command.caps)
-        return GpuCap(self._ids[0], None if free else round(float(np.mean(clocks))), float(np.mean(limits)))
+        return GpuCap(self._ids[0], None if free else round(_mean(clocks)), _mean(limits))
 
     def _apply(self, cap: GpuCap) -> None:
         self._lock(math.nan if cap.clock_mhz is None else float(cap.clock_mhz))
@@ -182,6 +183,11 @@ class SimNode:
     def _steer(self, order: int, frac: float) -> None:
         if order == self._order_count:
             self._plant.fleet.steer(self._group, frac)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Nearly always all are alike, and nothing needs to be added up."""
+    return float(values[0]) if values.count(values[0]) == len(values) else float(np.mean(values))
 
 
 class SimNodeLink:

@@ -205,7 +205,7 @@ def _play(tale: Tale, blows: tuple[Blow, ...], *, recording: Path | None) -> tup
             await lab.restart()
         for k in range(round(HEALED_S)):
             await lab.run(1.0)
-            lab.ticks[:-20] = [t for t in lab.ticks[:-20] if t.mode is not Mode.NORMAL]
+            del lab.ticks[:-20]
             if k == round(NORMAL_WITHIN_S):
                 found["late"] = lab.last.mode is not Mode.NORMAL
         found["throttled"] = _throttled(lab)

@@ -126,6 +126,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None:
         return None
 
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """As the base class, without what it asks at every call in case of debug mode or a closed loop."""
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
     def create_task(  # type: ignore[override]
         self, coro: Coroutine[Any, Any, R], *, name: str | None = None, context: Context | None = None
     ) -> asyncio.Task[R]:

@@ -267,7 +267,8 @@ class NodeAgent:
     async def _serve(self) -> None:
         """Every telemetry period: the dead-man's orders out to the workers, a report to the site."""
         ticker = Ticker(self._clock, period_s=self._settings.telemetry_period_s)
-        async for _ in ticker.ticks():
+        while True:
+            await ticker.tick()
             now_s = self._clock.now_s()
             if self._deadman is not None and self._saved is not None:
                 if now_s - self._cycle_s > PAUSE_S:

@@ -93,7 +93,7 @@ class Fleet:
         self._is_moving = False
         self._is_limited = False
         self._is_still = True  # neither, in this block
-        self._dynamic_w_seen = [0.0] * len(jobs)  # mean of the last block, what a power limiter reacts to
+        self._dynamic_w = [np.zeros(1)] * len(jobs)  # of the last block, what a power limiter reacts to
 
     def dead_time_s(self, group: int, clock_frac: float) -> float:
         """How long after the call a clock begins to move."""
@@ -164,9 +164,10 @@ class Fleet:
         if not self._is_limited:
             return clocks
         result = clocks.copy()
+        means_w = [float(dynamic_w.sum()) / dynamic_w.size for dynamic_w in self._dynamic_w]
         for k, group in enumerate(self.groups):
             job = self.jobs[group.job]
-            per_gpu_w = self._dynamic_w_seen[group.job] / job.gpus
+            per_gpu_w = means_w[group.job] / job.gpus
             room_w = self._limit_w[k] - job.kind.idle_w
             if per_gpu_w > room_w:
                 result[k] = np.minimum(result[k], job.kind.clock_for_share(room_w / per_gpu_w))
@@ -186,12 +187,12 @@ class Fleet:
             at_s = job.work_s + _progress(drive.pace, alive, t_s.size, dt_s)
             job.work_s = float(at_s[-1])
         wanted_w, beside_w = work.demand_w(at_s)
-        dynamic_w = np.maximum(wanted_w - job.idle_w, 0.0) * alive
+        dynamic_w = _of_alive(np.maximum(wanted_w - job.idle_w, 0.0), alive)
         static_w = np.minimum(wanted_w, job.idle_w)
         self._account(job, dynamic_w, alive, drive.pace, dt_s=dt_s)
-        self._dynamic_w_seen[index] = float(dynamic_w.sum()) / dynamic_w.size
+        self._dynamic_w[index] = dynamic_w
         group_w = self._shares[index] * static_w + drive.dynamic_share * dynamic_w
-        return group_w, beside_w * other_alive + work.other_base_w
+        return group_w, _of_alive(beside_w, other_alive) + work.other_base_w
 
     def _drive_of(self, index: int, job: Job, clocks: FloatArray) -> _Drive:
         """Pace and power shares at these clocks; computed anew only when clocks move."""
@@ -250,3 +251,8 @@ def _steps(n: int) -> FloatArray:
 
 def _activity(activity: Activity, t_s: FloatArray) -> FloatArray | float:
     return activity.share if activity.is_settled(float(t_s[0])) else activity.at(t_s)
+
+
+def _of_alive(power_w: FloatArray, alive: FloatArray | float) -> FloatArray:
+    """What is drawn by the part of a job that is alive, which is nearly always all of it."""
+    return power_w if isinstance(alive, float) and alive == 1.0 else power_w * alive
