@@ -140,7 +140,7 @@ def sum_nodes(nodes: Sequence[Reading[NodeReport]], *, gpu_peak_w: float) -> Nod
         gpu_w_max=gpu_w_max,
         other_w=sum(report.stands_for * report.other_w for report in reports),
         missing_count=missing_count,
-        gpu_count=round(float(share.sum())),
+        gpu_count=sum(report.stands_for * count for report, count in zip(reports, counts, strict=True)),
         t_s=min((r.t_mono_s for r, is_live in zip(nodes, live, strict=True) if is_live), default=-math.inf),
     )
 
@@ -236,7 +236,8 @@ class LoadEstimator:
             nodes=self._bridge if self._nodes.is_known else None,
         )
         if pcc is not None and role is MeterRole.LOAD:
-            found = self._from_meter(now_s, replace(pcc, t_mono_s=pcc.t_mono_s - late_s), view, frozenset(flags))
+            then = replace(pcc, t_mono_s=pcc.t_mono_s - late_s) if late_s else pcc
+            found = self._from_meter(now_s, then, view, frozenset(flags))
         else:
             if pcc is not None and role is MeterRole.CORRECTION:
                 self._correct_nodes(pcc.t_mono_s)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from itertools import chain, takewhile
 
 import numpy as np
 
 from controller.estimate_bridge import SILENT_S
 from controller.estimate_counter import CounterClock
-from controller.types import FloatArray
+from controller.types import BoolArray, FloatArray
 
 COUNTER_ERROR_FRAC = 0.03  # of the registered peak: what nodes leave out may have changed by this (a chiller starts)
 LAGS_S = np.arange(0.2, 5.01, 0.1)  # what the matches can find
@@ -111,10 +112,11 @@ class MeterDelay:
         """What nodes make of the load of `delay_s` ago: hold the meter against it; in doubt nothing is `is_usual`."""
         half_s, t_s = min(HALF_WINDOW_S, delay_s), now_s - delay_s
         self._reported_s = now_s
-        span = [(p, b) for t, p, b in self._quick if t_s - half_s <= t <= t_s + half_s]
+        since = takewhile(lambda sample: sample[0] >= t_s - half_s, reversed(self._quick))
+        span = [(power_w, battery_w) for at_s, power_w, battery_w in since if at_s <= t_s + half_s]
         if not span or (self._means and t_s - self._means[-1][0] < 0.5 * GRID_S):
             return
-        metered_w, battery_w = (float(mean) for mean in np.mean(span, axis=0))
+        metered_w, battery_w = (float(mean) for mean in np.mean(span[::-1], axis=0))
         self._means.append((t_s, metered_w, load_w - battery_w, load_w))
         while self._means[0][0] < t_s - KEPT_S:
             self._means.popleft()
@@ -124,15 +126,11 @@ class MeterDelay:
 
     def _judge(self, now_s: float, *, is_usual: bool) -> None:
         """Which time explains what the meter shows, as stamped or another; neither: as stamped."""
-        times, metered, due, load = np.array(self._means).T
+        times, metered, due, load = np.fromiter(chain.from_iterable(self._means), np.float64).reshape(-1, 4).T
         tried = times > times[-1] - TRIED_S
         recent = times[tried] > times[-1] - RECENT_S
-        misfit = float(((metered - due)[tried][recent] ** 2).mean())
-        then_s = times[tried] - LAGS_S[:, None]
-        late = (metered[tried] - np.interp(then_s, times, due)) ** 2
-        late[then_s < times[0]] = math.inf
-        misfits = late.mean(axis=1)
-        best = int(misfits.argmin())
+        stamped = (metered - due)[tried] ** 2
+        misfit = float(stamped[recent].mean())
         limit = max(self._moved_w * self._moved_w, UNUSUAL**2 * self._usual_w2)
         self._is_apart = misfit > max(self._doubt_w**2, UNUSUAL**2 * self._usual_w2)
         if misfit > limit:
@@ -140,26 +138,33 @@ class MeterDelay:
         if self._counter.late_s:
             if times[-1] - RECENT_S - HALF_WINDOW_S < self._told_s:
                 return  # the counter was not at its word yet
+            late = _as_late(times, metered, due, tried)
             apart = float(late[int(np.abs(LAGS_S - self._counter.late_s).argmin()), recent].mean())
             if limit < apart < math.inf and misfit < MATCH * apart:  # stamps explain what shows, its word does not
                 self._counter.forget()
             return
         if self._matched_s:
+            late = _as_late(times, metered, due, tried)
             self._look_back(now_s, misfit, float(late[:, recent].mean(axis=1).min()), limit)
+            misfits = late.mean(axis=1)
             if self._matched_s and float(misfits.max()) > limit:  # enough moved to tell by how much
-                self._matched_s = float(LAGS_S[best])
+                self._matched_s = float(LAGS_S[int(misfits.argmin())])
             return
         if is_usual:
             self._usual_w2 += USUAL_GAIN * (min(misfit, limit) - self._usual_w2)
-        moved_w2, stamped_w2 = float(load[tried].var()), float(((metered - due)[tried] ** 2).mean())
+        moved_w2, stamped_w2 = float(load[tried].var()), float(stamped.mean())
         if self._counter.is_in_time and moved_w2 > limit and stamped_w2 < MATCH * moved_w2:
             self._is_proven = True  # a loop that answers what is late cannot have followed that
         if self._is_proven:  # a steep edge looks late for a moment, since nodes report means; the counter knows better
             self._found_count = 0
             return
-        is_late = misfit > limit and misfits[best] < MATCH * misfit
-        if times[-1] - TRIED_S < self._told_s:
-            is_late = False  # the counter has just called it in time; what it showed before that is no witness
+        # Nearly always nothing is off; and what it showed before its counter called it in time is no witness.
+        if misfit <= limit or times[-1] - TRIED_S < self._told_s:
+            self._found_count = 0
+            return
+        misfits = _as_late(times, metered, due, tried).mean(axis=1)
+        best = int(misfits.argmin())
+        is_late = misfits[best] < MATCH * misfit
         if is_late:
             quick_late, quick = self._left(float(LAGS_S[best]), 0.0)
             is_late = quick_late < QUICK * quick
@@ -206,3 +211,11 @@ class MeterDelay:
         moved = np.interp(grid_s - np.array(lags_s)[:, None], times, battery) + np.interp(grid_s, times, metered)
         quick = moved[:, STEPS:] - moved[:, :-STEPS]
         return [float(square) for square in (quick * quick).mean(axis=1)]
+
+
+def _as_late(times: FloatArray, metered: FloatArray, due: FloatArray, tried: BoolArray) -> FloatArray:
+    """Squares of what each lag leaves unexplained of the samples tried, (lags, tried); inf where none is known."""
+    then_s = times[tried] - LAGS_S[:, None]
+    late: FloatArray = (metered[tried] - np.interp(then_s, times, due)) ** 2
+    late[then_s < times[0]] = math.inf
+    return late

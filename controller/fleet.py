@@ -179,6 +179,7 @@ class FleetReader:
         self._power, self._caps = np.full(n, np.nan), np.full((2, n), np.inf)
         self._is_read, self._is_ours, self._is_live = (np.zeros(n, dtype=np.bool_) for _ in range(3))
         self._lost_s = np.full(n, np.inf)  # since when it is off the bus
+        self._has_lost = False  # any
         self._is_gone = np.zeros(n, dtype=np.bool_)  # for longer than `LOST_S`
         self._above_s: FloatArray | None = None
         self._acks: FleetAcks | None = None  # as of the last reading that changed any of it
@@ -241,13 +242,14 @@ class FleetReader:
         """
         faults = reading.value.faults
         is_told = NodeFault.GPU_LOST in faults and NodeFault.GPU_HUNG not in faults
-        if not is_told and not np.isfinite(self._lost_s[span]).any():
+        if not is_told and not self._has_lost:
             return False
         is_lost = (reading.value.quality > WORST_READ) & is_told
         since_s = np.where(is_lost, np.minimum(self._lost_s[span], reading.t_mono_s), np.inf)
         is_gone = since_s <= reading.t_mono_s - LOST_S
         is_news = bool((is_gone != self._is_gone[span]).any())
         self._lost_s[span], self._is_gone[span] = since_s, is_gone
+        self._has_lost = bool(np.isfinite(self._lost_s).any())
         return is_news
 
     def _acknowledged(self) -> FleetAcks:

@@ -100,8 +100,10 @@ class Source(Generic[T]):
 
     def troubles(self, now_s: float) -> set[Trouble]:
         """What is wrong with it, once its last value is old; another device than was armed, at once."""
+        if self._fault is None:
+            return set()
         is_fresh = self._last.is_good and self._last.age_s(now_s) <= self._fresh_s
-        if self._fault is None or (is_fresh and self._fault is not SiteFault.DEVICE_CHANGED):
+        if is_fresh and self._fault is not SiteFault.DEVICE_CHANGED:
             return set()
         return {Trouble(self._fault, self.name)}
 
