@@ -63,6 +63,8 @@ class ModelWatch:
             self._clocks.popleft()
         highest_mhz = np.max([clocks for _, clocks in self._clocks], axis=0)
         fraction = np.minimum(highest_mhz / table.cap_max[0], 1.0)
+        if not (fraction < JUDGED_CLOCK_FRAC).any():
+            return 0.0
         range_w = table.peak_w - table.idle_w
         most_w = table.idle_w + (1.0 + TOLERANCE_FRAC) * curves.power_share(fraction) * range_w
         is_judged: BoolArray = readings.is_read & np.isfinite(readings.power_w) & (fraction < JUDGED_CLOCK_FRAC)

@@ -7,6 +7,7 @@ or writes to a device.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum, unique
 
@@ -258,6 +259,8 @@ class ModeMachine:
         self._holds_by_device = holds_by_device
         self._latches: dict[Flag, _Latch] = {}
         self._mode: Mode | None = None  # of the last step
+        self._counted: dict[Flag, tuple[float, bool]] = {}  # since when, and whether set, as of the last step
+        self._told: ModeState | None = None  # made of these
 
     def step(
         self,
@@ -292,16 +295,23 @@ class ModeMachine:
         return clear is Clear.ON_OPERATOR and is_operator_reset
 
     def _state(self, flags: frozenset[Flag], now_s: float) -> ModeState:
+        """The last one while nothing began, ended or ceased to be set; it tells of nothing else."""
+        counted = {flag: (latch.since_s, flag in flags) for flag, latch in self._latches.items()}
+        if self._told is None or counted != self._counted:
+            self._counted, self._told = counted, self._made(counted, now_s)
+        return self._told
+
+    def _made(self, counted: Mapping[Flag, tuple[float, bool]], now_s: float) -> ModeState:
         reasons = [
             Reason(
                 flag=flag,
                 mode=self._escalated(TABLE[flag].mode),
-                since_s=latch.since_s,
-                is_set=flag in flags,
+                since_s=since_s,
+                is_set=is_set,
                 words=TABLE[flag].words,
                 clears=TABLE[flag].clear.value,
             )
-            for flag, latch in self._latches.items()
+            for flag, (since_s, is_set) in counted.items()
         ]
         reasons.sort(key=lambda reason: (-reason.mode, reason.since_s, reason.flag))
         mode = reasons[0].mode if reasons else Mode.NORMAL

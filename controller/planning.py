@@ -292,6 +292,7 @@ class Planning:
         demand, interval, site = self._demand, known.interval, self._site
         low_w, high_w = interval.project([known.now_s + ahead_s for ahead_s in OFFSET_S.tolist()])
         ceilings = [row for row in interval.limits if isinstance(row, CeilingLimit)]
+        ceilings_w = [ceiling_w(ceilings, known.now_s + ahead_s) for ahead_s in OFFSET_S.tolist()] if ceilings else None
         watches = self.watches(known.estimate)
         enforced = [w for w in watches if w.enforces_power or w.enforces_energy]
         # The contingency that leaves the least binds; without one the bottom of the ripple must be absorbed.
@@ -307,7 +308,7 @@ class Planning:
             target_w=known.target_w,
             low_w=low_w,
             high_w=high_w,
-            ceiling_w=np.array([ceiling_w(ceilings, known.now_s + ahead_s) for ahead_s in OFFSET_S.tolist()]),
+            ceiling_w=np.full(STEPS, np.inf) if ceilings_w is None else np.array(ceilings_w),
             slope_down_w_per_s=interval.slope_down_w_per_s,
             slope_up_w_per_s=interval.slope_up_w_per_s,
             energy_j=known.energy_j,

@@ -34,9 +34,11 @@ class NothingLeftToWake(RuntimeError):
 class _NumberedTask(asyncio.Task[R]):
     """A task whose hash is its number: sets of tasks (TaskGroup, wait) keep one order in every run."""
 
-    def __init__(self, number: int, coro: Coroutine[Any, Any, R], **kwargs: Any) -> None:
+    def __init__(
+        self, number: int, coro: Coroutine[Any, Any, R], loop: VirtualLoop, name: str | None, context: Context | None
+    ) -> None:
         self._number = number
-        super().__init__(coro, **kwargs)
+        super().__init__(coro, loop=loop, name=name, context=context)
 
     def __hash__(self) -> int:
         return self._number
@@ -138,7 +140,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self, coro: Coroutine[Any, Any, R], *, name: str | None = None, context: Context | None = None
     ) -> asyncio.Task[R]:
         self._task_count += 1
-        return _NumberedTask(self._task_count, coro, loop=self, name=name, context=context)
+        return _NumberedTask(self._task_count, coro, self, name, context)
 
     # -- what cannot be reproduced
 
