@@ -50,9 +50,11 @@ class Fleet:
     job_names: tuple[str, ...]
     class_idle_w: FloatArray = field(init=False)  # (K,): summed once, a fleet of 100,000 is summed every second
     class_count: FloatArray = field(init=False)  # (K,): GPUs that the class's GPUs stand for
+    node_swing_w: FloatArray = field(init=False)  # per node in the table's order: its GPUs, idle to peak
     peak_w: float = field(init=False)  # the most that all of them may draw
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "node_swing_w", self._by_node(np.maximum(self.table.peak_w - self.table.idle_w, 0.0)))
         object.__setattr__(self, "class_idle_w", self.by_class(self.table.idle_w))
         object.__setattr__(self, "class_count", self.by_class(np.ones(self.count)))
         object.__setattr__(self, "peak_w", float((self.table.peak_w * self.table.stands_for).sum()))
@@ -68,6 +70,12 @@ class Fleet:
             float
         )
         return totals
+
+    def _by_node(self, per_gpu: FloatArray) -> FloatArray:
+        before = np.concatenate([[0.0], np.cumsum(np.nan_to_num(per_gpu))])
+        spans = self.table.spans.values()
+        found: FloatArray = before[[s.stop for s in spans]] - before[[s.start for s in spans]]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,15 +190,19 @@ class FleetReader:
         self._has_lost = False  # any
         self._is_gone = np.zeros(n, dtype=np.bool_)  # for longer than `LOST_S`
         self._above_s: FloatArray | None = None
+        self._most_w = np.full(n, np.inf)  # that their power limits let GPUs draw, and some more
         self._acks: FleetAcks | None = None  # as of the last reading that changed any of it
         self._bound_w = self.fleet.table.peak_w
 
     def read(self, nodes: Sequence[Reading[NodeReport]]) -> FleetReadings:
         """The newest values of `nodes`, which must be the nodes the fleet was made from; none is written later."""
         before = self._nodes or (None,) * len(nodes)
-        for reading, known in zip(nodes, before, strict=True):
-            if reading is not known:
-                self._take(reading, known)
+        new = [(reading, known) for reading, known in zip(nodes, before, strict=True) if reading is not known]
+        for reading, known in new:
+            self._take(reading, known)
+        if self._above_s is not None or (self._power > self._most_w).any():
+            for reading, _ in new:
+                self._see_above(reading)
         self._nodes = tuple(nodes)
         acks = self._acks = self._acks or self._acknowledged()
         is_measured = self._is_read & np.isfinite(self._power)
@@ -213,21 +225,22 @@ class FleetReader:
         report = reading.value
         span = self.fleet.table.spans[report.node_id]
         self._power[span] = report.power_w
-        self._see_above(reading, span)
         is_alike = known is not None and reading.quality is known.quality and _is_set_alike(report, known.value)
         if not self._see_lost(reading, span) and is_alike:
             return
         live = reading.quality in (Quality.GOOD, Quality.STALE)
         is_obeyed = reading.quality is Quality.GOOD and report.state is AgentState.ARMED
         self._caps[0, span], self._caps[1, span] = report.clock_cap_mhz, report.power_limit_w
+        self._most_w[span] = ABOVE_CAP_FRAC * report.power_limit_w
         self._is_live[span] = live
         self._is_read[span] = live & (report.quality <= WORST_READ)
         self._is_ours[span] = report.is_controllable & is_obeyed & (report.quality <= WORST_READ)
         self._acks = None
 
-    def _see_above(self, reading: Reading[NodeReport], span: slice) -> None:
+    def _see_above(self, reading: Reading[NodeReport]) -> None:
         """Watch GPUs of one node that draw more than their power limits; a silent one says nothing of it."""
-        is_above = reading.value.power_w > ABOVE_CAP_FRAC * reading.value.power_limit_w
+        span = self.fleet.table.spans[reading.value.node_id]
+        is_above = self._power[span] > self._most_w[span]
         if self._above_s is None and not is_above.any():
             return
         before = np.full(self.fleet.count, np.inf) if self._above_s is None else self._above_s

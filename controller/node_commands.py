@@ -33,14 +33,11 @@ def node_commands(
     Each group of nodes waits until those before it could have moved at the slope that all share; within it each node
     has its part of that slope, so that all keep one pace.
     """
-    table, found = fleet.table, []
+    table, node_w, found = fleet.table, fleet.node_swing_w, []
     # One pass over the fleet before the loop: a hundred thousand small slices would cost more than the loop itself.
-    swings_w = np.nan_to_num(np.maximum(table.peak_w - table.idle_w, 0.0))
     spans = [table.spans[r.value.node_id] for r in nodes]
     starts = [span.start for span in spans]
     stands_for = [r.value.stands_for for r in nodes]
-    before_w = np.concatenate([[0.0], np.cumsum(swings_w)])
-    node_w = before_w[[span.stop for span in spans]] - before_w[starts]
     group_w = np.bincount(groups, weights=node_w * stands_for)
     turns_s = (np.cumsum(group_w) - group_w) / max(parting.slope_w_per_s, 1e-9)
     slopes = (parting.slope_w_per_s * node_w / np.maximum(group_w[groups], 1e-9)).tolist()
