@@ -117,7 +117,7 @@ def sum_nodes(nodes: Sequence[Reading[NodeReport]], *, gpu_peak_w: float) -> Nod
     if not nodes:
         return NodePower(0.0, gpu_peak_w, 0.0, 0, 0, -math.inf)
     reports = [reading.value for reading in nodes]
-    live = [reading.quality in (Quality.GOOD, Quality.STALE) for reading in nodes]
+    live = [reading.quality <= WORST_READ for reading in nodes]
     counts = [len(report.gpu_ids) for report in reports]
     share = np.repeat([float(report.stands_for) for report in reports], counts)
     power_w = np.concatenate([report.power_w for report in reports])
