@@ -79,6 +79,7 @@ class AdmissibleInterval:
         self._known_since_s = start_s
         self._path = Path(start_s, start_w)
         self._windows: list[WindowRow] = []
+        self._row_of: list[tuple[LimitId, WindowRow]] = []  # of each plain limit
         self._rates: list[RateRow] = []
         self._limits: tuple[Limit, ...] = ()
         self._residual_w: ResidualW = 0.0
@@ -257,15 +258,10 @@ class AdmissibleInterval:
         return self._spent(Direction.UP)
 
     def _spent(self, direction: Direction) -> dict[LimitId, float]:
-        now_w = self._path.now_w
-        by_window = {row.window_s: row for row in self._windows}
-        spent: dict[LimitId, float] = {}
-        for limit in self._limits:
-            if _is_plain_window(limit):
-                row = by_window[float(limit.window_s)]
-                spent[limit.id] = row.top_w - now_w if direction is Direction.DOWN else now_w - row.bottom_w
+        now_w, is_down = self._path.now_w, direction is Direction.DOWN
+        spent = {limit_id: row.top_w - now_w if is_down else now_w - row.bottom_w for limit_id, row in self._row_of}
         for rate in self._rates:
-            used_w = rate.limit.above_w - (now_w - rate.low_w if direction is Direction.DOWN else rate.high_w - now_w)
+            used_w = rate.limit.above_w - (now_w - rate.low_w if is_down else rate.high_w - now_w)
             spent[rate.limit.id] = max(0.0, used_w)
         return spent
 
@@ -358,10 +354,12 @@ class AdmissibleInterval:
         for row in self._windows:
             row.up_w = row.down_w = row.contingency_down_w = math.inf
         by_window = {row.window_s: row for row in self._windows}
+        self._row_of = []
         for limit in self._limits:
             if not _is_plain_window(limit):
                 continue
             row = by_window[float(limit.window_s)]
+            self._row_of.append((limit.id, row))
             direction = limit.direction if isinstance(limit, RampLimit) else Direction.BOTH
             free_w = self._allowance(limit.id, limit.max_w, dip_w=0.0)
             if direction is not Direction.DOWN:

@@ -202,8 +202,10 @@ class Health:
 
     def _restarted(self, nodes: Iterable[Reading[NodeReport]]) -> set[Flag]:
         """Nodes that obeyed somebody before our first command: this controller takes over."""
+        if not self._is_first_report:
+            return set()
         reports = [reading.value for reading in nodes]
-        if not self._is_first_report or not reports:
+        if not reports:
             return set()
         self._is_first_report = False
         led = (AgentState.ARMED, AgentState.FALLBACK)

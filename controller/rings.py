@@ -80,17 +80,17 @@ class Rings:
     """One ring per mean."""
 
     def __init__(self, means_s: Iterable[float]) -> None:
-        self._rings = [Ring(mean_s=mean_s) for mean_s in sorted(set(means_s) | {0.0})]
+        self._rings = {mean_s: Ring(mean_s=mean_s) for mean_s in sorted(set(means_s) | {0.0})}
 
     def cover(self, means_s: Iterable[float]) -> None:
         """Keep a ring for each of these means as well; a new one begins empty."""
-        for mean_s in sorted(set(means_s) - {ring.mean_s for ring in self._rings}):
-            self._rings.append(Ring(mean_s=mean_s))
+        for mean_s in sorted(set(means_s) - self._rings.keys()):
+            self._rings[mean_s] = Ring(mean_s=mean_s)
 
     def add(self, t_s: float, power_w: float) -> None:
-        for ring in self._rings:
+        for ring in self._rings.values():
             ring.add(t_s, power_w)
 
-    def by_mean(self, now_s: float) -> dict[float, PccRing]:
-        """The rings as they stand, by metering mean."""
-        return {ring.mean_s: ring.view(now_s) for ring in self._rings}
+    def at(self, mean_s: float, now_s: float) -> PccRing:
+        """The ring of one metering mean as it stands."""
+        return self._rings[mean_s].view(now_s)

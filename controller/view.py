@@ -140,16 +140,17 @@ def rings_for(limits: Iterable[Limit]) -> Rings:
 
 def window_checks(limits: Iterable[Limit], rings: Rings, now_s: float) -> tuple[WindowCheck, ...]:
     """Every unfiltered row on differences of power, each beside the ring of its mean."""
-    views = rings.by_mean(now_s)
     found: list[WindowCheck] = []
     for row in limits:
         if isinstance(row, RampLimit):
             is_up, is_down = row.direction is not Direction.DOWN, row.direction is not Direction.UP
-            found.append(WindowCheck(row.id, row.window_s, _room_w(row), 0.0, is_up, is_down, views[row.mean_s]))
+            ring = rings.at(row.mean_s, now_s)
+            found.append(WindowCheck(row.id, row.window_s, _room_w(row), 0.0, is_up, is_down, ring))
         elif isinstance(row, SwingLimit) and row.band_hz is None:
-            found.append(WindowCheck(row.id, row.window_s, _room_w(row), 0.0, True, True, views[row.mean_s]))
+            ring = rings.at(row.mean_s, now_s)
+            found.append(WindowCheck(row.id, row.window_s, _room_w(row), 0.0, True, True, ring))
         elif isinstance(row, RateLimit):
-            ring = views[row.mean_s]
+            ring = rings.at(row.mean_s, now_s)
             found.append(WindowCheck(row.id, row.horizon_s, row.above_w, row.max_w_per_s, True, True, ring))
     return tuple(found)
 
