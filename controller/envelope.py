@@ -92,10 +92,10 @@ def _ttl_s(c: _Check, ttl_s: float, subject: str) -> float:
 def _window_bounds(v: t.EnvelopeView) -> tuple[float, float]:
     """Invariant 5: what the next grid power may be, from every entry of every window, by brute force."""
     low, high = np.float64(-np.inf), np.float64(np.inf)
-    for row, ring in ((row, row.ring) for row in v.windows):
+    for row in v.windows:
+        ring = row.ring
         n = max(1, min(len(ring.min_w), 1 + int((row.window_s - ring.head_s) / ring.step_s + SLACK)))
-        age_s = ring.head_s + ring.step_s * np.arange(n) if row.room_w_per_s else 0.0
-        room = np.maximum(row.room_w, row.room_w_per_s * age_s)
+        room = np.maximum(row.room_w, row.room_w_per_s * (ring.head_s + ring.step_s * np.arange(n)))
         high = np.minimum(high, (ring.min_w[:n] + room).min()) if row.is_up else high
         low = np.maximum(low, (ring.max_w[:n] - room).max()) if row.is_down else low
     return float(np.minimum(low, high)), float(np.maximum(low, high))  # broken already: between them is least harm

@@ -43,7 +43,9 @@ class BatteryAccount:
         self._witness = AccountWitness(scale_w=site.registered_peak_w)
         self._read: deque[tuple[float, float]] = deque()
         self._reading: Reading[BatterySample] | None = None
-        self._is_another = False
+        self.is_told = False  # what it was told counts for what it gives,
+        self.is_misread = False  # and is not what it says
+        self._takes_orders = self._is_silent = False
         self._turn_count = 0
         self._acked_s = -math.inf
         self._now_s = -math.inf
@@ -54,21 +56,9 @@ class BatteryAccount:
         return self._lag.lag_s
 
     @property
-    def is_told(self) -> bool:
-        """What it was told counts for what it gives."""
-        if not self._takes_orders:
-            return False
-        return self._witness.bears_out_orders(self._now_s, is_silent=self._is_silent)
-
-    @property
-    def is_misread(self) -> bool:
-        """What it was told counts, and is not what it says."""
-        return self.is_told and (self._is_silent or self._witness.are_apart(self._now_s))
-
-    @property
     def is_doubtful(self) -> bool:
         """It says something else than it was told, and nobody knows yet which is true."""
-        return self._witness.are_apart(self._now_s) and not self.is_told
+        return not self.is_told and self._witness.are_apart(self._now_s)
 
     @property
     def margin_w(self) -> float:
@@ -83,12 +73,25 @@ class BatteryAccount:
 
     def take(self, now_s: float, reading: Reading[BatterySample] | None, *, is_another: bool = False) -> None:
         """Its newest word; where `is_another` device than was armed answers, orders tell nothing of it."""
-        self._is_another = is_another
-        self._account_charge(now_s, reading)
+        if reading is not None:
+            self._account_charge(now_s, reading.value)
         self._now_s, self._reading = now_s, reading
-        if reading is None or self._is_silent:
-            return
-        t_s, power_w = reading.t_mono_s, float(reading.value.power_w)
+        self._is_silent = (
+            reading is None or reading.quality is Quality.MISSING or not math.isfinite(reading.value.power_w)
+        )
+        is_acked = now_s - self._acked_s <= ACKED_TICKS * self._tick_s
+        self._takes_orders = reading is not None and is_acked and not is_another and _is_led(reading.value)
+        self._settle()
+        if reading is not None and not self._is_silent:
+            self._hear(reading.t_mono_s, float(reading.value.power_w))
+
+    def _settle(self) -> None:
+        """Which account counts."""
+        now_s, is_silent, witness = self._now_s, self._is_silent, self._witness
+        self.is_told = self._takes_orders and witness.bears_out_orders(now_s, is_silent=is_silent)
+        self.is_misread = self.is_told and (is_silent or witness.are_apart(now_s))
+
+    def _hear(self, t_s: float, power_w: float) -> None:
         before_s, before_w = self._read[-1] if self._read else (-math.inf, math.nan)
         if t_s <= before_s:
             return
@@ -106,8 +109,11 @@ class BatteryAccount:
         if self._is_loop_ours and self._takes_orders:
             read_w = math.nan if self._is_silent else self._read_at(t_s)
             self._witness.metered(t_s, power_w, read_w=read_w, told_w=self._lag.as_told(t_s))
-        before, self._turn_count = self._turn_count, self._witness.turn_count
-        return before != self._turn_count
+        if self._turn_count == self._witness.turn_count:
+            return False
+        self._turn_count = self._witness.turn_count
+        self._settle()
+        return True
 
     def reported(self, now_s: float, *, load_w: float, delay_s: float) -> None:
         """What nodes make of the load of `delay_s` ago."""
@@ -139,23 +145,10 @@ class BatteryAccount:
 
     # ------------------------------------------------------------------------------------------------------ private
 
-    @property
-    def _is_silent(self) -> bool:
-        reading = self._reading
-        return reading is None or reading.quality is Quality.MISSING or not math.isfinite(reading.value.power_w)
-
-    @property
-    def _takes_orders(self) -> bool:
-        """It acknowledged an order just now, and does not say that it does what it likes."""
-        if self._reading is None or self._is_another or self._now_s - self._acked_s > ACKED_TICKS * self._tick_s:
-            return False
-        sample = self._reading.value
-        return sample.is_remote and sample.state not in (BatteryState.OFF, BatteryState.FAULT)
-
-    def _account_charge(self, now_s: float, reading: Reading[BatterySample] | None) -> None:
+    def _account_charge(self, now_s: float, sample: BatterySample) -> None:
         """What it gave since it last said another state of charge."""
-        if reading is not None and reading.value.soc_frac != self._soc_frac:
-            self._soc_frac, self._given_j = reading.value.soc_frac, 0.0
+        if sample.soc_frac != self._soc_frac:
+            self._soc_frac, self._given_j = sample.soc_frac, 0.0
         elif self.is_misread:
             self._given_j += self.at(now_s) * max(now_s - self._now_s, 0.0)
 
@@ -173,3 +166,8 @@ class BatteryAccount:
                 return self._lag.between(before_w, before_s, after_w, after_s, t_s)
             after_s, after_w = before_s, before_w
         return after_w
+
+
+def _is_led(sample: BatterySample) -> bool:
+    """It does not say that it does what it likes."""
+    return sample.is_remote and sample.state not in (BatteryState.OFF, BatteryState.FAULT)
