@@ -92,7 +92,7 @@ class Reporter:
                 **margin_fields((), self._site),
             }
         decision, track = trace.decision, trace.decision.track
-        estimate = decision.estimate
+        estimate, battery = decision.estimate, decision.image.battery  # as it is believed
         return {
             "site": self._site.name,
             "mode": _mode_name(trace),
@@ -109,7 +109,7 @@ class Reporter:
                 "load_source": estimate.source.value,
                 "pcc_w": _number(estimate.pcc_w),
                 "battery_w": _number(estimate.battery_w),
-                "soc_frac": _number(trace.image.battery.value.soc_frac if trace.image.battery else None),
+                "soc_frac": _number(battery.value.soc_frac if battery is not None else None),
                 "target_w": _number(track.g_ref_w if track else None),
                 "low_w": _number(track.low_w if track else None),
                 "high_w": _number(track.high_w if track else None),
@@ -176,9 +176,9 @@ class Reporter:
         self._envelope.set_metrics(self._metrics)
         if decision.estimate.pcc_w is not None:
             put("rampart_pcc_w", decision.estimate.pcc_w)
-        if trace.image.battery is not None:
-            put("rampart_battery_w", trace.image.battery.value.power_w)
-            put("rampart_soc_frac", trace.image.battery.value.soc_frac)
+        if (battery := decision.image.battery) is not None:
+            put("rampart_battery_w", battery.value.power_w)
+            put("rampart_soc_frac", battery.value.soc_frac)
         if trace.image.load_bank is not None:
             put("rampart_load_bank_w", trace.image.load_bank.value.power_w)
             put("rampart_load_bank_setpoint_w", trace.image.load_bank.value.setpoint_w)
