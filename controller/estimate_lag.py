@@ -61,8 +61,11 @@ class LagEstimate:
             gap_w, for_s = gap_w - self._slope_w_per_s * sloped_s, for_s - sloped_s
         return reference_w - math.copysign(gap_w * math.exp(-for_s / lag_s), reference_w - power_w)
 
-    def measured(self, t_s: float, power_w: float) -> None:
-        """A battery sample true at `t_s`."""
+    def measured(self, t_s: float, power_w: float, *, is_true: bool = False) -> None:
+        """A battery sample, for all that is known true at `t_s`; where it surely `is_true` the best lag is one at all.
+
+        Answers that no lag explains are late, or the battery acts late; a lag stands for the second, not for the first.
+        """
         last, self._last = self._last, (t_s, power_w)
         if last is None or not self._commands or not 0.0 < t_s - last[0] < 1.0 or last[0] < self._commands[0][0]:
             return
@@ -75,7 +78,7 @@ class LagEstimate:
             self._errors[index] = keep * self._errors[index] + miss_w * miss_w
         self._moved_w2 = keep * self._moved_w2 + (power_w - last[1]) ** 2
         self._count += 1
-        if self._count >= SAMPLES_MIN and min(self._errors) < FIT_FRAC * self._moved_w2:
+        if self._count >= SAMPLES_MIN and (is_true or min(self._errors) < FIT_FRAC * self._moved_w2):
             self.lag_s = self._best_s()
 
     def moved_on(self, power_w: float, from_s: float, to_s: float) -> float:

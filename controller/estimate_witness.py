@@ -22,6 +22,7 @@ BETTER = 0.5  # of what one account leaves: the other is still the better one, a
 PLAIN = 4.0  # times what nodes are off: orders that moved by so much show whether the readings moved along
 FOUND_COUNT, QUICK_COUNT = 2, 3  # reports, and samples of the meter, in a row
 QUICK_S, GAP_S = 1.0, 0.3  # of samples, no further apart than this
+LAG_SHARE = 0.1  # of what orders moved by lately: two accounts differ by less on a mean of a second for a lag alone
 TRIED_S = 2.0  # an account that nothing bears out serves so long; an edge explains that much
 
 
@@ -44,11 +45,13 @@ class AccountWitness:
         self._quick: deque[tuple[float, float, float, float]] = deque()  # (t, moved as read, as told, on the meter)
         self._account = Account.READ
         self._found_count = self._quick_count = 0
+        self._told: deque[tuple[float, float]] = deque()
         self._apart_w, self._compared_s = 0.0, -math.inf
         self._apart_s = self._told_fits_s = self._judged_s = -math.inf
         self._unfit_since_s = math.inf  # since when orders do not explain the meter, among reports without a gap
         self.turn_count = 0
         self.doubts_reading = False  # orders explain the meter, what the battery says does not
+        self.doubts_orders = False  # the other way round
 
     def are_apart(self, now_s: float) -> bool:
         """The two accounts differ by more than an edge explains, or did within the last seconds."""
@@ -64,10 +67,15 @@ class AccountWitness:
         return is_silent and now_s - self._told_fits_s <= TRIED_S
 
     def compared(self, t_s: float, *, read_w: float, told_w: float) -> None:
-        """Both accounts at `t_s`; lags make them differ for an instant."""
+        """Both accounts at `t_s`; lags make them differ for an instant, and by more the further it has to go."""
         elapsed_s, self._compared_s = max(t_s - self._compared_s, 0.0), t_s
         self._apart_w += (1.0 - math.exp(-elapsed_s / QUICK_S)) * (read_w - told_w - self._apart_w)
-        if self._apart_w**2 > self._much_w2:
+        self._told.append((t_s, told_w))
+        while self._told[0][0] < t_s - LATELY_S:
+            self._told.popleft()
+        orders_w = [w for _, w in self._told]
+        moved_w = max(orders_w) - min(orders_w)
+        if self._apart_w**2 > max(self._much_w2, (LAG_SHARE * moved_w) ** 2):
             self._apart_s = t_s
 
     def metered(self, t_s: float, power_w: float, *, read_w: float, told_w: float) -> None:
@@ -131,13 +139,13 @@ class AccountWitness:
         elif is_gap or math.isinf(self._unfit_since_s):
             self._unfit_since_s = now_s
         self.doubts_reading = self._is_off(*much, self._much_w2) or self._is_off(*little, self._little_w2)
+        self.doubts_orders = self._is_off(much[1], much[0], self._much_w2) or self._is_off(
+            little[1], little[0], self._little_w2
+        )
         if self._account is Account.READ:
             is_other = self.doubts_reading
         else:
-            is_off = self._is_off(much[1], much[0], self._much_w2) or self._is_off(
-                little[1], little[0], self._little_w2
-            )
-            is_other = is_off or self._speaks_again(little[0], lately[3])
+            is_other = self.doubts_orders or self._speaks_again(little[0], lately[3])
         self._found_count = self._found_count + 1 if is_other else 0
         if self._found_count >= FOUND_COUNT:
             self._turn(now_s)
