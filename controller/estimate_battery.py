@@ -100,7 +100,7 @@ class BatteryAccount:
             self._witness.compared(t_s, read_w=power_w, told_w=self._lag.as_told(t_s))
         # A value that is repeated is no answer, and one that meter and nodes gainsay teaches nothing.
         if self._is_loop_ours and power_w != before_w and not self._witness.doubts_reading and not self.is_told:
-            self._lag.measured(t_s, power_w, is_true=self._witness.doubts_orders)
+            self._lag.measured(t_s, power_w, is_true=self._witness.proves_reading)
         while len(self._read) > 1 and self._read[1][0] < t_s - self._kept_s:
             self._read.popleft()
 

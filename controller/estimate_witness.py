@@ -51,7 +51,7 @@ class AccountWitness:
         self._unfit_since_s = math.inf  # since when orders do not explain the meter, among reports without a gap
         self.turn_count = 0
         self.doubts_reading = False  # orders explain the meter, what the battery says does not
-        self.doubts_orders = False  # the other way round
+        self.proves_reading = False  # what it says moves as meter and nodes show, what it was told does not
 
     def are_apart(self, now_s: float) -> bool:
         """The two accounts differ by more than an edge explains, or did within the last seconds."""
@@ -139,13 +139,15 @@ class AccountWitness:
         elif is_gap or math.isinf(self._unfit_since_s):
             self._unfit_since_s = now_s
         self.doubts_reading = self._is_off(*much, self._much_w2) or self._is_off(*little, self._little_w2)
-        self.doubts_orders = self._is_off(much[1], much[0], self._much_w2) or self._is_off(
-            little[1], little[0], self._little_w2
-        )
+        # By how they move alone: what nodes leave out may have been learnt of the wrong account, an offset to both.
+        self.proves_reading = self._is_off(_spread(lately[2]), _spread(lately[1]), self._little_w2)
         if self._account is Account.READ:
             is_other = self.doubts_reading
         else:
-            is_other = self.doubts_orders or self._speaks_again(little[0], lately[3])
+            is_off = self._is_off(much[1], much[0], self._much_w2) or self._is_off(
+                little[1], little[0], self._little_w2
+            )
+            is_other = is_off or self._speaks_again(little[0], lately[3])
         self._found_count = self._found_count + 1 if is_other else 0
         if self._found_count >= FOUND_COUNT:
             self._turn(now_s)
@@ -157,11 +159,16 @@ class AccountWitness:
 
     def _speaks_again(self, read_w2: float, told_w: tuple[float, ...]) -> bool:
         """What it says leaves no more unexplained than nodes do, though what it was told moved."""
-        mean_w = sum(told_w) / len(told_w)
-        return read_w2 <= self._much_w2 and _square([w - mean_w for w in told_w]) > PLAIN * self._much_w2
+        return read_w2 <= self._much_w2 and _spread(told_w) > PLAIN * self._much_w2
 
 
 def _square(values: Iterable[float]) -> float:
     """Mean square; NaN where one value is none."""
     found = [value * value for value in values]
     return sum(found) / len(found)
+
+
+def _spread(values: tuple[float, ...]) -> float:
+    """Mean square about the mean."""
+    mean = sum(values) / len(values)
+    return _square([value - mean for value in values])
