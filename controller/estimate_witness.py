@@ -130,36 +130,37 @@ class AccountWitness:
         is_gap = now_s - self._judged_s > RECENT_S
         self._judged_s = now_s
         newest_s = self._left[-1][0]
-        lately = list(zip(*self._left, strict=True))
-        recent = list(zip(*(row for row in self._left if row[0] > newest_s - RECENT_S), strict=True))
-        much = _square(recent[1]), _square(recent[2])
-        little = _square(lately[1]), _square(lately[2])
-        if much[1] <= max(self._much_w2, BETTER * much[0]):
+        recent = [row for row in self._left if row[0] > newest_s - RECENT_S]
+        _, read, told, _ = zip(*recent, strict=True)
+        read_w2, told_w2 = _square(read), _square(told)
+        if told_w2 <= max(self._much_w2, BETTER * read_w2):
             self._told_fits_s, self._unfit_since_s = now_s, math.inf
         elif is_gap or math.isinf(self._unfit_since_s):
             self._unfit_since_s = now_s
-        self.doubts_reading = self._is_off(*much, self._much_w2) or self._is_off(*little, self._little_w2)
-        # By how they move alone: what nodes leave out may have been learnt of the wrong account, an offset to both.
-        self.proves_reading = self._is_off(_spread(lately[2]), _spread(lately[1]), self._little_w2)
-        if self._account is Account.READ:
-            is_other = self.doubts_reading
-        else:
-            is_off = self._is_off(much[1], much[0], self._much_w2) or self._is_off(
-                little[1], little[0], self._little_w2
-            )
-            is_other = is_off or self._speaks_again(little[0], lately[3])
+        self.doubts_reading = self._is_off(read_w2, told_w2, self._much_w2)
+        doubts_orders = self._is_off(told_w2, read_w2, self._much_w2)
+        self.proves_reading = False
+        if self._left[0][0] <= newest_s - LATELY_S + RECENT_S:
+            doubts_orders |= self._look_back()
+        is_other = self.doubts_reading if self._account is Account.READ else doubts_orders
         self._found_count = self._found_count + 1 if is_other else 0
         if self._found_count >= FOUND_COUNT:
             self._turn(now_s)
+
+    def _look_back(self) -> bool:
+        """What three seconds show; True where orders count for less than the reading."""
+        _, read, told, orders_w = zip(*self._left, strict=True)
+        read_w2, told_w2 = _square(read), _square(told)
+        self.doubts_reading |= self._is_off(read_w2, told_w2, self._little_w2)
+        # By how they move alone: what nodes leave out may have been learnt of the wrong account, an offset to both.
+        self.proves_reading = self._is_off(_spread(told), _spread(read), self._little_w2)
+        speaks_again = read_w2 <= self._much_w2 and _spread(orders_w) > PLAIN * self._much_w2
+        return speaks_again or self._is_off(told_w2, read_w2, self._little_w2)
 
     @staticmethod
     def _is_off(this_w2: float, other_w2: float, limit_w2: float) -> bool:
         """This account leaves more than `limit_w2` unexplained, and the other next to nothing of it."""
         return this_w2 > limit_w2 and other_w2 < MATCH * this_w2
-
-    def _speaks_again(self, read_w2: float, told_w: tuple[float, ...]) -> bool:
-        """What it says leaves no more unexplained than nodes do, though what it was told moved."""
-        return read_w2 <= self._much_w2 and _spread(told_w) > PLAIN * self._much_w2
 
 
 def _square(values: Iterable[float]) -> float:
