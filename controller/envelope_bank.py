@@ -20,8 +20,6 @@ SLACK = 1e-6  # of a ring's step, likewise
 
 def check(view: t.EnvelopeView, proposal: t.SiteCommand, verdict: t.EnvelopeVerdict) -> t.EnvelopeVerdict:
     """`verdict` of the first envelope, with the part of the proposed bank command that may be written now."""
-    if proposal.load_bank is None and verdict.state.ballast_w == 0.0:
-        return verdict
     if proposal.load_bank is None:
         return replace(verdict, state=replace(verdict.state, ballast_w=0.0))
     found: list[t.Violation] = []

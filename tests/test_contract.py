@@ -313,6 +313,12 @@ def test_an_overspent_row_keeps_a_share() -> None:
     assert not interval.is_overspent
 
 
+def test_only_rows_in_force_are_spent() -> None:
+    interval = AdmissibleInterval([swing(5e6, 15.0)], start_s=0.0, start_w=50e6, tick_s=0.05)
+    interval.set_limits([ramp(9e6, 15.0)], 1.0)
+    assert set(interval.spent_down_w()) == set(interval.spent_up_w()) == {LimitId("ramp")}
+
+
 def test_spent_windows() -> None:
     """Spent is the window's maximum less the present; the contingency line waits it out."""
     interval = AdmissibleInterval([swing(5e6, 15.0)], start_s=0.0, start_w=50e6, tick_s=0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -234,3 +235,10 @@ def test_rows_look_at_few_points_however_many_are_kept(monkeypatch: pytest.Monke
             row.advance(path)
             assert times.looks <= 20, k
     assert path.base == 1200 and path.times_s is times
+
+
+def test_what_is_left_of_a_row_begins_with_the_point_on_the_edge() -> None:
+    """The first kept point at or after each cutoff, the earliest cutoff first; beyond the last there is none."""
+    points = deque([(1.0, 9.0), (2.0, 7.0), (4.0, 5.0)])
+    found = contract_rows._extreme_after(points, np.array([0.0, 1.0, 1.5, 2.0, 2.0, 4.0, 4.5]), -math.inf)
+    assert found.tolist() == [9.0, 9.0, 7.0, 7.0, 7.0, 5.0, -math.inf]

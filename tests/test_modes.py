@@ -170,3 +170,15 @@ def test_a_battery_that_is_found_to_obey_is_no_longer_a_disobedient_one() -> Non
     assert Flag.BATTERY_NOT_FOLLOWING in modes.step(both, now_s=2.0).flags
     state = modes.step(frozenset({Flag.BATTERY_MISREAD}), now_s=3.0)
     assert state.flags == {Flag.BATTERY_MISREAD, Flag.METER_STALE}
+
+
+def test_a_state_stands_while_its_reasons_do() -> None:
+    """Nothing is told anew that is the same; what ceases to be set, comes back or is over is told."""
+    modes, stale = machine(), frozenset({Flag.METER_STALE})
+    assert modes.step(NONE, now_s=0.0) is modes.step(NONE, now_s=1.0)
+    first = modes.step(stale, now_s=2.0)
+    assert modes.step(stale, now_s=3.0) is first
+    ceased = modes.step(NONE, now_s=4.0)
+    assert ceased is not first and not ceased.reasons[0].is_set and ceased.flags == first.flags
+    assert modes.step(stale, now_s=5.0).reasons == first.reasons
+    assert modes.step(NONE, now_s=5.0 + DWELL_S).reasons == ()
