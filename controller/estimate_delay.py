@@ -31,6 +31,7 @@ USUAL_GAIN = 0.005  # of each report: about half a minute
 MATCH = 0.15  # of the misfit as stamped: what a delay that is true leaves
 STEPS = 1  # of the grid, over which quick moves are taken
 QUICK = 0.5  # of the quick moves that stamps leave unexplained: a load that ramps is not seen in them, an echo is
+SURE = 0.25  # the same, against the word of a counter that is in time: an edge leaves a third to a half
 ALONE = 0.2  # the same, where nothing else speaks
 FITS_S = 1.0  # what swings fits a late meter, too, for a moment
 REFUTED_S = 1.0  # that no delay explains
@@ -167,7 +168,7 @@ class MeterDelay:
         is_late = misfits[best] < MATCH * misfit
         if is_late:
             quick_late, quick = self._left(float(LAGS_S[best]), 0.0)
-            is_late = quick_late < QUICK * quick
+            is_late = quick_late < (SURE if self._counter.is_in_time else QUICK) * quick
         self._found(float(LAGS_S[best]), is_late=is_late)
 
     def _look_back(self, now_s: float, misfit: float, misfit_late: float, limit: float) -> None:
