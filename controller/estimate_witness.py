@@ -13,11 +13,9 @@ from collections import deque
 from collections.abc import Iterable
 from enum import StrEnum, unique
 
-HALF_WINDOW_S = 0.5  # of a node's power: GPUs report means of a second
-RECENT_S, LATELY_S = 0.8, 3.0  # of reports: those where much must be left unexplained, and those where a little must
-MUCH_FRAC = 0.0025  # of the registered peak, as a root mean square: less is what nodes are off at an edge
-LITTLE_FRAC = 0.001
-MATCH = 0.15  # of what one account leaves unexplained: what the other leaves where it is true
+from controller.estimate_delay import DOUBT_FRAC, HALF_WINDOW_S, MATCH, MOVED_FRAC, RECENT_S
+
+LATELY_S = 3.0  # of reports: where a little must be left unexplained; much, where it is within `RECENT_S`
 BETTER = 0.5  # of what one account leaves: the other is still the better one, and nodes are off themselves
 PLAIN = 4.0  # times what nodes are off: orders that moved by so much show whether the readings moved along
 FOUND_COUNT, QUICK_COUNT = 2, 3  # reports, and samples of the meter, in a row
@@ -39,7 +37,7 @@ class AccountWitness:
 
     def __init__(self, *, scale_w: float) -> None:
         """`scale_w`: the registered peak."""
-        self._much_w2, self._little_w2 = (MUCH_FRAC * scale_w) ** 2, (LITTLE_FRAC * scale_w) ** 2
+        self._much_w2, self._little_w2 = (MOVED_FRAC * scale_w) ** 2, (DOUBT_FRAC * scale_w) ** 2
         self._samples: deque[tuple[float, float, float, float]] = deque()  # (t, metered, as read, as told)
         self._left: deque[tuple[float, float, float, float]] = deque()  # (t, unexplained as read, as told; told)
         self._quick: deque[tuple[float, float, float, float]] = deque()  # (t, moved as read, as told, on the meter)

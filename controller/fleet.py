@@ -225,7 +225,7 @@ class FleetReader:
         report = reading.value
         span = self.fleet.table.spans[report.node_id]
         self._power[span] = report.power_w
-        is_alike = known is not None and reading.quality is known.quality and _is_set_alike(report, known.value)
+        is_alike = known is not None and reading.quality is known.quality and is_set_alike(report, known.value)
         if not self._see_lost(reading, span) and is_alike:
             return
         live = reading.quality in (Quality.GOOD, Quality.STALE)
@@ -276,7 +276,7 @@ class FleetReader:
         )
 
 
-def _is_set_alike(report: NodeReport, known: NodeReport) -> bool:
+def is_set_alike(report: NodeReport, known: NodeReport) -> bool:
     """Whether all but the power is what it was: an agent hands the same arrays on until they change."""
     return (
         report.clock_cap_mhz is known.clock_cap_mhz

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from controller.estimate import Estimate, LoadSource
+from controller.fleet import is_set_alike
 from controller.follow_watch import FollowWatch, HoldWatch
 from controller.modes import Flag
 from controller.plan.plan import Plan, PlanStatus
@@ -184,7 +185,8 @@ class Health:
         """What the report says of its GPUs; nodes report at a fraction of our rate, and no report is asked twice."""
         known = self._judged.get(report.node_id)
         if known is None or known.report is not report:
-            flags = known.flags if known is not None and _tells_alike(report, known.report) else _told_by(report)
+            is_alike = known is not None and is_set_alike(report, known.report) and report.faults == known.report.faults
+            flags = known.flags if known is not None and is_alike else _told_by(report)
             is_taken = NodeFault.FOREIGN_WRITER_WON in report.faults
             known = self._judged[report.node_id] = _Judged(report, flags, is_taken)
         return known
@@ -225,16 +227,6 @@ def _load_bank(image: SiteImage, *, is_disobeying: bool) -> set[Flag]:
     if is_disobeying:
         found.add(Flag.LOAD_BANK_NOT_OBEYING)
     return found
-
-
-def _tells_alike(report: NodeReport, known: NodeReport) -> bool:
-    """Whether all that `_told_by` looks at is what it was: an agent hands the same arrays on until they change."""
-    return (
-        report.quality is known.quality
-        and report.is_controllable is known.is_controllable
-        and report.state is known.state
-        and report.faults == known.faults
-    )
 
 
 def _told_by(report: NodeReport) -> frozenset[Flag]:
