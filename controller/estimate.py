@@ -60,9 +60,13 @@ UNMEASURED = frozenset({LoadSource.HELD, LoadSource.LOST})
 
 @dataclass(frozen=True, slots=True)
 class NodePower:
-    """Sum of node reports: a GPU without a fresh reading counts at its last power, in `gpu_w_max` at its cap."""
+    """Sum of node reports: a GPU without a fresh reading counts at its last power, in `gpu_w_max` at its cap.
+
+    `gpu_w` is a mean of about a second, `sample_w` made of the GPUs' newest samples.
+    """
 
     gpu_w: float
+    sample_w: float
     gpu_w_max: float
     other_w: float
     missing_count: int
@@ -115,12 +119,13 @@ class Estimate:
 def sum_nodes(nodes: Sequence[Reading[NodeReport]], *, gpu_peak_w: float) -> NodePower:
     """Add up node reports; sampled nodes count for all they stand for. Without any node the peak is the bound."""
     if not nodes:
-        return NodePower(0.0, gpu_peak_w, 0.0, 0, 0, -math.inf)
+        return NodePower(0.0, 0.0, gpu_peak_w, 0.0, 0, 0, -math.inf)
     reports = [reading.value for reading in nodes]
     live = [reading.quality <= WORST_READ for reading in nodes]
     counts = [len(report.gpu_ids) for report in reports]
     share = np.repeat([float(report.stands_for) for report in reports], counts)
     power_w = np.concatenate([report.power_w for report in reports])
+    sample_w = np.concatenate([report.power_w if report.instant_w is None else report.instant_w for report in reports])
     is_known = np.concatenate([report.quality for report in reports]) <= WORST_READ
     if not all(live):
         is_known &= np.repeat(live, counts)
@@ -135,8 +140,11 @@ def sum_nodes(nodes: Sequence[Reading[NodeReport]], *, gpu_peak_w: float) -> Nod
         gpu_w = float(share @ last_w)
         gpu_w_max = float(share @ np.where(is_known, last_w, np.maximum(last_w, caps_w)))
         missing_count = round(float(share @ ~is_known))
+        power_w = last_w
+    is_sampled = is_known & np.isfinite(sample_w)
     return NodePower(
         gpu_w=gpu_w,
+        sample_w=float(share @ np.where(is_sampled, sample_w, power_w)),
         gpu_w_max=gpu_w_max,
         other_w=sum(report.stands_for * report.other_w for report in reports),
         missing_count=missing_count,
@@ -174,7 +182,7 @@ class LoadEstimator:
         self._nodes_key: object = None
         self._reports: dict[NodeId, NodeReport] = {}  # the last ones, with the last power of each GPU
         self._nodes_s, self._nodes_count = -math.inf, -1
-        self._nodes = NodePower(0.0, site.gpu_peak_w, 0.0, 0, 0, -math.inf)
+        self._nodes = NodePower(0.0, 0.0, site.gpu_peak_w, 0.0, 0, 0, -math.inf)
         self._load_w = site.other_load_w + site.gpu_idle_w
         self._load_s = -math.inf
         self._good_s = -math.inf
@@ -413,12 +421,17 @@ class LoadEstimator:
                 is_proven = not self._trust.is_doubted
                 is_learning = is_proven and not self._late.is_in_doubt and not self._battery.is_doubtful
                 self._bridge.reported(
-                    now_s, gpu_w=self._nodes.gpu_w, other_w=self._nodes.other_w, is_learning=is_learning
+                    now_s,
+                    mean_w=self._nodes.gpu_w,
+                    sample_w=self._nodes.sample_w,
+                    other_w=self._nodes.other_w,
+                    is_learning=is_learning,
                 )
                 if self._bridge.is_taught and not self._nodes.missing_count:
-                    load_w = self._nodes.gpu_w + self._nodes.other_w + self._bridge.left_out_w
-                    self._late.reported(now_s, load_w=load_w, delay_s=self._bridge.delay_s, is_usual=is_proven)
-                    self._battery.reported(now_s, load_w=load_w, delay_s=self._bridge.delay_s)
+                    means = self._bridge.means
+                    load_w = self._nodes.gpu_w + self._nodes.other_w + means.left_out_w
+                    self._late.reported(now_s, load_w=load_w, delay_s=means.delay_s, is_usual=is_proven)
+                    self._battery.reported(now_s, load_w=load_w, delay_s=means.delay_s)
 
     def _sub_power(self, now_s: float, meters: Mapping[str, Reading[MeterSample]]) -> float | None:
         """Sum of the sub-meters when every one of them can be trusted."""

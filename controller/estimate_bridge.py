@@ -1,9 +1,10 @@
 """From the meter to node reports and back without a bump: how late the reports are, and what they leave out.
 
-While the meter is good, every sum of node reports is held against the metered load of some time before; the delay that
-fits best and the mean difference at that delay are learnt. Without the meter the load is the reports' sum plus that
-difference, true one delay ago; until the reports have passed the last metered instant, the last metered load stands.
-What the two differ by at that instant fades. Pure; powers in watts.
+Nodes report each GPU's mean of a second and its newest sample. While the meter is good, both sums are held against the
+metered load of some time before; for each the delay that fits best and the mean difference at that delay are learnt.
+Without the meter the load is a sum plus its difference, true one delay ago: that of samples, half a second younger,
+where it is as true as makes no matter (of many GPUs it is, a few scatter). Until the reports have passed the last
+metered instant, the last metered load stands. What the two differ by at that instant fades. Pure; powers in watts.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from controller.types import FloatArray
 
 DELAYS_S = np.arange(0.1, 3.01, 0.1)  # reports of 1 s means at 5 Hz are 0.6 s late; slow links and large sites more
 DELAY_S_MAX = float(DELAYS_S[-1])
-DELAY_S_DECLARED = 0.6  # until the load has moved enough to tell
+DELAY_S_DECLARED = 0.6  # as of means; until the load has moved enough to tell
+YOUNGER_S = 0.2  # samples that gain less than this are means themselves, as on GPUs that have nothing else
+SCATTER_FRAC = 0.005  # of the registered peak, as a root mean square: what samples may be off by
 MOVED_FRAC = 0.001  # of the registered peak: a misfit, as a root mean square, that tells one delay from another
 OFFSET_MEMORY_S = 20.0  # of what reports leave out: other load, cooling, losses
 GAP_S_MAX = 0.5  # metered samples further apart than this say nothing of the load between them
+LATELY_S = 1.0  # of what meter and reports differ by when the meter goes
 SAME_S_MAX = 4.0  # a meter that repeats itself may be stuck; what it says then is not yet learnt from
 FADE_S = 5.0
 MARGIN_FRAC = 0.10  # of the load: GPU telemetry reads up to 5.5 % low, and what it leaves out changes
@@ -36,30 +40,35 @@ class NodeBridge:
 
     def __init__(self, *, scale_w: float, other_w: float) -> None:
         """`scale_w`: the registered peak. `other_w`: what is drawn beside GPUs, as declared."""
-        self._scale_w = scale_w
         self._declared_w = other_w
         self._times_s: deque[float] = deque()
         self._loads_w: deque[float] = deque()
         self._gap_until_s = -math.inf  # where the newest gap between metered samples ended
         self._repeated: list[tuple[float, float]] = []
-        self._means_w = np.zeros(DELAYS_S.shape)
-        self._misfits = np.zeros(DELAYS_S.shape)
+        self.means, self._samples = _Fit(scale_w=scale_w), _Fit(scale_w=scale_w)
         self._learnt_s = 0.0  # time learnt from, for the weight of the next
         self._reported_s = -math.inf
-        self._learning_s = -math.inf
-        self._sum_w = 0.0
+        self._compared_s = -math.inf
+        self._serving = self.means
+        self._means_w = self._samples_w = 0.0
+        self._scatter_w = SCATTER_FRAC * scale_w
         self._metered_s, self._metered_w = -math.inf, other_w
         self._apart_w: float | None = None
-        self.delay_s = DELAY_S_DECLARED
-
-    @property
-    def left_out_w(self) -> float:
-        """What the reports leave out, at the delay that fits best."""
-        return float(np.interp(self.delay_s, DELAYS_S, self._means_w))
 
     @property
     def is_taught(self) -> bool:
         return self._learnt_s > 0.0
+
+    @property
+    def delay_s(self) -> float:
+        """The age of the load that reports would tell now."""
+        return self._serving.delay_s
+
+    @property
+    def _reported_w(self) -> float:
+        """The load as of `delay_s` before the newest reports."""
+        sum_w = self._means_w if self._serving is self.means else self._samples_w
+        return sum_w + self._serving.left_out_w
 
     def is_heard(self, now_s: float) -> bool:
         """New reports come; what is known of nodes that fell silent is no witness."""
@@ -84,7 +93,7 @@ class NodeBridge:
     def misled(self) -> None:
         """What the meter said lately was not true at its time: nothing of it lives on but what reports leave out."""
         self._metered_s = min(self._metered_s, self._reported_s - self.delay_s)
-        self._metered_w, self._apart_w = self._sum_w + self.left_out_w, 0.0
+        self._metered_w, self._apart_w = self._reported_w, 0.0
         self._times_s.clear()
         self._loads_w.clear()
         self._repeated.clear()
@@ -102,43 +111,55 @@ class NodeBridge:
             self._times_s.popleft()
             self._loads_w.popleft()
 
-    def reported(self, now_s: float, *, gpu_w: float, other_w: float, is_learning: bool = True) -> None:
+    def reported(
+        self, now_s: float, *, mean_w: float, sample_w: float, other_w: float, is_learning: bool = True
+    ) -> None:
         """New sums of what nodes report of their GPUs and of themselves beside these, read at `now_s`.
 
         Nothing is learnt of them while the meter is in doubt.
         """
-        sum_w = gpu_w + other_w
-        elapsed_s, self._reported_s, self._sum_w = now_s - self._reported_s, now_s, sum_w
+        self._means_w, self._samples_w = mean_w + other_w, sample_w + other_w
+        elapsed_s, self._reported_s = now_s - self._reported_s, now_s
         if not self.is_taught:
-            self._means_w[:] = max(self._declared_w - other_w, 0.0)
+            for fit in (self.means, self._samples):
+                fit.declared(max(self._declared_w - other_w, 0.0))
         if not is_learning:
             return
         times = self._times_s
         is_whole = len(times) > 2 and now_s - times[-1] <= GAP_S_MAX and times[0] <= now_s - DELAY_S_MAX
         if not is_whole or self._gap_until_s > times[0]:
             return
-        seen_w = np.interp(now_s - DELAYS_S, _array(times), _array(self._loads_w)) - sum_w
-        self._learnt_s += min(elapsed_s, 1.0)
-        gain = max(1.0 - math.exp(-min(elapsed_s, 1.0) / OFFSET_MEMORY_S), min(elapsed_s, 1.0) / self._learnt_s)
-        miss_w = seen_w - self._means_w
-        self._means_w += gain * miss_w
-        if gain < 0.5:  # the first sum says what is left out, not how well
-            self._misfits += gain * (miss_w * miss_w - self._misfits)
-        self._find_delay()
+        loads_w = np.interp(now_s - DELAYS_S, _array(times), _array(self._loads_w))
+        elapsed_s = min(elapsed_s, 1.0)
+        self._learnt_s += elapsed_s
+        self._compared_s = now_s
+        self.means.learn(loads_w - self._means_w, elapsed_s=elapsed_s, learnt_s=self._learnt_s)
+        self._samples.learn(loads_w - self._samples_w, elapsed_s=elapsed_s, learnt_s=self._learnt_s)
+        self._serving = self._samples if self._are_samples_better() else self.means
+
+    def _are_samples_better(self) -> bool:
+        means, samples = self.means, self._samples
+        is_younger = samples.delay_s <= means.delay_s - YOUNGER_S
+        return is_younger and samples.misfit_w <= max(means.misfit_w, self._scatter_w)
 
     def load(self) -> tuple[float, float]:
         """The newest instant at which the load is known, and the load there."""
-        true_s = self._reported_s - self.delay_s
+        true_s, reported_w = self._reported_s - self.delay_s, self._reported_w
         if (early := self._since_metered()) is not None:
             self._apart_w = 0.0  # the meter's last word is in it already
             return early
         if true_s <= self._metered_s:
             return self._metered_s, self._metered_w
-        reported_w = self._sum_w + self.left_out_w
         if self._apart_w is None:
-            self._apart_w = self._metered_w - reported_w if math.isfinite(self._metered_s) else 0.0
+            self._apart_w = self._apart_now_w()
         faded = math.exp(-(true_s - self._metered_s) / FADE_S) if self.is_taught else 1.0
         return true_s, reported_w + self._apart_w * faded
+
+    def _apart_now_w(self) -> float:
+        """What meter and reports differ by lately, beyond what these leave out."""
+        if self._metered_s - self._compared_s <= LATELY_S:
+            return self._serving.off_w
+        return self._metered_w - self._reported_w if math.isfinite(self._metered_s) else 0.0
 
     def _since_metered(self) -> tuple[float, float] | None:
         """The mean load since the meter was lost, while a report's own mean still reaches back to before.
@@ -147,25 +168,59 @@ class NodeBridge:
         """
         end_s = self._reported_s - self.delay_s + WINDOW_S / 2.0
         new_s = end_s - self._metered_s
-        if not self.is_taught or self.delay_s < WINDOW_S / 2.0 or not SHARE_MIN * WINDOW_S <= new_s < WINDOW_S:
+        is_of_means = self.is_taught and self._serving is self.means and self.means.delay_s >= WINDOW_S / 2.0
+        if not is_of_means or not SHARE_MIN * WINDOW_S <= new_s < WINDOW_S:
             return None
         times, loads = _array(self._times_s), _array(self._loads_w)
         if not len(times) or times[0] > end_s - WINDOW_S or times[-1] != self._metered_s:
             return None
         grid_s = np.linspace(end_s - WINDOW_S, self._metered_s, 11)
         known_w = float(np.interp(grid_s, times, loads).mean())
-        mean_w = self._sum_w + self.left_out_w
-        return self._metered_s + new_s / 2.0, known_w + (mean_w - known_w) * WINDOW_S / new_s
+        return self._metered_s + new_s / 2.0, known_w + (self._reported_w - known_w) * WINDOW_S / new_s
 
     def margin_w(self, now_s: float, load_w: float) -> float:
         """How far the load may be above `load`: more with every second since the meter was last held against it."""
         whole_w = MARGIN_FRAC * load_w
         if not self.is_taught:
             return whole_w
-        misfit_w = MISFIT_GAIN * math.sqrt(float(np.interp(self.delay_s, DELAYS_S, self._misfits)))
+        misfit_w = MISFIT_GAIN * self._serving.misfit_w
         moved_w = MARGIN_FRAC * abs(load_w - self._metered_w)
         aged_w = MARGIN_FRAC_PER_S * (now_s - self._metered_s) * load_w
         return min(whole_w, misfit_w + moved_w + aged_w)
+
+
+class _Fit:
+    """How late one of the two sums is against the metered load, and what it leaves out."""
+
+    def __init__(self, *, scale_w: float) -> None:
+        self._scale_w = scale_w
+        self._left_out_w = np.zeros(DELAYS_S.shape)  # at each delay
+        self._misfits = np.zeros(DELAYS_S.shape)  # mean squares about it
+        self.delay_s = DELAY_S_DECLARED
+        self.off_w = 0.0  # by how much it is lately beside what it is learnt to leave out
+
+    @property
+    def left_out_w(self) -> float:
+        return float(np.interp(self.delay_s, DELAYS_S, self._left_out_w))
+
+    @property
+    def misfit_w(self) -> float:
+        """As a root mean square, at the delay that fits best."""
+        return math.sqrt(float(np.interp(self.delay_s, DELAYS_S, self._misfits)))
+
+    def declared(self, left_out_w: float) -> None:
+        self._left_out_w[:] = left_out_w
+
+    def learn(self, left_out_w: FloatArray, *, elapsed_s: float, learnt_s: float) -> None:
+        """What the sum left out of the load of each delay before."""
+        gain = max(1.0 - math.exp(-elapsed_s / OFFSET_MEMORY_S), elapsed_s / learnt_s)
+        miss_w = left_out_w - self._left_out_w
+        off_w = float(np.interp(self.delay_s, DELAYS_S, miss_w))
+        self.off_w += (1.0 - math.exp(-elapsed_s / LATELY_S)) * (off_w - self.off_w)
+        self._left_out_w += gain * miss_w
+        if gain < 0.5:  # the first sum says what is left out, not how well
+            self._misfits += gain * (miss_w * miss_w - self._misfits)
+        self._find_delay()
 
     def _find_delay(self) -> None:
         """The least misfit, refined by a parabola, where the load moved enough to tell one delay from another."""

@@ -94,12 +94,14 @@ class ReportWire(WireModel):
     faults: Annotated[list[NodeFault], Field(max_length=len(NodeFault))] = []  # an older agent does not say
     age_s: Annotated[float, Field(ge=0, le=3600)]  # how old the telemetry was when it was sent
     floor: FloorWire | None = None  # not sent where there is none
+    instant_w: list[Value] | None = None  # an older agent does not say
 
     @model_validator(mode="after")
     def _arrays_agree(self) -> ReportWire:
         n = len(self.gpu_ids)
         arrays = (self.power_w, self.clock_mhz, self.clock_cap_mhz, self.power_limit_w, self.quality)
-        if any(len(a) != n for a in (*arrays, self.is_controllable, self.spec_of)) or len(set(self.gpu_ids)) != n:
+        others = (self.is_controllable, self.spec_of, self.power_w if self.instant_w is None else self.instant_w)
+        if any(len(a) != n for a in (*arrays, *others)) or len(set(self.gpu_ids)) != n:
             raise ValueError("arrays differ in length, or a GPU is named twice")
         if any(i >= len(self.specs) for i in self.spec_of):
             raise ValueError("spec_of points past specs")
@@ -183,8 +185,10 @@ def encode_report(report: NodeReport, *, age_s: float) -> bytes:
         floor=None
         if (floor := report.floor) is None
         else FloorWire.model_construct(power_w=floor.power_w, hold_s=floor.hold_s, down_w_per_s=floor.down_w_per_s),
+        instant_w=None if report.instant_w is None else _to_wire(report.instant_w),
     )
-    silent = {name for name, value in (("floor", report.floor), ("faults", report.faults)) if not value}
+    optional = (("floor", wire.floor), ("faults", wire.faults), ("instant_w", wire.instant_w))
+    silent = {name for name, value in optional if not value}
     return wire.model_dump_json(exclude=silent).encode()  # what there is nothing to say of, an older site need not know
 
 
@@ -226,6 +230,7 @@ def decode_report(payload: bytes, *, t_mono_s: float) -> NodeReport | None:
         fallback_clock_mhz=wire.fallback_clock_mhz,
         floor=None if (floor := wire.floor) is None else NodeFloor(floor.power_w, floor.hold_s, floor.down_w_per_s),
         faults=tuple(wire.faults),
+        instant_w=None if wire.instant_w is None else _from_wire(wire.instant_w),
     )
 
 

@@ -118,9 +118,7 @@ class SimNode:
 
     def report(self, *, arrives_s: float) -> NodeReport:
         """Telemetry as of now; times are the receiver's, so a report is as old as its arrival."""
-        plant, now_s = self._plant, self._plant.now_s
-        group_w = plant.mean(GROUP_0 + self._group, from_s=now_s - self._doc.power_window_s, to_s=now_s)
-        per_gpu_w = group_w / plant.fleet.groups[self._group].count
+        plant = self._plant
         clock_mhz = float(plant.fleet.clock_frac[self._group]) * self._kind.clock_mhz_max
         return NodeReport(
             node_id=self.node_id,
@@ -129,7 +127,8 @@ class SimNode:
             state=self.state,
             stands_for=self.stands_for,
             gpu_ids=self._ids,
-            power_w=self._array(per_gpu_w * self._doc.gain),
+            power_w=self._power_w(self._doc.power_window_s),
+            instant_w=self._power_w(self._doc.sensor_period_s),
             clock_mhz=self._shared("clock", clock_mhz),
             clock_cap_mhz=self._shared("cap", self.clock_cap_mhz),
             power_limit_w=self._shared("limit", plant.fleet.power_limit_w(self._group)),
@@ -143,6 +142,12 @@ class SimNode:
         )
 
     # -- inside
+
+    def _power_w(self, window_s: float) -> FloatArray:
+        """What each GPU reads of its mean over the last `window_s`."""
+        plant, to_s = self._plant, self._plant.now_s
+        group_w = plant.mean(GROUP_0 + self._group, from_s=to_s - window_s, to_s=to_s)
+        return self._array(group_w / plant.fleet.groups[self._group].count * self._doc.gain)
 
     def _array(self, value: float) -> FloatArray:
         return self._ones * value
@@ -257,7 +262,7 @@ class SimNodeLink:
         if fault.verb == "stuck":
             return self._stuck.setdefault(node.node_id, report)
         if fault.verb == "garbage":
-            return replace(report, power_w=report.power_w * math.nan)
+            return replace(report, power_w=report.power_w * math.nan, instant_w=report.power_w * math.nan)
         return report
 
     def _fault(self, node: SimNode) -> Fault | None:

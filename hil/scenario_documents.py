@@ -156,6 +156,7 @@ class NodePlantDoc(Document):
     telemetry_hz: Annotated[float, Field(gt=0, le=20)] = 5.0
     link_delay_s: NonNegative = 0.02  # one way
     power_window_s: NonNegative = 1.0  # boxcar of the GPUs' own power reading
+    sensor_period_s: Positive = 0.1  # sensors out of step with each other show together the mean over their period
     gain: Positive = 1.0  # an A100 reads 0.954 of the truth
 
 

@@ -370,6 +370,17 @@ def test_silent_gpus_count_at_their_caps() -> None:
     assert sum_nodes((), gpu_peak_w=1e6).gpu_w_max == 1e6
 
 
+def test_the_newest_samples_are_summed_beside_the_means() -> None:
+    """A GPU that has no sample, one that was not read and an older agent's count at their means."""
+    reading = node([300.0] * 8, 1.0, missing=2, stands_for=5)
+    assert sum_nodes((reading,), gpu_peak_w=1e6).sample_w == pytest.approx(5 * 8 * 300.0)
+    samples = np.array([10.0, 10.0, math.nan, 400.0, 400.0, 400.0, 400.0, 400.0])
+    both = (reading, replace(reading, value=replace(reading.value, node_id=NodeId("o"), instant_w=samples)))
+    found = sum_nodes(both, gpu_peak_w=1e6)
+    assert found.sample_w == pytest.approx(5 * (8 * 300.0 + 3 * 300.0 + 5 * 400.0))
+    assert found.gpu_w == pytest.approx(5 * 16 * 300.0)
+
+
 def test_gpu_and_other_load_are_split_by_the_nodes() -> None:
     """What the meter sees beyond the GPUs is other load, bounded by what the site declares."""
     bench = Bench()

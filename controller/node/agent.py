@@ -343,6 +343,7 @@ class NodeAgent:
             specs=tuple(worker.gpu.spec for worker in workers),
             fallback_clock_mhz=float(self._settings.fallback_clock_mhz),
             floor=self._floor(workers, now_s),
+            instant_w=_array([w.status.reading.value.instant_w if w.status.reading else math.nan for w in workers]),
             faults=self._faults(workers, now_s),
         )
 

@@ -119,6 +119,8 @@ class NodeReport:
 
     `stands_for` is how many nodes like it this one reports for (sampled fleets); every power here is of this one node.
     `clock_cap_mhz` and `power_limit_w` are read back, never echoed. `other_w` is what the node draws beside its GPUs.
+    `power_w` is a mean of about a second where the GPU has one, `instant_w` its newest sample, NaN where it has none;
+    None: an older agent does not say.
     """
 
     node_id: NodeId
@@ -140,3 +142,4 @@ class NodeReport:
     fallback_clock_mhz: float
     floor: NodeFloor | None = None
     faults: tuple[NodeFault, ...] = ()
+    instant_w: FloatArray | None = None
