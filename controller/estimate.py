@@ -248,7 +248,7 @@ class LoadEstimator:
             found = self._from_meter(now_s, then, view, frozenset(flags))
         else:
             if pcc is not None and role is MeterRole.CORRECTION:
-                self._correct_nodes(pcc.t_mono_s)
+                self._correct_nodes(pcc.t_mono_s - late_s)
             found = self._without_meter(now_s, view, frozenset(flags), had_meter=pcc is not None)
         self._late.believed(now_s, found.grid_w, margin_w=found.margin_w)
         return found
@@ -287,6 +287,7 @@ class LoadEstimator:
             self._learn_delay(now_s - t_s - self._late_s, elapsed_s=t_s - self._load_s)
             if self._battery.metered(t_s, power_w):
                 self._is_revised = True
+                self._late.forget_moves()
                 self._bridge.misled()
             self._load_w = power_w + self._battery.at(t_s)
             self._load_s, self._ballast_w = t_s, self._bank.at_w(t_s)

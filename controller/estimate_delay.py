@@ -2,8 +2,9 @@
 
 Three witnesses, the surest first. The energy counter is the meter's own clock (`controller/estimate_counter.py`). Node
 reports and the battery's own power say what the meter must show; if it shows that some time later, it is late by that
-time. Without nodes our own battery alone must come back: what moved on the meter is then minus its move of some time
-before. Nothing is said where nothing moved. Pure; times in seconds, powers in watts.
+time. And our own moves must come back: what moves on the meter is minus the battery's move of some time before, which
+tells of a meter that is later than declared from the first sample on, as neither of the others can. Nothing is said
+where nothing moved. Pure; times in seconds, powers in watts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from itertools import chain, takewhile
 
 import numpy as np
 
-from controller.estimate_bridge import SILENT_S
 from controller.estimate_counter import CounterClock
 from controller.types import BoolArray, FloatArray
 
@@ -32,7 +32,10 @@ MATCH = 0.15  # of the misfit as stamped: what a delay that is true leaves
 STEPS = 1  # of the grid, over which quick moves are taken
 QUICK = 0.5  # of the quick moves that stamps leave unexplained: a load that ramps is not seen in them, an echo is
 SURE = 0.25  # the same, against the word of a counter that is in time: an edge leaves a third to a half
-ALONE = 0.2  # the same, where nothing else speaks
+ALONE = 0.2  # the same, where our own moves alone speak
+SHOWN = 0.5  # of what must have moved: less is not looked at
+ECHO_S = 1.0  # of samples, before our own first moves are judged
+LOOK_GAIN = 0.03  # of each report: some seven seconds
 FITS_S = 1.0  # what swings fits a late meter, too, for a moment
 REFUTED_S = 1.0  # that no delay explains
 CLEAR_S = 10.0  # of right stamps, before a meter that was late is believed again
@@ -47,10 +50,13 @@ class MeterDelay:
         self._counter = CounterClock(error_w=COUNTER_ERROR_FRAC * scale_w)
         self._moved_w, self._doubt_w = MOVED_FRAC * scale_w, DOUBT_FRAC * scale_w
         self._quick: deque[tuple[float, float, float]] = deque()  # (t, metered, battery)
+        self._steps: deque[tuple[float, float]] = deque()  # (t, square of the step on the meter), of `TRIED_S`
+        self._steps_w2 = 0.0  # their sum
         self._means: deque[tuple[float, float, float, float]] = deque()  # (t, metered, due by nodes and battery, load)
         self._is_proven = False  # nodes bore the stamps out, and the counter has been in time since
-        self._matched_s = 0.0
-        self._found_count = 0
+        self._matched_s = self._echoed_s = 0.0
+        self._found_count = self._echo_count = 0
+        self._stamped_w2 = self._echoed_w2 = 0.0  # what nodes leave unexplained of samples as stamped, and as late
         self._usual_w2 = 0.0
         self._is_apart = False
         self._astray_s = -math.inf  # when stamps last were beyond what is usual
@@ -61,17 +67,22 @@ class MeterDelay:
     @property
     def late_s(self) -> float:
         """By how much the samples are older than their stamps; 0 without evidence."""
-        return self._counter.late_s or self._matched_s
+        return self._counter.late_s or self._echoed_s or self._matched_s
+
+    @property
+    def is_echoed(self) -> bool:
+        """Our own moves show by how much, to a tenth of a second, and it stays so."""
+        return self._echoed_s > 0.0 and not self._counter.late_s
 
     @property
     def is_in_doubt(self) -> bool:
-        """The meter and what it must show are apart, or it is late: nothing is to be learnt from it."""
-        return self._is_apart or self.late_s > 0.0
+        """The meter and what it must show are apart, or it is late by nobody knows what: nothing is learnt from it."""
+        return not self.is_echoed and (self._is_apart or self.late_s > 0.0)
 
     @property
     def has_misled(self) -> bool:
         """Late samples were taken for new ones until now."""
-        return self._matched_s > 0.0 and not self._counter.late_s
+        return self.late_s > 0.0 and not self._counter.late_s
 
     def fits_since(self, t_s: float) -> bool:
         """What the meter said of the last second was said after `t_s`, and as stamped it is what nodes make of it."""
@@ -91,8 +102,9 @@ class MeterDelay:
             return
         before_s = self._counter.late_s
         self._counter.read(t_s, import_wh, power_w=min(max(power_w, -self._scale_w), self._scale_w))
-        if self._counter.late_s != before_s:
-            self._told_s = t_s
+        if self._counter.late_s != before_s:  # it knows better, and what moved until now was shown at another time
+            self._told_s, self._echoed_s = t_s, 0.0
+            self.forget_moves()
         if not self._counter.is_in_time:
             self._is_proven = False
         if before_s and not self._counter.late_s:
@@ -102,12 +114,22 @@ class MeterDelay:
         """A new sample stamped `t_s`, and the battery's power of that instant."""
         if self._quick and t_s < self._quick[-1][0] + 0.5 * GRID_S:
             return
+        step_w = power_w - self._quick[-1][1] if self._quick else 0.0
+        self._steps.append((t_s, step_w * step_w))
+        self._steps_w2 += step_w * step_w
+        while self._steps[0][0] < t_s - TRIED_S:
+            self._steps_w2 -= self._steps.popleft()[1]
         self._quick.append((t_s, power_w, battery_w))
         while self._quick[0][0] < t_s - KEPT_S:
             self._quick.popleft()
-        if t_s - self._reported_s > SILENT_S and t_s - self._tried_s >= GRID_S:
+        if t_s - self._tried_s >= 0.99 * GRID_S and not self._counter.late_s:
             self._tried_s = t_s
-            self._judge_alone()
+            self._judge_echo()
+
+    def forget_moves(self) -> None:
+        """What was said of the battery until now was not true."""
+        self._quick.clear()
+        self._echo_count = 0
 
     def reported(self, now_s: float, *, load_w: float, delay_s: float, is_usual: bool = True) -> None:
         """What nodes make of the load of `delay_s` ago: hold the meter against it; in doubt nothing is `is_usual`."""
@@ -136,6 +158,10 @@ class MeterDelay:
         self._is_apart = misfit > max(self._doubt_w**2, UNUSUAL**2 * self._usual_w2)
         if misfit > limit:
             self._astray_s = float(times[-1])
+        if self._echoed_s:
+            late = _as_late(times, metered, due, tried)[int(np.abs(LAGS_S - self._echoed_s).argmin()), recent]
+            self._look_back_at_echo(misfit, float(late.mean()))
+            return
         if self._counter.late_s:
             if times[-1] - RECENT_S - HALF_WINDOW_S < self._told_s:
                 return  # the counter was not at its word yet
@@ -184,20 +210,37 @@ class MeterDelay:
         self._matched_s, self._found_count = late_s, 0
         self._quiet_since_s = self._explained_s = self._reported_s
 
-    def _judge_alone(self) -> None:
-        """Without nodes: our own moves must be seen on the meter; those of which time are?"""
-        if self._quick[-1][0] - self._quick[0][0] < TRIED_S:
+    def _judge_echo(self) -> None:
+        """Our own moves must be seen on the meter; those of which time are?
+
+        This alone tells of a meter that was late from its first sample on: its counter began as late, and nodes that
+        are learnt beside it bear it out.
+        """
+        limit_w = self._doubt_w if self._echoed_s else self._moved_w
+        has_moved = self._steps_w2 > SHOWN * limit_w * limit_w * TRIED_S / GRID_S
+        if not has_moved or self._quick[-1][0] - self._quick[0][0] < ECHO_S:
+            self._echo_count = 0
             return
-        shown, stamped, *others = self._left(math.inf, 0.0, *LAGS_S)
-        best = int(np.argmin(others))
-        if self._matched_s:
-            if stamped < others[best]:
-                self._match(0.0)
-            return
-        self._found(
-            float(LAGS_S[best]),
-            is_late=shown > self._moved_w**2 and others[best] < ALONE * min(stamped, shown),
-        )
+        shown, *left = self._left(math.inf, 0.0, *LAGS_S)
+        best = int(np.argmin(left))
+        late_s = float(LAGS_S[best - 1]) if best else 0.0
+        now = left[1 + int(np.abs(LAGS_S - self._echoed_s).argmin())] if self._echoed_s else left[0]
+        is_other = shown > limit_w**2 and late_s != self._echoed_s and left[best] < ALONE * min(now, shown)
+        self._echo_count = self._echo_count + 1 if is_other else 0
+        if self._echo_count >= 2:
+            self._echoed(late_s)
+
+    def _echoed(self, late_s: float) -> None:
+        self._echo_count, self._echoed_s = 0, late_s
+        self._stamped_w2 = self._echoed_w2 = 0.0
+        self._match(0.0)
+
+    def _look_back_at_echo(self, stamped_w2: float, late_w2: float) -> None:
+        """On time again, once nodes bear out stamps and not what our moves showed."""
+        self._stamped_w2 += LOOK_GAIN * (stamped_w2 - self._stamped_w2)
+        self._echoed_w2 += LOOK_GAIN * (late_w2 - self._echoed_w2)
+        if math.isfinite(late_w2) and self._echoed_w2 > max(self._doubt_w**2, self._stamped_w2 / MATCH):
+            self._echoed(0.0)
 
     def _found(self, late_s: float, *, is_late: bool) -> None:
         """Late when twice in a row it looks so."""

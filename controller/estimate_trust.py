@@ -74,7 +74,9 @@ class MeterTrust:
             return MeterRole.NOTHING
         if self._is_loop_ours and nodes is not None and nodes.is_heard(now_s):
             if late.late_s:
-                is_younger = not late.has_misled and late.late_s <= nodes.delay_s
+                if late.is_echoed:
+                    return MeterRole.LOAD if late.late_s <= nodes.means.delay_s else MeterRole.CORRECTION
+                is_younger = not late.has_misled and late.late_s <= nodes.means.delay_s
                 return MeterRole.LOAD if is_younger else MeterRole.NOTHING
             if nodes.is_taught and now_s - self._doubted_s <= PROOF_S and not late.fits_since(self._doubted_s):
                 return MeterRole.NOTHING
