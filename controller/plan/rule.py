@@ -6,7 +6,7 @@ among classes with `cut_classes`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, unique
 
 import numpy as np
@@ -62,18 +62,6 @@ class RuleMaxPlanner:
     def plan(self, given: PlanInput) -> Plan:
         wish_w = np.full(given.steps, np.inf)
         return follow(given, wish_w, policy=self.name, sharing=self.sharing, status=PlanStatus.SOLVED)
-
-
-@dataclass(slots=True)
-class HoldPlanner:
-    """The target stays where it is, as long as a crash allows; the end of the fallback ladder."""
-
-    name: str = "hold"
-    sharing: Sharing = field(default=Sharing.ORDERED)
-
-    def plan(self, given: PlanInput) -> Plan:
-        wish_w = np.full(given.steps, given.target_w)
-        return follow(given, wish_w, policy=self.name, sharing=self.sharing, status=PlanStatus.HOLD)
 
 
 def follow(given: PlanInput, wish_w: FloatArray, *, policy: str, sharing: Sharing, status: PlanStatus) -> Plan:
