@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from controller.allowances import SPENT_FRAC_MIN
 from controller.ballast import declared_floor
 from controller.parting import AWAY_S, KEPT_FRAC, MOST_FRAC, always_waits, away_s
 from controller.settings import BatterySettings, OwnSlope, SiteSettings
-from controller.tracker import SPENT_FRAC_MIN
 from controller.types import Direction, Following, RampLimit, SwingLimit
 from controller.view import smallest_row_w
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from controller.contract import AdmissibleInterval
 from controller.estimate import Estimate, LoadSource
 from controller.estimate_checks import METERS_DIFFER_FRAC
+from controller.types import CeilingLimit, ChangeLimit, FloorLimit, LimitId, RateLimit
 
 METER_FRAC = 0.005  # of the reading: less is within the class of a good meter
 RARE = 3.0  # times the largest change between two samples of the last seconds: ripple has such edges, a step has not
@@ -92,6 +95,34 @@ class StepDoubt:
         self._left = [s for s in self._left if now_s - s.t_s < FORGET_S and not _is_confirmed(s, now_s, estimate)]
         steps = [s.step_w for s in self._left if now_s - s.t_s < window_s]
         return sum(max(0.0, w) for w in steps), sum(max(0.0, -w) for w in steps)
+
+
+def is_dear(
+    step_w: float,
+    *,
+    now_s: float,
+    target_w: float,
+    interval: AdmissibleInterval,
+    kept_w: Mapping[LimitId, float],
+) -> bool:
+    """Some row has no room for what the battery would do to answer this step, and all limits have for the step.
+
+    `kept_w` is what each row loses to the residual. A ceiling that the rows keep out of reach loses nothing by it.
+    """
+    left_w = target_w + step_w
+    for limit in interval.limits:
+        if isinstance(limit, CeilingLimit) and limit.from_s <= now_s and target_w <= limit.max_w < left_w:
+            return False
+        if isinstance(limit, FloorLimit) and limit.from_s <= now_s and target_w >= limit.min_w > left_w:
+            return False
+    down_w, up_w = interval.spent_down_w(), interval.spent_up_w()
+    moved_w, left_by_row_w = (down_w, up_w) if step_w > 0.0 else (up_w, down_w)
+    rooms_w = {
+        limit.id: (limit.above_w if isinstance(limit, RateLimit) else limit.max_w) - kept_w[limit.id] - abs(step_w)
+        for limit in interval.limits
+        if isinstance(limit, ChangeLimit) and limit.id in down_w
+    }
+    return any(rooms_w[i] < moved_w[i] for i in rooms_w) and all(rooms_w[i] >= left_by_row_w[i] for i in rooms_w)
 
 
 def _is_confirmed(step: _Step, now_s: float, estimate: Estimate) -> bool:

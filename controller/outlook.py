@@ -10,7 +10,7 @@ import math
 
 from controller.emergency import Armed
 from controller.plan.plan import Plan
-from controller.tracker import TrackerOutput
+from controller.tracker_io import TrackerOutput
 from controller.types import BatterySample, LimitPrice, Outlook
 
 PATH_POINTS = 12  # of the plan's steps, which grow with their distance: every second or third of them

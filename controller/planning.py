@@ -35,10 +35,11 @@ from controller.plan.plan import OFFSET_S, STEPS, JobClass, Plan, PlanInput, Pla
 from controller.plan.rule import RulePlanner, Sharing
 from controller.plan.tier import TierLedger
 from controller.reserve import BatteryBounds, Contingency, CrashReserve
+from controller.residual import METERED_MEAN_S
 from controller.settings import ContingencyKind, JobClassSettings, SiteSettings, Stance
 from controller.swing import SwingWatch, limits_of_swing
 from controller.tier_watch import TierState, TierWatch
-from controller.tracker import METERED_MEAN_S, Watch
+from controller.tracker_io import Watch
 from controller.types import CeilingLimit, FloatArray, Mode
 from controller.unheld import Drift
 from controller.view import ceiling_w

@@ -10,12 +10,11 @@ nothing. The derivation is in docs/planner.md.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from controller.settings import BatterySettings
-from controller.types import Contract, Direction, LimitId, Margin, RampLimit, RateLimit, SwingLimit
+from controller.types import Contract, Direction, LimitId, RampLimit, RateLimit, SwingLimit
 
 # A step D through the auditor's filter (4th-order Butterworth band pass, run both ways) reads 1.16 D peak to peak.
 FILTERED_STEP_GAIN = 1.16
@@ -48,6 +47,11 @@ class BatteryBounds:
     energy_j_max: float
     taper_j: float
     eta: float
+
+    @property
+    def can_move(self) -> bool:
+        """It takes or gives anything at all."""
+        return not self.charge_w_max <= 0.0 >= self.discharge_w_max
 
     def charge_limit_w(self, energy_j: float) -> float:
         """Pc(e): the charging power the battery accepts at `energy_j`."""
@@ -140,25 +144,6 @@ def crash_slope_w_per_s(rows: Sequence[ReserveRow], *, residual_w: float, slope_
     return slope
 
 
-def normal_slope_w_per_s(
-    rows: Sequence[ReserveRow],
-    contingencies: Sequence[Contingency],
-    *,
-    t_eff_s: float,
-    residual_w: float,
-    slope_w_per_s_max: float = math.inf,
-) -> float:
-    """R_n: the slope of ordinary moves, which leaves room in every window for the dip of a crash."""
-    slope = slope_w_per_s_max
-    for row in rows:
-        if row.is_filtered or not math.isfinite(row.window_s):
-            slope = min(slope, row.slope_w_per_s)
-            continue
-        dip_w = max((transient_dip_w(row, contingency, t_eff_s=t_eff_s) for contingency in contingencies), default=0.0)
-        slope = min(slope, max(0.0, row.max_w - dip_w - residual_w) / row.window_s)
-    return slope
-
-
 def transient_dip_w(row: ReserveRow, contingency: Contingency, *, t_eff_s: float) -> float:
     """What the meter sees before the follower answers: min(D, s T_eff), less what the row's own mean hides."""
     seen_w = min(contingency.drop_w, contingency.slew_w_per_s * t_eff_s)
@@ -179,49 +164,6 @@ def late_share(row: ReserveRow, *, late_s: float) -> float:
 def late_dip_w(row: ReserveRow, contingency: Contingency) -> float:
     """What a row sees of load that is switched on only after the drop."""
     return contingency.late_w * late_share(row, late_s=contingency.late_s) if contingency.late_w > 0.0 else 0.0
-
-
-def drop_that_holds_w(row: ReserveRow, contingency: Contingency, *, t_eff_s: float, residual_w: float) -> float:
-    """The largest drop whose transient this row forgives; inf when the slew alone already fits."""
-    allowance_w = max(0.0, row.max_w - residual_w) / (FILTERED_STEP_GAIN if row.is_filtered else 1.0)
-    if contingency.slew_w_per_s * t_eff_s <= allowance_w:
-        return math.inf
-    if row.mean_s > 0.0 and not row.is_filtered:
-        return max(allowance_w, allowance_w * row.mean_s / t_eff_s)
-    return allowance_w
-
-
-class SpentLine:
-    """How far recent power stands above a line of slope R that ends at the present target: the window already spent.
-
-    Keeps the maximum of each bucket over the longest window, so the slope may change at any time. A bucket counts as
-    old as its newest sample, which errs on the safe side. For rises feed the negative of power and target.
-    """
-
-    BUCKETS = 120
-
-    def __init__(self, *, window_s: float) -> None:
-        assert 0.0 < window_s < math.inf
-        self._window_s = window_s
-        self._bucket_s = window_s / self.BUCKETS
-        self._buckets: deque[tuple[float, float, float]] = deque()  # (opened at, newest sample at, maximum)
-
-    def add(self, t_s: float, power_w: float) -> None:
-        """Record power at `t_s`; times never go back."""
-        if self._buckets and t_s - self._buckets[-1][0] < self._bucket_s:
-            opened_s, _, top_w = self._buckets[-1]
-            self._buckets[-1] = (opened_s, t_s, max(top_w, power_w))
-        else:
-            self._buckets.append((t_s, t_s, power_w))
-        while self._buckets and t_s - self._buckets[0][1] > self._window_s:
-            self._buckets.popleft()
-
-    def excess_w(self, t_s: float, *, target_w: float, slope_w_per_s: float) -> float:
-        """max over the window of (P(t - s) - R s - g)+."""
-        worst_w = 0.0
-        for _, newest_s, top_w in self._buckets:
-            worst_w = max(worst_w, top_w - slope_w_per_s * (t_s - newest_s) - target_w)
-        return worst_w
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,47 +301,3 @@ def chord_slopes_s(battery: BatteryBounds, *, count: int, spacing_s: float) -> t
     """The `count` + 1 slopes of `CrashReserve.chords`, known before any contract is."""
     taper_s = battery.taper_j / battery.charge_w_max if battery.charge_w_max > 0.0 else 0.0
     return (taper_s, *(taper_s + (i + 0.5) * spacing_s for i in range(count)))
-
-
-def margins(
-    reserve: CrashReserve,
-    contingency: Contingency,
-    *,
-    target_w: float,
-    energy_j: float,
-    rows: Sequence[ReserveRow],
-    spent_by_row_w: Sequence[float],
-    spent_line_w: float,
-    residual_w: float,
-    t_eff_s: float,
-    load_rise_w: float,
-    spent_rise_w: float = 0.0,
-) -> tuple[Margin, ...]:
-    """Every condition's distance from breaking, in the order transient (one per row), power, energy, rise.
-
-    `spent_by_row_w[i]` is the maximum over row i's window of metered power on that row's mean, less its value now.
-    """
-    assert len(rows) == len(spent_by_row_w)
-    found: list[Margin] = []
-    for row, spent_w in zip(rows, spent_by_row_w, strict=True):
-        used_w = transient_dip_w(row, contingency, t_eff_s=t_eff_s) + late_dip_w(row, contingency)
-        if not row.is_filtered:
-            used_w += max(0.0, spent_w) + residual_w
-        found.append(Margin(f"transient:{row.limit_id}", contingency.name, row.max_w - used_w, "W"))
-    surplus_w = target_w - contingency.load_left_w
-    power_w = reserve.battery.charge_limit_w(energy_j) - (surplus_w + contingency.ripple_w)
-    found.append(Margin("power", contingency.name, power_w if surplus_w > 0.0 else max(0.0, power_w), "W"))
-    ride_w = min(max(0.0, surplus_w), reserve.battery.charge_w_max)  # beyond it the power margin speaks
-    energy_margin_j = reserve.energy_safe_j(ride_w, spent_w=spent_line_w) - energy_j
-    if math.isinf(energy_margin_j):  # no fall is allowed: the whole surplus lasts for ever
-        energy_margin_j = -reserve.battery.energy_j_max
-    found.append(Margin("energy", contingency.name, energy_margin_j, "J"))
-    floor_w = reserve.g_rise_min_w(energy_j, load_rise_w=load_rise_w, spent_w=spent_rise_w)
-    found.append(Margin("rise", contingency.name, target_w - floor_w, "W"))
-    return tuple(found)
-
-
-def smallest(found: Sequence[Margin], *, power_scale_w: float, energy_scale_j: float) -> Margin | None:
-    """The margin nearest to breaking, watts and joules each measured against the battery's size; None if none."""
-    scale = {"W": max(power_scale_w, TINY_W), "J": max(energy_scale_j, TINY_W)}
-    return min(found, key=lambda margin: margin.value / scale[margin.unit], default=None)

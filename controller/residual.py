@@ -12,6 +12,8 @@ import math
 from collections import deque
 from collections.abc import Iterable
 
+METERED_MEAN_S = 1.0  # the averaging time that ramp, swing and rate rows are assumed to be metered on
+EVENT_FRAC = 0.05  # of the registered peak: a deviation beyond it, once, is an event and not residual
 # Of the envelope. Rows judge pairs of instants up to a minute apart, and the target rises by what the residual of the
 # first leaves; one that fades within that minute lets it rise by more than the residual of the second allows.
 DECAY_S = 300.0

@@ -12,13 +12,14 @@ from collections.abc import Iterable
 import numpy as np
 
 from controller.allocate import cap_fall_w, worst_case_w
+from controller.allowances import UNSEEN_FRAC
 from controller.decision import Decision
 from controller.estimate import Estimate
 from controller.fleet import Fleet
 from controller.glide import STEEPNESS
 from controller.modes import Flag
 from controller.settings import SiteSettings
-from controller.tracker import UNSEEN_FRAC, Tracker
+from controller.tracker import Tracker
 from controller.types import EnvelopeState, EnvelopeView, FloatArray, Limit, RampLimit, SiteImage, SwingLimit
 from controller.unheld import Drift
 from controller.view import ballast_w_max, battery_sample, ceiling_w, envelope_battery, unmanaged_w

@@ -18,8 +18,8 @@ from controller.cycle import TickTrace
 from controller.fleet import mean_cap_frac
 from controller.headroom import Headroom, RowHeadroom
 from controller.reasons import MEANS, said
-from controller.reserve import smallest
 from controller.settings import SiteSettings
+from controller.survival import smallest
 from controller.telemetry_envelope import EnvelopeTelemetry
 from controller.telemetry_jobs import JobsTelemetry
 from controller.types import Margin

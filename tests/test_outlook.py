@@ -13,7 +13,7 @@ import pytest
 from controller.emergency import Armed
 from controller.outlook import PATH_POINTS, outlook_of
 from controller.plan.plan import OFFSET_S, Plan, PlanStatus, Price, PriceKind
-from controller.tracker import TrackerOutput
+from controller.tracker_io import TrackerOutput
 from controller.types import BatterySample, BatteryState
 
 TRACK = cast(TrackerOutput, SimpleNamespace(g_ref_w=60.0, low_w=-5.0, high_w=float("inf")))

@@ -1,4 +1,4 @@
-"""The crash-safe set: its boundary, inverse, chords and margins, each against a ride simulated step by step."""
+"""The crash-safe set: its boundary, inverse and chords, each against a ride simulated step by step."""
 
 from __future__ import annotations
 
@@ -14,14 +14,9 @@ from controller.reserve import (
     Contingency,
     CrashReserve,
     ReserveRow,
-    SpentLine,
     chord_slopes_s,
     crash_slope_w_per_s,
-    drop_that_holds_w,
-    margins,
-    normal_slope_w_per_s,
     reserve_rows,
-    smallest,
     transient_dip_w,
 )
 from controller.types import Contract, Direction, LimitId, LimitStatus, Provenance, RampLimit, RateLimit, SwingLimit
@@ -191,67 +186,6 @@ def test_transient_dip_of_the_two_ways_to_follow() -> None:
     slewed = Contingency("full_site", 62 * MEGA, 20 * MEGA, 0.0, 1.9 * 62 * MEGA)
     filtered = row(10 * MEGA, 5.0, 0.0, is_filtered=True)
     assert transient_dip_w(filtered, slewed, t_eff_s=0.023) == pytest.approx(1.16 * 1.9 * 62 * MEGA * 0.023)
-
-
-@given(t_eff=st.floats(0.01, 0.5), mean=st.sampled_from([0.0, 0.2, 1.0]), is_filtered=st.booleans())
-def test_the_drop_that_holds_just_holds(t_eff: float, mean: float, is_filtered: bool) -> None:
-    """The reported load at which a transient would hold uses exactly the row's allowance."""
-    tested = row(5 * MEGA, 15.0, mean, is_filtered=is_filtered)
-    block = Contingency("full_site", 80 * MEGA, 0.0, 0.0, 200 * MEGA)
-    drop_w = drop_that_holds_w(tested, block, t_eff_s=t_eff, residual_w=0.0)
-    if math.isinf(drop_w):
-        assert transient_dip_w(tested, block, t_eff_s=t_eff) <= tested.max_w
-        return
-    at_limit = Contingency("full_site", drop_w, 0.0, 0.0, 200 * MEGA)
-    assert transient_dip_w(tested, at_limit, t_eff_s=t_eff) == pytest.approx(tested.max_w, rel=1e-6)
-
-
-def test_normal_slope_leaves_room_for_the_dip() -> None:
-    """After one window of ordinary falling the dip of a crash still fits in it."""
-    rows = (row(20 * MEGA, 60.0, 1.0), row(5 * MEGA, 15.0, 1.0))
-    slope = normal_slope_w_per_s(rows, (CRASH,), t_eff_s=0.11, residual_w=0.1 * MEGA)
-    assert slope < crash_slope_w_per_s(rows, residual_w=0.1 * MEGA)
-    for tested in rows:
-        used_w = slope * tested.window_s + transient_dip_w(tested, CRASH, t_eff_s=0.11) + 0.1 * MEGA
-        assert used_w <= tested.max_w + 1.0
-
-
-def test_spent_line_remembers_a_fall_for_as_long_as_it_counts() -> None:
-    """Power fell 3 MW at once: the line stands 3 MW above the target and sinks to nothing at R."""
-    line = SpentLine(window_s=60.0)
-    for tick in range(100):
-        line.add(tick * 0.1, 10 * MEGA)
-    for tick in range(100, 600):
-        line.add(tick * 0.1, 7 * MEGA)
-        excess_w = line.excess_w(tick * 0.1, target_w=7 * MEGA, slope_w_per_s=0.1 * MEGA)
-        exact_w = max(0.0, 3 * MEGA - 0.1 * MEGA * (tick * 0.1 - 9.9))
-        assert exact_w - 1.0 <= excess_w <= exact_w + 0.1 * MEGA * 0.5 + 1.0
-    line.add(200.0, 7 * MEGA)
-    assert line.excess_w(200.0, target_w=7 * MEGA, slope_w_per_s=0.0) == 0.0
-
-
-def test_margins_name_what_breaks() -> None:
-    """A target beyond the battery's power shows a negative power margin and is the smallest by name."""
-    reserve = CrashReserve(battery(), 0.1 * MEGA, 0.1 * MEGA)
-    rows = (row(5 * MEGA, 15.0, 1.0),)
-    common = {
-        "rows": rows,
-        "spent_by_row_w": (1 * MEGA,),
-        "spent_line_w": 0.0,
-        "residual_w": 0.0,
-        "t_eff_s": 0.11,
-        "load_rise_w": 12 * MEGA,
-    }
-    found = margins(reserve, CRASH, target_w=11 * MEGA, energy_j=200 * MEGA, **common)
-    by_name = {margin.name: margin.value for margin in found}
-    assert list(by_name) == ["transient:5e+06/15", "power", "energy", "rise"]
-    assert by_name["power"] == pytest.approx(-2 * MEGA)
-    assert by_name["transient:5e+06/15"] == pytest.approx(5 * MEGA - 1 * MEGA - 8 * MEGA * 0.11)
-    worst = smallest(found, power_scale_w=5 * MEGA, energy_scale_j=500 * MEGA)
-    assert worst is not None and worst.name == "power"
-    at_edge_w = reserve.g_safe_w(200 * MEGA, CRASH)
-    edge = {m.name: m.value for m in margins(reserve, CRASH, target_w=at_edge_w, energy_j=200 * MEGA, **common)}
-    assert edge["power"] >= -1.0 and edge["energy"] >= -1.0
 
 
 def test_ripple_of_the_survivors_takes_power_not_energy() -> None:

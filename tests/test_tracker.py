@@ -15,7 +15,8 @@ import pytest
 from controller.estimate import Estimate, LoadEstimator, LoadSource
 from controller.reserve import Contingency
 from controller.settings import BatterySettings, MeterSettings, Policy, SiteSettings
-from controller.tracker import Tracker, TrackerInput, TrackerOutput, Watch
+from controller.tracker import Tracker
+from controller.tracker_io import TrackerInput, TrackerOutput, Watch
 from controller.types import (
     BatterySample,
     BatteryState,

@@ -43,6 +43,7 @@ from controller.types.image import OperatorOrder as OperatorOrder
 from controller.types.image import SiteImage as SiteImage
 from controller.types.limits import BandLimit as BandLimit
 from controller.types.limits import CeilingLimit as CeilingLimit
+from controller.types.limits import ChangeLimit as ChangeLimit
 from controller.types.limits import Contract as Contract
 from controller.types.limits import CurveSegment as CurveSegment
 from controller.types.limits import Direction as Direction

@@ -190,6 +190,8 @@ Limit = (
     | DroopLimit
 )
 
+ChangeLimit = RampLimit | SwingLimit | RateLimit  # rows on differences of power; the others judge its level
+
 
 @dataclass(frozen=True, slots=True)
 class Contract:
