@@ -7,6 +7,10 @@ TOOLS := .venv-tools
 HOURS ?= 20
 FIRST_SEED ?= 1
 SECONDS_EACH ?= 20
+# The tests of the safety-critical modules, each in the files that bear its name.
+COVERED_BY := actuate modes contract contract_due contract_rows contract_slopes \
+  envelope envelope_bank envelope_battery envelope_caps envelope_node envelope_windows \
+  signals signal_bounds signal_memory signal_silence signal_times
 
 .PHONY: setup demo test check lint units configs faults swarm wire wire-slow process coverage mutation fuzz test-gpu tools benchmarks lock clean help
 
@@ -65,7 +69,7 @@ process: setup ## death of real processes under what plays systemd: kill -9, sto
 
 coverage: setup ## every line and branch of the safety-critical modules, by their own tests
 	@mkdir -p out
-	$(BIN)/coverage run -m pytest -q $(foreach m,actuate contract contract_rows envelope envelope_bank envelope_node modes signals signal_memory,tests/test_$(m).py)
+	$(BIN)/coverage run -m pytest -q $(foreach m,$(COVERED_BY),tests/test_$(m).py)
 	$(BIN)/coverage report
 
 mutation: setup ## mutants of envelope, modes, signals and contract; writes out/mutation.json

@@ -44,12 +44,20 @@ TESTS = tuple(
     for name in (
         "envelope",
         "envelope_bank",
+        "envelope_battery",
+        "envelope_caps",
         "envelope_node",
+        "envelope_windows",
         "modes",
         "signals",
+        "signal_bounds",
         "signal_memory",
+        "signal_silence",
+        "signal_times",
         "contract",
+        "contract_due",
         "contract_rows",
+        "contract_slopes",
     )
 )
 JUSTIFIED = Path("tests/mutation_justified.yaml")

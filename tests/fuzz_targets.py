@@ -44,12 +44,12 @@ from drivers.slurm import parse
 from hil.scenario import Overrides, parse_scenario
 from hil.trace_file import read_trace
 from tests.dsx_kit import MW, bounds, grid, issuer, sender
+from tests.signals_kit import Story
 from tests.test_envelope_node import GOOD
 from tests.test_jobs_mqtt import Bench, document
 from tests.test_kubernetes_jobs import pod, settings_of
 from tests.test_node_link import report
 from tests.test_openadr import event
-from tests.test_signals import Story
 from tests.test_slurm_jobs import NEWER, OLDER, WAITING
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -10,7 +10,7 @@ import pytest
 
 from controller.types import Acceptance, RefusalReason
 from drivers.clock_sync import STA_UNSYNC, TIME_ERROR, KernelSync, Timex
-from tests.test_signals import Story
+from tests.signals_kit import Story
 
 
 class Kernel:

@@ -20,7 +20,7 @@ from controller.types import (
     Quality,
     SiteCommand,
 )
-from tests.test_envelope import BATTERY, NOW_S, broken, image, ring, state, view, window
+from tests.envelope_kit import BATTERY, NOW_S, broken, image, ring, state, view, window
 
 BANK = EnvelopeLoadBank(power_w_max=300.0, ramp_w_per_s_max=1000.0, relief_w=0.0)
 INF = math.inf

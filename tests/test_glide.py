@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from controller.glide import STEEPNESS, FallbackGlide
-from tests.test_envelope import caps_array, fleet
+from tests.envelope_kit import caps_array, fleet
 
 
 def test_clocks_glide_together_and_end_at_the_fallback() -> None:

@@ -15,7 +15,7 @@ from controller.signals import AcceptanceRules
 from controller.types import CeilingLimit, FeedTarget, FloorLimit, LimitId, RefusalReason, SignalKind
 from drivers.signal_store import SignalStore
 from tests.dsx_kit import MW, SOURCE, bounds, grid, issuer
-from tests.test_signals import TRIPS, Story, ramp
+from tests.signals_kit import TRIPS, Story, ramp
 
 
 def reborn(site: Story, *, away_s: float = 7.0, settings: GridSettings | None = None) -> Story:
