@@ -1,16 +1,14 @@
 """A small site in virtual time on which one fault can be made, watched and healed: the daemon that ships, plant truth.
 
 `Lab` holds the world, the fault plan and hooks into every port; a story awaits `lab.run(seconds)` and looks. The daemon
-can be killed and built again while plant and nodes live on. Four states to begin in: cold, steady, at the limit, in a
-ramp.
+can be killed and built again while plant and nodes live on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -22,139 +20,24 @@ from controller.audit.referee import Referee
 from controller.audit.verdicts import RowResult, Verdicts
 from controller.cycle import TickTrace
 from controller.modes import Flag
-from controller.ports import Battery, GridSource, NodeLink, OperatorSource, PowerMeter, Recorder
+from controller.ports import GridSource, OperatorSource, Recorder
 from controller.settings import SiteSettings
-from controller.types import (
-    BatteryCommand,
-    BatterySample,
-    MeterSample,
-    Mode,
-    NodeCommand,
-    NodeReport,
-    Reading,
-    RowVerdict,
-)
+from controller.types import Mode, NodeCommand, RowVerdict
 from hil import vtime
 from hil.bench import START_UTC_S
 from hil.factories import make_factories
 from hil.faults import DEFAULT_VALUE, Fault, FaultPlan
+from hil.lab_ports import HookedBattery, HookedLink, HookedMeter, Hooks, LabLease, LabSync
+from hil.lab_site import MW, TOP_MHZ
 from hil.nodes import SimNodeLink
 from hil.plant import events
 from hil.plant.site import NS_PER_S, TruthBlock
 from hil.ports import NoRecorder
-from hil.scenario import Overrides, Scenario, parse_scenario
+from hil.scenario import Scenario
 from hil.vtime import VirtualClock
 from hil.world import World, build_world
 
-MW = 1e6
-TOP_MHZ = 1980.0  # of the lab's GPUs
-LIMIT_MEGAWATT = 54.0  # of the state "limit": more below the load of about 66 MW than the battery alone can give
-LIMIT_BY_S = 30.0
-SETTLE_S = {"cold": 0.0, "steady": 14.0, "limit": 34.0, "ramp": 17.0}
-RAMP_FROM_S = 14.0
 STEP_S = 0.25  # how far the plant may lag when no daemon moves it
-
-SITE: dict[str, Any] = {
-    "role": "site",
-    "name": "lab",
-    "contract": ["ieso-ramp"],
-    "fallback_contract": ["ieso-ramp"],
-    "registered_peak_megawatt": 100,
-    "controller": "rule",
-    "tracker_hz": 10,
-    "planner_hz": 1,
-    "pcc_meter": {"profile": "sunspec-meter", "delay_s": 0.03, "update_s": 0.01, "nameplate_megawatt": 120},
-    "battery": {
-        "profile": "sunspec-battery-follow",
-        "charge_megawatt": 30,
-        "discharge_megawatt": 12,
-        "energy_megawatt_hour": 6,
-        "soc_min": 0.05,
-        "soc_max": 0.95,
-        "efficiency_one_way": 0.95,
-        "lag_s": 0.06,
-        "following": "software",
-        "follow_lag_s": 0.023,
-        "ramp_megawatt_per_s": 1400,
-        "taper_soc": 0.05,
-    },
-    "load": {
-        "gpu_peak_megawatt": 71.7,
-        "gpu_idle_megawatt": 7.4,
-        "gpu_fallback_megawatt": 45,
-        "other_megawatt": 10,
-        "other_max_megawatt": 14,
-    },
-    "classes": [{"name": "training", "nodes": ["training-*"], "priority": 80, "tolerated_loss": 0.1}],
-    "contingencies": [
-        {
-            "kind": "full_site",
-            "slew_per_s": 1.9,
-            "transient": "report",
-            "power": "report",
-            "energy": "report",
-            "rise": "report",
-        }
-    ],
-    "commands": {"service_floor": 0.3, "grace_s": 6, "raise_dwell_s": 6},
-}
-FLEET: dict[str, Any] = {
-    "id": "training",
-    "model": "h100",
-    "gpus": 102400,
-    "gpus_per_node": 8,
-    "reporting_nodes": 4,
-    "fallback_clock_mhz": 1200,
-    "workload": {
-        "kind": "training",
-        "iteration_s": 4,
-        "compute_frac": 0.6,
-        "compute_w": 560,
-        "exchange_w": 535,
-        "edge_s": 0.5,
-        "jitter_frac": 0.05,
-        "noise_frac": 0.002,
-        "checkpoint_every_s": None,
-        "other_megawatt": 10,
-    },
-}
-
-
-def lab_scenario(
-    state: str,
-    *,
-    following: str = "software",
-    policy: str = "rule",
-    seed: int = 1,
-    duration_s: float = 600.0,
-    site: Mapping[str, Any] | None = None,
-    events_docs: Sequence[Mapping[str, Any]] = (),
-    signals: Sequence[Mapping[str, Any]] = (),
-    workload: Mapping[str, Any] | None = None,
-    start_soc: float = 0.5,
-) -> Scenario:
-    """The site of the matrix on its way into `state`."""
-    settings = copy.deepcopy(SITE) | dict(site or {})
-    settings["controller"] = policy
-    if settings.get("battery"):
-        settings["battery"]["following"] = following
-    raw: dict[str, Any] = {
-        "name": "lab",
-        "seed": seed,
-        "duration_s": duration_s,
-        "site": settings,
-        "plant": {
-            "fleet": [FLEET | {"workload": FLEET["workload"] | dict(workload or {})}],
-            "battery": {"reversion_megawatt_per_s": 0.3, "start_soc": start_soc},
-        },
-        "events": [dict(e) for e in events_docs],
-        "signals": [dict(s) for s in signals],
-    }
-    if state == "limit":
-        raw["signals"].append({"t_s": 1.0, "kind": "load_target", "megawatt": LIMIT_MEGAWATT, "by_s": LIMIT_BY_S})
-    if state == "ramp":
-        raw["events"].append({"kind": "drop", "t_s": RAMP_FROM_S, "megawatt": 25, "within_s": 8.0})
-    return parse_scenario(raw, Overrides(), origin="lab.yaml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,36 +55,6 @@ class Tick:
     seq: int
     plan_policy: str
     plan_status: str
-
-
-@dataclass(slots=True)
-class Hooks:
-    """What a story may do to a port beyond the fault plan's verbs; each takes what passed and returns what arrives."""
-
-    meter: Callable[[Reading[MeterSample]], Reading[MeterSample]] = lambda r: r
-    battery: Callable[[Reading[BatterySample]], Reading[BatterySample]] = lambda r: r
-    battery_write: Callable[[BatteryCommand], None] = lambda _: None
-    report: Callable[[Reading[NodeReport]], Reading[NodeReport]] = lambda r: r
-    send: Callable[[Sequence[NodeCommand]], Sequence[NodeCommand]] = lambda c: c
-
-
-@dataclass(slots=True)
-class LabLease:
-    """Leadership that a story can take away."""
-
-    epoch: int = 1
-    is_held: bool = True
-
-    def see(self, epoch: int) -> None:
-        if epoch > self.epoch:
-            self.is_held = False
-
-
-@dataclass(slots=True)
-class LabSync:
-    """The kernel's word on the wall clock, given by a story."""
-
-    is_synced: bool = True
 
 
 @dataclass(slots=True, repr=False)  # asyncio prints its tasks, and with them all that a lab holds, at every start
@@ -254,9 +107,9 @@ class Lab:
         self.grid = self.make_grid() if self.make_grid is not None else f.grid
         ports = replace(
             f,
-            meter=_Meter(f.meter, self.hooks) if f.meter is not None else None,
-            battery=_Battery(f.battery, self.hooks) if f.battery is not None else None,
-            node_link=_Link(f.node_link, self.hooks),
+            meter=HookedMeter(f.meter, self.hooks) if f.meter is not None else None,
+            battery=HookedBattery(f.battery, self.hooks) if f.battery is not None else None,
+            node_link=HookedLink(f.node_link, self.hooks),
             lease=self.lease,
             recorder=self.recorder,
             grid=self.grid,
@@ -439,37 +292,3 @@ def in_lab(story: Story, scenario: Scenario, **options: Any) -> Lab:
         return lab
 
     return vtime.run(main())
-
-
-# ------------------------------------------------------------------------------------------------ hooked ports
-
-
-class _Meter:
-    def __init__(self, inner: PowerMeter, hooks: Hooks) -> None:
-        self._inner, self._hooks = inner, hooks
-
-    async def read(self) -> Reading[MeterSample]:
-        return self._hooks.meter(await self._inner.read())
-
-
-class _Battery:
-    def __init__(self, inner: Battery, hooks: Hooks) -> None:
-        self._inner, self._hooks = inner, hooks
-
-    async def read(self) -> Reading[BatterySample]:
-        return self._hooks.battery(await self._inner.read())
-
-    async def write(self, command: BatteryCommand) -> None:
-        self._hooks.battery_write(command)
-        await self._inner.write(command)
-
-
-class _Link:
-    def __init__(self, inner: NodeLink, hooks: Hooks) -> None:
-        self._inner, self._hooks = inner, hooks
-
-    def reports(self) -> Mapping[str, Reading[NodeReport]]:
-        return {node_id: self._hooks.report(reading) for node_id, reading in self._inner.reports().items()}
-
-    async def send(self, commands: Sequence[NodeCommand]) -> None:
-        await self._inner.send(self._hooks.send(commands))

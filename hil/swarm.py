@@ -27,7 +27,8 @@ from controller.modes import Flag
 from controller.replay import replay
 from controller.types import Mode
 from hil.faults import Fault
-from hil.matrix_lab import TOP_MHZ, Lab, in_lab, lab_scenario
+from hil.lab_site import TOP_MHZ, lab_scenario
+from hil.matrix_lab import Lab, in_lab
 from hil.run_log import BriefRecorder
 
 SAFETY_S = 120.0

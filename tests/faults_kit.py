@@ -10,7 +10,8 @@ import numpy as np
 
 from controller.modes import TABLE, Flag
 from controller.types import FloatArray, Mode, RampLimit, SwingLimit
-from hil.matrix_lab import SETTLE_S, Lab, in_lab, lab_scenario
+from hil.lab_site import SETTLE_S, lab_scenario
+from hil.matrix_lab import Lab, in_lab
 
 RECOVER_S = 30.0  # NORMAL within 30 T after the last dwell of 10 T
 DWELL_S = 10.0

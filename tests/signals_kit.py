@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from controller.settings import GridSettings
-from controller.signals import (
-    AcceptanceRules,
-)
+from controller.signals import AcceptanceRules
 from controller.types import (
     Direction,
     DroopLimit,

@@ -12,7 +12,8 @@ import pytest
 
 from controller.arming import ArmingFacts, holds_back, is_clock_trusted, unmet, unready
 from controller.types import AgentState, BatterySample, Mode, NodeId, NodeReport, Quality, Reading, SiteImage
-from hil.matrix_lab import Lab, in_lab, lab_scenario
+from hil.lab_site import lab_scenario
+from hil.matrix_lab import Lab, in_lab
 
 GOOD = ArmingFacts(
     is_power_known=True,

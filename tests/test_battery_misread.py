@@ -11,7 +11,8 @@ import pytest
 from controller.modes import Flag
 from controller.types import BatterySample, Mode, Quality, Reading
 from drivers.errors import DeviceFault
-from hil.matrix_lab import MW, Lab
+from hil.lab_site import MW
+from hil.matrix_lab import Lab
 from hil.plant.site import BATTERY, LOAD
 from tests.faults_kit import flagged, play
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hil.matrix_lab import Lab, in_lab, lab_scenario
+from hil.lab_site import lab_scenario
+from hil.matrix_lab import Lab, in_lab
 
 STEPS_PER_S = 200
 

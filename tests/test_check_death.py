@@ -9,7 +9,7 @@ import pytest
 
 from controller.check_death import DeathStep, death_step
 from controller.settings import OwnSlope, SiteSettings
-from hil.matrix_lab import MW, SITE, lab_scenario
+from hil.lab_site import MW, SITE, lab_scenario
 
 SLOPE = MW / 3.0  # of the lab's contract, in both rows and both ways
 TTL_S, OBEYS_S = 4.8, 120.0

@@ -10,19 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.contract import AdmissibleInterval, Interval
-from controller.types import (
-    Direction,
-    Limit,
-    RateLimit,
-)
-from tests.contract_kit import (
-    allowed_w,
-    known,
-    ramp,
-    rate,
-    swing,
-    worst_excess_w,
-)
+from controller.types import Direction, Limit, RateLimit
+from tests.contract_kit import allowed_w, known, ramp, rate, swing, worst_excess_w
 
 plain_rows = st.lists(
     st.one_of(

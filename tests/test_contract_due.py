@@ -9,23 +9,8 @@ import pytest
 
 from controller.contract import AdmissibleInterval
 from controller.slope_bound import band_seconds
-from controller.types import (
-    BandLimit,
-    FloorLimit,
-    Limit,
-    LimitId,
-)
-from tests.contract_kit import (
-    HERE,
-    ceiling,
-    floor_row,
-    known,
-    ramp,
-    rate,
-    swing,
-    walk_at_high,
-    worst_excess_w,
-)
+from controller.types import BandLimit, FloorLimit, Limit, LimitId
+from tests.contract_kit import HERE, ceiling, floor_row, known, ramp, rate, swing, walk_at_high, worst_excess_w
 
 
 def test_projection_looks_ahead_to_a_ceiling_or_a_floor_alone() -> None:

@@ -11,23 +11,8 @@ from hypothesis import strategies as st
 
 from controller.contract import KEPT_FRAC, KEPT_FRAC_HOPELESS, AdmissibleInterval, Interval
 from controller.slope_bound import band_seconds, line_seconds, swing_seconds
-from controller.types import (
-    BandLimit,
-    Limit,
-    LimitId,
-    OscillationLimit,
-    RateLimit,
-    SwingLimit,
-)
-from tests.contract_kit import (
-    HERE,
-    ceiling,
-    floor_row,
-    known,
-    ramp,
-    rate,
-    swing,
-)
+from controller.types import BandLimit, Limit, LimitId, OscillationLimit, RateLimit, SwingLimit
+from tests.contract_kit import HERE, ceiling, floor_row, known, ramp, rate, swing
 
 
 def test_slopes_carry_shrinks() -> None:

@@ -7,21 +7,8 @@ from dataclasses import replace
 import pytest
 
 from controller.envelope import check
-from controller.types import (
-    EnvelopeBattery,
-    Following,
-)
-from tests.envelope_kit import (
-    BATTERY,
-    NOW_S,
-    battery,
-    broken,
-    command,
-    image,
-    state,
-    target,
-    view,
-)
+from controller.types import EnvelopeBattery, Following
+from tests.envelope_kit import BATTERY, NOW_S, battery, broken, command, image, state, target, view
 
 
 @pytest.mark.parametrize(("wish", "result"), [(900.0, 400.0), (-900.0, -500.0)])

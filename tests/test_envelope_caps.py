@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 
 from controller.envelope import check
-from controller.types import (
-    Feeder,
-    GpuCap,
-)
+from controller.types import Feeder, GpuCap
 from tests.envelope_kit import (
     BATTERY,
     CLOCK_MIN,

@@ -13,7 +13,8 @@ from controller.estimate_delay import MeterDelay
 from controller.modes import Flag
 from controller.types import MeterSample, Mode, Reading
 from hil.faults import Fault
-from hil.matrix_lab import Lab, in_lab, lab_scenario
+from hil.lab_site import lab_scenario
+from hil.matrix_lab import Lab, in_lab
 
 TICK_S, ON_TIME_S, LAG_TICKS = 0.1, 0.03, 1
 NODES_S = 0.6

@@ -16,8 +16,10 @@ from controller.reload import Reload
 from controller.settings import Settings
 from controller.types import AgentState, GpuCap, Mode, NodeCommand, NodeReport, Reading
 from drivers.recorder import FileRecorder
+from hil.lab_ports import LabLease
+from hil.lab_site import LIMIT_MEGAWATT, MW, SITE
 from hil.matrix import row
-from hil.matrix_lab import LIMIT_MEGAWATT, MW, SITE, Lab, LabLease
+from hil.matrix_lab import Lab
 from tests.faults_kit import flagged, highest_w, play, step_w
 
 DEATH_STEP_W = 5 * MW  # per second; the nodes' slopes and the battery's own ramp keep within it

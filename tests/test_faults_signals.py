@@ -19,8 +19,9 @@ from drivers.dsx import DsxGridSource
 from drivers.dsx_payloads import Interval, LoadTarget, Payload, SetLoadTargetData, power
 from drivers.dsx_wire import load_target_topic
 from drivers.mqtt import PAYLOAD_BYTES_MAX, Incoming, Keep
+from hil.lab_site import MW, SETTLE_S, lab_scenario
 from hil.matrix import row
-from hil.matrix_lab import MW, SETTLE_S, Lab, in_lab, lab_scenario
+from hil.matrix_lab import Lab, in_lab
 from tests.dsx_kit import grid, issuer, sender
 from tests.faults_kit import DWELL_S, RECOVER_S, flagged, is_normal, recovery_s
 

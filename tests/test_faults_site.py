@@ -17,8 +17,9 @@ from controller.plan.solve import SHIFTS_MAX, MpcPlanner
 from controller.types import AgentState, Following, MeterFlag, MeterSample, Mode, Quality, Reading
 from controller.view import envelope_battery
 from hil import vtime
+from hil.lab_site import MW, RAMP_FROM_S, SETTLE_S, lab_scenario
 from hil.matrix import row
-from hil.matrix_lab import MW, RAMP_FROM_S, SETTLE_S, Lab, lab_scenario
+from hil.matrix_lab import Lab
 from hil.plant.site import LOAD
 from tests.faults_kit import Begin, Loss, flagged, mean_at, play, step_w
 

@@ -10,7 +10,7 @@ import pytest
 from controller.follow_watch import FollowWatch, HoldWatch
 from controller.settings import BatterySettings
 from controller.types import BatterySample, BatteryState
-from hil.matrix_lab import lab_scenario
+from hil.lab_site import lab_scenario
 
 MW = 1e6
 

@@ -18,7 +18,8 @@ from controller.node.gpu_worker import FIGHTS_MAX
 from controller.types import GpuId, NodeFloor, SmoothingFound, SmoothingProfile
 from drivers.node_link import decode_report, encode_report
 from drivers.nvml import NvmlGpu
-from hil.matrix_lab import Lab, in_lab, lab_scenario
+from hil.lab_site import lab_scenario
+from hil.matrix_lab import Lab, in_lab
 from hil.plant.gpu import GpuBank
 from tests.conftest import ROOT
 from tests.node_kit import FLOOR, Bench, play_agent

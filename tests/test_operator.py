@@ -33,7 +33,8 @@ from controller.telemetry import NOTHING_YET, Reporter
 from controller.types import AgentState, MeterSample, Mode, NodeReport, OperatorOrder, Reading, Trouble
 from drivers.metrics import Metrics
 from drivers.recorder import FileRecorder
-from hil.matrix_lab import SITE, Lab, in_lab, lab_scenario
+from hil.lab_site import SITE, lab_scenario
+from hil.matrix_lab import Lab, in_lab
 from tests.faults_kit import flagged
 
 ROOT = Peer(1, 0, 0)

@@ -16,8 +16,9 @@ from controller.parting import KEPT_FRAC, LATE_S, WAIT_S_MAX, NodeParting, Parti
 from controller.types import CeilingLimit, LimitId, LimitStatus, Provenance, SwingLimit
 from drivers.profile import Kind
 from drivers.profile_slope import own_expiry_s
-from hil import bench_planner, matrix_lab
-from hil.matrix_lab import MW, Lab, in_lab, lab_scenario
+from hil import bench_planner
+from hil.lab_site import FLEET, MW, SITE, lab_scenario
+from hil.matrix_lab import Lab, in_lab
 from tests.conftest import ROOT
 from tests.faults_kit import moved_w
 from tests.modbus_kit import profile
@@ -105,7 +106,7 @@ def test_under_a_ceiling_nodes_do_not_wait_for_a_battery_that_discharges() -> No
 @pytest.mark.slow
 def test_nodes_that_will_rise_wait_for_a_battery_that_discharges(monkeypatch: pytest.MonkeyPatch) -> None:
     """What of their fallback clock fits under the ceiling is above their caps: both would let power rise."""
-    monkeypatch.setitem(matrix_lab.FLEET, "fallback_clock_mhz", 1980)
+    monkeypatch.setitem(FLEET, "fallback_clock_mhz", 1980)
     lab, died_s, clocks = dies(discharging_at_a_ceiling, **CEILING)
     assert_held(lab, died_s)
     assert clocks[-1][0] > clocks[7][0] == clocks[0][0]
@@ -309,7 +310,7 @@ def test_a_contract_without_slopes_asks_for_none() -> None:
     ],
 )
 def test_for_a_slow_or_a_small_battery_nodes_always_wait(battery: dict[str, float], waits: bool) -> None:
-    found, interval = parting(site={"battery": matrix_lab.SITE["battery"] | battery})
+    found, interval = parting(site={"battery": SITE["battery"] | battery})
     seen(found, charge_w=0.0, from_s=0.0)
     told = found.nodes(interval, is_release=False)
     assert found.waits is waits and (told.fall_wait_s > 0.0) is waits

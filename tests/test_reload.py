@@ -12,7 +12,7 @@ from controller.errors import BadInput
 from controller.reload import Reload, Restart
 from controller.settings import Role, Settings
 from controller.types import SiteFault, Trouble
-from hil.matrix_lab import SITE
+from hil.lab_site import SITE
 
 RUNNING = parse_site({**SITE, "mqtt": {}}, origin="site.yaml")
 WRONG = BadInput("site.yaml: tracker_hz: 'quick' is not a number")

@@ -15,7 +15,8 @@ from controller.app import make_core
 from controller.cli.replay import app
 from controller.errors import BadInput
 from controller.replay import replay
-from hil.matrix_lab import Lab, Story, in_lab, lab_scenario
+from hil.lab_site import lab_scenario
+from hil.matrix_lab import Lab, Story, in_lab
 from hil.run_log import BriefRecorder
 
 

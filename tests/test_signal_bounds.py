@@ -9,12 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from controller.signal_schedule import as_strict, bounded_row
-from controller.signals import (
-    LAYERS_PER_SLOT_MAX,
-    AcceptanceRules,
-    bounds_of,
-    fall_time_s,
-)
+from controller.signals import LAYERS_PER_SLOT_MAX, AcceptanceRules, bounds_of, fall_time_s
 from controller.types import (
     Acceptance,
     BandLimit,
@@ -32,11 +27,7 @@ from controller.types import (
     SwingLimit,
 )
 from tests.dsx_kit import CONTRACT, MW, SOURCE, bounds, grid, issuer
-from tests.signals_kit import (
-    Story,
-    ramp,
-    two_feeds,
-)
+from tests.signals_kit import Story, ramp, two_feeds
 
 
 def test_absurdly_low_target_is_held_at_the_floor() -> None:

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from controller.signal_schedule import Dwell
-from controller.signals import (
-    AcceptanceRules,
-)
+from controller.signals import AcceptanceRules
 from tests.dsx_kit import MW, bounds, grid
-from tests.signals_kit import (
-    Story,
-    ramp,
-)
+from tests.signals_kit import Story, ramp
 
 
 def test_lingering_rows_end_with_the_dwell() -> None:

@@ -9,24 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.signals import (
-    IDS_REMEMBERED_MAX,
-    RESYNC_S,
-    TRANSIT_S_MAX,
-    UNTIMED_HOLD_S,
-    AcceptanceRules,
-)
-from controller.types import (
-    Acceptance,
-    RefusalReason,
-    SignalKind,
-)
+from controller.signals import IDS_REMEMBERED_MAX, RESYNC_S, TRANSIT_S_MAX, UNTIMED_HOLD_S, AcceptanceRules
+from controller.types import Acceptance, RefusalReason, SignalKind
 from tests.dsx_kit import MW, bounds, grid, issuer
-from tests.signals_kit import (
-    UTC0,
-    Story,
-    ramp,
-)
+from tests.signals_kit import UTC0, Story, ramp
 
 
 def test_duplicate_and_out_of_order_are_ignored() -> None:

@@ -7,25 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from controller.signals import (
-    AcceptanceRules,
-)
-from controller.types import (
-    Acceptance,
-    FloorLimit,
-    Limit,
-    LimitId,
-    RefusalReason,
-    RideThroughLimit,
-    SignalKind,
-)
+from controller.signals import AcceptanceRules
+from controller.types import Acceptance, FloorLimit, Limit, LimitId, RefusalReason, RideThroughLimit, SignalKind
 from tests.dsx_kit import MW, SOURCE, bounds, grid, issuer
-from tests.signals_kit import (
-    TRIPS,
-    Story,
-    ramp,
-    two_feeds,
-)
+from tests.signals_kit import TRIPS, Story, ramp, two_feeds
 
 
 def test_before_the_first_look_nothing_waits() -> None:

@@ -25,7 +25,8 @@ from controller.replay import replay
 from controller.settings import SiteSettings
 from hil import swarm as swarms
 from hil import swarm_run
-from hil.matrix_lab import TOP_MHZ, Lab, in_lab
+from hil.lab_site import TOP_MHZ
+from hil.matrix_lab import Lab, in_lab
 from hil.shrink import shrink, smaller_tales
 from hil.swarm import Blow, Outcome, Tale, draw, record, recording_of, run_tale
 

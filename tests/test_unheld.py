@@ -27,7 +27,8 @@ from controller.types import (
     Reading,
 )
 from controller.unheld import CAPS_S, Drift, Unheld
-from hil.matrix_lab import Lab, in_lab, lab_scenario
+from hil.lab_site import lab_scenario
+from hil.matrix_lab import Lab, in_lab
 from tests.test_identify import fleet_of
 from tests.test_tracker import HERE, estimate_without_meter
 
