@@ -10,7 +10,7 @@ from controller.residual import METERED_MEAN_S, Residual, Unseen
 from controller.target_path import TargetPath
 from controller.types import LimitId
 from tests.test_doubt import MW, told
-from tests.test_tracker import site_of
+from tests.tracker_kit import site_of
 
 TICK_S = 0.1
 

@@ -22,7 +22,7 @@ from controller.types import (
     Reading,
     SiteImage,
 )
-from tests.test_tracker import site_of as tracker_site
+from tests.tracker_kit import site_of as tracker_site
 
 MEGA = 1e6
 BANK = LoadBankSettings(

@@ -11,7 +11,7 @@ from controller.estimate import Estimate, LoadSource
 from controller.tracker import Tracker
 from controller.tracker_io import TrackerInput, TrackerOutput
 from controller.types import CeilingLimit, LimitId, Mode
-from tests.test_tracker import HERE, estimate_without_meter, sample_of, site_of
+from tests.tracker_kit import HERE, estimate_without_meter, sample_of, site_of
 
 MW = 1e6
 TICK_S = 0.1

@@ -25,7 +25,7 @@ from controller.types import (
     Quality,
     Reading,
 )
-from tests.test_tracker import site_of
+from tests.tracker_kit import site_of
 
 TICK_S = 0.05
 

@@ -30,7 +30,7 @@ from controller.types import (
     SiteImage,
     Trouble,
 )
-from tests.test_tracker import site_of
+from tests.tracker_kit import site_of
 
 SITE: SiteSettings = site_of()
 

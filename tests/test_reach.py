@@ -9,7 +9,7 @@ import pytest
 from controller.reach import BatteryReach
 from controller.reserve import NO_BATTERY, battery_bounds
 from controller.types import BatteryState
-from tests.test_tracker import sample_of, site_of
+from tests.tracker_kit import sample_of, site_of
 
 SITE = site_of()
 assert SITE.battery is not None

@@ -14,7 +14,7 @@ from controller.settings import SiteSettings
 from controller.types import EnvelopeState, LimitId, SwingLimit
 from tests.test_identify import TOP_MHZ, fleet_of
 from tests.test_jobs import report, site
-from tests.test_tracker import HERE
+from tests.tracker_kit import HERE
 
 __all__ = ["site"]  # the fixture
 

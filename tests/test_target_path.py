@@ -5,7 +5,7 @@ from __future__ import annotations
 from controller.contract import AdmissibleInterval
 from controller.target_path import KEEP_S, TargetPath
 from controller.types import LimitId, RampLimit
-from tests.test_tracker import site_of
+from tests.tracker_kit import site_of
 
 
 def path_of(start_w: float) -> tuple[AdmissibleInterval, TargetPath]:

@@ -14,7 +14,7 @@ from controller.tracker_io import TrackerOutput
 from controller.types import LimitId, Mode, Quality
 from hil.lab_site import lab_scenario
 from hil.matrix_lab import Lab, in_lab
-from tests.test_tracker import estimate_without_meter, quiet_input, sample_of, site_of
+from tests.tracker_kit import estimate_without_meter, quiet_input, sample_of, site_of
 
 TICK_S = 0.05
 

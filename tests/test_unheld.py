@@ -30,7 +30,7 @@ from controller.unheld import CAPS_S, Drift, Unheld
 from hil.lab_site import lab_scenario
 from hil.matrix_lab import Lab, in_lab
 from tests.test_identify import fleet_of
-from tests.test_tracker import HERE, estimate_without_meter
+from tests.tracker_kit import HERE, estimate_without_meter
 
 MW = 1e6
 LOST = frozenset({Flag.BATTERY_LOST})
