@@ -109,10 +109,10 @@ def _battery(c: _Check, command: t.BatteryCommand) -> t.BatteryCommand | None:
         return None
     target_w = _target(c, command.reference_w if is_device else v.load_w - command.reference_w)
     reference_w = _within_device(c, b, target_w if is_device else v.load_w - target_w, is_device)
-    if not all(map(math.isfinite, (command.reference_w, reference_w, command.expiry_w_per_s or 0.0))):
+    ramp = float(np.minimum(command.ramp_w_per_s if command.ramp_w_per_s > 0 else np.inf, b.ramp_w_per_s_max))
+    if not all(map(math.isfinite, (command.reference_w, reference_w, ramp, command.expiry_w_per_s or 0.0))):
         c.say(1, "battery", f"{command.reference_w} W: the reference, a slope, or what bounds it is not a number")
         return None
-    ramp = min(command.ramp_w_per_s, b.ramp_w_per_s_max) if command.ramp_w_per_s > 0 else b.ramp_w_per_s_max
     if ramp != command.ramp_w_per_s:
         c.say(8, "battery", f"ramp {command.ramp_w_per_s} W/s")
     since_s = c.state.reference_t_s if reference_w == c.state.reference_w else v.image.t_mono_s
@@ -122,16 +122,16 @@ def _battery(c: _Check, command: t.BatteryCommand) -> t.BatteryCommand | None:
 
 def _target(c: _Check, w: float) -> float:
     """Invariants 4, 5, 6 and 14 on the grid target: upper bounds, then the windows, which alone bound the fall."""
-    v, pcc = c.view, c.view.image.pcc
+    v, pcc, step_w = c.view, c.view.image.pcc, c.view.target_step_w
     last_w = c.state.target_w if c.state.target_w is not None else pcc.value.power_w if pcc else v.load_w
     bounds = [(4, v.import_w_max), (14, max(last_w, v.drop_safe_target_w))]
-    if not c.may_raise and v.mode <= t.Mode.HOLD:  # fallback and release let go of the battery, inside the windows
-        bounds.append((6, last_w))
+    # Fallback and release let go of the battery, inside the windows.
+    bounds += [(6, last_w)] if not c.may_raise and v.mode <= t.Mode.HOLD else []
     for invariant, bound_w in bounds:
         if not w <= bound_w + SLACK * abs(bound_w):
             c.say(invariant, "target", f"{w:.0f} W above {bound_w:.0f} W")
             w = bound_w
-    low_w, high_w = sorted((max(c.window_w[0], last_w - v.target_step_w), min(c.window_w[1], last_w + v.target_step_w)))
+    low_w, high_w = sorted((np.maximum(c.window_w[0], last_w - step_w), np.minimum(c.window_w[1], last_w + step_w)))
     inside_w = float(np.minimum(np.maximum(w, -np.inf if v.is_emergency else low_w), high_w))
     if abs(inside_w - w) > SLACK * max(abs(w), 1.0):
         c.say(5, "target", f"{w:.0f} W outside {low_w:.0f}..{high_w:.0f} W")
@@ -139,9 +139,13 @@ def _target(c: _Check, w: float) -> float:
 
 
 def _within_device(c: _Check, b: t.EnvelopeBattery, wish_w: float, is_device: bool) -> float:
-    """Invariant 8: the battery's power and energy, no export beyond the contract, its own deadband and dwell."""
-    v, most_w = c.view, min(b.discharge_w_max, c.view.load_w + c.view.max_export_w)
-    w = max(wish_w, -v.max_export_w) if is_device else max(min(wish_w, most_w), -b.charge_w_max)
+    """Invariant 8: the battery's power and energy, no export beyond the contract, its own deadband and dwell.
+
+    A limit that is no number makes none of what it bounds (`np`, not `min`): the command is not sent.
+    """
+    v, most_w = c.view, np.minimum(np.maximum(b.discharge_w_max, 0.0), c.view.load_w + c.view.max_export_w)
+    least_w = -v.max_export_w if is_device else -np.maximum(b.charge_w_max, 0.0)
+    w = float(np.maximum(wish_w if is_device else np.minimum(wish_w, most_w), least_w))
     if abs(w - wish_w) > SLACK * max(abs(wish_w), 1.0):
         c.say(8, "battery", f"{wish_w:.0f} W beyond {-b.charge_w_max:.0f}..{most_w:.0f} W or exporting")
     last_w = w if c.state.reference_w is None or v.is_emergency else c.state.reference_w
@@ -192,16 +196,17 @@ def _parsed(c: _Check, nodes: tuple[t.NodeCommand, ...]) -> tuple[list[t.NodeCom
     f, known, may_release = c.view.fleet, list[t.NodeCommand](), c.view.mode is t.Mode.RELEASE
     caps, (released, is_asked) = c.state.caps.copy(), np.zeros((2, len(f.gpu_ids)), bool)
     for node in nodes:
-        mine = f.spans.get(node.node_id)
-        is_own = mine is not None and {cap.gpu_id for cap in node.caps} <= set(f.gpu_ids[mine])
+        mine = f.spans.get(node.node_id, slice(0, 0))
+        is_own = node.node_id in f.spans and {cap.gpu_id for cap in node.caps} <= set(f.gpu_ids[mine])
         if not (is_own and all(map(math.isfinite, node.parting))):
             c.say(1, node.node_id, "unknown node or GPU, or a slot, slope or ceiling that is no number")
             continue
         known.append(replace(node, caps=()) if node.is_release else node)  # caps beside a release mean nothing
         is_asked[mine] = True
         for cap in node.caps:
-            wish = cap.clock_mhz, cap.power_limit_w  # an infinite number becomes NaN below: only None is free
-            caps[:, f.index[cap.gpu_id]] = [np.inf if x is None else x + 0 * x for x in wish]
+            # An infinite number becomes NaN: only None is free. Another node may name the same GPU: its own place.
+            wish = [np.inf if x is None else x + 0 * x for x in (cap.clock_mhz, cap.power_limit_w)]
+            caps[:, f.gpu_ids.index(cap.gpu_id, mine.start, mine.stop)] = wish
         if node.is_release:  # originals come back by command of an operator only
             caps[:, mine], released[mine] = np.inf if may_release else np.nan, may_release
     return known, np.where(caps == f.cap_max, np.inf, caps), released, is_asked

@@ -63,7 +63,10 @@ def _narrow(
         (4, -math.inf, last_w + _room_w(v, bank)),
         (5, min(last_w - _fall_w(v), bank.power_w_max), math.inf),
     ):
-        inside_w = min(max(wish_w, low_w), high_w)
+        inside_w = float(np.minimum(np.maximum(wish_w, low_w), high_w))
+        if not math.isfinite(inside_w):
+            say(1, "a bound of the load bank is not a number")
+            return None
         if abs(inside_w - wish_w) > WATT:
             say(invariant, f"{wish_w:.0f} W outside {low_w:.0f}..{high_w:.0f} W")
         wish_w = inside_w

@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Annotated
 
 import numpy as np
@@ -43,7 +44,8 @@ Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^/+#\s\x00
 Uuid = Annotated[str, Field(min_length=1, max_length=128)]
 Watts = Annotated[float, Field(ge=0, le=1e9)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
-Value = Annotated[float, Field(ge=-1e9, le=1e9)] | None  # None on the wire: not a number here
+Power = Watts | None  # None on the wire: not a number here
+Megahertz = Annotated[float, Field(ge=0, le=20_000)] | None  # a lock below nothing is none
 
 
 class WireModel(BaseModel):
@@ -62,6 +64,14 @@ class SpecWire(WireModel):
     power_limit_w_default: Watts
     clocks_mhz: Annotated[list[Annotated[int, Field(ge=1, le=20_000)]], Field(min_length=1, max_length=512)]
 
+    @model_validator(mode="after")
+    def _ranges_rise(self) -> SpecWire:
+        if self.power_limit_w_min > self.power_limit_w_max:
+            raise ValueError("the least power limit is above the greatest")
+        if any(low >= high for low, high in pairwise(self.clocks_mhz)):
+            raise ValueError("clocks do not rise")
+        return self
+
 
 class FloorWire(WireModel):
     """What power smoothing holds of this node's power above idle, how long, and how fast it falls then."""
@@ -79,10 +89,10 @@ class ReportWire(WireModel):
     state: AgentState
     stands_for: Annotated[int, Field(ge=1, le=1_000_000)]
     gpu_ids: Annotated[list[Uuid], Field(max_length=GPUS_MAX)]
-    power_w: list[Value]
-    clock_mhz: list[Value]
-    clock_cap_mhz: list[Value]
-    power_limit_w: list[Value]
+    power_w: list[Power]
+    clock_mhz: list[Megahertz]
+    clock_cap_mhz: list[Megahertz]
+    power_limit_w: list[Power]
     quality: list[Annotated[int, Field(ge=0, le=int(max(Quality)))]]
     is_controllable: list[bool]
     other_w: Watts
@@ -94,7 +104,7 @@ class ReportWire(WireModel):
     faults: Annotated[list[NodeFault], Field(max_length=len(NodeFault))] = []  # an older agent does not say
     age_s: Annotated[float, Field(ge=0, le=3600)]  # how old the telemetry was when it was sent
     floor: FloorWire | None = None  # not sent where there is none
-    instant_w: list[Value] | None = None  # an older agent does not say
+    instant_w: list[Power] | None = None  # an older agent does not say
 
     @model_validator(mode="after")
     def _arrays_agree(self) -> ReportWire:

@@ -102,6 +102,15 @@ def test_1_a_gpu_of_another_node_spoils_its_command_and_no_other() -> None:
     assert [n.node_id for n in verdict.command.nodes] == ["b"] and broken(verdict) == {1}
 
 
+def test_1_a_gpu_that_two_nodes_name_is_each_ones_own() -> None:
+    """A node that was renamed is known twice for a while: no command of either may pass unchecked by that."""
+    ids = (*GPUS[:2], *GPUS[:2])
+    twice = replace(FLEET, gpu_ids=ids, index={g: i for i, g in enumerate(ids)})
+    seen = view(fleet=twice, state=state(gpu_ids=ids), is_leader=False)
+    verdict = check(seen, command(node(NODES[0], None, None)))
+    assert clocks(verdict) == {"GPU-0": 1000, "GPU-1": 1000} and broken(verdict) == {6}
+
+
 @pytest.mark.parametrize("bad", [float("nan"), INF, -INF])
 def test_1_a_cap_that_is_no_number_keeps_the_last(bad: float) -> None:
     caps = (GpuCap(GPUS[0], bad, None), GpuCap(GPUS[1], 800, bad))  # type: ignore[arg-type]

@@ -68,6 +68,12 @@ def test_what_is_no_number_is_not_written(proposed: LoadBankCommand) -> None:
     assert verdict.command.load_bank is None and broken(verdict) == {1}
 
 
+def test_a_limit_that_is_no_number_bounds_nothing_and_nothing_is_written() -> None:
+    """A bank that reports not-a-number as its power may not be told any."""
+    verdict = check(bank_view(load_bank=replace(BANK, power_w_max=math.nan)), ballast(9e9))
+    assert verdict.command.load_bank is None and 1 in broken(verdict)
+
+
 def test_a_bank_that_is_not_there_gets_nothing() -> None:
     verdict = check(bank_view(load_bank=None), ballast(10.0))
     assert verdict.command.load_bank is None and broken(verdict) == {8}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,31 @@ def test_8_a_change_below_the_deadband_or_within_the_dwell_is_not_written() -> N
         target(check(view(battery=slow, state=state(reference_t_s=NOW_S - 11)), command(power=battery(1500.0))))
         == 1500.0
     )
+
+
+@pytest.mark.parametrize("wish", [9e9, -9e9])
+@pytest.mark.parametrize(
+    "bound", ["charge_w_max", "discharge_w_max", "ramp_w_per_s_max", "max_export_w", "target_step_w"]
+)
+def test_1_and_8_what_is_bounded_by_no_number_is_not_sent(bound: str, wish: float) -> None:
+    """A limit that is reported as not-a-number is no leave for any power: nothing is sent, or what always may be."""
+    none: dict[str, Any] = {bound: float("nan")}
+    seen = view(battery=replace(BATTERY, **none)) if hasattr(BATTERY, bound) else view(**none)
+    for following in Following:
+        out = check(seen, command(power=battery(wish, following, ramp_w_per_s=9e9))).command.battery
+        assert out is None or out.ramp_w_per_s <= 1000.0
+        if out is not None and following is Following.SOFTWARE:
+            assert -500.0 <= out.reference_w <= 400.0
+        elif out is not None:  # what the target may be has no other bound below or above
+            assert out.reference_w >= 0.0 and bound != "target_step_w"
+
+
+@pytest.mark.parametrize(("bound", "wish"), [("charge_w_max", -100.0), ("discharge_w_max", 100.0)])
+def test_8_a_limit_below_nothing_is_nothing_and_asks_for_no_power_the_other_way(bound: str, wish: float) -> None:
+    below: dict[str, Any] = {bound: -9e9}
+    seen = view(battery=replace(BATTERY, **below), state=state(reference_w=0.0))
+    verdict = check(seen, command(power=battery(wish, Following.SOFTWARE)))
+    assert target(verdict) == 0.0 and broken(verdict) == {8}
 
 
 @pytest.mark.parametrize("unfit", [None, replace(BATTERY, is_eligible=False)])

@@ -29,6 +29,15 @@ from drivers.node_link import (
 from hil.broker import EmbeddedBroker
 from tests.mqtt_kit import running, session, until
 
+SPEC_WIRE = {
+    "model": "H100",
+    "idle_w": 70.0,
+    "power_limit_w_min": 200.0,
+    "power_limit_w_max": 700.0,
+    "power_limit_w_default": 700.0,
+    "clocks_mhz": [210, 1980],
+}
+
 
 def spec(gpu_id: str, idle_w: float = 70.0) -> GpuSpec:
     return GpuSpec(GpuId(gpu_id), "H100", idle_w, 200.0, 700.0, 700.0, tuple(range(210, 1981, 15)))
@@ -154,11 +163,20 @@ def test_command_that_is_not_exactly_one_is_dropped(change: dict[str, object]) -
         {"quality": [0, 7]},
         {"stands_for": 0},
         {"other_w": -5.0},
+        {"power_w": [1.0, -1.0]},
+        {"clock_mhz": [1.0, 30_000.0]},
+        {"clock_cap_mhz": [-1e9, 1.0]},
+        {"power_limit_w": [-1.0, 1.0]},
+        {"specs": [{**SPEC_WIRE, "clocks_mhz": [1980, 210]}], "spec_of": [0, 0]},
+        {"specs": [{**SPEC_WIRE, "clocks_mhz": [210, 210]}], "spec_of": [0, 0]},
+        {"specs": [{**SPEC_WIRE, "power_limit_w_min": 701.0}], "spec_of": [0, 0]},
     ],
 )
 def test_report_that_is_not_exactly_one_is_dropped(change: dict[str, object]) -> None:
-    """Arrays that disagree, values out of range and unknown states make no report."""
+    """Arrays that disagree, values out of range and unknown states make no report: one lock below nothing in one
+    node's report ended the site's process."""
     good = json.loads(encode_report(report(), age_s=0.0))
+    assert decode_report(json.dumps(good | {"specs": [SPEC_WIRE], "spec_of": [0, 0]}).encode(), t_mono_s=0.0)
     assert decode_report(json.dumps(good | change).encode(), t_mono_s=0.0) is None
 
 
