@@ -196,9 +196,8 @@ def _parsed(c: _Check, nodes: tuple[t.NodeCommand, ...]) -> tuple[list[t.NodeCom
     f, known, may_release = c.view.fleet, list[t.NodeCommand](), c.view.mode is t.Mode.RELEASE
     caps, (released, is_asked) = c.state.caps.copy(), np.zeros((2, len(f.gpu_ids)), bool)
     for node in nodes:
-        mine = f.spans.get(node.node_id, slice(0, 0))
-        is_own = node.node_id in f.spans and {cap.gpu_id for cap in node.caps} <= set(f.gpu_ids[mine])
-        if not (is_own and all(map(math.isfinite, node.parting))):
+        mine, is_number = f.spans.get(node.node_id), all(map(math.isfinite, node.parting))
+        if mine is None or not (is_number and {cap.gpu_id for cap in node.caps} <= set(f.gpu_ids[mine])):
             c.say(1, node.node_id, "unknown node or GPU, or a slot, slope or ceiling that is no number")
             continue
         known.append(replace(node, caps=()) if node.is_release else node)  # caps beside a release mean nothing

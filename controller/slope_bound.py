@@ -19,6 +19,8 @@ NYQUIST_SHARE = 0.999  # a band that reaches further is a high pass from its low
 SAMPLES_PER_S = 200.0  # slowest truth the auditor accepts; the constants move by < 0.1 % at 400
 SETTLE_PERIODS = 12.0  # periods of the lower edge on either side of the step; what is left is < 1e-6 of it
 PHASES = 12  # phases tried per line: the norm varies by < 1 % between neighbours
+SPAN_PERIODS_MAX = 400.0  # of the lower edge: a longer span has the same norm to 1e-6
+SPAN_POINTS_MAX = 8000  # of the kernel: more take seconds of a control cycle, and make the norm smaller by < 1 %
 LINES = 24  # frequencies tried, from the lower edge up; the norm falls as 1/f, so the lower edge decides
 
 
@@ -42,7 +44,9 @@ def swing_seconds(lo_hz: float, hi_hz: float, window_s: float) -> float:
 @lru_cache(maxsize=64)
 def line_seconds(lo_hz: float, hi_hz: float, span_s: float) -> float:
     """K of an `oscillation` row: worst line of the detrended Hann spectrum of one span, over phase and frequency."""
+    span_s = min(span_s, SPAN_PERIODS_MAX / lo_hz)
     dt_s = min(0.005, 0.05 / max(hi_hz, lo_hz)) if hi_hz < 5.0 * lo_hz else 0.005
+    dt_s = max(dt_s, span_s / SPAN_POINTS_MAX)
     count = round(span_s / dt_s)
     t_s = np.asarray((np.arange(count) + 0.5) * dt_s, dtype=np.float64)
     window = 0.5 - 0.5 * np.cos(2.0 * np.pi * t_s / span_s)

@@ -12,6 +12,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
+from controller.types import (
+    ROW_BAND_HZ,
+    ROW_POWER_W_MAX,
+    ROW_SPAN_S_MAX,
+    ROW_SPAN_S_MIN,
+    ROW_TIME_S_MAX,
+)
+
 ITEMS_MAX = 64  # requests in a message, rows in a request, feeds in a request
 RESULTS_MAX = 4096
 YEARS = range(2000, 2200)
@@ -52,6 +60,9 @@ Uuid4 = Annotated[str, Field(pattern=_UUID4, json_schema_extra={"format": "uuid"
 Tag = Annotated[str, Field(min_length=1, max_length=128)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Duration = Annotated[float, Field(gt=0, le=ROW_TIME_S_MAX)]
+Quantity = Annotated[float, Field(ge=0, le=1e3)]  # hertz, or volts per unit
+Delay = Annotated[float, Field(ge=0, le=ROW_TIME_S_MAX)]
 WATTS = {"watt": 1.0, "kilowatt": 1e3, "megawatt": 1e6}
 
 
@@ -78,7 +89,8 @@ class PowerUnit(Payload):
 
     @property
     def watts(self) -> float:
-        return self.value * WATTS[self.unit]
+        """In watts; what is beyond any site is no more than that, and no infinity."""
+        return min(self.value * WATTS[self.unit], ROW_POWER_W_MAX)
 
 
 class Interval(Payload):
@@ -237,14 +249,15 @@ class SizedRow(Row):
         return self
 
 
-Band = Annotated[tuple[Positive, Positive], Field(strict=False)]
+Edge = Annotated[float, Field(ge=ROW_BAND_HZ[0], le=ROW_BAND_HZ[1])]
+Band = Annotated[tuple[Edge, Edge], Field(strict=False)]
 
 
 class RampRow(SizedRow):
     """Change within any window, one way or both."""
 
     kind: Literal["ramp"]
-    window_s: Positive
+    window_s: Duration
     direction: Literal["up", "down", "both"] = "both"
 
 
@@ -252,7 +265,7 @@ class SwingRow(SizedRow):
     """Largest less smallest power within any window, of filtered power where a band is given."""
 
     kind: Literal["swing"]
-    window_s: Positive
+    window_s: Duration
     band_hz: Band | None = None
 
 
@@ -276,14 +289,14 @@ class OscillationRow(SizedRow):
 
     kind: Literal["oscillation"]
     band_hz: Band
-    span_s: Positive = 20.0
+    span_s: Annotated[float, Field(ge=ROW_SPAN_S_MIN, le=ROW_SPAN_S_MAX)] = 20.0
 
 
 class CeilingRow(SizedRow):
     """Power at most, due `by_s` after the interval begins."""
 
     kind: Literal["ceiling"]
-    by_s: NonNegative = 0.0
+    by_s: Delay = 0.0
 
 
 class FloorRow(Row):
@@ -291,15 +304,15 @@ class FloorRow(Row):
 
     kind: Literal["floor"]
     min: PowerUnit
-    by_s: NonNegative = 0.0
+    by_s: Delay = 0.0
 
 
 class Segment(Payload):
     """A box of a ride-through curve; without `hold_s` it is continuous."""
 
-    low: NonNegative
-    high: Positive
-    hold_s: NonNegative | None = None
+    low: Quantity
+    high: Annotated[Quantity, Field(gt=0)]
+    hold_s: Delay | None = None
 
 
 class RideThroughRow(Row):
@@ -309,7 +322,7 @@ class RideThroughRow(Row):
     voltage_pu: Annotated[tuple[Segment, ...], Field(max_length=ITEMS_MAX, strict=False)] = ()
     frequency_hz: Annotated[tuple[Segment, ...], Field(max_length=ITEMS_MAX, strict=False)] = ()
     recover_frac: Annotated[float, Field(gt=0, le=1)]
-    recover_s: Positive
+    recover_s: Duration
     suspends_ramps: bool = False
 
 
@@ -317,7 +330,7 @@ class DroopRow(Row):
     """Response to frequency."""
 
     kind: Literal["droop"]
-    deadband_hz: NonNegative
+    deadband_hz: Quantity
     per_hz: PowerUnit
     max: PowerUnit
     nominal_hz: Annotated[float, Field(ge=45, le=65)] = 60.0

@@ -111,6 +111,13 @@ def test_shrinks_come_off_the_slope_that_can_go_on() -> None:
     assert (row.low_w, row.high_w) == (34.0, 69.0)
 
 
+def test_a_rate_row_that_is_flat_over_its_whole_horizon_lets_all_of_it_go_on() -> None:
+    """Its slope never comes to bear: what can go on for ever is `above_w` in each horizon, and never below nothing."""
+    row = RateRow(rate(1.0, 1e6, 60.0), Path(0.0, 50.0))
+    row.shrink_up_w = 3e4
+    assert row.sustained_w_per_s(0.5) == pytest.approx((1e6 - 3e4) / 60.5)
+
+
 def test_a_projected_rate_row_lets_go_with_time() -> None:
     """Half a second on, an old peak binds by half a second of slope less; the flat part stays."""
     path = Path(0.0, 80.0)

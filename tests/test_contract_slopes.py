@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controller import slope_bound
 from controller.contract import KEPT_FRAC, KEPT_FRAC_HOPELESS, AdmissibleInterval, Interval
 from controller.slope_bound import band_seconds, line_seconds, swing_seconds
-from controller.types import BandLimit, Limit, LimitId, OscillationLimit, RateLimit, SwingLimit
+from controller.types import BandLimit, FloatArray, Limit, LimitId, OscillationLimit, RateLimit, SwingLimit
 from tests.contract_kit import HERE, ceiling, floor_row, known, ramp, rate, swing
 
 
@@ -67,6 +69,28 @@ def test_slope_constants_match_the_published_filter() -> None:
     assert band_seconds(5.0, 55.0) == pytest.approx(0.039, rel=0.01)
     assert swing_seconds(0.1, 55.0, 5.0) == pytest.approx(3.76, rel=0.005)
     assert line_seconds(0.1, 20.0, 20.0) > line_seconds(1.0, 20.0, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("lo_hz", "hi_hz", "span_s", "k_s"), [(55.0, 110.0, 5.0, 0.0036909), (1.0, 2.0, 600.0, 0.2026563)]
+)
+def test_a_long_span_or_a_high_band_costs_no_more_and_is_no_looser(
+    monkeypatch: pytest.MonkeyPatch, lo_hz: float, hi_hz: float, span_s: float, k_s: float
+) -> None:
+    """A row of a signal is worked out in a cycle: `k_s`, at every point of the kernel, took up to a minute."""
+    counts: list[int] = []
+    monkeypatch.setattr(slope_bound, "_without_trend", _counted(slope_bound._without_trend, counts))
+    line_seconds.cache_clear()
+    assert k_s * (1.0 - 1e-5) <= line_seconds(lo_hz, hi_hz, span_s) <= 1.01 * k_s
+    assert max(counts) <= 8000
+
+
+def _counted(inner: Callable[..., FloatArray], counts: list[int]) -> Callable[..., FloatArray]:
+    def run(kernel: FloatArray, t_s: FloatArray) -> FloatArray:
+        counts.append(len(kernel))
+        return inner(kernel, t_s)
+
+    return run
 
 
 @settings(max_examples=12, deadline=None)

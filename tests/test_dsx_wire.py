@@ -385,11 +385,22 @@ def test_rows_that_clash_are_refused(tmp_path: Path, rows: list[dict[str, Any]],
         ROWS[0] | {"kind": "other"}, ROWS[0] | {"window_s": float("inf")}, ROWS[0] | {"percentile": 0.5},
         ROWS[1] | {"max_frac": 1.5}, ROWS[4] | {"band_hz": [0.1]}, ROWS[9] | {"nominal_hz": 400},
         ROWS[0] | {"direction": "sideways"}, ROWS[0] | {"id": ""},
+        ROWS[0] | {"window_s": 1e12}, ROWS[4] | {"band_hz": [1e-300, 60.0]}, ROWS[4] | {"band_hz": [60.0, 1e300]},
+        ROWS[5] | {"span_s": 1e12}, ROWS[5] | {"span_s": 1e-300}, ROWS[7] | {"by_s": 1e12},
+        ROWS[8] | {"recover_s": 1e12}, ROWS[9] | {"deadband_hz": 1e12},
     ],
 )  # fmt: skip
 def test_bad_rows_are_refused(row: dict[str, Any]) -> None:
-    """One wrong field drops the message."""
+    """One wrong field drops the message; a span of 1e12 s took all memory, a band from 1e-300 Hz is no filter."""
     assert ours(RAMP_LIMIT_SET, {"requests": [{"interval": {}, "limits": [row]}]}) is None
+
+
+def test_a_power_beyond_any_site_is_a_number_still(tmp_path: Path) -> None:
+    """1e308 MW is finite on the wire and infinite in watts, and no row may be infinite: it is held to 1 TW."""
+    huge = {"value": 1e308, "unit": "megawatt"}
+    offer = ramp_offer(tmp_path, {"interval": {}, "limits": [ROWS[0] | {"max": huge}, ROWS[6] | {"max": huge}]})
+    row = offer.targets[0].limits[0]
+    assert isinstance(row, RampLimit) and row.max_w == 1e12 and offer.targets[0].target_w == 1e12
 
 
 def test_load_target_becomes_an_offer(tmp_path: Path) -> None:

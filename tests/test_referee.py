@@ -145,6 +145,13 @@ def test_a_wave_just_inside_passes_and_just_outside_fails(name: str) -> None:
     assert outside.limit == inside.limit
 
 
+def test_a_rate_row_that_allows_next_to_nothing_at_once_is_judged_all_the_same() -> None:
+    """An instant compared with itself is no change: nothing over nothing was no figure, and the row counted as held."""
+    t = seconds(90.0)
+    result = only(RateLimit(NAME, 0.5e6, 1e-9, 1.0, ORIGIN), t, slope(t, w_per_s=1e6, length_s=30.0))
+    assert result.verdict is RowVerdict.BROKEN and np.isfinite(result.worst)
+
+
 def test_recovery_in_time_passes_and_late_fails() -> None:
     """A sag of 200 ms; load is back to 90 % after just under, or just over, two seconds."""
     row = RideThroughLimit(

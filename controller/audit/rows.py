@@ -258,8 +258,7 @@ class RateJudge:
         """Changes longer than the near window: the largest share by Dinkelbach's method, one pass per improvement."""
         row, t, q = self._row, line.t - line.t[0], line.q
         hi = np.searchsorted(t, t[first:] - self._near_s * (1.0 - 1e-12), side="right") - 1
-        if self._near_s <= 0.0:
-            hi = np.arange(first, t.size) - 1
+        hi = np.minimum(hi, np.arange(first, t.size) - 1)  # no change is from an instant to itself
         lo = np.searchsorted(t, t[first:] - row.horizon_s, side="left")
         is_worse = False
         for _ in range(50):

@@ -13,11 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 
+from controller.config.fields import W_PER_KILOWATT, W_PER_MEGAWATT
 from controller.config.load import Document, data_path, load_document, parse_document
 from controller.errors import BadInput
 from controller.types import (
+    ROW_BAND_HZ,
+    ROW_POWER_W_MAX,
+    ROW_SPAN_S_MAX,
+    ROW_SPAN_S_MIN,
+    ROW_TIME_S_MAX,
     BandLimit,
     CeilingLimit,
     Contract,
@@ -44,9 +50,14 @@ MEAN_LONG_S = (
 MEAN_SHORT_S = 0.2  # unfiltered windows shorter than that
 WINDOW_LONG_S = 15.0
 
-Power = Annotated[float, Field(gt=0.0)]
+Megawatts = Annotated[float, Field(gt=0.0, le=ROW_POWER_W_MAX / W_PER_MEGAWATT)]
+Kilowatts = Annotated[float, Field(gt=0.0, le=ROW_POWER_W_MAX / W_PER_KILOWATT)]
 Fraction = Annotated[float, Field(gt=0.0, le=10.0)]
-Band = tuple[Annotated[float, Field(gt=0.0)], Annotated[float, Field(gt=0.0)]]
+Seconds = Annotated[float, Field(gt=0.0, le=ROW_TIME_S_MAX)]
+Instant = Annotated[float, Field(ge=-ROW_TIME_S_MAX, le=ROW_TIME_S_MAX)]
+Quantity = Annotated[float, Field(ge=0.0, le=1e3)]  # hertz, or volts per unit
+Edge = Annotated[float, Field(ge=ROW_BAND_HZ[0], le=ROW_BAND_HZ[1])]
+Band = tuple[Edge, Edge]
 
 
 class _Row(Document):
@@ -62,8 +73,8 @@ class _Row(Document):
 
 
 class _MaxRow(_Row):
-    max_megawatt: Power | None = None
-    max_kilowatt: Power | None = None
+    max_megawatt: Megawatts | None = None
+    max_kilowatt: Kilowatts | None = None
     max_frac: Fraction | None = None
 
     @model_validator(mode="after")
@@ -88,7 +99,7 @@ class _BandRow(_MaxRow):
 
 class _Ramp(_MaxRow):
     kind: Literal["ramp"]
-    window_s: PositiveFloat
+    window_s: Seconds
     direction: Direction = Direction.BOTH
     reading: RampReading = RampReading.WITHIN
     percentile: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
@@ -96,7 +107,7 @@ class _Ramp(_MaxRow):
 
 class _Swing(_MaxRow):
     kind: Literal["swing"]
-    window_s: PositiveFloat
+    window_s: Seconds
     band_hz: Band | None = None
 
     @model_validator(mode="after")
@@ -108,11 +119,11 @@ class _Swing(_MaxRow):
 
 class _Rate(_Row):
     kind: Literal["rate"]
-    max_megawatt_per_s: Power | None = None
-    max_kilowatt_per_s: Power | None = None
-    above_megawatt: Annotated[float, Field(ge=0.0)] | None = None
-    above_kilowatt: Annotated[float, Field(ge=0.0)] | None = None
-    horizon_s: PositiveFloat = 600.0
+    max_megawatt_per_s: Megawatts | None = None
+    max_kilowatt_per_s: Kilowatts | None = None
+    above_megawatt: Annotated[float, Field(ge=0.0, le=ROW_POWER_W_MAX / W_PER_MEGAWATT)] | None = None
+    above_kilowatt: Annotated[float, Field(ge=0.0, le=ROW_POWER_W_MAX / W_PER_KILOWATT)] | None = None
+    horizon_s: Seconds = 600.0
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> _Rate:
@@ -129,22 +140,22 @@ class _Band(_BandRow):
 
 class _Oscillation(_BandRow):
     kind: Literal["oscillation"]
-    span_s: PositiveFloat = 20.0
+    span_s: Annotated[float, Field(ge=ROW_SPAN_S_MIN, le=ROW_SPAN_S_MAX)] = 20.0
 
 
 class _Ceiling(_MaxRow):
     kind: Literal["ceiling"]
-    from_s: float | None = None
-    until_s: float | None = None
+    from_s: Instant | None = None
+    until_s: Instant | None = None
 
 
 class _Floor(_Row):
     kind: Literal["floor"]
-    min_megawatt: Power | None = None
-    min_kilowatt: Power | None = None
+    min_megawatt: Megawatts | None = None
+    min_kilowatt: Kilowatts | None = None
     min_frac: Fraction | None = None
-    from_s: float | None = None
-    until_s: float | None = None
+    from_s: Instant | None = None
+    until_s: Instant | None = None
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> _Floor:
@@ -154,9 +165,9 @@ class _Floor(_Row):
 
 
 class _Segment(Document):
-    low: Annotated[float, Field(ge=0.0)]
-    high: PositiveFloat
-    hold_s: PositiveFloat | None = None  # not given: continuous
+    low: Quantity
+    high: Annotated[Quantity, Field(gt=0.0)]
+    hold_s: Seconds | None = None  # not given: continuous
 
     @model_validator(mode="after")
     def _rises(self) -> _Segment:
@@ -170,7 +181,7 @@ class _RideThrough(_Row):
     voltage_pu: tuple[_Segment, ...] = ()
     frequency_hz: tuple[_Segment, ...] = ()
     recover_frac: Annotated[float, Field(gt=0.0, le=1.0)]
-    recover_s: PositiveFloat
+    recover_s: Seconds
     suspends_ramps: bool
 
     @model_validator(mode="after")
@@ -185,9 +196,9 @@ class _RideThrough(_Row):
 
 class _Droop(_MaxRow):
     kind: Literal["droop"]
-    deadband_hz: Annotated[float, Field(ge=0.0)]
-    megawatt_per_hz: Power | None = None
-    kilowatt_per_hz: Power | None = None
+    deadband_hz: Quantity
+    megawatt_per_hz: Megawatts | None = None
+    kilowatt_per_hz: Kilowatts | None = None
     nominal_hz: Annotated[float, Field(ge=16.0, le=400.0)] = 60.0
 
     @model_validator(mode="after")

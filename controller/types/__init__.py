@@ -41,6 +41,11 @@ from controller.types.image import Job as Job
 from controller.types.image import JobPart as JobPart
 from controller.types.image import OperatorOrder as OperatorOrder
 from controller.types.image import SiteImage as SiteImage
+from controller.types.limits import ROW_BAND_HZ as ROW_BAND_HZ
+from controller.types.limits import ROW_POWER_W_MAX as ROW_POWER_W_MAX
+from controller.types.limits import ROW_SPAN_S_MAX as ROW_SPAN_S_MAX
+from controller.types.limits import ROW_SPAN_S_MIN as ROW_SPAN_S_MIN
+from controller.types.limits import ROW_TIME_S_MAX as ROW_TIME_S_MAX
 from controller.types.limits import BandLimit as BandLimit
 from controller.types.limits import CeilingLimit as CeilingLimit
 from controller.types.limits import ChangeLimit as ChangeLimit

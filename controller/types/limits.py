@@ -10,6 +10,13 @@ from enum import StrEnum, unique
 
 from controller.types.scalars import LimitId
 
+# What a row may ask for, whoever wrote it. Beyond it no text goes, and sums and filters leave the range of numbers.
+ROW_POWER_W_MAX = 1e12
+ROW_TIME_S_MAX = 1e6
+ROW_BAND_HZ = (0.01, 1000.0)  # least and greatest edge
+ROW_SPAN_S_MAX = 600.0
+ROW_SPAN_S_MIN = 0.1
+
 
 @unique
 class Direction(StrEnum):
