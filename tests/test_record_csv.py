@@ -33,6 +33,14 @@ def test_comments_are_skipped_and_columns_summed_in_their_units(tmp_path: Path) 
     assert p.tolist() == pytest.approx([1 + 1e3 + 1e3 + 1e6, 2 + 2e3 + 2e3 + 2e6])
 
 
+def test_only_a_line_that_begins_with_a_hash_is_a_comment(tmp_path: Path) -> None:
+    """In a cell it is a character like any other, whether the block holds an empty cell or not; nor does what Unicode
+    counts as a new line end a comment."""
+    for hole in ("5", ""):
+        path = csv(tmp_path, f"t_s,note,pcc_w\n0,#a,5\n  # b\u2028c\n1,d,{hole}\n# end")
+        assert read(path)[1].tolist() == [5.0, 5.0]
+
+
 def test_pcc_w_wins_and_a_named_column_wins_over_it(tmp_path: Path) -> None:
     path = csv(tmp_path, "t_s,pcc_w,load_w,site power\n0,5,9,7\n1,6,9,8\n")
     assert read(path)[1].tolist() == [5.0, 6.0]
@@ -101,6 +109,12 @@ def test_voltage_and_frequency_come_along(tmp_path: Path) -> None:
         ("t_s,pcc_w\n0,1\nnan,2\n", {}, "line 3: 'nan'"),
         ("# c\nt_s,pcc_w\n0,1\n2,1\n1,1\n", {}, "line 5: '1': time runs backwards"),
         ("t_s,pcc_w\n0,1\n1,\n2\n", {}, "line 4: 1 cells"),
+        ("t_s,pcc_w\n0,1,5\n1,2,5\n", {}, "line 2: 3 cells"),  # 1.5 with a decimal comma is not 1
+        ("t_s,pcc_w\n0,1\n1,2 # odd\n", {}, "line 3: '2 # odd'"),
+        ("t_s,pcc_w\n0,1\n1e400,2\n", {}, "line 3: '1e400'"),
+        ("t_s,pcc_w,voltage_pu\n0,1,1\n1,2,1e400\n", {}, "line 3: '1e400'"),
+        ("t_s,pcc_w\n0,1e300\n1,-1e300\n", {}, "beyond 1e+15 W"),
+        ("t_s,pcc_w\n0,1\n1,2\n", {"scale": 1e306}, "beyond 1e+15 W"),
         ("t_s,pcc_w\n0,\n1,\n", {}, "no number"),
         ("t_s,site_mw\n0,1\n", {}, "--unit MW"),
         ("t_s,site_mw\n0,1\n", {"column": "site_mw"}, "--unit MW"),

@@ -25,8 +25,10 @@ from controller.types import FloatArray
 BLOCK_BYTES = 1 << 24
 HEAD_BYTES = 1 << 16  # a header longer than this is not one
 SAME_TIME_S = 1e-6  # samples that share a time (a step) are set this far apart
+POWER_W_MAX = 1e15  # no site is near it, and sums of it are numbers still
 UNITS = {"W": 1.0, "kW": 1e3, "MW": 1e6}
 SUFFIXES = {"_w": 1.0, "_kw": 1e3, "_kilowatt": 1e3, "_megawatt": 1e6}
+COMMENT_LINE = re.compile(r"(?m)^[ \t]*#.*(?:\n|\Z)")
 NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
@@ -99,10 +101,10 @@ class RecordFile:
                     raise BadInput(f"{self.path}: line {line_number}: longer than {4 * BLOCK_BYTES} bytes; not a CSV")
 
     def _parse(self, text: str, line_number: int) -> FloatArray:
-        if self.start_utc is None and '"' not in text:
+        if self.start_utc is None and '"' not in text and (plain := self._plain(text)) is not None:
             try:
                 table = np.loadtxt(
-                    io.StringIO(text), delimiter=self.delimiter, usecols=self._usecols, comments="#", ndmin=2
+                    io.StringIO(plain), delimiter=self.delimiter, usecols=self._usecols, comments=None, ndmin=2
                 )
             except ValueError:
                 return self._parse_lines(text, line_number)
@@ -111,6 +113,13 @@ class RecordFile:
                     self._last = table[-1]
                 return np.asarray(table, dtype=np.float64)
         return self._parse_lines(text, line_number)
+
+    def _plain(self, text: str) -> str | None:
+        """The lines that hold samples, where each has as many cells as the header; None where one may not."""
+        text = (COMMENT_LINE.sub("", text) if "#" in text else text).rstrip()
+        line_count = text.count("\n") + 1
+        is_whole = "#" not in text and text.count(self.delimiter) == line_count * (self._width - 1)
+        return text if is_whole else None
 
     def _parse_lines(self, text: str, line_number: int) -> FloatArray:
         rows: list[list[float]] = []
@@ -129,17 +138,17 @@ class RecordFile:
             return _seconds(cell, self.start_utc, self.path, number)
         if not cell:
             return previous
-        if not NUMBER.match(cell):
-            raise BadInput(f"{self.path}: line {number}: {cell!r}: a finite number is needed (or an empty cell)")
-        return float(cell)
+        if not NUMBER.match(cell) or math.isinf(value := float(cell)):
+            raise BadInput(f"{self.path}: line {number}: {cell[:60]!r}: a finite number is needed (or an empty cell)")
+        return value
 
     def _block(self, table: FloatArray, text: str, line_number: int, done: float) -> RecordBlock:
         t = self._rising(table[:, 0], text, line_number)
         count = len(self.factors)
         with np.errstate(over="ignore", invalid="ignore"):
             power = table[:, 1 : 1 + count] @ np.array(self.factors)
-        if not np.isfinite(power).all():
-            raise BadInput(f"{self.path}: powers too large for a number of this machine, or --scale or --unit is")
+        if not (np.abs(power) <= POWER_W_MAX).all():  # written so that no number counts, too
+            raise BadInput(f"{self.path}: a power beyond {POWER_W_MAX:g} W; look at the column, --scale and --unit")
         extra = [table[:, k] for k in range(1 + count, table.shape[1])]
         voltage = extra.pop(0) if self._has_voltage else None
         frequency = extra.pop(0) if self._has_frequency else None
@@ -311,14 +320,14 @@ def _iso(cell: str, path: Path, number: int) -> datetime:
 def _seconds(cell: str, start_utc: datetime | None, path: Path, number: int) -> float:
     if start_utc is not None:
         return (_iso(cell, path, number) - start_utc).total_seconds()
-    if not NUMBER.match(cell):
+    if not NUMBER.match(cell) or math.isinf(value := float(cell)):
         raise BadInput(f"{path}: line {number}: {cell[:60]!r}: a time in seconds is needed, as in the first line")
-    return float(cell)
+    return value
 
 
 def _rows(text: str, delimiter: str, line_number: int, path: Path) -> Iterator[tuple[int, list[str]]]:
     """Cells of every line that is neither blank nor a comment, with its number."""
-    for number, line in enumerate(text.splitlines(), line_number):
+    for number, line in enumerate(text.split("\n"), line_number):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
