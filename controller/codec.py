@@ -110,8 +110,8 @@ def _union_decoder(options: tuple[object, ...]) -> Decoder:
     def run(raw: object, at: str) -> object:
         if raw is None and has_none:
             return None
-        if isinstance(raw, dict) and raw.get("_type") in tagged:
-            return _decoder(tagged[cast(str, raw["_type"])])(raw, at)
+        if isinstance(raw, dict) and isinstance(tag := raw.get("_type"), str) and tag in tagged:
+            return _decoder(tagged[tag])(raw, at)
         for option in plain:
             try:
                 return _decoder(option)(raw, at)
@@ -146,7 +146,7 @@ def _array_decoder(kind: object) -> Decoder:
             raise ValueError(f"{at}: expected a list of numbers")
         try:
             return np.array([float(v) if isinstance(v, str) else v for v in raw], dtype=dtype)
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             raise ValueError(f"{at}: expected a list of numbers") from None
 
     return run
@@ -178,7 +178,10 @@ def _scalar_decoder(kind: object) -> Decoder:
         if kind is float and isinstance(raw, str) and raw in {"nan", "inf", "-inf"}:
             return float(raw)
         if kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
-            return float(raw)
+            try:
+                return float(raw)
+            except OverflowError:
+                raise ValueError(f"{at}: a whole number that no float holds") from None
         if isinstance(kind, type) and isinstance(raw, kind) and not (kind is int and isinstance(raw, bool)):
             return raw
         raise ValueError(f"{at}: expected {getattr(kind, '__name__', kind)}, found {type(raw).__name__}")

@@ -14,7 +14,7 @@ from drivers.command_writer import CommandWriter, Order
 from drivers.device_map import DeviceMap
 from drivers.errors import NotSupported, Refused
 from drivers.identity import Identity
-from drivers.meter import open_map
+from drivers.meter import POWER_W_MAX, open_map
 from drivers.modbus import ModbusPool
 from drivers.profile import DeviceProfile, Dispatch, Kind
 
@@ -40,7 +40,7 @@ class ModbusBattery:
         await self._map.read()
         stamp_s = self._map.power_t_s - self._delay_s
         power_w, soc_frac = self._map.values["power_w"], self._map.values["soc_frac"]
-        if power_w is None or soc_frac is None:
+        if power_w is None or soc_frac is None or not abs(power_w) <= POWER_W_MAX:
             return Reading(self._last or SILENT_BATTERY, stamp_s, Quality.MISSING, self.name)
         self._last = self._sample(power_w, soc_frac)
         return Reading(self._last, stamp_s, self._map.quality(), self.name)

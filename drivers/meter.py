@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from controller.ports import Clock
 from controller.settings import ModbusSettings
 from controller.types import MeterSample, Quality, Reading
@@ -12,6 +10,8 @@ from drivers.identity import Identity
 from drivers.modbus import ModbusConnection, ModbusDevice, ModbusPool
 from drivers.modbus_endpoint import parse_endpoint
 from drivers.profile import DeviceProfile, Kind
+
+POWER_W_MAX = 1e18  # beyond it a register holds noise, and the square of it is no number
 
 
 class ModbusMeter:
@@ -34,7 +34,7 @@ class ModbusMeter:
         values = self._map.values
         power_w = values["power_w"]
         stamp_s = self._map.power_t_s - self._delay_s
-        if power_w is None or not math.isfinite(power_w):
+        if power_w is None or not abs(power_w) <= POWER_W_MAX:
             return Reading(self._last, stamp_s, Quality.MISSING, self.name)
         voltage_v = values.get("voltage_v")
         nominal_v = self._nominal_voltage_v

@@ -84,6 +84,7 @@ def test_union_members_are_told_apart() -> None:
         {"power_w": 1.0, "unknown": 2},
         {},
         [],
+        {"power_w": 10**400, "frequency_hz": None, "voltage_pu": None, "import_wh": None, "export_wh": None},
         {"power_w": True, "frequency_hz": None, "voltage_pu": None, "import_wh": None, "export_wh": None},
     ],
 )

@@ -329,6 +329,8 @@ async def test_another_device_under_a_profile_is_refused() -> None:
         ("sma-sbs", {30775: i32(-0x80000000)}),
         ("openems-ess", {415: f32(math.nan)}),
         ("eastron-sdm630", {0x34: f32(math.inf)}),
+        ("eastron-sdm630", {0x34: f32(3e38)}),  # a number, and none of this world
+        ("openems-ess", {415: f32(-3e38)}),
         ("sma-sbs", {30845: u32(0xFFFFFFFF)}),
     ],
 )

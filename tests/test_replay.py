@@ -124,6 +124,17 @@ def test_a_changed_command_is_found(recording: Path, tmp_path: Path) -> None:
     assert found.different == 1 and found.first is not None and found.first.path == "command.battery.ttl_s"
 
 
+def test_a_core_that_fails_where_a_command_was_recorded_is_a_difference(recording: Path, tmp_path: Path) -> None:
+    """An image that no daemon writes, or a core that is wrong: it is told which cycle, and how."""
+    lines = lines_of(recording)
+    lines[30]["image"]["nodes"][0]["value"]["power_limit_w"] = []
+    path = written(tmp_path / "changed.jsonl.gz", lines)
+    found = replay(path, make_core)
+    assert (found.cycles, found.different) == (30, 1) and found.first is not None
+    assert found.first.tick == lines[30]["image"]["tick"] and "ValueError" in found.first.replayed
+    assert CliRunner().invoke(app, [str(path)]).exit_code == 1
+
+
 def test_good_recording_on_the_command_line(recording: Path) -> None:
     told = CliRunner().invoke(app, [str(recording)])
     assert told.exit_code == 0 and "every one the same" in told.output
@@ -172,8 +183,20 @@ def other_settings(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
+def useless_settings(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    lines[0]["settings"]["site"]["planner_period_s"] = 0.0
+    return lines
+
+
+def odd_tag(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    lines[5]["command"]["battery"]["_type"] = []
+    return lines
+
+
 @pytest.mark.parametrize(
-    "change", [without_header, header_only, begins_late, other_shape, no_acks, other_settings], ids=lambda f: f.__name__
+    "change",
+    [without_header, header_only, begins_late, other_shape, no_acks, other_settings, useless_settings, odd_tag],
+    ids=lambda f: f.__name__,
 )
 def test_what_is_no_recording_is_refused_in_one_line(
     change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]], recording: Path, tmp_path: Path
