@@ -58,7 +58,10 @@ class PublicKey:
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """What a verified signature vouches for. `iat_utc_s`, `jti` and `content_type` are None where not signed."""
+    """What a verified signature vouches for. `iat_utc_s`, `jti` and `content_type` are None where not signed.
+
+    `digest` is of what was signed: of one ECDSA signature anybody can make another that verifies as well.
+    """
 
     issuer: str
     key_id: str
@@ -123,7 +126,7 @@ class KeyStore:
             issuer=known.issuer,
             key_id=known.key_id,
             payload=unverified.payload,
-            digest=hashlib.sha256(compact.encode("ascii")).hexdigest(),
+            digest=hashlib.sha256(compact.rpartition(".")[0].encode("ascii")).hexdigest(),
             iat_utc_s=_number(header.get("iat")),
             jti=_text(header.get("jti")),
             content_type=_text(header.get("cty")),

@@ -46,6 +46,20 @@ def test_signed_content_comes_back(tmp_path: Path, algorithm: str) -> None:
     assert second.iat_utc_s is not None and second.iat_utc_s > 1000.0 and second.jti != first.jti
 
 
+def test_another_signature_of_the_same_content_is_the_same_message(tmp_path: Path) -> None:
+    """Whoever sees (r, s) can send (r, n - s), which verifies: a replay without a `jti` is known all the same."""
+    private, public = write_key_pair(tmp_path, "acme")
+    store = KeyStore([issuer("acme", public)])
+    compact = signer(private).sign(b"{}", content_type="t", utc_s=1.0)
+    signed, _, tail = compact.rpartition(".")
+    raw = base64.urlsafe_b64decode(tail + "==")
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of P-256
+    other = raw[:32] + (order - int.from_bytes(raw[32:], "big")).to_bytes(32, "big")
+    twin = f"{signed}.{base64.urlsafe_b64encode(other).rstrip(b'=').decode()}"
+    assert twin != compact and store.verify(twin).digest == store.verify(compact).digest
+    assert store.verify(signer(private).sign(b"[]", content_type="t", utc_s=1.0)).digest != store.verify(compact).digest
+
+
 def test_wrong_key_tampered_and_unknown(tmp_path: Path) -> None:
     """Another's key under our key id, a changed payload, an unknown key id: each is refused with its own reason."""
     private, public = write_key_pair(tmp_path, "acme")
