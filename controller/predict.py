@@ -89,6 +89,8 @@ def crash_dip(follower: Follower, *, drop_w: float, slew_w_per_s: float, mean_s:
 
     The drop starts just after a tick, the worst phase. Powers in watts, `slew_w_per_s` inf for a step.
     """
+    if drop_w <= 0.0:  # what is guaranteed to stay is all there is
+        return Dip(0.0, 0.0, 0.0, 0.0)
     span_s = 10.0 * follower.t_eff_s + drop_w / min(slew_w_per_s, follower.slope_w_per_s) + mean_s + 1.0
     span_s = min(span_s, SPAN_S_MAX)
     below_w = _deviation(follower, drop_w=drop_w, slew_w_per_s=slew_w_per_s, count=round(span_s / STEP_S))

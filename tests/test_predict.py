@@ -46,3 +46,9 @@ def test_a_drop_beyond_the_battery_stays_on_the_meter() -> None:
     """What the battery cannot take is seen for ever."""
     small = Follower(delay_s=0.0, period_s=0.0, lag_s=0.02, power_w_max=10e6, slope_w_per_s=1e9)
     assert crash_dip(small, drop_w=30e6, slew_w_per_s=math.inf, mean_s=1.0).mean_w == pytest.approx(20e6, rel=0.01)
+
+
+def test_no_drop_leaves_nothing() -> None:
+    """A site whose guaranteed floor is all of its load: no drop, and no slew of one either."""
+    dip = crash_dip(SOFTWARE, drop_w=0.0, slew_w_per_s=0.0, mean_s=1.0)
+    assert (dip.raw_w, dip.mean_w, dip.change_w, dip.back_s) == (0.0, 0.0, 0.0, 0.0)
