@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from controller.config.fields import Fraction, Name, NonNegative, Positive
 from controller.config.load import Document
@@ -54,6 +54,13 @@ class TrainingDoc(Document):
     warmup_s: NonNegative = 0.0
     other_megawatt: NonNegative = 0.0
     clock_bound_frac: Fraction = 0.9
+
+    @field_validator("checkpoint_s")
+    @classmethod
+    def _shortest_first(cls, span_s: tuple[float, float]) -> tuple[float, float]:
+        if span_s[0] > span_s[1]:
+            raise ValueError("the shortest first, then the longest")
+        return span_s
 
 
 class InferenceDoc(Document):

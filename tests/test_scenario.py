@@ -104,6 +104,7 @@ def edit(raw: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("plant.fleet.0.model", "h999", "model"),
         ("plant.fleet.0.workload.kind", "mining", "workload"),
         ("plant.fleet.0.workload.non_gpu_frac", 1.5, "non_gpu_frac"),
+        ("plant.fleet.0.workload", {"kind": "training", "checkpoint_s": [9, 4]}, "the shortest first"),
         ("plant.battery.magic", 1, "unknown key"),
         ("events", [{"kind": "drop", "t_s": 5}], "slew_per_s"),
         ("events", [{"kind": "drop", "t_s": 5, "within_s": 1, "job": "ghost"}], "ghost"),
