@@ -161,8 +161,7 @@ class RateRow:
     def sustained_w_per_s(self, tick_s: float) -> float:
         """The slope that can go on for ever: windows reach one tick further back than they must, shrinks cost too."""
         age_s = self._recent.window_s
-        whole_w = self.slope_w_per_s * age_s if self._has_slope else self.limit.above_w
-        return (whole_w - max(self.shrink_up_w, self.shrink_down_w)) / (age_s + tick_s)
+        return (self.limit.above_w - max(self.shrink_up_w, self.shrink_down_w)) / (age_s + tick_s)
 
     @property
     def low_w(self) -> float:
