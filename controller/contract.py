@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 import numpy as np
@@ -374,6 +374,8 @@ class AdmissibleInterval:
         self._rates = []
         for limit in self._limits:
             if isinstance(limit, RateLimit):
+                if limit.above_w <= 0.0:  # a mean over `mean_s` cannot tell a change within it from the slope it makes
+                    limit = replace(limit, above_w=limit.max_w_per_s * max(limit.mean_s, self._tick_s))
                 key = (limit.above_w, limit.max_w_per_s, limit.horizon_s)
                 rate = kept.get(key) or RateRow(limit, self._path)
                 free_w = self._allowance(limit.id, limit.above_w, dip_w=0.0)

@@ -151,7 +151,8 @@ def window_checks(limits: Iterable[Limit], rings: Rings, now_s: float) -> tuple[
             found.append(WindowCheck(row.id, row.window_s, _room_w(row), 0.0, True, True, ring))
         elif isinstance(row, RateLimit):
             ring = rings.at(row.mean_s, now_s)
-            found.append(WindowCheck(row.id, row.horizon_s, row.above_w, row.max_w_per_s, True, True, ring))
+            room_w = row.above_w or row.max_w_per_s * row.mean_s  # what no mean tells from a slope
+            found.append(WindowCheck(row.id, row.horizon_s, room_w, row.max_w_per_s, True, True, ring))
     return tuple(found)
 
 

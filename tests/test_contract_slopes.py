@@ -63,6 +63,15 @@ def test_spent_windows() -> None:
     assert interval.contingency_excess_w == pytest.approx(0.0, abs=1.0)
 
 
+def test_a_rate_row_without_free_change_is_held_at_its_slope() -> None:
+    """`above: 0` is a row like any other: what its mean of 1 s hides is free, and its slope can go on for ever."""
+    interval = AdmissibleInterval([rate(1e6, 0.0)], start_s=0.0, start_w=50e6, tick_s=0.05)
+    assert 0.9e6 <= interval.slope_down_w_per_s <= 1e6
+    for k in range(1, 401):
+        interval.push(0.05 * k, interval.bounds(0.05 * k).low_w)
+    assert 28e6 <= interval.now_w <= 32e6, "twenty seconds at 1 MW/s, and what the mean hides"
+
+
 def test_slope_constants_match_the_published_filter() -> None:
     """K of the auditor's filter: 1.95 s from 0.1 Hz, 0.039 s for 5-55 Hz, 3.76 s for the peak to peak of 5 s."""
     assert band_seconds(0.1, 20.0) == pytest.approx(1.95, rel=0.005)
