@@ -23,6 +23,7 @@ from controller.cli.main import app
 from controller.cli.status import _print
 from controller.config.site import parse_site
 from controller.control_socket import ControlSocket, Peer, fetch, send_order
+from controller.errors import BadInput
 from controller.modes import TABLE, Flag, Reason
 from controller.operator_desk import OperatorDesk
 from controller.reasons import MEANS, said
@@ -271,6 +272,20 @@ def test_the_commands_say_what_became_of_the_order(office: Office, tmp_path: Pat
         assert same.exit_code == 0 and "nothing in the file has changed" in same.stdout
     gone = run(app, ["reset", "--socket", str(path)])
     assert gone.exit_code == 1 and "no controller answers" in str(gone.exception)
+
+
+@pytest.mark.parametrize("command", ["status", "reset", "release"])
+def test_a_folder_that_may_not_be_entered_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """/run/rampart lets its group in alone: whoever is not of it hears so."""
+
+    def refuse(_: Path, **__: object) -> object:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    said = CliRunner().invoke(app, [command, "--socket", str(tmp_path / "site.sock")])
+    assert isinstance(said.exception, BadInput) and "the group of the service" in str(said.exception)
 
 
 @pytest.mark.parametrize("order", ["reset", "release", "fallback", "lockout", "resume", "reload"])

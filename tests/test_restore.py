@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from controller.cli import restore as restore_command
 from controller.cli.main import app
+from controller.config.load import data_root
 from controller.errors import BadInput
 from controller.node.originals import NodeLock, OriginalsFile, how_to
 from controller.node.restore import Outcome
@@ -147,6 +150,33 @@ def test_it_refuses_while_an_agent_drives_the_node(tmp_path: Path) -> None:
         assert lock.try_acquire()
         done = CliRunner().invoke(app, ["restore", "--state-dir", str(tmp_path)])
     assert isinstance(done.exception, BadInput) and "stop it" in str(done.exception)
+
+
+@pytest.mark.parametrize("words", [(), ("--config", "node.yaml")])
+def test_settings_that_the_service_saved_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """`sudo rampart restore` at 3 a.m.: the agent under systemd keeps its state elsewhere than a person's own agent."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(data_root() / "configs" / "node.example.yaml", "node.yaml")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "mine"))
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    service = tmp_path / "service"
+    monkeypatch.setattr(restore_command, "SERVICE_STATE", service)
+    absent = CliRunner().invoke(app, ["restore", *words])
+    assert absent.exit_code == 0 and f"no saved settings in {tmp_path / 'mine'}" in absent.output.replace("\n", "")
+    assert str(service) in absent.output and not service.exists() and not (tmp_path / "mine").exists()
+    with NodeLock(service) as lock:
+        assert lock.try_acquire()
+        done = CliRunner().invoke(app, ["restore", *words])
+        elsewhere = CliRunner().invoke(app, ["restore", *words, "--state-dir", str(tmp_path / "mine")])
+    assert isinstance(done.exception, BadInput) and str(service) in str(done.exception)
+    assert elsewhere.exit_code == 0 and str(service) not in elsewhere.output
+
+
+def test_the_folder_looked_into_is_the_one_of_the_shipped_unit() -> None:
+    unit = (data_root() / "systemd" / "rampart-node.service").read_text(encoding="utf-8")
+    assert f"--state-dir {restore_command.SERVICE_STATE}\n" in unit
 
 
 def test_a_goal_it_does_not_know_is_wrong_input() -> None:

@@ -21,7 +21,7 @@ def status(
 ) -> None:
     """Say what the running controller sees, does and why its mode is what it is.
 
-    Exit status 0: mode is NORMAL or DEGRADED; 1: worse, or the controller does not answer.
+    Exit status 0: mode is STARTING, NORMAL or DEGRADED; 1: worse, or the controller does not answer.
 
     Example: rampart status --json
     """
@@ -40,20 +40,35 @@ def status(
         raise typer.Exit(1)
 
 
+SERVICE_SOCKET = Path("/run/rampart/site.sock")  # RuntimeDirectory= of systemd/rampart-site.service
+
+
 def find_socket(given: Path | None) -> Path:
-    """The control socket that was named, or the one that is there."""
+    """The control socket that was named, or the one that is there. BadInput where its folder may not be looked into."""
     from controller.config.site import default_dir
 
     runtime = Path(default_dir("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR", ".local/state"))
-    candidates = [given] if given else [runtime / "site.sock", Path("/run/rampart/site.sock")]
-    return next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    candidates = [given] if given else list(dict.fromkeys((runtime / "site.sock", SERVICE_SOCKET)))
+    for candidate in candidates:
+        try:
+            candidate.stat()
+        except PermissionError:
+            raise _not_permitted(candidate) from None
+        except OSError:
+            continue
+        return candidate
+    raise CheckFailed(f"{' and '.join(map(str, candidates))}: no such socket, no controller answers here")
 
 
 def no_answer(path: Path, error: Exception) -> BadInput | CheckFailed:
     """What to tell a person whose question got no answer."""
     if isinstance(error, PermissionError):
-        return BadInput(f"{path}: permission denied; the group of the service may use it")
+        return _not_permitted(path)
     return CheckFailed(f"{path}: no controller answers here")
+
+
+def _not_permitted(path: Path) -> BadInput:
+    return BadInput(f"{path}: permission denied; root and the group of the service may use it")
 
 
 def _print(document: dict[str, Any]) -> None:
