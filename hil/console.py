@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from hil.bench import Progress as Where
-from hil.report_page import scaled
+from hil.report_page import mode_events, scaled
 
 VERDICT_STYLE = {"held": "green", "held_partial": "green", "broken": "bold red", "not_covered": "yellow"}
 
@@ -59,7 +59,7 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
     console.print(_costs(result))
     if result["contingency"]:
         console.print(_alone(result))
-    for event in sorted(result["events"] + result["faults"], key=lambda e: e["t_s"]):
+    for event in sorted(result["events"] + result["faults"] + mode_events(result), key=lambda e: e["t_s"]):
         console.print(f"  {event['t_s']:9.1f} s  {event['id']}: {event['detail']}", highlight=False)
     if result["not_assessed"]:
         console.print("not assessed: " + ", ".join(result["not_assessed"]), style="yellow", highlight=False)

@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 
 from controller.types import CeilingLimit, FloatArray, Mode
 from hil.bench import RunRecord
-from hil.report_limits import window_uses
+from hil.report_limits import WindowUse, window_uses
 from hil.signal_plan import grid_signals
 from hil.truth_log import Rows
 
@@ -114,7 +114,10 @@ def _happenings(figure: Any, record: RunRecord) -> None:
 
 
 def window_figure(record: RunRecord) -> Any:
-    """Each ramp and swing row: the change within its window against what is allowed; None without such a row."""
+    """Each ramp and swing row: the change within its window as a share of what it allows; None without such a row.
+
+    Shares, because rows of 2 and of 200 MW on one axis would leave nothing of the first to see.
+    """
     site = record.scenario.settings.site
     assert site is not None
     uses = window_uses(record.rows, site, [s for _, s in grid_signals(record.scenario, site)])
@@ -123,14 +126,28 @@ def window_figure(record: RunRecord) -> Any:
     figure = go.Figure()
     for use, colour in zip(uses, COLOURS * len(uses), strict=False):
         x, y = thin(use.t_s, use.change_w)
-        figure.add_trace(go.Scattergl(x=x, y=_finite(y / 1e6), name=use.label, line={"color": colour, "width": 1.4}))
-        span, level = [float(use.t_s[0]), float(use.t_s[-1])], [use.max_w / 1e6, use.max_w / 1e6]
-        line = {"color": colour, "width": 1.2, "dash": "dash"}
-        figure.add_trace(go.Scatter(x=span, y=level, name=f"{use.label} allows", mode="lines", line=line))
-    figure.update_yaxes(title_text="MW", rangemode="tozero")
+        figure.add_trace(
+            go.Scattergl(
+                x=x,
+                y=_finite(100.0 * y / use.max_w),
+                customdata=_finite(y / 1e6),
+                hovertemplate="%{y:.0f} %, %{customdata:.2f} MW",
+                name=f"{use.label} ({use.max_w / 1e6:g} MW)",
+                line={"color": colour, "width": 1.4},
+            )
+        )
+    span = [min(float(use.t_s[0]) for use in uses), max(float(use.t_s[-1]) for use in uses)]
+    line = {"color": RED, "width": 1.5, "dash": "dash"}
+    figure.add_trace(go.Scatter(x=span, y=[100.0, 100.0], name="the limit", mode="lines", line=line))
+    figure.update_yaxes(title_text="% of what is allowed", range=[0.0, max(110.0, *(_worst(use) for use in uses))])
     figure.update_xaxes(title_text="s")
     figure.update_layout(height=380, hovermode="x unified", **_layout())
     return figure
+
+
+def _worst(use: WindowUse) -> float:
+    """The highest point of a curve in percent, and room above it."""
+    return 105.0 * float(use.change_w.max()) / use.max_w
 
 
 def _decisions(figure: Any, rows: Rows) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
 from controller.settings import SiteSettings
-from controller.types import Direction, FloatArray, GridSignal, RampLimit, SwingLimit
+from controller.types import BoolArray, Direction, FloatArray, GridSignal, RampLimit, SwingLimit
 from hil.truth_log import ROW_S, Rows
 
 ROWS_MAX = 400_000  # over five hours; longer runs are judged, not drawn
@@ -34,16 +34,15 @@ def window_uses(rows: Rows, site: SiteSettings, signals: Sequence[GridSignal]) -
     t_s = rows.columns["t_s"]
     if not 0 < t_s.size <= ROWS_MAX:
         return ()
-    uses = [_use(rows, row, str(row.id)) for row in _window_rows(site.contract.limits)]
+    everywhere = np.ones(t_s.size, dtype=np.bool_)
+    uses = [_use(rows, row, str(row.id), inside=everywhere) for row in _window_rows(site.contract.limits)]
     for signal in signals:
         inside = (t_s >= signal.from_s) & (t_s <= signal.until_s)
-        if not inside.any():
-            continue
-        part = Rows({name: column[inside] for name, column in rows.columns.items()})
         uses += [
-            _use(part, row, f"{signal.issuer}: {row.id.rpartition('.')[2]}") for row in _window_rows(signal.limits)
+            _use(rows, row, f"{signal.issuer}: {row.id.rpartition('.')[2]}", inside=inside)
+            for row in _window_rows(signal.limits)
         ]
-    return tuple(uses)
+    return tuple(use for use in uses if use.t_s.size)
 
 
 def _window_rows(limits: Sequence[object]) -> list[RampLimit | SwingLimit]:
@@ -52,8 +51,13 @@ def _window_rows(limits: Sequence[object]) -> list[RampLimit | SwingLimit]:
     ]
 
 
-def _use(rows: Rows, row: RampLimit | SwingLimit, label: str) -> WindowUse:
-    power_w = _trailing_mean(rows.columns["pcc_w"], max(1, round(row.mean_s / ROW_S)))
+def _use(rows: Rows, row: RampLimit | SwingLimit, label: str, *, inside: BoolArray) -> WindowUse:
+    mean = max(1, round(row.mean_s / ROW_S))
+    # Until a mean has its length there is none to judge, as for the referee: the raw first samples are none.
+    judged = inside & (np.arange(inside.size) >= mean - 1)
+    t_s, power_w = rows.columns["t_s"][judged], _trailing_mean(rows.columns["pcc_w"], mean)[judged]
+    if not t_s.size:
+        return WindowUse(label, t_s, power_w, row.max_w)
     width = max(2, round(row.window_s / ROW_S) + 1)
     behind = (width - 1) // 2  # the filter's window then ends at the sample
     low_w = minimum_filter1d(power_w, width, mode="nearest", origin=behind)
@@ -66,7 +70,7 @@ def _use(rows: Rows, row: RampLimit | SwingLimit, label: str) -> WindowUse:
         change_w = down_w
     else:
         change_w = np.maximum(up_w, down_w) if direction is Direction.BOTH else high_w - low_w
-    return WindowUse(label, rows.columns["t_s"], change_w, row.max_w)
+    return WindowUse(label, t_s, change_w, row.max_w)
 
 
 def _trailing_mean(values: FloatArray, width: int) -> FloatArray:

@@ -117,7 +117,7 @@ def scaled(value: float, unit: str) -> str:
 
 
 def _events(result: dict[str, Any]) -> str:
-    listed = sorted(result["events"] + result["faults"], key=lambda e: e["t_s"])
+    listed = sorted(result["events"] + result["faults"] + mode_events(result), key=lambda e: e["t_s"])
     if not listed:
         return ""
     rows = "".join(
@@ -126,6 +126,16 @@ def _events(result: dict[str, Any]) -> str:
         for e in listed
     )
     return f"<h2>Events and faults</h2><table class='words'><tbody>{rows}</tbody></table>"
+
+
+def mode_events(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Changes of the mode as events of their own; a run that begins in normal says nothing of that."""
+    changes = result["mode_changes"]
+    told = changes[1:] if changes and changes[0]["mode"] == "normal" else changes
+    return [
+        {"t_s": c["t_s"], "id": f"mode {c['mode']}", "kind": "mode", "detail": "; ".join(c["because"]) or "all is well"}
+        for c in told
+    ]
 
 
 def _wires(result: dict[str, Any]) -> str:

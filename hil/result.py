@@ -61,6 +61,10 @@ def result_of(record: RunRecord) -> dict[str, object]:
         "planner": _planner(record),
         "tracker": _tracker(record),
         "modes": {Mode(m).name.lower(): n / max(len(record.ticks), 1) for m, n in sorted(record.modes.ticks.items())},
+        "mode_changes": [
+            {"t_s": round(change.t_s, 3), "mode": Mode(change.mode).name.lower(), "because": list(change.reasons)}
+            for change in record.modes.changes
+        ],
         "envelope": {"violations": {str(k): n for k, n in sorted(record.modes.violations.items())}},
         "faults": _faults(record),
         "events": [_happening(h) for h in record.world.diary],

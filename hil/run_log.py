@@ -22,6 +22,7 @@ from controller.types import BatteryCommand, BatterySample, Margin, MeterSample,
 from hil.vtime import NS_PER_S
 
 RECORDING_FORMAT = "rampart-recording/1"
+CHANGES_MAX = 1_000  # of the mode, kept with their reasons: more than anyone reads, and a bound for a run of weeks
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class TickView:
     plan_ms: float
     overrun_count: int
     violations: tuple[int, ...] = ()  # invariants of the envelope that the proposal broke
+    reasons: tuple[str, ...] = ()  # why the mode is what it is, the gravest first
 
 
 class MarginLog:
@@ -71,14 +73,26 @@ class MarginLog:
             self.safe_count += int(is_safe)
 
 
+@dataclass(frozen=True, slots=True)
+class ModeChange:
+    """From when on another mode was in force, and why."""
+
+    t_s: float
+    mode: int
+    reasons: tuple[str, ...]
+
+
 class ModeLog:
-    """How long each mode was in force, in ticks, and which invariants the envelope had to defend."""
+    """How long each mode was in force, in ticks, when and why it changed, and what the envelope had to defend."""
 
     def __init__(self) -> None:
         self.ticks: dict[int, int] = {}
+        self.changes: list[ModeChange] = []  # the first is the mode at the start
         self.violations: dict[int, int] = {}
 
     def add(self, view: TickView) -> None:
+        if (not self.changes or self.changes[-1].mode != view.mode) and len(self.changes) < CHANGES_MAX:
+            self.changes.append(ModeChange(view.t_s, view.mode, view.reasons))
         self.ticks[view.mode] = self.ticks.get(view.mode, 0) + 1
         for invariant in view.violations:
             self.violations[invariant] = self.violations.get(invariant, 0) + 1

@@ -39,4 +39,5 @@ class Viewer:
             plan_ms=trace.plan_ms,
             overrun_count=trace.overrun_count,
             violations=tuple(v.invariant for v in trace.checked.violations),
+            reasons=tuple(reason.words for reason in decision.mode.reasons if reason.is_set),
         )

@@ -107,6 +107,7 @@ def view_of(status: dict[str, Any], *, begin_s: float) -> TickView | None:
         is_fallback=False,
         plan_ms=0.0,
         overrun_count=int(tick["overruns"]),
+        reasons=tuple(said.rpartition("; clears ")[0] for said in status["reasons"] if " (over): " not in said),
     )
 
 

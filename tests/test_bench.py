@@ -21,6 +21,7 @@ from hil.bench import RunRecord, run
 from hil.command import run_and_report
 from hil.declared import beyond_declared
 from hil.report_curves import thin
+from hil.report_page import mode_events
 from hil.result import alone, exit_code, result_of
 from hil.scenario import Overrides, Scenario, load_scenario, parse_scenario
 from hil.truth_log import CSV_COLUMNS, TickLog
@@ -240,6 +241,20 @@ def test_the_controlled_recorded_site_holds_ieso_through_its_first_minutes() -> 
     result: Any = result_of(run(load_scenario("campus-90mw", Overrides(trace=str(GPT3), duration_s=90.0))))
     assert result["compliant"], [r for r in result["limits"] if r["verdict"] == "broken"]
     assert result["work"]["lost_frac"] <= 0.01
+
+
+def test_a_change_of_mode_is_told_with_its_reason() -> None:
+    """A curve that goes to SHED and back says nothing of why; the events beside it do."""
+    faults = [{"port": "meter", "verb": "off", "t_s": 5, "duration_s": 4}]
+    result: Any = result_of(run(edited("campus-90mw", Overrides(duration_s=25.0, controller="rule"), faults=faults)))
+    first, *_, shed, back = result["mode_changes"]
+    assert (first["mode"], shed["mode"], back["mode"]) == ("normal", "shed", "normal")
+    assert 5.0 < shed["t_s"] < 6.0 and back["t_s"] > 9.0
+    told = mode_events(result)
+    assert "mode normal" not in [event["id"] for event in told[:-1]] and told[-1]["detail"] == "all is well"
+    assert told[-2]["id"] == "mode shed" and "the site meter gives no usable value" in told[-2]["detail"]
+    calm: Any = result | {"mode_changes": [first]}
+    assert mode_events(calm) == []
 
 
 # ------------------------------------------------------------------------------------------------ command line

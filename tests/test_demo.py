@@ -157,9 +157,14 @@ def test_a_status_becomes_a_tick_on_the_runs_time() -> None:
         {"name": "energy", "contingency": "full_site", "value": None, "unit": "J"},
     ]
     status = {"mode": "NORMAL", "t_mono_s": 112.5, "power": power, "margins": margins, "tick": {"overruns": 1}}
+    status["reasons"] = [
+        "the site meter is silent: look at its wire; clears on reset",
+        "a node is lost (over): look; clears on reset",
+    ]
     view = view_of(status, begin_s=100.0)
     assert view is not None and view.t_s == 12.5 and view.ref_w == 1e6 and np.isnan(view.low_w)
     assert [m.name for m in view.margins] == ["power"]
+    assert view.reasons == ("the site meter is silent: look at its wire",)
     assert view_of({"mode": "STARTING"}, begin_s=100.0) is None
 
 
@@ -228,6 +233,18 @@ def test_window_use_finds_the_change_within_the_window_and_no_other() -> None:
     assert at[10.0] == 0.0
     assert at[25.0] == pytest.approx(0.5e6, rel=0.02)
     assert at[39.0] == pytest.approx(0.0, abs=1.0)
+
+
+def test_window_use_begins_where_a_mean_has_its_length() -> None:
+    """The first instant of a run is no mean: 6 MW for 0.2 s, of which a 1 s mean sees 1.2, must not be drawn as 6."""
+    t_s = np.arange(0.0, 20.0, ROW_S)
+    rows = Rows({name: np.zeros(t_s.size) for name in CSV_COLUMNS})
+    rows = Rows(rows.columns | {"t_s": t_s, "pcc_w": np.where(t_s < 0.2, 11e6, 5e6)})
+    uses = [u for u in window_uses(rows, software_site(), []) if "swing" in u.label]
+    assert uses and all(u.change_w.max() == pytest.approx(1.2e6, rel=0.01) for u in uses)
+    assert all(u.t_s[0] == pytest.approx(0.95) for u in uses)
+    short = Rows({name: column[:5] for name, column in rows.columns.items()})
+    assert window_uses(short, software_site(), []) == (), "nothing of it is a mean"
 
 
 def test_the_board_draws_and_speaks() -> None:
