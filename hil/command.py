@@ -11,6 +11,7 @@ from rich.console import Console
 
 from controller.errors import BadInput
 from controller.logs import set_up_logs
+from controller.terminal import open_console
 from hil.bench import RunRecord, run
 from hil.console import LiveLine, print_beyond, print_result
 from hil.declared import beyond_declared
@@ -33,7 +34,7 @@ def run_and_report(name_or_file: str, overrides: Overrides, *, out: Path | None,
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"--out {folder}: {error.strerror or error}") from None
-    console = Console()
+    console = open_console()
     if is_wire:
         return _on_wires(scenario, console, folder)
 

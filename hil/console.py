@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -13,6 +14,8 @@ from rich.table import Table
 from hil.bench import Progress as Where
 from hil.report_page import mode_events, scaled
 
+WIDE_COLUMNS = 110
+WIDE_ONLY = ("worst raw", "at")
 VERDICT_STYLE = {"held": "green", "held_partial": "green", "broken": "bold red", "not_covered": "yellow"}
 
 
@@ -55,7 +58,7 @@ def print_beyond(console: Console, sentences: Iterable[str]) -> None:
 
 def print_result(console: Console, result: dict[str, Any]) -> None:
     """The verdict of every row, then work, battery, margins and each unannounced event."""
-    console.print(_limits(result))
+    console.print(_limits(result, is_wide=console.width >= WIDE_COLUMNS))
     console.print(_costs(result))
     if result["contingency"]:
         console.print(_alone(result))
@@ -67,22 +70,23 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
         console.print("linear edges: no content above half the trace's sampling rate was present", style="dim")
 
 
-def _limits(result: dict[str, Any]) -> Table:
-    table = Table(title=f"{result['scenario']}: {result['contract']}, controller {result['controller']}")
+def _limits(result: dict[str, Any], *, is_wide: bool) -> Table:
+    """One row a line at 80 columns: what a narrow terminal has no room for is in the report."""
+    title = f"{result['scenario']}: {result['contract']}, controller {result['controller']}"
+    table = Table(
+        title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
+    )
     table.add_column("limit", overflow="fold")
-    for name in ("worst", "allowed", "worst raw", "at s", "violation s", "verdict"):
-        table.add_column(name, justify="right")
+    names = ["worst", "allowed", "worst raw", "at", "broken for", "verdict"]
+    for name in names if is_wide else [name for name in names if name not in WIDE_ONLY]:
+        table.add_column(name, justify="right", no_wrap=True)
     for row in result["limits"]:
         style = VERDICT_STYLE.get(row["verdict"], "dim")
-        table.add_row(
-            row["id"],
-            scaled(row["worst"], row["unit"]),
-            scaled(row["limit"], row["unit"]),
-            scaled(row["worst_raw"], row["unit"]),
-            f"{row['worst_t_s']:.1f}",
-            f"{row['violation_s']:.1f}",
-            f"[{style}]{row['verdict']}[/{style}]",
-        )
+        cells = [scaled(row["worst"], row["unit"]), scaled(row["limit"], row["unit"])]
+        if is_wide:
+            cells += [scaled(row["worst_raw"], row["unit"]), f"{row['worst_t_s']:.1f} s"]
+        verdict = row["verdict"].replace("_", " ")
+        table.add_row(row["id"], *cells, f"{row['violation_s']:.1f} s", f"[{style}]{verdict}[/{style}]")
     return table
 
 

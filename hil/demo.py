@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -147,11 +148,14 @@ def _print_predictions(console: Console, predicted: list[dict[str, Any]]) -> Non
     if not predicted:
         return
     full_w, drop_w = predicted[0]["full_drop_w"], predicted[0]["drop_w"]
-    table = Table(title="the crash alone, as `rampart check` foresees it from the site file")
+    title = (
+        f"the crash alone ({_mw(drop_w)} MW; a full one is {_mw(full_w)} MW), as `rampart check` foresees it from the "
+        "site file"
+    )
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("limit", overflow="fold")
-    headings = ("mean", "allowed", f"full crash, {_mw(full_w)} MW", f"this one, {_mw(drop_w)} MW", "measured", "off by")
-    for name in headings:
-        table.add_column(name, justify="right")
+    for name in ("mean", "allowed", "full", "this one", "measured", "off by"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in predicted:
         off = f"{100 * (row['predicted_w'] / row['measured_w'] - 1.0):+.0f} %" if row["measured_w"] > 0.0 else "-"
         cells = [f"{_mw(row[key])} MW" for key in ("allowed_w", "full_w", "predicted_w", "measured_w")]

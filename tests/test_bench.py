@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import html
+import io
 import json
 import re
 from pathlib import Path
@@ -12,13 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from controller.cli.main import app
+from controller.config.contract import load_contract
 from controller.config.load import data_root
 from controller.errors import BadInput
+from controller.terminal import PIPE_COLUMNS, open_console
 from hil.bench import RunRecord, run
 from hil.command import run_and_report
+from hil.console import WIDE_COLUMNS, _limits
 from hil.declared import beyond_declared
 from hil.report_curves import thin
 from hil.report_page import mode_events
@@ -269,6 +274,32 @@ def test_the_command_writes_all_files_and_says_by_exit_status_how_it_went(tmp_pa
     assert "broken" in done.output and "drop-0" in done.output
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     assert result["compliant"] is False and result["controller"] == "none"
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_every_limit_is_one_line_of_the_terminal(width: int) -> None:
+    """The longest shipped name stays whole and beside its verdict at 80 columns: it is searched for, and copied."""
+    shipped = sorted(path.stem for path in (data_root() / "configs" / "contracts").glob("*.yaml"))
+    names = [str(row.id) for row in load_contract(shipped, registered_peak_w=1e8).limits]
+    row = {
+        "unit": "W", "worst": 18.842e6, "limit": 200e6, "worst_raw": 19.002e6, "worst_t_s": 1047.0,
+        "violation_s": 3406.1, "verdict": "not_covered",
+    }  # fmt: skip
+    result = {"scenario": "s", "contract": "c", "controller": "mpc", "limits": [row | {"id": name} for name in names]}
+    console = Console(file=io.StringIO(), width=width)
+    console.print(_limits(result, is_wide=width >= WIDE_COLUMNS))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    for name in names:
+        (line,) = [line for line in lines if line.split()[:1] == [name]]
+        assert line.endswith("not covered") and "18.842 MW" in line and ("19.002 MW" in line) is (width == 160)
+
+
+def test_output_that_goes_to_a_file_is_not_broken_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    assert open_console().width == PIPE_COLUMNS
+    monkeypatch.setenv("COLUMNS", "72")
+    assert open_console().width == 72
 
 
 def test_the_report_is_one_file_that_needs_no_network(crash: Any, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 WIDE_COLUMNS = 100  # below it the table leaves out what the JSON has anyway
-PIPE_COLUMNS = 160
 PROGRESS_FROM_BYTES = 50_000_000  # shorter files are done before a bar is read
 
 
@@ -112,12 +110,12 @@ def _document(verdicts: Verdicts, record: RecordFile, assumed_peak: float | None
 
 def _print_table(verdicts: Verdicts, record: RecordFile, assumed_peak: float | None) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from controller.audit.words import amount, assumptions, record_lines, verdict_style
+    from controller.terminal import open_console
 
-    console = Console() if sys.stdout.isatty() else Console(width=PIPE_COLUMNS)
+    console = open_console()
     is_wide = console.width >= WIDE_COLUMNS
     title = f"{record.path.name} against {verdicts.contract}"
     table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))

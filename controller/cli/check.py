@@ -104,12 +104,12 @@ def _by_itself(settings: Settings, config: Path) -> _ByItself:
 
 
 def _print(findings: CheckFindings, config: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from controller.check_death import megawatt
+    from controller.terminal import open_console
 
-    console = Console()
+    console = open_console()
     console.print(f"[bold]{config}[/bold]: valid; contract [bold]{findings.contract}[/bold]")
     if findings.t_eff_s is not None:
         ripple = "  ".join(f"{hz:g} Hz {share:.2f}" for hz, share in findings.leftover)

@@ -101,8 +101,9 @@ def read(
         body = {"target": target, "profile": loaded.id, "points": points, "doubts": list(loaded.doubts)}
         typer.echo(json.dumps(body, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from controller.terminal import open_console
 
     table = Table(title=f"{target}: {loaded.vendor} {loaded.model} ({loaded.id})")
     for heading in ("point", "value", "unit", "remark"):
@@ -110,7 +111,7 @@ def read(
     for row in rows:
         value = "no value" if row.value is None else _number(row.value)
         table.add_row(row.name, value, row.unit, row.remark)
-    console = Console()
+    console = open_console()
     console.print(table)
     for doubt in loaded.doubts:
         console.print(f"doubt: {doubt}", markup=False, highlight=False)
@@ -158,10 +159,11 @@ def _number(value: float) -> str:
 
 
 def _show_probe(target: str, found: Found, comparison: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from controller.terminal import open_console
+
+    console = open_console()
     answer = found.answer.removeprefix(f"{target}: ")
     console.print(f"{target}: {answer}", markup=False, highlight=False)
     if not found.is_reachable:

@@ -72,10 +72,11 @@ def _not_permitted(path: Path) -> BadInput:
 
 
 def _print(document: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from controller.terminal import open_console
+
+    console = open_console()
     since_s = document.get("mode_since_s")
     since = f" for {_duration(since_s)}" if since_s is not None else ""
     console.print(
