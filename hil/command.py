@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def run_and_report(name_or_file: str, overrides: Overrides, *, out: Path | None,
     folder = out or Path("out") / "hil" / scenario.doc.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass  # a folder that takes no file is told before the run, not after it
     except OSError as error:
         raise BadInput(f"--out {folder}: {error.strerror or error}") from None
     console = open_console()

@@ -185,9 +185,13 @@ class AgentSuite:
     async def _rule_latest(self) -> str:
         first = self._set(self._target(self._watts))
         second = self._set(self._target(self._watts * 0.99))
-        feed = await self._listed(second)
-        if any(t.correlation_id == first and t.active for t in feed.targets):
+        await self._listed(second)
+        before = len(self._statuses) - 1
+        # Both may come within one cycle of the agent: for that one status the newer has yet to begin.
+        if not await self._until(lambda: not self._is_active(first, since=before)):
             raise _Rule(Verdict.BROKEN, "the older target is still active")
+        if not await self._until(lambda: self._is_active(second, since=before)):
+            raise _Rule(Verdict.BROKEN, "the newer target is not active")
         return ""
 
     async def _rule_scheduled(self) -> str:

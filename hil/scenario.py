@@ -87,6 +87,10 @@ def _override_site(site: dict[str, Any], overrides: Overrides, *, origin: str) -
 
 def _beside_caller(name: str) -> str:
     """A contract file named on the command line is relative to where the command runs, not to the scenario."""
+    try:
+        data_path("contracts", name)
+    except BadInput as bad:
+        raise BadInput(f"--contract: {bad}") from None
     return str(Path(name).resolve()) if Path(name).is_file() else name
 
 

@@ -350,6 +350,7 @@ def test_places_that_cannot_be_written(rampart: Rampart, tmp_path: Path) -> None
         ("systemd", "install", "--root", "/proc/nope"),
         ("hil", "run", "campus-90mw", "--duration", "1", "--out", record),
         ("hil", "run", "campus-90mw", "--duration", "1", "--out", "/proc/nope"),
+        ("hil", "run", "campus-90mw", "--duration", "1", "--out", "/proc"),  # there, and takes no file
         ("grid", "keygen", record),
         ("grid", "keygen", "/proc/nope"),
         ("bench", "plant", "--traces", record),

@@ -262,6 +262,14 @@ def test_a_change_of_mode_is_told_with_its_reason() -> None:
     assert mode_events(calm) == []
 
 
+def test_a_name_that_is_nearly_right_is_answered_with_the_right_one() -> None:
+    """And what the command line said is not blamed on the scenario's file."""
+    with pytest.raises(BadInput, match=r"^campus-90: no such file.*; did you mean campus-90mw\?$"):
+        load_scenario("campus-90", Overrides())
+    with pytest.raises(BadInput, match=r"^--contract: iesoramp: no such file.*; did you mean ieso-ramp\?$"):
+        load_scenario("campus-90mw", Overrides(contracts=("iesoramp",)))
+
+
 # ------------------------------------------------------------------------------------------------ command line
 
 

@@ -26,7 +26,7 @@ from drivers.dsx_payloads import (
     utc_text,
 )
 from drivers.dsx_wire import load_target_topic, status_topic
-from drivers.jws import WireRefused
+from drivers.jws import WireRefused, new_uuid
 from drivers.mqtt import Incoming, Keep
 from hil.broker import EmbeddedBroker, free_port
 from hil.conformance import RuleResult, Verdict, is_conformant
@@ -75,6 +75,44 @@ async def test_our_agent_conforms(tmp_path: Path) -> None:
         await asyncio.gather(cycling, return_exceptions=True)
     assert [(r.rule, r.detail) for r in results if r.verdict is not Verdict.HOLDS] == []
     assert len(results) == 17 and is_conformant(results)
+
+
+@pytest.mark.parametrize(("end", "said"), [("newer", ""), ("older", "older target is still active"),
+                                          ("neither", "newer target is not active")])  # fmt: skip
+async def test_the_latest_target_has_to_win_by_the_end_of_the_wait(tmp_path: Path, end: str, said: str) -> None:
+    """Two targets within one cycle of an agent: the status of that instant lists the newer before it begins."""
+    sender(tmp_path, "acme")
+    sender(tmp_path, "agent", role="dsx-flex-agent", seed=7)
+    judge = suite(tmp_path, 1, wait_s=0.4)
+    asked: list[str] = []
+
+    def tell(*targets: tuple[str, bool]) -> None:
+        states = tuple(
+            FeedTargetState(
+                active=active, load_constraint=power(60 * MW), interval=Interval(), strategy=Strategy(),
+                correlation_id=correlation_id,
+            )
+            for correlation_id, active in targets
+        )  # fmt: skip
+        metadata = FeedMetadata(power_minimum=power(0), power_maximum=power(1e8), default_constraint=power(1e8))
+        feed = FeedState(
+            metadata=metadata, targets=states, calculated_load=power(1.0), in_flight=False, event="target_set",
+            compliant=True,
+        )  # fmt: skip
+        status = PowerStateStatusData(snapshot_time=utc_text(1.8e9), feeds={"main": feed})
+        judge._statuses.append((None, status))  # type: ignore[arg-type]
+
+    def ask(_: object) -> str:
+        asked.append(new_uuid(judge._rng))
+        if len(asked) == 2:
+            tell((asked[0], True), (asked[1], False))
+            later = [(asked[0], end == "older"), (asked[1], end == "newer")]
+            asyncio.get_running_loop().call_later(0.1, tell, *later)
+        return asked[-1]
+
+    judge._set = ask  # type: ignore[method-assign, assignment]
+    result = await judge._judge("latest", judge._rule_latest)
+    assert (result.verdict is Verdict.HOLDS) is (end == "newer") and said in result.detail
 
 
 async def test_credulous_agent_is_found_out(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ wheel and in an editable checkout alike.
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -65,7 +66,8 @@ def data_path(kind: str, name_or_file: str) -> Path:
     Raises BadInput that lists the known names.
     """
     folder = data_root() / "configs" / kind
-    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+    names = sorted(p.stem for p in folder.glob("*.yaml"))
+    known = ", ".join(names)
     if not name_or_file:
         raise BadInput(f"'': a file is allowed, or one of the shipped {kind}: {known}")
     given = Path(name_or_file)
@@ -76,7 +78,9 @@ def data_path(kind: str, name_or_file: str) -> Path:
         return shipped
     if given.exists():
         raise BadInput(f"{name_or_file}: not a regular file")
-    raise BadInput(f"{name_or_file}: no such file, nor one of the shipped {kind}: {known}")
+    near = difflib.get_close_matches(given.stem.lower(), names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise BadInput(f"{name_or_file}: no such file, nor one of the shipped {kind}: {known}{hint}")
 
 
 def read_yaml(path: Path) -> object:

@@ -91,13 +91,9 @@ def _site(doc: SiteDoc, base: Path, origin: str) -> SiteSettings:
     assert doc.load is not None and doc.registered_peak_megawatt is not None
     peak_w = doc.registered_peak_megawatt * W_PER_MEGAWATT
     load, commands = doc.load, doc.commands
-    contract = _contract(doc.contract, doc.limits, peak_w=peak_w, base=base, origin=origin)
-    fallback = contract
-    if doc.fallback_contract:
-        try:
-            fallback = _contract(doc.fallback_contract, (), peak_w=peak_w, base=base, origin=origin)
-        except BadInput as bad:
-            raise BadInput(f"fallback_contract: {bad}") from None
+    named = _named(doc.contract, "contract", peak_w=peak_w, base=base)
+    contract = with_local_rows(named, doc.limits, origin=origin, registered_peak_w=peak_w)
+    fallback = _named(doc.fallback_contract, "fallback_contract", peak_w=peak_w, base=base) or contract
     battery = _battery(doc.battery) if doc.battery else None
     return SiteSettings(
         name=doc.name,
@@ -129,12 +125,13 @@ def _site(doc: SiteDoc, base: Path, origin: str) -> SiteSettings:
     )
 
 
-def _contract(
-    names: tuple[str, ...], rows: tuple[dict[str, object], ...], *, peak_w: float, base: Path, origin: str
-) -> Contract:
+def _named(names: tuple[str, ...], key: str, *, peak_w: float, base: Path) -> Contract | None:
+    """The contracts that a key of the site file names, as one; None where it names none."""
     resolved = tuple(str(base / n) if (base / n).is_file() else n for n in names)
-    named = load_contract(resolved, registered_peak_w=peak_w) if resolved else None
-    return with_local_rows(named, rows, origin=origin, registered_peak_w=peak_w)
+    try:
+        return load_contract(resolved, registered_peak_w=peak_w) if resolved else None
+    except BadInput as bad:
+        raise BadInput(f"{key}: {bad}") from None
 
 
 def _meter(doc: MeterDoc) -> MeterSettings:
