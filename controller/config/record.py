@@ -108,7 +108,9 @@ class RecordFile:
                 )
             except ValueError:
                 return self._parse_lines(text, line_number)
-            if np.isfinite(table).all():
+            # As many cells as the header has, all in all: `85,300` of thousands would be read as 85.
+            is_whole = text.count(self.delimiter) == (self._width - 1) * table.shape[0]
+            if is_whole and np.isfinite(table).all():
                 if table.size:
                     self._last = table[-1]
                 return np.asarray(table, dtype=np.float64)
@@ -282,6 +284,7 @@ def _first_values(
 ) -> tuple[datetime | None, FloatArray]:
     """The record's start where times are ISO, and every column's first value, for the empty cells before it."""
     values = np.full(len(usecols), np.nan)
+    other: dict[int, str] = {}  # what stands in a column where no number was seen yet
     start_utc: datetime | None = None
     is_first = True
     with path.open("r", encoding="utf-8", errors="replace", newline="") as source:
@@ -295,12 +298,17 @@ def _first_values(
                     cell = cells[i].strip() if i < len(cells) else ""
                     if k and np.isnan(values[k]) and NUMBER.match(cell):
                         values[k] = float(cell)
+                    elif cell:
+                        other.setdefault(k, cell)
             if not np.isnan(values).any():
                 return start_utc, values
     if is_first:
         raise BadInput(f"{path}: no samples below the header")
-    empty = [names[i] for k, i in enumerate(usecols) if np.isnan(values[k])]
-    raise BadInput(f"{path}: column {empty[0]!r}: no number in it")
+    k = int(np.isnan(values).argmax())
+    found = other.get(k, "")[:60]
+    comma = "; a decimal point is needed" if NUMBER.match(found.replace(",", ".")) else ""
+    there = f", but {found!r}{comma}" if found else ""
+    raise BadInput(f"{path}: column {names[usecols[k]]!r}: no number in it{there}")
 
 
 def _start(cell: str, path: Path, number: int) -> datetime | None:
