@@ -168,7 +168,8 @@ def _row(limit: Limit, site: SiteSettings, follower: Follower | None) -> RowFind
         return RowFinding(limit.id, _kind(limit), allows, "binds", *_ripple(limit.max_w, limit.band_hz, follower))
     if isinstance(limit, CeilingLimit):
         binds = "binds" if limit.max_w < span_w else "cannot bind: above the site's own peak"
-        return RowFinding(limit.id, "ceiling", f"import up to {megawatt(limit.max_w)}", binds, "held by caps", True)
+        allows = f"import up to {megawatt(limit.max_w)}"
+        return RowFinding(limit.id, "ceiling", allows, binds, _under_ceiling(limit.max_w, site), True)
     if isinstance(limit, FloorLimit):
         left_w = _left_w(site)
         holds = limit.min_w <= left_w
@@ -216,7 +217,8 @@ def _with_drop(
     """Say which sudden drop the follower can hide from this row."""
     kind = _kind(limit)
     if not binds.startswith("binds") or _is_upward(limit):
-        words = "rises are softened by caps and battery" if binds.startswith("binds") else "nothing to hold"
+        who = "caps and battery" if site.battery is not None else "caps"
+        words = f"rises are softened by {who}" if binds.startswith("binds") else "nothing to hold"
         return RowFinding(limit.id, kind, allows, binds, words, True)
     crash_w, reading = _crash_w(site), crash_reading(site, mean_s=mean_s)
     if follower is None or reading is None:
@@ -235,6 +237,19 @@ def _with_drop(
 
 
 DEFAULT_SLEW_PER_S = 1.9  # measured on a 50 MW block (NERC white paper 2025)
+
+
+def _under_ceiling(ceiling_w: float, site: SiteSettings) -> str:
+    """What a ceiling leaves the GPUs, by the worst case that the envelope counts."""
+    supply_w = site.battery.discharge_w_max if site.battery is not None else 0.0
+    room_w = max(0.0, ceiling_w - site.other_load_w_max + supply_w)
+    by = f" with the battery's {megawatt(supply_w)}" if supply_w else ""
+    if room_w >= site.gpu_peak_w:
+        return f"GPUs at full power fit under it{by}"
+    return (
+        f"held by caps: beside other load of up to {megawatt(site.other_load_w_max)}{by} GPUs are kept to"
+        f" {megawatt(room_w)} of {megawatt(site.gpu_peak_w)}, less what measuring leaves open, while it is in force"
+    )
 
 
 def _is_upward(limit: Limit) -> bool:

@@ -6,8 +6,10 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
+from controller.check import check_site
 from controller.cli.main import app, main
 from controller.config.load import read_yaml
 from controller.config.site import load_settings, parse_site
@@ -123,6 +125,21 @@ def test_check_prints_words_and_exits_by_its_verdict(tmp_path: Path) -> None:
     tight.write_text(text, encoding="utf-8")
     bad = runner.invoke(app, ["check", "-c", str(tight)])
     assert bad.exit_code == 1 and "NOT PROVEN" in bad.output
+
+
+@pytest.mark.parametrize(
+    ("ceiling_kilowatt", "said"),
+    [(6.5, "GPUs are kept to 4 kW of 5.6 kW"), (2.0, "GPUs are kept to 0 kW of 5.6 kW"), (8.2, "fit under it")],
+)
+def test_check_says_what_a_ceiling_leaves_the_gpus(ceiling_kilowatt: float, said: str) -> None:
+    """A GPU that is capped day and night by a ceiling's worst case must not be a riddle at 3 a.m."""
+    raw = yaml.safe_load(NODE.read_text(encoding="utf-8"))
+    raw["limits"][1]["max_kilowatt"] = ceiling_kilowatt
+    site = parse_site(raw, origin=str(NODE)).site
+    assert site is not None
+    rise, ceiling = check_site(site).rows
+    assert said in ceiling.hardware and rise.hardware == "rises are softened by caps"
+    assert site.battery is None
 
 
 def test_bad_input_is_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
