@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -140,6 +141,25 @@ def test_check_says_what_a_ceiling_leaves_the_gpus(ceiling_kilowatt: float, said
     rise, ceiling = check_site(site).rows
     assert said in ceiling.hardware and rise.hardware == "rises are softened by caps"
     assert site.battery is None
+
+
+def test_check_names_files_that_this_machine_has_not(tmp_path: Path) -> None:
+    """A site file is often checked elsewhere than it runs; what `run` will miss is said, and nothing that is there."""
+    raw = yaml.safe_load(SITE.read_text(encoding="utf-8"))
+    there = tmp_path / "iso.pub.pem"
+    there.write_text("", encoding="utf-8")
+    raw["grid"]["issuers"][0]["key_files"] = [str(there), str(tmp_path / "gone.pem")]
+    raw["mqtt"]["ca_file"] = str(tmp_path / "ca.pem")
+    raw["mqtt"].pop("password_file")
+    raw["mqtt"].pop("username")
+    path = tmp_path / "site.yaml"
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    done = CliRunner().invoke(app, ["check", "-c", str(path), "--json"])
+    notes = [note for note in json.loads(done.output)["notes"] if note.startswith("not on this machine")]
+    assert done.exit_code == 0 and [note.split(": ")[1] for note in notes] == [
+        "mqtt.ca_file", "grid.issuers.0.key_files", "grid.signing_key_file",
+    ]  # fmt: skip
+    assert "gone.pem" in notes[1] and str(there) not in done.output
 
 
 def test_bad_input_is_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

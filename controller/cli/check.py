@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,20 +37,49 @@ def check(
 
     settings = load_settings(config)
     by_itself = _by_itself(settings, config)
+    absent = tuple(f"not on this machine: {key}: {path}" for key, path in _absent_files(settings, ""))
     if settings.site is None:
         if as_json:
-            typer.echo(json.dumps({"role": settings.role.value, "valid": True}))
+            typer.echo(json.dumps({"role": settings.role.value, "valid": True, "notes": absent}))
         else:
             typer.echo(f"{config}: valid (role {settings.role.value}: limits are the site controller's)")
+            for note in absent:
+                typer.echo(f"note: {note}")
         return
     site = settings.site if ramp is None else _with_ramp(settings.site, ramp)
     findings = check_site(site, own_slope=by_itself.slope, expiry_s=by_itself.expiry_s, bank_slope=by_itself.bank_slope)
+    findings = replace(findings, notes=(*findings.notes, *absent))
     if as_json:
         typer.echo(json.dumps({**asdict(findings), "role": settings.role.value, "valid": True}))
     else:
         _print(findings, config)
     if not findings.is_good:
         raise typer.Exit(1)
+
+
+def _absent_files(settings: object, where: str) -> Iterator[tuple[str, str]]:
+    """Keys, certificates and secrets that settings name and this machine has not: `run` would stop, or be deaf."""
+    for part in fields(settings):  # type: ignore[arg-type]
+        key, value = f"{where}{part.name}", getattr(settings, part.name)
+        if part.name.endswith(("_file", "_files")):
+            named = (value,) if isinstance(value, str) else value or ()
+            yield from ((key, path) for path in named if not _is_there(Path(path)))
+        elif is_dataclass(value):
+            yield from _absent_files(value, f"{key}.")
+        elif isinstance(value, tuple):
+            for k, item in enumerate(value):
+                if is_dataclass(item):
+                    yield from _absent_files(item, f"{key}.{k}.")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except PermissionError:
+        return True  # whoever runs the service may see more than whoever asks
+    except OSError:
+        return False
+    return True
 
 
 def _with_ramp(site: SiteSettings, text: str) -> SiteSettings:
