@@ -37,7 +37,7 @@ def changed(path: Path, key: str, value: object) -> dict[str, Any]:
         ("load.zzz", 1, "load.zzz: unknown key; allowed: gpu_fallback_megawatt, gpu_idle_megawatt, "),
         ("battery.charge_megawatt", "70 MW", "battery.charge_megawatt: '70 MW': a plain number is allowed"),
         ("pcc_meter.port", 502.5, "pcc_meter.port: 502.5: a whole number is allowed"),
-        ("contract", "ieso", "contract: 'ieso': a list is allowed"),
+        ("contract", "ieso", "contract: 'ieso': a list is allowed, as in [ieso]"),
         ("mqtt", [], "mqtt: []: keys and values are allowed"),
         ("pcc_meter.host", 5, "pcc_meter.host: 5: text is allowed"),
     ],

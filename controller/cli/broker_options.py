@@ -44,15 +44,6 @@ KEY = typer.Option(
 )
 
 
-def log_to_stderr() -> None:
-    """Changes of the link's state go to standard error: standard output is the command's answer."""
-    import sys
-
-    import structlog
-
-    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))  # the stream of this moment
-
-
 def broker_settings(
     url: str,
     username: str | None,

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from controller.cli.broker_options import CA, CERT, KEY, PASSWORD, USERNAME, broker_settings, log_to_stderr
+from controller.cli.broker_options import CA, CERT, KEY, PASSWORD, USERNAME, broker_settings
 from controller.errors import BadInput, CheckFailed
+from controller.logs import set_up_logs
 
 if TYPE_CHECKING:
     from hil.conformance import RuleResult
@@ -49,7 +50,7 @@ def conformance(
     from hil.conformance_agent import AgentSuite
     from hil.conformance_issuer import IssuerSuite
 
-    log_to_stderr()
+    set_up_logs()
     mqtt = broker_settings(broker, username, password_file, ca_file, cert_file, tls_key_file)
     clock, rng = MonotonicClock(), np.random.default_rng()
     suite: AgentSuite | IssuerSuite

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,9 @@ from controller.cli.broker_options import (
     agent_keys,
     broker_settings,
     check_names,
-    log_to_stderr,
 )
 from controller.errors import BadInput
+from controller.logs import set_up_logs
 
 if TYPE_CHECKING:
     from drivers.dsx_payloads import Payload
@@ -151,7 +152,7 @@ def send(
         if best_effort:
             raise BadInput("send: --best-effort belongs to a load target")
         data = _limits(rows, ramp_exempt=ramp_exempt, where=where)
-    log_to_stderr()
+    set_up_logs(logging.WARNING)  # the answer, or why there is none, says how the link was
     check_names({"--issuer": issuer, "--agent": agent})
     mqtt = broker_settings(broker, username, password_file, ca_file, cert_file, tls_key_file)
     to = Recipient(agent, agent_keys(agent, agent_key), wait_s)
@@ -190,7 +191,7 @@ def watch(
     from controller.cli.grid_words import words
     from drivers.dsx_wire import CloudEvent, payload_bytes
 
-    log_to_stderr()
+    set_up_logs()
     check_names({"--agent": agent})
     mqtt = broker_settings(broker, username, password_file, ca_file, cert_file, tls_key_file)
     keys = agent_keys(agent, agent_key)

@@ -57,6 +57,8 @@ def _words(fault: Any, model: type[BaseModel]) -> str:
     if not loc:
         return message
     shown = repr(fault["input"])
+    if message == ALLOWED["list_type"] and isinstance(fault["input"], str):
+        message += f", as in [{_printable(fault['input'])}]"
     if len(shown) > VALUE_CHARS_MAX:
         is_section = isinstance(fault["input"], dict | list)
         return f"{key}: {message}" if is_section else f"{key}: {shown[: VALUE_CHARS_MAX - 3]}...: {message}"
