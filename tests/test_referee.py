@@ -269,6 +269,21 @@ def test_two_instants_on_both_sides_of_a_short_gap_still_count() -> None:
     assert only(swing(5e6, 2.0, 0.2), t[keep], p[keep]).verdict is RowVerdict.HELD_PARTIAL
 
 
+def test_content_without_a_line_is_said_to_be_none() -> None:
+    """A spectrum above the limit beside a figure of 0 W needs a word; a line needs none."""
+    t = seconds(60.0, fs=200.0)
+    row = OscillationLimit(NAME, 1.0, (0.1, 20.0), 20.0, ORIGIN)
+    step = np.where(t < 30.0, 50e6, 60e6)
+    found = only(row, t, step)
+    assert (
+        found.worst == 0.0
+        and found.verdict is RowVerdict.HELD
+        and "nothing in the band stands 3 times above" in found.note
+    )
+    told = only(row, t, sine(t, amplitude_w=1e6, hz=1.0))
+    assert told.verdict is RowVerdict.BROKEN and "counts as a line" not in told.note
+
+
 def test_a_band_above_the_record_is_cut_or_not_covered() -> None:
     t = seconds(120.0, fs=20.0)
     p = sine(t, amplitude_w=1e6, hz=1.0)

@@ -9,7 +9,7 @@ import numpy as np
 from controller.audit.response import DroopJudge, RideThroughJudge
 from controller.audit.rows import TOLERANCE, BandJudge, LevelJudge, MomentKeeper, RateJudge, WindowJudge
 from controller.audit.score import Score
-from controller.audit.spectrum import OscillationJudge
+from controller.audit.spectrum import LINE_OVER_MEDIAN, NEIGHBOURHOOD_HZ, OscillationJudge
 from controller.audit.streams import BandPass, TrailingMean
 from controller.audit.verdicts import RecordFacts, RowResult
 from controller.types import (
@@ -188,6 +188,11 @@ def _notes(bench: Bench, record: RecordFacts, *, is_cut: bool) -> list[str]:
         notes.append(f"the record ({record.duration_s:.4g} s) is shorter than the window: judged over what is there")
     if is_endpoint:
         notes.append("compares the window's two ends only: blind to waves whose period divides it")
+    if bench.lines is not None and bench.score.covered_s > 0.0 and bench.score.worst == 0.0:
+        notes.append(
+            f"nothing in the band stands {LINE_OVER_MEDIAN:g} times above the median within {NEIGHBOURHOOD_HZ:g} Hz of "
+            "it, so that nothing counts as a line"
+        )
     if bench.ride_through is not None and bench.ride_through.exempt_count:
         notes.append(f"{bench.ride_through.exempt_count} disturbance(s) outlasted the curve and are not counted")
     return notes

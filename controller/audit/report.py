@@ -241,7 +241,7 @@ def _overview(verdicts: Verdicts) -> go.Figure:
 
 def _moment_figure(row: RowResult) -> Figure | None:
     shown = row.judged or row.raw
-    if shown is None:
+    if shown is None or (row.spectrum is not None and row.worst == 0.0):  # no line, no moment of it
         return None
     figure = go.Figure()
     is_filtered = isinstance(row.rule, BandLimit | SwingLimit) and row.rule.band_hz is not None
@@ -297,7 +297,8 @@ def _line_figure(row: RowResult) -> Figure | None:
     _trace(figure, row.spectrum.frequency_hz, row.spectrum.largest_w / 1e6, name="amplitude", colour=BLUE)
     figure.add_hline(y=row.limit / 1e6, line={"color": RED, "width": 1, "dash": "dash"})
     style_figure(figure, x_title="frequency, Hz", y_title="amplitude, MW")
-    return Figure(figure, "Spectrum of the worst span (dashed: limit)", 280)
+    what = "the worst span (dashed: limit)" if row.worst else "the first span (dashed: limit; nothing in it is a line)"
+    return Figure(figure, f"Spectrum of {what}", 280)
 
 
 def _spectrum_figure(spectrum: Spectrum, verdicts: Verdicts) -> go.Figure:
