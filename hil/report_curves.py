@@ -21,6 +21,7 @@ from hil.truth_log import Rows
 
 BUCKETS = 3_000  # per curve: two points each, about one per pixel of a wide screen twice over
 EVENT_AFTER_S = 20.0
+LEGEND_COLUMNS = 4  # of names as long as a row's
 BLUE, ORANGE, GREEN, RED, GREY, VIOLET = "#1f5fa8", "#c8641b", "#2f7d4f", "#b3261e", "#6b7280", "#6d4aa8"
 COLOURS = [BLUE, ORANGE, VIOLET, GREEN, RED, GREY]
 BAND = "rgba(31, 95, 168, 0.12)"
@@ -141,7 +142,8 @@ def window_figure(record: RunRecord) -> Any:
     figure.add_trace(go.Scatter(x=span, y=[100.0, 100.0], name="the limit", mode="lines", line=line))
     figure.update_yaxes(title_text="% of what is allowed", range=[0.0, max(110.0, *(_worst(use) for use in uses))])
     figure.update_xaxes(title_text="s")
-    figure.update_layout(height=380, hovermode="x unified", **_layout())
+    top = 60 + 20 * -(-len(figure.data) // LEGEND_COLUMNS)  # the toolbar, then the legend
+    figure.update_layout(height=310 + top, hovermode="x unified", **_layout(top=top))
     return figure
 
 

@@ -54,8 +54,11 @@ def write_report(record: RunRecord, result: dict[str, Any], path: Path) -> None:
 
 
 def _head(result: dict[str, Any]) -> str:
-    verdict = "Every limit held" if result["compliant"] else "A limit was broken"
-    colour = GREEN if result["compliant"] else RED
+    verdict, colour = "A limit was broken", RED
+    if result["compliant"] and result["not_assessed"]:
+        verdict, colour = f"No limit was broken, {len(result['not_assessed'])} not assessed", GREEN
+    elif result["compliant"]:
+        verdict, colour = "Every limit held", GREEN
     trace = ", ".join(result["trace"]) or "generated load"
     lead = (
         f"{result['contract']} · controller {result['controller']} · following {result['follow'] or 'none'} · "

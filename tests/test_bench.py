@@ -26,7 +26,7 @@ from hil.command import run_and_report
 from hil.console import WIDE_COLUMNS, _limits
 from hil.declared import beyond_declared
 from hil.report_curves import thin
-from hil.report_page import mode_events
+from hil.report_page import _head, mode_events
 from hil.result import alone, exit_code, result_of
 from hil.scenario import Overrides, Scenario, load_scenario, parse_scenario
 from hil.truth_log import CSV_COLUMNS, TickLog
@@ -321,6 +321,16 @@ def test_the_report_is_one_file_that_needs_no_network(crash: Any, tmp_path: Path
     assert "http" not in markup and "<link" not in markup and not re.search(r"<script[^>]+src=", page)
     assert "ieso-ramp.swing-15s" in markup and "drop-0" in markup
     assert page.count("Plotly.newPlot") >= 2  # the course of the run, and the crash alone
+
+
+def test_a_limit_that_was_not_judged_is_not_said_to_have_held() -> None:
+    """The headline is what a utility reads first."""
+    result = {"scenario": "s", "contract": "c", "controller": "mpc", "follow": None, "trace": [], "duration_s": 9.0,
+              "seed": 1, "compliant": True, "not_assessed": []}  # fmt: skip
+    assert "Every limit held" in _head(result)
+    partly = _head(result | {"not_assessed": ["lipa.band-slow"]})
+    assert "No limit was broken, 1 not assessed" in partly and "held" not in partly
+    assert "A limit was broken" in _head(result | {"compliant": False, "not_assessed": ["lipa.band-slow"]})
 
 
 @pytest.mark.parametrize(
