@@ -38,6 +38,15 @@ def changed(path: Path, key: str, value: object) -> dict[str, Any]:
         ("battery.charge_megawatt", "70 MW", "battery.charge_megawatt: '70 MW': a plain number is allowed"),
         ("pcc_meter.port", 502.5, "pcc_meter.port: 502.5: a whole number is allowed"),
         ("contract", "ieso", "contract: 'ieso': a list is allowed, as in [ieso]"),
+        ("controller", "mcp", "controller: 'mcp': mpc, rule, rule-max or none is allowed; did you mean mpc?"),
+        (
+            "battery.following",
+            "Devices",
+            "battery.following: 'Devices': device or software is allowed; did you mean device?",
+        ),
+        ("battery.soc_max", 95, "battery.soc_max: 95: at most 1 is allowed"),
+        ("pcc_meter.update_s", -1, "pcc_meter.update_s: -1: above 0 is allowed"),
+        ("tracker_hz", float("nan"), "tracker_hz: nan: a finite number is allowed"),
         ("mqtt", [], "mqtt: []: keys and values are allowed"),
         ("pcc_meter.host", 5, "pcc_meter.host: 5: text is allowed"),
     ],
@@ -52,16 +61,24 @@ def test_a_site_file(key: str, value: object, line: str) -> None:
 def test_an_entry_that_is_refused_does_not_also_make_its_list_short() -> None:
     with pytest.raises(BadInput) as refused:
         parse_scenario(changed(SCENARIO, "plant.fleet.0.gpus", 0), Overrides(), origin=str(SCENARIO))
-    assert str(refused.value).endswith("plant.fleet.0.gpus: 0: Input should be greater than or equal to 1")
+    assert str(refused.value).endswith("plant.fleet.0.gpus: 0: at least 1 is allowed")
 
 
 def test_keys_are_those_of_the_kind_that_was_chosen() -> None:
     """A drop has a slew, a sag has none: the hint is from the event's own kind."""
     drop, sag = ({"kind": kind, "t_s": 1.0, "slew_per": 1.9} for kind in ("drop", "sag"))
-    with pytest.raises(BadInput, match=r"events\.0\.drop\.slew_per: unknown key; did you mean slew_per_s\?"):
+    with pytest.raises(BadInput, match=r": events\.0\.slew_per: unknown key; did you mean slew_per_s\?"):
         parse_scenario(changed(SCENARIO, "events", [drop]), Overrides(), origin=str(SCENARIO))
-    with pytest.raises(BadInput, match=r"events\.0\.sag\.slew_per: unknown key; allowed: duration_s, "):
+    with pytest.raises(BadInput, match=r"; events\.0\.slew_per: unknown key; allowed: duration_s, "):
         parse_scenario(changed(SCENARIO, "events", [sag]), Overrides(), origin=str(SCENARIO))
+
+
+def test_a_kind_that_there_is_not_is_named_where_it_stands() -> None:
+    event = {"kind": "drip", "t_s": 1.0}
+    with pytest.raises(BadInput, match=r": events\.0\.kind: 'drip': .* is allowed; did you mean drop\?$"):
+        parse_scenario(changed(SCENARIO, "events", [event]), Overrides(), origin=str(SCENARIO))
+    with pytest.raises(BadInput, match=r": plant\.fleet\.0\.workload\.edge: 'lineer': linear or hold is allowed"):
+        parse_scenario(changed(SCENARIO, "plant.fleet.0.workload.edge", "lineer"), Overrides(), origin=str(SCENARIO))
 
 
 def test_of_another_kind_of_file_the_keys_that_may_stand_there_are_told_once() -> None:

@@ -6,6 +6,7 @@ pydantic finds the faults; here they become words for who wrote the file, who kn
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
@@ -20,7 +21,15 @@ ALLOWED = {
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "keys and values are allowed"),
     **dict.fromkeys(("float_type", "float_parsing"), "a plain number is allowed"),
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number is allowed"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false is allowed"),
     "string_type": "text is allowed",
+    "finite_number": "a finite number is allowed",
+}
+BOUNDS = {
+    "greater_than": ("above", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("below", "lt"),
+    "less_than_equal": ("at most", "le"),
 }
 
 Loc = tuple[int | str, ...]
@@ -48,21 +57,57 @@ def _follows(fault: Any, faults: Sequence[Any]) -> bool:
 
 def _words(fault: Any, model: type[BaseModel]) -> str:
     loc: Loc = fault["loc"]
-    key = ".".join(_printable(str(step)) for step in loc) or "document"
+    key = ".".join(_printable(str(step)) for step in _written(model, loc)) or "document"
     if fault["type"] == "missing":
         return f"{key}: required, not given"
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown key{_instead(str(loc[-1]), _keys(model, loc[:-1]))}"
-    message: str = ALLOWED.get(fault["type"], fault["msg"].removeprefix("Value error, "))
+    if fault["type"] == "union_tag_invalid":
+        names, tag = _quoted(fault["ctx"]["expected_tags"]), fault["ctx"]["tag"]
+        return f"{key}.{_quoted(fault['ctx']['discriminator'])[0]}: {tag!r}: {_one_of(tag, names)}"
+    message = _allowed(fault)
     if not loc:
         return message
     shown = repr(fault["input"])
-    if message == ALLOWED["list_type"] and isinstance(fault["input"], str):
-        message += f", as in [{_printable(fault['input'])}]"
     if len(shown) > VALUE_CHARS_MAX:
         is_section = isinstance(fault["input"], dict | list)
         return f"{key}: {message}" if is_section else f"{key}: {shown[: VALUE_CHARS_MAX - 3]}...: {message}"
     return f"{key}: {shown}: {message}"
+
+
+def _allowed(fault: Any) -> str:
+    """What may stand there, for the kinds of fault that people make."""
+    kind, context, given = fault["type"], fault.get("ctx", {}), fault["input"]
+    if kind in BOUNDS:
+        words, name = BOUNDS[kind]
+        bound = context[name]
+        return f"{words} {int(bound) if float(bound).is_integer() else bound} is allowed"
+    if kind in ("literal_error", "enum"):
+        return _one_of(given, _quoted(context["expected"]))
+    if kind in ("tuple_type", "list_type") and isinstance(given, str):
+        return f"{ALLOWED[kind]}, as in [{_printable(given)}]"
+    return ALLOWED.get(kind, str(fault["msg"]).removeprefix("Value error, "))
+
+
+def _one_of(given: object, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(given).lower(), names, n=1)
+    return f"{', '.join(names[:-1])} or {names[-1]} is allowed" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"'([^']*)'", text) or [text]
+
+
+def _written(model: type[BaseModel], loc: Loc) -> list[int | str]:
+    """`loc` as the file has it: without the words by which pydantic names the member of a union (`kind: drop`)."""
+    here, steps = {model}, list[int | str]()
+    for step in loc:
+        is_key = any(step in (name, field.alias) for kind in here for name, field in kind.model_fields.items())
+        tagged = set() if is_key else {kind for kind in here if _has_tag(kind, step)}
+        if not tagged:
+            steps.append(step)
+        here = {m for kind in here for m in _below(kind, step)} or tagged or here
+    return steps
 
 
 def _instead(key: str, known: Sequence[str]) -> str:
