@@ -32,8 +32,8 @@ from controller.types import (
 from hil.faults import Fault, FaultPlan
 from hil.plant.gpu_models import GpuModel
 from hil.plant.site import GROUP_0, NS_PER_S, OTHER, SitePlant
-from hil.scenario_documents import ClassPlantDoc, NodePlantDoc
-from hil.world import World, node_ids
+from hil.scenario_documents import ClassPlantDoc, NodePlantDoc, node_ids
+from hil.world import World
 
 
 class SimNode:

@@ -7,6 +7,7 @@ the run.
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -115,6 +116,12 @@ class ClassPlantDoc(Document):
                 f" ({self.gpus_per_node} x {self.reporting_nodes})"
             )
         return self
+
+
+def node_ids(doc: ClassPlantDoc) -> tuple[str, ...]:
+    """The reporting nodes of a class, in order."""
+    width = len(str(doc.reporting_nodes - 1))
+    return tuple(f"{doc.id}-{k:0{width}d}" for k in range(doc.reporting_nodes))
 
 
 class BatteryPlantDoc(Document):
@@ -367,6 +374,16 @@ class ScenarioDoc(Document):
     events: tuple[EventDoc, ...] = ()
     faults: tuple[FaultDoc, ...] = ()
     signals: tuple[SignalDoc, ...] = ()
+
+    @model_validator(mode="after")
+    def _faults_reach_a_node(self) -> ScenarioDoc:
+        """A fault of nobody would pass for one that was survived."""
+        nodes = [node_id for c in self.plant.fleet for node_id in node_ids(c)]
+        for k, fault in enumerate(self.faults):
+            kind, _, pattern = fault.port.partition(":")
+            if kind == "node" and not any(fnmatchcase(node_id, pattern) for node_id in nodes):
+                raise ValueError(f"faults.{k}.port: {fault.port!r}: nodes here are {nodes[0]} to {nodes[-1]}")
+        return self
 
     @model_validator(mode="after")
     def _jobs_exist(self) -> ScenarioDoc:

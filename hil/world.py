@@ -49,6 +49,7 @@ from hil.scenario_documents import (
     StopDoc,
     TraceDoc,
     TrainingDoc,
+    node_ids,
 )
 from hil.trace_file import Trace, read_trace
 
@@ -124,12 +125,6 @@ def build_world(scenario: Scenario) -> World:
         if event.t_s < duration_s:
             _schedule(world, event, name=f"{event.kind}-{number}")
     return world
-
-
-def node_ids(doc: ClassPlantDoc) -> tuple[str, ...]:
-    """The reporting nodes of a class, in the order of their groups."""
-    width = len(str(doc.reporting_nodes - 1))
-    return tuple(f"{doc.id}-{k:0{width}d}" for k in range(doc.reporting_nodes))
 
 
 # ------------------------------------------------------------------------------------------------ building

@@ -262,6 +262,16 @@ def test_a_change_of_mode_is_told_with_its_reason() -> None:
     assert mode_events(calm) == []
 
 
+def test_a_fault_of_nobody_is_refused() -> None:
+    """A run that never had its fault would pass for one that survived it."""
+    faults = [{"port": "node:trainingg-*", "verb": "off", "t_s": 5}]
+    with pytest.raises(
+        BadInput, match=r"faults\.0\.port: 'node:trainingg-\*': nodes here are training-0 to training-3"
+    ):
+        edited("campus-90mw", Overrides(), faults=faults)
+    edited("campus-90mw", Overrides(), faults=[faults[0] | {"port": "node:*-3"}])
+
+
 def test_a_name_that_is_nearly_right_is_answered_with_the_right_one() -> None:
     """And what the command line said is not blamed on the scenario's file."""
     with pytest.raises(BadInput, match=r"^campus-90: no such file.*; did you mean campus-90mw\?$"):
