@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from controller.check import check_site
 from controller.cli.main import app, main
+from controller.config.explain import _models
 from controller.config.load import read_yaml
 from controller.config.site import load_settings, parse_site
+from controller.config.site_documents import SiteDoc
 from controller.errors import BadInput
 from controller.settings import Role
 from controller.types import CeilingLimit, Following, LimitStatus
@@ -160,6 +165,25 @@ def test_check_names_files_that_this_machine_has_not(tmp_path: Path) -> None:
         "mqtt.ca_file", "grid.issuers.0.key_files", "grid.signing_key_file",
     ]  # fmt: skip
     assert "gone.pem" in notes[1] and str(there) not in done.output
+
+
+def test_every_key_of_a_site_file_is_explained() -> None:
+    """In one of the two examples, or on a page that they name; a key that nobody finds is not there."""
+    examples = SITE.read_text(encoding="utf-8") + NODE.read_text(encoding="utf-8")
+    pages = [ROOT / page for page in set(re.findall(r"docs/[a-z-]+\.md", examples))]
+    assert len(pages) >= 4
+    told = set(re.findall(r"\w+", examples + "".join(page.read_text(encoding="utf-8") for page in pages)))
+    seen: set[type[BaseModel]] = set()
+
+    def keys(model: type[BaseModel]) -> Iterator[str]:
+        seen.add(model)
+        for name, field in model.model_fields.items():
+            yield field.alias or name
+            for below in _models(field.annotation) - seen:
+                yield from keys(below)
+
+    known = set(keys(SiteDoc))
+    assert len(known) > 100 and sorted(known - told) == []
 
 
 def test_bad_input_is_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

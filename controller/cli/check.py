@@ -48,7 +48,7 @@ def check(
         return
     site = settings.site if ramp is None else _with_ramp(settings.site, ramp)
     findings = check_site(site, own_slope=by_itself.slope, expiry_s=by_itself.expiry_s, bank_slope=by_itself.bank_slope)
-    findings = replace(findings, notes=(*findings.notes, *absent))
+    findings = replace(findings, notes=(*absent, *findings.notes))
     if as_json:
         typer.echo(json.dumps({**asdict(findings), "role": settings.role.value, "valid": True}))
     else:
