@@ -493,7 +493,8 @@ def test_status_names_signals_slowed_classes_and_what_runs_out() -> None:
     assert list(lines(starting)) == []
     told = list(lines(starting | {
         "power": {"target_w": 2e6, "load_w": 2e6, "load_source": "lost", "cap_frac": 0.5, "t_eff_s": 0.7},
-        "gpus": 8, "nodes": 1, "tiers": [tier, tier | {"class": "calm", "lost_frac": 0.0}], "rows": [row, empty],
+        "gpus": 8, "nodes": 1, "tiers": [tier, tier | {"class": "calm", "lost_frac": 0.0}],
+        "rows": [row, empty, empty | {"id": "target.1"}],
         "signals": [{"id": "1", "kind": "load_target", "issuer": "iso", "target_w": 15e6},
                     {"id": "2", "kind": "ramp_limit", "issuer": "iso", "target_w": None}],
     }))  # fmt: skip
@@ -505,6 +506,7 @@ def test_status_names_signals_slowed_classes_and_what_runs_out() -> None:
         "signal  load target of 15.00 MW, asked by iso",
         "signal  ramp limit, asked by iso",
         "limit   s: ? of 5.00 MW, ?",
+        "limit   target of iso: ? of 5.00 MW, ?",
         "limit   r: 4.00 MW of 5.00 MW, 1.00 MW left (estimate), reached in 12 s at the present slope",
     ]
 

@@ -29,11 +29,12 @@ def lines(document: dict[str, Any]) -> Iterator[str]:
     yield from _power(document.get("power", {}))
     yield from _fleet(document)
     yield from _bank(document.get("load_bank"))
+    targets = {f"target.{signal['id']}": f"target of {signal['issuer']}" for signal in document.get("signals", ())}
     for signal in document.get("signals", ()):
         target = f" of {_scaled(signal['target_w'], 'W')}" if signal["target_w"] is not None else ""
         yield f"signal  {signal['kind'].replace('_', ' ')}{target}, asked by {signal['issuer']}"
     for row in sorted(document.get("rows", ()), key=_share_left):
-        yield _row(row)
+        yield _row(row, targets.get(row["id"], row["id"]))
     for margin in document["margins"]:
         yield f"margin {margin['name']} ({margin['contingency']}): {_amount(margin)}"
     least = document.get("least_margin")
@@ -92,13 +93,13 @@ def _bank(bank: dict[str, Any] | None) -> Iterator[str]:
         yield f"load bank {bank['state']}, draws {_scaled(bank['power_w'] or 0.0, 'W')}, {armed}"
 
 
-def _row(row: dict[str, Any]) -> str:
+def _row(row: dict[str, Any], name: str) -> str:
     left_w = row["headroom_w"]
     left = "?" if left_w is None else f"{_scaled(left_w, 'W')} left"
     soon = f", reached in {_duration(row['breach_s'])} at the present slope" if row["breach_s"] is not None else ""
     about = " (estimate)" if row["is_estimate"] else ""
     worst = "?" if row["worst_w"] is None else _scaled(row["worst_w"], "W")
-    return f"limit   {row['id']}: {worst} of {_scaled(row['limit_w'], 'W')}, {left}{about}{soon}"
+    return f"limit   {name}: {worst} of {_scaled(row['limit_w'], 'W')}, {left}{about}{soon}"
 
 
 def _share_left(row: dict[str, Any]) -> float:
