@@ -374,7 +374,7 @@ class AdmissibleInterval:
         self._rates = []
         for limit in self._limits:
             if isinstance(limit, RateLimit):
-                if limit.above_w <= 0.0:  # a mean over `mean_s` cannot tell a change within it from the slope it makes
+                if not limit.above_w:  # a mean over `mean_s` cannot tell a change within it from the slope it makes
                     limit = replace(limit, above_w=limit.max_w_per_s * max(limit.mean_s, self._tick_s))
                 key = (limit.above_w, limit.max_w_per_s, limit.horizon_s)
                 rate = kept.get(key) or RateRow(limit, self._path)

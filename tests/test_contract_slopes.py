@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,10 +64,12 @@ def test_spent_windows() -> None:
     assert interval.contingency_excess_w == pytest.approx(0.0, abs=1.0)
 
 
-def test_a_rate_row_without_free_change_is_held_at_its_slope() -> None:
-    """`above: 0` is a row like any other: what its mean of 1 s hides is free, and its slope can go on for ever."""
-    interval = AdmissibleInterval([rate(1e6, 0.0)], start_s=0.0, start_w=50e6, tick_s=0.05)
-    assert 0.9e6 <= interval.slope_down_w_per_s <= 1e6
+@pytest.mark.parametrize("mean_s", [0.5, 1.0, 2.0])
+def test_a_rate_row_without_free_change_is_held_at_its_slope(mean_s: float) -> None:
+    """`above: 0` is a row like any other: what its mean hides is free, and its slope can go on for ever."""
+    row = replace(rate(1e6, 0.0), mean_s=mean_s)
+    interval = AdmissibleInterval([row], start_s=0.0, start_w=50e6, tick_s=0.05)
+    assert interval.slope_down_w_per_s == pytest.approx(1e6 * mean_s / (mean_s + 0.05), rel=1e-3)
     for k in range(1, 401):
         interval.push(0.05 * k, interval.bounds(0.05 * k).low_w)
     assert 28e6 <= interval.now_w <= 32e6, "twenty seconds at 1 MW/s, and what the mean hides"
