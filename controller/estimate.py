@@ -182,7 +182,7 @@ class LoadEstimator:
         self._nodes_key: object = None
         self._reports: dict[NodeId, NodeReport] = {}  # the last ones, with the last power of each GPU
         self._nodes_s, self._nodes_count = -math.inf, -1
-        self._nodes = NodePower(0.0, 0.0, site.gpu_peak_w, 0.0, 0, 0, -math.inf)
+        self._nodes = sum_nodes((), gpu_peak_w=site.gpu_peak_w)
         self._load_w = site.other_load_w + site.gpu_idle_w
         self._load_s = -math.inf
         self._good_s = -math.inf
@@ -430,9 +430,8 @@ class LoadEstimator:
                 )
                 if self._bridge.is_taught and not self._nodes.missing_count:
                     means = self._bridge.means
-                    load_w = self._nodes.gpu_w + self._nodes.other_w + means.left_out_w
-                    self._late.reported(now_s, load_w=load_w, delay_s=means.delay_s, is_usual=is_proven)
-                    self._battery.reported(now_s, load_w=load_w, delay_s=means.delay_s)
+                    self._late.reported(now_s, load_w=means.load_w, delay_s=means.delay_s, is_usual=is_proven)
+                    self._battery.reported(now_s, load_w=means.load_w, delay_s=means.delay_s)
 
     def _sub_power(self, now_s: float, meters: Mapping[str, Reading[MeterSample]]) -> float | None:
         """Sum of the sub-meters when every one of them can be trusted."""

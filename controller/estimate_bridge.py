@@ -50,7 +50,6 @@ class NodeBridge:
         self._reported_s = -math.inf
         self._compared_s = -math.inf
         self._serving = self.means
-        self._means_w = self._samples_w = 0.0
         self._scatter_w = SCATTER_FRAC * scale_w
         self._metered_s, self._metered_w = -math.inf, other_w
         self._apart_w: float | None = None
@@ -63,12 +62,6 @@ class NodeBridge:
     def delay_s(self) -> float:
         """The age of the load that reports would tell now."""
         return self._serving.delay_s
-
-    @property
-    def _reported_w(self) -> float:
-        """The load as of `delay_s` before the newest reports."""
-        sum_w = self._means_w if self._serving is self.means else self._samples_w
-        return sum_w + self._serving.left_out_w
 
     def is_heard(self, now_s: float) -> bool:
         """New reports come; what is known of nodes that fell silent is no witness."""
@@ -93,7 +86,7 @@ class NodeBridge:
     def misled(self) -> None:
         """What the meter said lately was not true at its time: nothing of it lives on but what reports leave out."""
         self._metered_s = min(self._metered_s, self._reported_s - self.delay_s)
-        self._metered_w, self._apart_w = self._reported_w, 0.0
+        self._metered_w, self._apart_w = self._serving.load_w, 0.0
         self._times_s.clear()
         self._loads_w.clear()
         self._repeated.clear()
@@ -118,7 +111,7 @@ class NodeBridge:
 
         Nothing is learnt of them while the meter is in doubt.
         """
-        self._means_w, self._samples_w = mean_w + other_w, sample_w + other_w
+        self.means.sum_w, self._samples.sum_w = mean_w + other_w, sample_w + other_w
         elapsed_s, self._reported_s = now_s - self._reported_s, now_s
         if not self.is_taught:
             for fit in (self.means, self._samples):
@@ -133,8 +126,8 @@ class NodeBridge:
         elapsed_s = min(elapsed_s, 1.0)
         self._learnt_s += elapsed_s
         self._compared_s = now_s
-        self.means.learn(loads_w - self._means_w, elapsed_s=elapsed_s, learnt_s=self._learnt_s)
-        self._samples.learn(loads_w - self._samples_w, elapsed_s=elapsed_s, learnt_s=self._learnt_s)
+        for fit in (self.means, self._samples):
+            fit.learn(loads_w, elapsed_s=elapsed_s, learnt_s=self._learnt_s)
         self._serving = self._samples if self._are_samples_better() else self.means
 
     def _are_samples_better(self) -> bool:
@@ -144,7 +137,7 @@ class NodeBridge:
 
     def load(self) -> tuple[float, float]:
         """The newest instant at which the load is known, and the load there."""
-        true_s, reported_w = self._reported_s - self.delay_s, self._reported_w
+        true_s, reported_w = self._reported_s - self.delay_s, self._serving.load_w
         if (early := self._since_metered()) is not None:
             self._apart_w = 0.0  # the meter's last word is in it already
             return early
@@ -159,7 +152,7 @@ class NodeBridge:
         """What meter and reports differ by lately, beyond what these leave out."""
         if self._metered_s - self._compared_s <= LATELY_S:
             return self._serving.off_w
-        return self._metered_w - self._reported_w if math.isfinite(self._metered_s) else 0.0
+        return self._metered_w - self._serving.load_w if math.isfinite(self._metered_s) else 0.0
 
     def _since_metered(self) -> tuple[float, float] | None:
         """The mean load since the meter was lost, while a report's own mean still reaches back to before.
@@ -176,7 +169,7 @@ class NodeBridge:
             return None
         grid_s = np.linspace(end_s - WINDOW_S, self._metered_s, 11)
         known_w = float(np.interp(grid_s, times, loads).mean())
-        return self._metered_s + new_s / 2.0, known_w + (self._reported_w - known_w) * WINDOW_S / new_s
+        return self._metered_s + new_s / 2.0, known_w + (self._serving.load_w - known_w) * WINDOW_S / new_s
 
     def margin_w(self, now_s: float, load_w: float) -> float:
         """How far the load may be above `load`: more with every second since the meter was last held against it."""
@@ -196,12 +189,18 @@ class _Fit:
         self._scale_w = scale_w
         self._left_out_w = np.zeros(DELAYS_S.shape)  # at each delay
         self._misfits = np.zeros(DELAYS_S.shape)  # mean squares about it
+        self.sum_w = 0.0  # as last reported
         self.delay_s = DELAY_S_DECLARED
         self.off_w = 0.0  # by how much it is lately beside what it is learnt to leave out
 
     @property
     def left_out_w(self) -> float:
         return float(np.interp(self.delay_s, DELAYS_S, self._left_out_w))
+
+    @property
+    def load_w(self) -> float:
+        """The load as of `delay_s` before the newest reports."""
+        return self.sum_w + self.left_out_w
 
     @property
     def misfit_w(self) -> float:
@@ -211,10 +210,10 @@ class _Fit:
     def declared(self, left_out_w: float) -> None:
         self._left_out_w[:] = left_out_w
 
-    def learn(self, left_out_w: FloatArray, *, elapsed_s: float, learnt_s: float) -> None:
-        """What the sum left out of the load of each delay before."""
+    def learn(self, loads_w: FloatArray, *, elapsed_s: float, learnt_s: float) -> None:
+        """Hold the sum against the metered load of each delay before."""
         gain = max(1.0 - math.exp(-elapsed_s / OFFSET_MEMORY_S), elapsed_s / learnt_s)
-        miss_w = left_out_w - self._left_out_w
+        miss_w = loads_w - self.sum_w - self._left_out_w
         off_w = float(np.interp(self.delay_s, DELAYS_S, miss_w))
         self.off_w += (1.0 - math.exp(-elapsed_s / LATELY_S)) * (off_w - self.off_w)
         self._left_out_w += gain * miss_w

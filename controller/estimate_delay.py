@@ -159,14 +159,14 @@ class MeterDelay:
         if misfit > limit:
             self._astray_s = float(times[-1])
         if self._echoed_s:
-            late = _as_late(times, metered, due, tried)[int(np.abs(LAGS_S - self._echoed_s).argmin()), recent]
+            late = _as_late(times, metered, due, tried)[_index_of(self._echoed_s), recent]
             self._look_back_at_echo(misfit, float(late.mean()))
             return
         if self._counter.late_s:
             if times[-1] - RECENT_S - HALF_WINDOW_S < self._told_s:
                 return  # the counter was not at its word yet
             late = _as_late(times, metered, due, tried)
-            apart = float(late[int(np.abs(LAGS_S - self._counter.late_s).argmin()), recent].mean())
+            apart = float(late[_index_of(self._counter.late_s), recent].mean())
             if limit < apart < math.inf and misfit < MATCH * apart:  # stamps explain what shows, its word does not
                 self._counter.forget()
             return
@@ -224,7 +224,7 @@ class MeterDelay:
         shown, *left = self._left(math.inf, 0.0, *LAGS_S)
         best = int(np.argmin(left))
         late_s = float(LAGS_S[best - 1]) if best else 0.0
-        now = left[1 + int(np.abs(LAGS_S - self._echoed_s).argmin())] if self._echoed_s else left[0]
+        now = left[1 + _index_of(self._echoed_s)] if self._echoed_s else left[0]
         is_other = shown > limit_w**2 and late_s != self._echoed_s and left[best] < ALONE * min(now, shown)
         self._echo_count = self._echo_count + 1 if is_other else 0
         if self._echo_count >= 2:
@@ -255,6 +255,11 @@ class MeterDelay:
         moved = np.interp(grid_s - np.array(lags_s)[:, None], times, battery) + np.interp(grid_s, times, metered)
         quick = moved[:, STEPS:] - moved[:, :-STEPS]
         return [float(square) for square in (quick * quick).mean(axis=1)]
+
+
+def _index_of(late_s: float) -> int:
+    """Where in `LAGS_S` the nearest is."""
+    return int(np.abs(LAGS_S - late_s).argmin())
 
 
 def _as_late(times: FloatArray, metered: FloatArray, due: FloatArray, tried: BoolArray) -> FloatArray:

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 FAULTS_MAX = 5  # shown; more than that is another kind of file
 VALUE_CHARS_MAX = 60
-NEARNESS = 0.7  # of difflib: `charge_megawat` is near `charge_megawatt`, `id` is not near `grid`
+KEY_NEARNESS = 0.7  # of difflib: `charge_megawat` is near `charge_megawatt`, `id` is not near `grid`
+NAME_NEARNESS = 0.6  # of values and shipped names, which are fewer and less alike
 # pydantic's words name Python's types.
 ALLOWED = {
     **dict.fromkeys(("tuple_type", "list_type"), "a list is allowed"),
@@ -90,8 +91,13 @@ def _allowed(fault: Any) -> str:
 
 
 def _one_of(given: object, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(given).lower(), names, n=1)
-    return f"{', '.join(names[:-1])} or {names[-1]} is allowed" + (f"; did you mean {near[0]}?" if near else "")
+    return f"{', '.join(names[:-1])} or {names[-1]} is allowed{did_you_mean(str(given).lower(), names)}"
+
+
+def did_you_mean(given: str, names: Sequence[str], *, nearness: float = NAME_NEARNESS) -> str:
+    """The end of a sentence that names the nearest of `names`; nothing where none is near."""
+    near = difflib.get_close_matches(given, names, n=1, cutoff=nearness)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _quoted(text: str) -> list[str]:
@@ -111,10 +117,8 @@ def _written(model: type[BaseModel], loc: Loc) -> list[int | str]:
 
 
 def _instead(key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=NEARNESS)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; allowed: {', '.join(known)}" if known else ""
+    hint = did_you_mean(key, known, nearness=KEY_NEARNESS)
+    return hint or (f"; allowed: {', '.join(known)}" if known else "")
 
 
 def _keys(model: type[BaseModel], loc: Loc) -> list[str]:

@@ -6,7 +6,6 @@ wheel and in an editable checkout alike.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -14,7 +13,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from controller.config.explain import explain
+from controller.config.explain import did_you_mean, explain
 from controller.errors import BadInput
 from controller.files import read_file
 
@@ -78,8 +77,7 @@ def data_path(kind: str, name_or_file: str) -> Path:
         return shipped
     if given.exists():
         raise BadInput(f"{name_or_file}: not a regular file")
-    near = difflib.get_close_matches(given.stem.lower(), names, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(given.stem.lower(), names)
     raise BadInput(f"{name_or_file}: no such file, nor one of the shipped {kind}: {known}{hint}")
 
 

@@ -108,9 +108,7 @@ class RecordFile:
                 )
             except ValueError:
                 return self._parse_lines(text, line_number)
-            # As many cells as the header has, all in all: `85,300` of thousands would be read as 85.
-            is_whole = text.count(self.delimiter) == (self._width - 1) * table.shape[0]
-            if is_whole and np.isfinite(table).all():
+            if np.isfinite(table).all():
                 if table.size:
                     self._last = table[-1]
                 return np.asarray(table, dtype=np.float64)
@@ -118,6 +116,7 @@ class RecordFile:
 
     def _plain(self, text: str) -> str | None:
         """The lines that hold samples, where each has as many cells as the header; None where one may not."""
+        # All in all, `85,300` of thousands is a cell too many; it would be read as 85.
         text = (COMMENT_LINE.sub("", text) if "#" in text else text).rstrip()
         line_count = text.count("\n") + 1
         is_whole = "#" not in text and text.count(self.delimiter) == line_count * (self._width - 1)
