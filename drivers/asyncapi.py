@@ -31,7 +31,7 @@ from drivers.dsx_wire import (
     status_topic,
 )
 from drivers.mqtt import PAYLOAD_BYTES_MAX
-from drivers.node_link import CommandWire, ReportWire, command_topic, report_topic
+from drivers.node_messages import CommandWire, ReportWire, command_topic, report_topic
 
 VERSION = "1.0.0"
 DESCRIPTION = (

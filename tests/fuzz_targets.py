@@ -36,7 +36,7 @@ from drivers.dsx_wire import LOAD_TARGET_SET, WireRefused, decode_envelope, deco
 from drivers.hostlist import expand
 from drivers.jws import KeyStore, read_key
 from drivers.kubernetes import jobs_of, pods_of
-from drivers.node_link import decode_command, decode_report, encode_command, encode_report
+from drivers.node_messages import decode_command, decode_report, encode_command, encode_report
 from drivers.openadr import VtnRefused, read_events
 from drivers.profile import parse_profile
 from drivers.signal_store import SignalStore

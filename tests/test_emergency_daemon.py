@@ -22,7 +22,7 @@ from controller.session import open_session
 from drivers.dsx_payloads import SetRampLimitData
 from drivers.dsx_wire import Sender, enforcement_topic, load_target_topic, ramp_limit_topic
 from drivers.mqtt import Keep, MqttSession
-from drivers.node_link import report_topic
+from drivers.node_messages import report_topic
 from hil.broker import EmbeddedBroker
 from tests.dsx_kit import sender
 from tests.mqtt_kit import running, session, until

@@ -16,7 +16,7 @@ from controller.errors import BadInput
 from controller.gpu_floor import steady_floor_w, sum_floors
 from controller.node.gpu_worker import FIGHTS_MAX
 from controller.types import GpuId, NodeFloor, SmoothingFound, SmoothingProfile
-from drivers.node_link import decode_report, encode_report
+from drivers.node_messages import decode_report, encode_report
 from drivers.nvml import NvmlGpu
 from hil.lab_site import lab_scenario
 from hil.matrix_lab import Lab, in_lab

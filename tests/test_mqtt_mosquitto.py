@@ -30,7 +30,8 @@ from controller.types import NodeId, Outlook, RefusalReason, SignalOutcome
 from drivers.dsx import DsxGridSource
 from drivers.dsx_wire import answer_topic, breach_topic, flexibility_topic, load_target_topic, status_topic
 from drivers.mqtt import PAYLOAD_BYTES_MAX, Incoming, Keep
-from drivers.node_link import MqttAgentLink, MqttNodeLink, command_topic
+from drivers.node_link import MqttAgentLink, MqttNodeLink
+from drivers.node_messages import command_topic
 from hil.broker import free_port
 from tests.dsx_kit import MW, NOTHING, bounds, grid, image, issuer, sender
 from tests.mqtt_kit import running, session, until

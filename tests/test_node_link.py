@@ -14,11 +14,8 @@ from hypothesis import strategies as st
 from controller.clock import MonotonicClock
 from controller.types import AgentState, GpuCap, GpuId, GpuSpec, NodeCommand, NodeId, NodeReport, Quality
 from drivers.mqtt import Incoming
-from drivers.node_link import (
-    COMMANDS_WAITING_MAX,
-    LocalLink,
-    MqttAgentLink,
-    MqttNodeLink,
+from drivers.node_link import COMMANDS_WAITING_MAX, LocalLink, MqttAgentLink, MqttNodeLink
+from drivers.node_messages import (
     command_topic,
     decode_command,
     decode_report,
