@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeVar
 
@@ -31,6 +29,7 @@ from controller.types import (
 from drivers.deadline import DeviceWorker
 from drivers.errors import DeviceGone, DriverUnavailable, InvalidValue, NotApplied, NotSupported, WrongDevice
 from drivers.nvml_calls import ClockLimit, GpuCalls, Identity, RawSample, enumerate_uuids, initialise, shut_down
+from drivers.nvml_mean import MeanPower
 from drivers.nvml_smoothing import (
     find_smoothing,
     give_smoothing_back,
@@ -42,17 +41,12 @@ from drivers.nvml_smoothing import (
 T = TypeVar("T")
 
 OPEN_S_MAX = 15.0  # initialising a driver without persistence mode takes seconds per GPU
-MEAN_S = 1.0  # control acts on means of at least this
 CLOCK_SETTLE_S = 0.6  # clock switches take 1 to 500 ms (arXiv 2502.20075)
 # A limit that meets power which the clock has not brought below it yet makes the GPU cut to 7 % below the limit
 # for a tenth of a second (V100 step record: 185 W under 200 W). Clock switch 25 ms and three times 18 ms, same record.
 LIMIT_AFTER_CLOCK_S = 0.1
 LIMIT_TOLERANCE_W = 1.0  # read-back of a power limit
 TEMPERATURE_EVERY = 10  # reads; it moves over tens of seconds
-CROSS_CHECK_S = 10.0
-CROSS_CHECK_FRAC = 0.15  # largest gain error of a shipped sensor is 5.5 %; beyond this the reading is not believed
-SAMPLED_CHECK_FRAC = 0.35  # single samples see a quarter of the time and may fall in step with the load's iterations
-CROSS_CHECK_RANGE_FRAC = 0.08  # of the highest limit: a 1 s mean trails its counter by half a second after a step
 POWER_OVER_LIMIT = 1.6  # bursts reach 143 % of a limit (B300); no reading is right above this
 IDLE_SHARE = 0.10  # of the highest limit, where no prior for the model is given
 
@@ -188,9 +182,7 @@ class NvmlGpu:
         self._clock = clock
         self._deadline_s = call_deadline_s
         self._refusal = refusal
-        self._means = _Means(
-            has_true_mean=identity.has_true_mean, tolerance_w=CROSS_CHECK_RANGE_FRAC * identity.limit_w_max
-        )
+        self._mean = MeanPower.of(identity)
         self._reads = 0
         self._temperature_c: float | None = None
         self._lock_mhz: tuple[int, int] | None = None
@@ -210,12 +202,12 @@ class NvmlGpu:
         raw, temperature_c = await self.run(lambda: self._sample(wants_temperature), "read")
         if wants_temperature:
             self._temperature_c = temperature_c
-        if self._means.add(t_s, raw):
+        if self._mean.add(t_s, raw):
             self._distrust_lock()  # the counter restarted: driver reload or reset, our settings are gone
         self._check_lock(t_s, raw.clock_mhz)
         self._check_foreign(raw.requested_w)
         telemetry = GpuTelemetry(
-            power_w=self._means.mean_w(),
+            power_w=self._mean.mean_w,
             instant_w=raw.instant_w,
             clock_mhz=raw.clock_mhz,
             clock_cap_mhz=None if self._lock_mhz is None else float(self._lock_mhz[1]),
@@ -234,7 +226,7 @@ class NvmlGpu:
         """SUSPECT where power is impossible or the energy counter tells another story over ten seconds."""
         top_w = POWER_OVER_LIMIT * self.spec.power_limit_w_max
         is_possible = 0.0 < seen.instant_w <= top_w and 0.0 < seen.power_w <= top_w
-        return Quality.GOOD if is_possible and self._means.agrees else Quality.SUSPECT
+        return Quality.GOOD if is_possible and self._mean.agrees else Quality.SUSPECT
 
     def _check_lock(self, now_s: float, clock_mhz: float) -> None:
         if self._lock_mhz is None or now_s - self._lock_s < CLOCK_SETTLE_S:
@@ -387,53 +379,3 @@ class NvmlGpu:
             self.calls.forget_handle()
             self._distrust_lock()  # after it comes back its settings are the factory's
             raise
-
-
-@dataclass(slots=True)
-class _Means:
-    """Mean power over at least a second: the GPU's own where it has one, else from its energy counter or samples."""
-
-    has_true_mean: bool
-    tolerance_w: float
-    agrees: bool = True
-    _history: deque[tuple[float, float | None, float]] = field(default_factory=deque)  # t_s, energy_j, reported W
-    _mean_w: float = 0.0
-
-    def add(self, t_s: float, raw: RawSample) -> bool:
-        """Take one sample; True when the energy counter restarted."""
-        last = self._history[-1] if self._history else None
-        restarted = (
-            last is not None and raw.energy_j is not None and last[1] is not None and raw.energy_j < last[1] - 1e-3
-        )
-        if restarted:
-            self._history.clear()
-        has_own = self.has_true_mean and raw.mean_w is not None
-        reported_w = raw.mean_w if has_own and raw.mean_w is not None else raw.instant_w
-        self._history.append((t_s, raw.energy_j, reported_w))
-        while len(self._history) > 2 and self._history[1][0] <= t_s - CROSS_CHECK_S:
-            self._history.popleft()
-        self._mean_w = reported_w if has_own else self._mean_over(MEAN_S)
-        self.agrees = self._counter_agrees(t_s, CROSS_CHECK_FRAC if has_own else SAMPLED_CHECK_FRAC)
-        return restarted
-
-    def mean_w(self) -> float:
-        return self._mean_w
-
-    def _mean_over(self, span_s: float) -> float:
-        """Over the last `span_s`, or what there is of it."""
-        end_s, end_j, end_w = self._history[-1]
-        start = next((h for h in reversed(self._history) if h[0] <= end_s - span_s + 1e-6), self._history[0])
-        if end_j is not None and start[1] is not None and end_s - start[0] > 0.2:
-            return (end_j - start[1]) / (end_s - start[0])
-        recent = [h[2] for h in self._history if h[0] >= end_s - span_s]
-        return sum(recent) / len(recent) if recent else end_w
-
-    def _counter_agrees(self, t_s: float, share: float) -> bool:
-        """Whether ten seconds of reported power match the energy counted meanwhile; True where it cannot be told."""
-        start_s, start_j, _ = self._history[0]
-        end_j = self._history[-1][1]
-        if start_j is None or end_j is None or t_s - start_s < 0.9 * CROSS_CHECK_S or len(self._history) < 10:
-            return True
-        counted_w = (end_j - start_j) / (t_s - start_s)
-        reported_w = sum(h[2] for h in self._history) / len(self._history)
-        return abs(counted_w - reported_w) <= max(self.tolerance_w, share * counted_w)
