@@ -28,7 +28,7 @@ from controller.types import (
 )
 from drivers.deadline import DeviceWorker
 from drivers.errors import DeviceGone, DriverUnavailable, InvalidValue, NotApplied, NotSupported, WrongDevice
-from drivers.nvml_calls import ClockLimit, GpuCalls, Identity, RawSample, enumerate_uuids, initialise, shut_down
+from drivers.nvml_calls import GpuCalls, Identity, RawSample, enumerate_uuids, initialise, shut_down
 from drivers.nvml_mean import MeanPower
 from drivers.nvml_smoothing import (
     find_smoothing,
@@ -267,18 +267,6 @@ class NvmlGpu:
         """WrongDevice when this driver's version may not be written to."""
         if self._refusal is not None:
             raise WrongDevice(self.spec.gpu_id, self._refusal)
-
-    async def hold_tdp_clock(self) -> None:
-        """Let the clock fall freely and rise to the GPU's TDP clock only: no burst above what it can hold for long.
-
-        The driver picks the clock, so nothing can be claimed of it in MHz: `clock_cap_mhz` stays None, and the next
-        `write` replaces this lock. Raises WrongDevice when this driver's version may not be written to.
-        """
-        self.refuse_if_monitoring()
-        self._distrust_lock()
-        await self.run(
-            lambda: self.calls.lock_clocks_by_name(ClockLimit.UNLIMITED, ClockLimit.TDP), "lock clocks at TDP"
-        )
 
     async def originals(self, *, preset: int | None = None) -> GpuOriginals:
         """Limits as found, and power smoothing where `preset` of it is to be written.

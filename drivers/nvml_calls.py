@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import IntEnum, unique
 from typing import Any
 
 import pynvml
@@ -75,14 +74,6 @@ F_THROTTLE = (
 )
 FIELDS = (F_MEAN, F_INSTANT, F_LIMIT, F_ENERGY, F_ENERGY_OLD, F_REQUESTED, *F_THROTTLE)
 ARCH_AMPERE = pynvml.NVML_DEVICE_ARCH_AMPERE
-
-
-@unique
-class ClockLimit(IntEnum):
-    """Clocks that the driver knows by name; both ends of a lock are named, or both are numbers."""
-
-    TDP = pynvml.NVML_CLOCK_LIMIT_ID_TDP  # what the GPU holds at its power limit under any load
-    UNLIMITED = pynvml.NVML_CLOCK_LIMIT_ID_UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,11 +240,6 @@ class GpuCalls:
         """Lock the SM clock into a range."""
         with typed(self.uuid, f"lock clocks {low_mhz}-{high_mhz} MHz"):
             pynvml.nvmlDeviceSetGpuLockedClocks(self.handle(), low_mhz, high_mhz)
-
-    def lock_clocks_by_name(self, low: ClockLimit, high: ClockLimit) -> None:
-        """Lock the SM clock between two named clocks; unlimited at both ends removes a lock."""
-        with typed(self.uuid, f"lock clocks {low.name}-{high.name}"):
-            pynvml.nvmlDeviceSetGpuLockedClocks(self.handle(), int(low), int(high))
 
     def module_power_w(self) -> float | None:
         """What the module draws that the GPU shares with a CPU; None for a GPU that is alone."""

@@ -19,6 +19,7 @@ from drivers.nvml import LIMIT_AFTER_CLOCK_S, NvmlGpu
 from drivers.nvml_calls import _KINDS, as_driver_error
 from drivers.nvml_smoothing import PowerSmoothing
 from tests.nvml_kit import FakeNode, fake_node, library
+from tests.test_deadline import once_free
 
 pytestmark = pytest.mark.wire
 ROOT = Path(__file__).resolve().parent.parent
@@ -205,9 +206,7 @@ async def test_a_hung_gpu_blocks_nobody(tmp_path: Path) -> None:
             await hung.read()
         assert (await healthy.read()).quality is not Quality.MISSING
         node.gpus.hang("nvmlDeviceGetFieldValues", 0.0, gpu=0)
-        while hung._worker.is_busy:
-            await _turn()
-        assert (await hung.read()).value.power_limit_w == 700.0
+        assert (await once_free(hung.read)).value.power_limit_w == 700.0
 
 
 STUCK = """
@@ -235,12 +234,6 @@ def test_a_process_can_end_while_a_call_hangs() -> None:
     command = [sys.executable, "-m", "controller.cli.main", "hil", "gpus", "--count", "1", "--"]
     done = subprocess.run([*command, sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert (done.stdout, done.returncode) == ("left\n", 0), done.stderr
-
-
-async def _turn() -> None:
-    import asyncio
-
-    await asyncio.sleep(0.001)
 
 
 async def test_a_lost_gpu_is_gone_and_its_caps_are_forgotten_when_it_returns(tmp_path: Path) -> None:

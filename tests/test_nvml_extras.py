@@ -1,4 +1,4 @@
-"""What only some GPUs have, against the fake library: events, workload profiles, named clocks, MIG, modules."""
+"""What only some GPUs have, against the fake library: events, workload profiles, MIG, modules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from drivers.nvml_smoothing import PowerSmoothing
 from drivers.nvml_survey import survey
 from drivers.nvml_workload import WorkloadProfiles
 from hil import bench_gpus
-from hil.plant.gpu_models import MODELS
 from tests.conftest import ROOT
 from tests.modbus_kit import until
 from tests.nvml_kit import FakeNode, fake_node, library
@@ -134,27 +133,7 @@ async def test_workload_profiles_that_do_not_take_or_do_not_exist_are_errors(tmp
         await WorkloadProfiles((await opened(node))[0]).read()
 
 
-# ------------------------------------------------------------------------------------------ named clocks, MIG, module
-
-
-async def test_the_tdp_clock_holds_without_a_number_and_the_next_cap_replaces_it(tmp_path: Path) -> None:
-    with fake_node(tmp_path) as node:
-        gpu = (await opened(node))[0]
-        node.run(1.0)
-        await gpu.hold_tdp_clock()
-        node.run(1.0)
-        base = float(MODELS["h100"].base_clock_mhz)
-        seen = (await gpu.read()).value
-        assert (seen.clock_mhz, seen.clock_cap_mhz) == (base, None), "what the driver chose cannot be claimed in MHz"
-        await gpu.write(GpuCap(gpu.spec.gpu_id, 1200, None))
-        node.run(1.0)
-        assert (await gpu.read()).value.clock_mhz == 1200.0
-        await gpu.restore(await gpu.originals())
-        node.run(1.0)
-        assert (await gpu.read()).value.clock_mhz == 1980.0
-        refused = (await opened(node, driver_versions=r"^9\."))[0]
-        with pytest.raises(errors.WrongDevice):
-            await refused.hold_tdp_clock()
+# ------------------------------------------------------------------------------------------------------ MIG, module
 
 
 async def test_a_gpu_in_mig_mode_is_driven_whole(tmp_path: Path) -> None:
