@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from controller.types import AgentState, BatterySample, NodeReport, Reading, SiteImage
+from controller.estimate import Estimate, LoadSource
+from controller.settings import SiteSettings
+from controller.types import AgentState, BatterySample, MeterFlag, NodeReport, Reading, SiteImage
 
+ARRIVAL_S = 2.0  # after the first cycle, or a pause: what has not been seen by then is missing, not late
 NAMED_MAX = 3
 
 
@@ -82,6 +85,48 @@ class BatteryProof:
     def waits(self, now_s: float) -> bool:
         """Renewed at once a timer of whole seconds would never be seen to move; half its time is enough."""
         return not self.is_given and self._took is not None and now_s - self._took[0] < 0.5 * self._took[1]
+
+
+class Arming:
+    """What this process has seen since it woke; `wake` first in every cycle, `facts` once its mode is known."""
+
+    def __init__(self, site: SiteSettings) -> None:
+        self._site = site
+        self._woke_s: float | None = None
+        self.battery = BatteryProof()
+
+    def wake(self, now_s: float) -> None:
+        """The first cycle is when waiting began."""
+        if self._woke_s is None:
+            self._woke_s = now_s
+
+    def waited_s(self, now_s: float) -> float:
+        """Since the first cycle."""
+        return now_s - self._woke_s if self._woke_s is not None else 0.0
+
+    def facts(self, image: SiteImage, estimate: Estimate, *, is_leader: bool) -> ArmingFacts:
+        """The conditions as they stand."""
+        self.battery.see(image.battery)
+        waited_s = self.waited_s(image.t_mono_s)
+        return ArmingFacts(
+            is_power_known=_is_power_known(image, estimate, waited_s=waited_s),
+            is_clock_trusted=is_clock_trusted(image, waited_s=waited_s, grace_s=self._site.grace_s),
+            has_limits=bool(self._site.contract.limits or image.signals),
+            is_leader=is_leader,
+            is_battery_proven=self.battery.is_given if image.battery is not None else None,
+            unready_nodes=unready(image.nodes),
+        )
+
+
+def _is_power_known(image: SiteImage, estimate: Estimate, *, waited_s: float) -> bool:
+    """The site's power has been seen: by its meter, held against the nodes, or on a site without one by its nodes.
+
+    Nothing is written on the word of a meter alone that reads kilowatts for watts.
+    """
+    if image.pcc is None:
+        return estimate.source is LoadSource.NODES
+    is_checked = bool(image.nodes) or waited_s >= ARRIVAL_S
+    return estimate.source is LoadSource.METER and MeterFlag.METER_SPIKE not in estimate.flags and is_checked
 
 
 def is_clock_trusted(image: SiteImage, *, waited_s: float, grace_s: float) -> bool:

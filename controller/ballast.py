@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from controller.estimate import Estimate
-from controller.plan.plan import Plan
 from controller.reserve import ReserveRow, crash_slope_w_per_s, late_share, reserve_rows
 from controller.settings import LoadBankSettings, SiteSettings
+from controller.situation import Situation
 from controller.tracker import Tracker
 from controller.tracker_io import TrackerOutput
 from controller.types import (
@@ -29,6 +29,7 @@ from controller.types import (
     Quality,
     Reading,
     SiteImage,
+    Stamp,
 )
 
 LATE_FRAC = 0.2  # of each row: how deep the target may dip until the bank has come on
@@ -217,32 +218,26 @@ class Ballast:
 
     def order(
         self,
-        image: SiteImage,
+        now: Situation,
         *,
         tracker: Tracker,
         track: TrackerOutput,
-        estimate: Estimate,
-        plan: Plan | None,
-        mode: Mode,
-        written_w: float,
-        numbers: tuple[int, int],
-        ttl_s: float,
+        planned_w: float,
+        stamp: Stamp,
         fall_w_per_s: float,
     ) -> LoadBankCommand | None:
-        """The next command; `numbers` are its epoch and sequence. None where there is no bank that takes orders.
+        """The next command; None where there is no bank that takes orders.
 
-        `fall_w_per_s` is how fast bank and battery may let go together when commands stop.
-        `written_w` is the set-point that was last let through. What the envelope would refuse is not asked for:
-        refusals count.
+        `planned_w` is what the plan wants drawn; `fall_w_per_s` how fast bank and battery may let go together when
+        commands stop. What the envelope would refuse is not asked for: refusals count.
         """
-        bank, sample, now_s = self._bank, self._sample, image.t_mono_s
+        bank, sample, now_s, written_w = self._bank, self._sample, now.now_s, now.written.ballast_w
         elapsed_s, self._asked_s = max(0.0, now_s - self._asked_s), now_s
         if bank is None or sample is None or not sample.is_remote or sample.state is LoadBankState.FAULT:
             return None
         slope = min(tracker.interval.slope_down_w_per_s, bank.ramp_w_per_s_max)
-        if track.aim is not None and mode <= Mode.HOLD:
-            planned_w = plan.ballast_w if plan is not None else 0.0
-            wanted_w = self._wanted_w(bank, sample, track, estimate, planned_w, written_w)
+        if track.aim is not None and now.mode.mode <= Mode.HOLD:
+            wanted_w = self._wanted_w(bank, sample, track, now.estimate, planned_w, written_w)
             wanted_w = wanted_w if self._may_draw else min(wanted_w, written_w)
         else:  # nothing holds the target: the bank lets go as the target would come down
             wanted_w = max(0.0, written_w - slope * elapsed_s)
@@ -250,9 +245,9 @@ class Ballast:
             setpoint_w=wanted_w,
             ramp_w_per_s=bank.ramp_w_per_s_max,
             expiry_w_per_s=min(expiry_share(wanted_w) * fall_w_per_s, bank.ramp_w_per_s_max),
-            epoch=numbers[0],
-            seq=numbers[1],
-            ttl_s=ttl_s,
+            epoch=stamp.epoch,
+            seq=stamp.seq,
+            ttl_s=stamp.ttl_s,
         )
 
     def _wanted_w(

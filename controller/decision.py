@@ -4,35 +4,51 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from controller.arming import ArmingFacts, holds_back, unmet
+from controller.arming import holds_back, unmet
 from controller.ballast import NO_FLOOR, Floor
-from controller.estimate import Estimate
-from controller.fleet import Fleet, FleetReadings
-from controller.limits import InForce
-from controller.modes import ModeState
+from controller.situation import Situation
 from controller.tracker_io import TrackerOutput
-from controller.types import Margin, SiteCommand, SiteImage, Violation
+from controller.types import Margin, SiteCommand, Violation
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """What one cycle wants to do, and why. `track` is None until the site's power is known for the first time.
+class Decision(Situation):
+    """What one cycle wants to do, and why. `track` is None until the site's power is known for the first time."""
 
-    `image` is what was sensed, with the battery as it is believed.
-    """
-
-    image: SiteImage
-    estimate: Estimate
-    mode: ModeState
-    in_force: InForce
     track: TrackerOutput | None
     proposal: SiteCommand
-    fleet: Fleet
-    readings: FleetReadings
-    arming: ArmingFacts
     floor: Floor = NO_FLOOR  # what a load bank adds to the load that a crash leaves
     why_no_floor: str = ""  # why a load bank that is there adds nothing
     held_w: float = 0.0  # what GPUs' own power floors add
+
+    @classmethod
+    def of(
+        cls,
+        now: Situation,
+        *,
+        track: TrackerOutput | None,
+        proposal: SiteCommand,
+        floor: Floor,
+        why_no_floor: str,
+        held_w: float,
+    ) -> Decision:
+        """What was decided in this situation."""
+        return cls(
+            now.image,
+            now.estimate,
+            now.fleet,
+            now.readings,
+            now.mode,
+            now.arming,
+            now.in_force,
+            now.written,
+            now.is_leader,
+            track,
+            proposal,
+            floor,
+            why_no_floor,
+            held_w,
+        )
 
     @property
     def held_back(self) -> tuple[str, ...]:

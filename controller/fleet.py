@@ -7,6 +7,7 @@ silent at its nameplate.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -31,6 +32,7 @@ from controller.types import (
     NodeReport,
     Quality,
     Reading,
+    SiteImage,
 )
 
 REST = ClassId("rest")  # GPUs that no configured class names; the last class, always there
@@ -274,6 +276,39 @@ class FleetReader:
             is_fresh=is_ours,
             fixed_w=np.where(is_ours, np.nan, np.where(self._is_live, self._bound_w, table.peak_w)),
         )
+
+
+class FleetWatch:
+    """The fleet and its readings at each image; nodes report at a fraction of our rate, and the same read the same."""
+
+    def __init__(self, site: SiteSettings) -> None:
+        self._book = FleetBook(site)
+        self._nodes: tuple[Reading[NodeReport], ...] = ()
+        self._reader: FleetReader | None = None
+        self._seen: tuple[Fleet, FleetReadings] | None = None
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where the jobs of the newest list run."""
+        return self._book.placement
+
+    def read(self, image: SiteImage) -> tuple[Fleet, FleetReadings]:
+        """What the nodes of `image` are and say."""
+        nodes = image.nodes
+        if image.jobs is not None:
+            self._book.set_jobs(image.jobs)
+            self._seen = None
+        if self._seen is None or len(nodes) != len(self._nodes) or not all(map(operator.is_, nodes, self._nodes)):
+            fleet = self._book.fleet(nodes)
+            if self._reader is None or self._reader.fleet is not fleet:
+                self._reader = FleetReader(fleet)
+            self._nodes, self._seen = nodes, (fleet, self._reader.read(nodes))
+        return self._seen
+
+
+def is_any_commandable(acks: FleetAcks) -> bool:
+    """Some GPU obeys; where nodes only report, caps would do nothing and the battery must not wait for them."""
+    return bool(np.isnan(acks.fixed_w).any())
 
 
 def is_set_alike(report: NodeReport, known: NodeReport) -> bool:

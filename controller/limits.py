@@ -47,7 +47,7 @@ class LimitBook:
         self._site = site
         self._lost_since_s: float | None = None
         self._key: object = None
-        self._found = InForce(site.contract.limits, False, None, float("-inf"))
+        self.found = InForce(site.contract.limits, False, None, float("-inf"))  # as of the last image
         self._droop = DroopTrip()
         self._lowers: dict[str, bool] = {}  # emergency targets that began, and whether they were below the power then
 
@@ -63,13 +63,13 @@ class LimitBook:
         known = tuple(s for s in image.signals if s.from_s - HORIZON_S <= now_s < s.until_s)
         begun = tuple(s.signal_id for s in known if s.from_s <= now_s)
         self._look_at_emergencies(image, known)
-        rows = [row for row in self._found.limits if isinstance(row, DroopLimit)]
+        rows = [row for row in self.found.limits if isinstance(row, DroopLimit)]
         droop_w = self._droop.target_w(rows, image.pcc)
         key = (is_fallback, known, begun, droop_w)
         if key != self._key:
             self._key = key
-            self._found = self._build(known, now_s, droop_w, is_fallback=is_fallback)
-        return self._found
+            self.found = self._build(known, now_s, droop_w, is_fallback=is_fallback)
+        return self.found
 
     def _look_at_emergencies(self, image: SiteImage, known: tuple[GridSignal, ...]) -> None:
         """A target above what the site draws when it begins is a ceiling like any other: nothing is lifted to it."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from controller.fleet import Fleet
 from controller.parting import WAIT_S_MAX, NodeParting
-from controller.types import BoolArray, FloatArray, GpuCap, IntArray, NodeCommand, NodeId, NodeReport, Reading
+from controller.types import BoolArray, FloatArray, GpuCap, IntArray, NodeCommand, NodeId, NodeReport, Reading, Stamp
 
 
 def node_commands(
@@ -20,9 +20,7 @@ def node_commands(
     fleet: Fleet,
     caps: FloatArray,
     *,
-    epoch: int,
-    seq: int,
-    ttl_s: float,
+    stamp: Stamp,
     parting: NodeParting,
     groups: IntArray,
     is_release: bool,
@@ -55,9 +53,9 @@ def node_commands(
             found.append(
                 NodeCommand(
                     node_id=NodeId(report.node_id),
-                    epoch=epoch,
-                    seq=seq,
-                    ttl_s=ttl_s,
+                    epoch=stamp.epoch,
+                    seq=stamp.seq,
+                    ttl_s=stamp.ttl_s,
                     caps=() if is_release else _caps(report, clocks[span], limits[span]),
                     release_slot_s=slot_s,
                     release_w_per_s=slope,

@@ -18,15 +18,9 @@ from controller.glide import FallbackGlide
 from controller.node_commands import node_commands
 from controller.parting import Parting, job_groups
 from controller.settings import SiteSettings
+from controller.situation import Situation
 from controller.stagger import Stagger
-from controller.types import (
-    EnvelopeState,
-    FloatArray,
-    IntArray,
-    Mode,
-    NodeCommand,
-    SiteImage,
-)
+from controller.types import EnvelopeState, FloatArray, IntArray, Mode, NodeCommand, Stamp
 
 
 class NodeOrders:
@@ -50,32 +44,23 @@ class NodeOrders:
 
     def commands(
         self,
-        image: SiteImage,
-        fleet: Fleet,
+        now: Situation,
         *,
         caps: FloatArray,
-        acked: FloatArray,
-        written: EnvelopeState,
         interval: AdmissibleInterval,
         parting: Parting,
-        mode: Mode,
-        may_raise: bool,
         gpu_w_max: float,
-        epoch: int,
-        seq: int,
-        ttl_s: float,
+        stamp: Stamp,
     ) -> tuple[NodeCommand, ...]:
-        """`caps` (2, n) are the plan's, `acked` (2, n) what was read back; `written` are the envelope's books.
-
-        `gpu_w_max` is what all GPUs may draw at their worst, inf without a ceiling.
-        """
+        """`caps` (2, n) are the plan's; `gpu_w_max` is what all GPUs may draw at their worst, inf without a ceiling."""
+        fleet, acked, written, mode = now.fleet, now.readings.acks.caps, now.written, now.mode.mode
         aim_frac = parting.ceiling(interval.limits)[0] if mode is Mode.FALLBACK else 1.0
-        asked = self._asked(image, fleet, caps, written, interval, mode, may_raise=may_raise, aim_frac=aim_frac)
+        asked = self._asked(now, caps, interval, aim_frac=aim_frac)
         is_due = None
         is_release = mode is Mode.RELEASE
         if mode not in (Mode.RELEASE, Mode.FALLBACK):
             may_rise = is_settled(fleet, asked, acked, written, gpu_w_max)
-            found = self._stagger.due(image.t_mono_s, fleet, asked, written, acked, may_rise=may_rise)
+            found = self._stagger.due(now.now_s, fleet, asked, written, acked, may_rise=may_rise)
             if (self._waits is not parting.waits or parting.is_outgrown) and written.gpu_ids is fleet.table.gpu_ids:
                 # The battery's part has changed: all hear of it at once, whose turn it is not with the caps they have.
                 found = (written.caps if found is None else found[0], np.ones(fleet.count, dtype=np.bool_))
@@ -85,15 +70,13 @@ class NodeOrders:
         elif not self._has_new_caps:
             return ()
         told = parting.nodes(interval, is_release=is_release)
-        parting.told(told, epoch=epoch, seq=seq, is_release=is_release)
+        parting.told(told, stamp, is_release=is_release)
         self._waits = parting.waits
         return node_commands(
-            image.nodes,
+            now.image.nodes,
             fleet,
             asked,
-            epoch=epoch,
-            seq=seq,
-            ttl_s=ttl_s,
+            stamp=stamp,
             parting=told,
             groups=self._groups_of(fleet),
             is_release=is_release,
@@ -105,31 +88,20 @@ class NodeOrders:
             self._groups = fleet, job_groups(fleet)
         return self._groups[1]
 
-    def _asked(
-        self,
-        image: SiteImage,
-        fleet: Fleet,
-        caps: FloatArray,
-        written: EnvelopeState,
-        interval: AdmissibleInterval,
-        mode: Mode,
-        *,
-        may_raise: bool,
-        aim_frac: float,
-    ) -> FloatArray:
+    def _asked(self, now: Situation, caps: FloatArray, interval: AdmissibleInterval, *, aim_frac: float) -> FloatArray:
         """The plan's caps; where nothing may rise, none above what was last written; in FALLBACK, the way there."""
+        mode, table, written, nodes = now.mode.mode, now.fleet.table, now.written, now.image.nodes
         if mode is not Mode.FALLBACK:
             self._glide.stop()
-        if may_raise or written.gpu_ids is not fleet.table.gpu_ids or written.caps.shape != caps.shape:
+        if now.may_raise or written.gpu_ids is not table.gpu_ids or written.caps.shape != caps.shape:
             return caps
         if mode is Mode.FALLBACK:
             return self._glide.caps(
-                image.t_mono_s,
-                fleet.table,
+                now.now_s,
+                table,
                 last=written.caps,
                 fallback_mhz=np.repeat(
-                    [aim_frac * r.value.fallback_clock_mhz for r in image.nodes],
-                    [len(r.value.gpu_ids) for r in image.nodes],
+                    [aim_frac * r.value.fallback_clock_mhz for r in nodes], [len(r.value.gpu_ids) for r in nodes]
                 ),
                 slope_w_per_s=interval.slope_down_w_per_s,
             )

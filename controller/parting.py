@@ -21,7 +21,7 @@ from controller.contract import AdmissibleInterval
 from controller.fleet import Fleet
 from controller.settings import SiteSettings
 from controller.tracker_io import BatteryAim
-from controller.types import CeilingLimit, Following, IntArray, Limit
+from controller.types import CeilingLimit, Following, IntArray, Limit, Stamp
 from controller.view import smallest_row_w
 
 CALM_S = 10.0  # of charging remembered: ripple from 0.1 Hz up shows all of itself in it
@@ -137,7 +137,7 @@ class Parting:
                     frac, until_s = min(frac, fits_frac), max(until_s, limit.until_s)
         return frac, min(until_s - self._now_s, WAIT_S_MAX)
 
-    def told(self, parting: NodeParting, *, epoch: int, seq: int, is_release: bool) -> None:
+    def told(self, parting: NodeParting, stamp: Stamp, *, is_release: bool) -> None:
         """Nodes were told `parting`; what they were told before is in force until all have heard, or it expires."""
         until_s = self._now_s + self._ttl_s
         if is_release:  # never expires
@@ -148,7 +148,7 @@ class Parting:
             self._told_w = parting.fits_w
             self._all_know()
         elif parting.fits_w != self._told_w:
-            self._told_w, self._heard = parting.fits_w, (epoch, seq, until_s)
+            self._told_w, self._heard = parting.fits_w, (stamp.epoch, stamp.seq, until_s)
 
     def fall_w_per_s(self, slope_w_per_s: float) -> float:
         """Of `slope_w_per_s` downward, what battery and bank may use: all of it where nodes have room for them."""

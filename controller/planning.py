@@ -68,6 +68,14 @@ class Known:
     fall_w: float = math.inf  # how far this plan may lower that worst case
     drift: Drift | None = None  # where no battery surely holds power on its target
 
+    def load_rise_w(self) -> float:
+        """What load may jump to under the caps in force."""
+        table, caps = self.fleet.table, self.readings.acks.caps
+        fraction = np.minimum(caps[0] / table.cap_max[0], 1.0)
+        limit_w = np.minimum(caps[1], table.peak_w)
+        reach_w = np.minimum(limit_w, table.idle_w + (table.peak_w - table.idle_w) * fraction)
+        return float((reach_w * table.stands_for).sum()) + self.estimate.other_w
+
 
 class Planning:
     """Holds the planner and what it remembers between plans."""
@@ -159,14 +167,6 @@ class Planning:
             late_w=floor.quick_w,
             late_s=floor.late_s,
         )
-
-    def load_rise_w(self, known: Known) -> float:
-        """What load may jump to under the caps in force."""
-        table = known.fleet.table
-        fraction = np.minimum(known.readings.acks.caps[0] / table.cap_max[0], 1.0)
-        limit_w = np.minimum(known.readings.acks.caps[1], table.peak_w)
-        reach_w = np.minimum(limit_w, table.idle_w + (table.peak_w - table.idle_w) * fraction)
-        return float((reach_w * table.stands_for).sum()) + known.estimate.other_w
 
     def decide(self, known: Known) -> Plan:
         """Plan the next minutes and turn the caps into clocks."""

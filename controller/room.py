@@ -13,14 +13,12 @@ import numpy as np
 
 from controller.allocate import cap_fall_w, worst_case_w
 from controller.allowances import UNSEEN_FRAC
-from controller.decision import Decision
-from controller.estimate import Estimate
 from controller.fleet import Fleet
 from controller.glide import STEEPNESS
-from controller.modes import Flag
 from controller.settings import SiteSettings
+from controller.situation import Situation
 from controller.tracker import Tracker
-from controller.types import EnvelopeState, EnvelopeView, FloatArray, Limit, RampLimit, SiteImage, SwingLimit
+from controller.types import EnvelopeState, EnvelopeView, FloatArray, Limit, RampLimit, SwingLimit
 from controller.unheld import Drift
 from controller.view import ballast_w_max, battery_sample, ceiling_w, envelope_battery, unmanaged_w
 
@@ -47,18 +45,16 @@ class HeldMargin:
         return max(self._before_w, self._top_w)
 
 
-def under_target_w(
-    site: SiteSettings, image: SiteImage, fleet: Fleet, *, estimate: Estimate, flags: frozenset[Flag], target_w: float
-) -> float:
+def under_target_w(site: SiteSettings, now: Situation, *, target_w: float) -> float:
     """What all GPUs may draw at their worst while the site imports no more than `target_w`."""
-    battery = envelope_battery(site, image, flags)
-    unmanaged = unmanaged_w(fleet, other_w_max=site.other_load_w_max, gpu_peak_w=site.gpu_peak_w)
-    unmanaged += ballast_w_max(site, image, written_w=0.0)
-    return target_w - estimate.margin_w - unmanaged + (battery.supply_w if battery is not None else 0.0)
+    battery = envelope_battery(site, now.image, now.mode.flags)
+    unmanaged = unmanaged_w(now.fleet, other_w_max=site.other_load_w_max, gpu_peak_w=site.gpu_peak_w)
+    unmanaged += ballast_w_max(site, now.image, written_w=0.0)
+    return target_w - now.estimate.margin_w - unmanaged + (battery.supply_w if battery is not None else 0.0)
 
 
 def under_ceilings_w(
-    site: SiteSettings, view: EnvelopeView, decision: Decision, tracker: Tracker, *, margin_w: float, fall_w: float
+    site: SiteSettings, view: EnvelopeView, now: Situation, tracker: Tracker, *, margin_w: float, fall_w: float
 ) -> float:
     """The same under every ceiling, as it will stand when the next plan's caps arrive: a due ceiling comes nearer.
 
@@ -67,34 +63,30 @@ def under_ceilings_w(
     """
     image = view.image
     supply_w = view.battery.supply_w if view.battery is not None else 0.0
-    ceiling = ceiling_w(decision.in_force.limits, image.t_mono_s)
+    ceiling = ceiling_w(now.in_force.limits, image.t_mono_s)
     ahead_s = 2.0 * site.planner_period_s  # until that plan is made, and its caps in every job's slot
     nearer_w = tracker.interval.slope_down_w_per_s * ahead_s
     import_w = max(ceiling, view.import_w_max - nearer_w) if math.isfinite(nearer_w) else ceiling
     hard_w = import_w - margin_w - view.unmanaged_w_max + supply_w
     written = view.state
-    if written.gpu_ids is not decision.fleet.table.gpu_ids:
+    if written.gpu_ids is not now.fleet.table.gpu_ids:
         return hard_w
-    return max(hard_w, worst_case_w(decision.fleet, written.caps) - fall_w)
+    return max(hard_w, worst_case_w(now.fleet, written.caps) - fall_w)
 
 
-def fall_w_max(
-    site: SiteSettings, image: SiteImage, decision: Decision, tracker: Tracker, *, drift: Drift | None
-) -> float:
+def fall_w_max(site: SiteSettings, now: Situation, tracker: Tracker, *, drift: Drift | None) -> float:
     """How far one plan may lower what all GPUs may draw at their worst: what is let go must be caught by someone.
 
     A ceiling that a lost battery no longer helps to keep is come down to inside the rows, as any other. `drift` is how
     far power goes by itself where no battery surely catches.
     """
-    low_w = float(tracker.interval.project([image.t_mono_s + site.planner_period_s])[0][0])
-    left_w = decision.estimate.grid_w - low_w
+    low_w = float(tracker.interval.project([now.now_s + site.planner_period_s])[0][0])
+    left_w = now.estimate.grid_w - low_w
     if drift is not None:
         return max(0.0, left_w - drift.sag_w) / STEEPNESS
-    sample = battery_sample(image)
+    sample = battery_sample(now.image)
     catch_w = max(0.0, tracker.battery_now(sample).charge_w_max + (sample.power_w if sample is not None else 0.0))
-    return max(0.0, left_w) / STEEPNESS + min(
-        catch_w, dip_w_max(decision.in_force.limits, t_eff_s=decision.estimate.t_eff_s)
-    )
+    return max(0.0, left_w) / STEEPNESS + min(catch_w, dip_w_max(now.in_force.limits, t_eff_s=now.estimate.t_eff_s))
 
 
 def dip_w_max(limits: Iterable[Limit], *, t_eff_s: float) -> float:

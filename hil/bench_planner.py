@@ -39,6 +39,7 @@ from controller.types import (
     NodeReport,
     Quality,
     Reading,
+    Stamp,
 )
 
 SIZES = (8, 1_000, 10_000, 100_000)
@@ -238,9 +239,7 @@ class _Bench:
                 nodes,
                 self._fleet,
                 caps,
-                epoch=1,
-                seq=cycle,
-                ttl_s=5.0,
+                stamp=Stamp(1, cycle, 5.0),
                 parting=NodeParting(self._reserve.fall_w_per_s, 0.0, 0.0),
                 groups=groups,
                 is_release=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from controller.estimate_bank import BankHistory
 from controller.reserve import Contingency, ReserveRow, late_dip_w
 from controller.settings import LoadBankSettings, SiteSettings
 from controller.types import (
+    EnvelopeState,
     LimitId,
     LoadBankCommand,
     LoadBankSample,
@@ -21,6 +23,7 @@ from controller.types import (
     Quality,
     Reading,
     SiteImage,
+    Stamp,
 )
 from tests.tracker_kit import site_of as tracker_site
 
@@ -235,31 +238,23 @@ class Track:
         self.aim = object() if has_aim else None
 
 
-class Load:
-    def __init__(self, own_load_w: float) -> None:
-        self.own_load_w = own_load_w
-
-
-class Planned:
-    def __init__(self, ballast_w: float) -> None:
-        self.ballast_w = ballast_w
-
-
 def ordered(
     rig: Rig, track: Track, load_w: float, *, planned_w: float = 0.0, mode: Mode = Mode.NORMAL, may_draw: bool = True
 ) -> LoadBankCommand | None:
     rig.see(may_draw=may_draw)
     rig.told()
+    now: Any = SimpleNamespace(
+        now_s=rig.image().t_mono_s,
+        estimate=SimpleNamespace(own_load_w=load_w),
+        mode=SimpleNamespace(mode=mode),
+        written=EnvelopeState(ballast_w=rig.written_w),
+    )
     command = rig.ballast.order(
-        rig.image(),
+        now,
         tracker=TRACKER,
         track=track,  # type: ignore[arg-type]
-        estimate=Load(load_w),  # type: ignore[arg-type]
-        plan=Planned(planned_w),  # type: ignore[arg-type]
-        mode=mode,
-        written_w=rig.written_w,
-        numbers=(3, 7),
-        ttl_s=5.0,
+        planned_w=planned_w,
+        stamp=Stamp(3, 7, 5.0),
         fall_w_per_s=FALL,
     )
     rig.written_w = command.setpoint_w if command is not None else 0.0

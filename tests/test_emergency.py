@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.allocate import Curves
-from controller.app import make_core
 from controller.config.site import parse_site
 from controller.demand import DemandWindow
 from controller.droop import DroopTrip
@@ -29,7 +29,7 @@ from controller.emergency import (
     caps_of,
     expected_path,
 )
-from controller.fleet import Fleet
+from controller.fleet import Fleet, is_any_commandable
 from controller.gpu_model import GpuCurve
 from controller.limits import LimitBook
 from controller.types import (
@@ -406,11 +406,8 @@ def test_an_emergency_target_lowers_and_never_lifts() -> None:
 @pytest.mark.parametrize(("fixed_w", "waits"), [([math.nan, 300.0], True), ([300.0, 300.0], False), ([], False)])
 def test_caps_are_counted_on_only_where_some_gpu_obeys(fixed_w: list[float], waits: bool) -> None:
     """Nodes that only report: the battery answers for the whole step at once instead of leaving part of it to caps."""
-    core = make_core(parse_site(SITE | {"controller": "rule"}, origin="site.yaml").site, epoch=1)  # type: ignore[arg-type]
-    assert not core._has_commandable(), "nothing was heard yet"
-    acks = SimpleNamespace(fixed_w=np.array(fixed_w))
-    core._read = (None, SimpleNamespace(acks=acks))  # type: ignore[assignment]
-    assert core._has_commandable() is waits
+    acks: Any = SimpleNamespace(fixed_w=np.array(fixed_w))
+    assert is_any_commandable(acks) is waits
 
 
 # ------------------------------------------------------------------------------------------------ what is learnt of it

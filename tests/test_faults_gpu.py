@@ -83,7 +83,7 @@ def orders_w(lab: Lab, node: str = "training-0") -> FloatArray:
     """The power limits in force for the node by the envelope's books; inf is free."""
     assert lab.daemon is not None
     decision = lab.traces[-1].decision
-    return lab.daemon.core._envelope_state.caps[1, decision.fleet.table.spans[node]]  # type: ignore[index]
+    return lab.daemon.core._written.caps[1, decision.fleet.table.spans[node]]  # type: ignore[index]
 
 
 def unread(*told: NodeFault) -> Callable[[NodeReport], NodeReport]:

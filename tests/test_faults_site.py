@@ -493,7 +493,7 @@ def caps_w(lab: Lab) -> float:
     """What all GPUs may draw at their worst by the envelope's books."""
     assert lab.daemon is not None
     core = lab.daemon.core
-    return worst_case_w(lab.traces[-1].decision.fleet, core._envelope_state.caps)
+    return worst_case_w(lab.traces[-1].decision.fleet, core._written.caps)
 
 
 @row("B1")

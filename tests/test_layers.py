@@ -101,6 +101,10 @@ CORE_TOP = {
         "node_commands",
         "node_orders",
         "parting",
+        "situation",
+        "steering",
+        "plan_basis",
+        "proposal",
         "core",
     )
 }

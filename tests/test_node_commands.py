@@ -10,7 +10,7 @@ import pytest
 
 from controller.node_commands import node_commands
 from controller.parting import WAIT_S_MAX, NodeParting, job_groups
-from controller.types import NodeCommand
+from controller.types import NodeCommand, Stamp
 from hil import bench_planner
 
 SLOPE = 1e5
@@ -36,9 +36,7 @@ def commands(
         [replace(n, value=replace(n.value, fallback_clock_mhz=1200.0)) for n in nodes],
         fleet,
         caps,
-        epoch=3,
-        seq=9,
-        ttl_s=5.0,
+        stamp=Stamp(3, 9, 5.0),
         parting=parting or NodeParting(SLOPE, *waits_s),
         groups=job_groups(fleet),
         is_release=release,

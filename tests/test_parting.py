@@ -13,7 +13,7 @@ import pytest
 from controller.contract import AdmissibleInterval
 from controller.fleet import Fleet
 from controller.parting import KEPT_FRAC, LATE_S, WAIT_S_MAX, NodeParting, Parting, job_groups
-from controller.types import CeilingLimit, LimitId, LimitStatus, Provenance, SwingLimit
+from controller.types import CeilingLimit, LimitId, LimitStatus, Provenance, Stamp, SwingLimit
 from drivers.profile import Kind
 from drivers.profile_slope import own_expiry_s
 from hil import bench_planner
@@ -170,7 +170,7 @@ def seen(found: Parting, *, charge_w: float | None, from_s: float, for_s: float 
 
 def tell(found: Parting, interval: AdmissibleInterval, seq: int, *, is_release: bool = False) -> NodeParting:
     told = found.nodes(interval, is_release=is_release)
-    found.told(told, epoch=1, seq=seq, is_release=is_release)
+    found.told(told, Stamp(1, seq, 5.0), is_release=is_release)
     return told
 
 

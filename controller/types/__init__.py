@@ -11,6 +11,7 @@ from controller.types.commands import GpuCap as GpuCap
 from controller.types.commands import LoadBankCommand as LoadBankCommand
 from controller.types.commands import NodeCommand as NodeCommand
 from controller.types.commands import SiteCommand as SiteCommand
+from controller.types.commands import Stamp as Stamp
 from controller.types.envelope import EnvelopeBattery as EnvelopeBattery
 from controller.types.envelope import EnvelopeLoadBank as EnvelopeLoadBank
 from controller.types.envelope import EnvelopeState as EnvelopeState

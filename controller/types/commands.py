@@ -9,6 +9,15 @@ from controller.types.scalars import GpuId, NodeId
 
 
 @dataclass(frozen=True, slots=True)
+class Stamp:
+    """What every part of one command carries: whose it is, its number, and how long it lives."""
+
+    epoch: int
+    seq: int
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class GpuCap:
     """What one GPU may do: the locked SM clock bounds peaks, the power limit is the backstop. None leaves it free."""
 
