@@ -126,6 +126,8 @@ def test_voltage_and_frequency_come_along(tmp_path: Path) -> None:
         ("t_s,pcc_w\n2026-01-01,1\nnoon,2\n", {}, "line 3: 'noon'"),
         ("t_s,pcc_w\n0,1\n2026-01-01,2\n", {}, "line 3"),
         ("t_s,pcc_w\n0,84000\n1,85,300\n2,84000\n", {}, "line 3: 3 cells, the header has 2"),  # no 85 W
+        ("t_s,pcc_w,a,b\n0,84000,1,2\n1,85,300,1,2\n2,84000,1\n", {}, "line 3: 5 cells, the header has 4"),  # no 85 W
+        ("t_s,pcc_w,a,b\n0,84000,1\n1,85,300,1,2\n2,84000,1,2\n", {}, "line 2: 3 cells, the header has 4"),
         ("t_s;pcc_w\n0;84,5\n1;85,3\n", {}, "'84,5'; a decimal point is needed"),
     ],
 )

@@ -116,10 +116,9 @@ class RecordFile:
 
     def _plain(self, text: str) -> str | None:
         """The lines that hold samples, where each has as many cells as the header; None where one may not."""
-        # All in all, `85,300` of thousands is a cell too many; it would be read as 85.
         text = (COMMENT_LINE.sub("", text) if "#" in text else text).rstrip()
-        line_count = text.count("\n") + 1
-        is_whole = "#" not in text and text.count(self.delimiter) == line_count * (self._width - 1)
+        # `85,300` of thousands is a cell too many; it would be read as 85.
+        is_whole = "#" not in text and _has_in_each_line(text, self.delimiter, self._width - 1)
         return text if is_whole else None
 
     def _parse_lines(self, text: str, line_number: int) -> FloatArray:
@@ -178,6 +177,17 @@ class RecordFile:
         numbers = [number for number, _ in _rows(text, self.delimiter, line_number, self.path)]
         cells = [cells for _, cells in _rows(text, self.delimiter, line_number, self.path)]
         raise BadInput(f"{self.path}: line {numbers[index]}: {cells[index][0].strip()!r}: {what}")
+
+
+def _has_in_each_line(text: str, delimiter: str, count: int) -> bool:
+    """Whether every line holds exactly `count` delimiters: between two ends of lines stand no more and no fewer."""
+    raw = np.frombuffer(text.encode() + b"\n", dtype=np.uint8)
+    is_end = raw == ord("\n")
+    marks = is_end[is_end | (raw == ord(delimiter))]  # in order, True where a line ends
+    if marks.size % (count + 1):
+        return False
+    of_line = marks.reshape(-1, count + 1)
+    return bool(of_line[:, -1].all()) and not of_line[:, :-1].any()
 
 
 def open_record(path: Path, *, column: str | None = None, unit: str | None = None, scale: float = 1.0) -> RecordFile:
