@@ -14,11 +14,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from controller.settings import GridSettings, IssuerSettings, SiteSettings
+from controller.signal_clock import WallClock
 from controller.signal_dwell import InForce
 from controller.signal_memory import NewestOf, SignalMemory, moved
+from controller.signal_request import SignalRequest, refused
 from controller.signal_schedule import Layer, Schedule, Slot, bounded_row
 from controller.types import (
-    Acceptance,
     CeilingLimit,
     Contract,
     Direction,
@@ -38,13 +39,9 @@ from controller.types import (
     SwingLimit,
 )
 
-UNTIMED_HOLD_S = 900.0  # how long a tightening holds that carries no signed time and no signed end
 TRANSIT_S_MAX = 10.0  # a message older than skew plus this is stale: no broker path of ours takes longer
-RESYNC_S = 300.0  # a stepped wall clock is trusted again after it ran evenly for so long
-CLOCK_STEP_S_MIN = 1.0  # slewing by NTP never reaches it between two steps
 IDS_REMEMBERED_MAX = 8192  # an older replay fails the time window anyway
 LAYERS_PER_SLOT_MAX = 64
-PRESENT_TOLERANCE_S = 0.05  # a target met this late is met in time
 
 Refusal = tuple[RefusalReason, str]
 
@@ -83,34 +80,6 @@ def fall_time_s(limits: Iterable[Limit], drop_w: float) -> float:
     return longest_s
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """One request of a message, with the instant it is judged at."""
-
-    offer: SignalOffer
-    index: int
-    target: OfferedTarget
-    now_s: float
-    utc_s: float
-    present_w: float | None
-    is_fresh: bool  # signed time and id, and not older than a message may be
-
-    def interval(self) -> tuple[float, float, bool]:
-        """From and until on the monotonic clock, and whether the end hangs on the link instead of a signed time."""
-        target = self.target
-        from_s = self.now_s
-        if target.from_utc_s is not None:
-            from_s = max(from_s, self.now_s + target.from_utc_s - self.utc_s)
-        if target.until_utc_s is not None:
-            return from_s, self.now_s + target.until_utc_s - self.utc_s, False
-        if not self.is_fresh:
-            return from_s, from_s + UNTIMED_HOLD_S, False
-        return from_s, math.inf, True
-
-    def refused(self, reason: RefusalReason, detail: str) -> SignalOutcome:
-        return _refused(self.offer, self.index, self.target, reason, detail)
-
-
 class AcceptanceRules:
     """The state of all grid signals of one agent; implements `ports.SignalRules`. Time never runs backwards here."""
 
@@ -120,16 +89,13 @@ class AcceptanceRules:
         self._share = dict(zip(settings.feeds, shares, strict=True))
         self._issuers = {i.name: i for i in settings.issuers}
         self._skew_s = settings.clock_skew_s
+        self._clock = WallClock(skew_s=settings.clock_skew_s, grace_s=bounds.grace_s)
         self._bounds = bounds
         self._schedule = Schedule(share_frac=self._share, peak_w=bounds.peak_w)
         self._last_iat: dict[Slot, float] = {}
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._link_lost_s: float | None = None
         self._is_silent = False
-        self._utc_offset_s: float | None = None
-        self._clock_suspect_since_s: float | None = None
-        self._unsynced_since_s: float | None = None
-        self._is_clock_lost = False  # unsynchronised for longer than the grace
         self._view = InForce(self._schedule, raise_dwell_s=bounds.raise_dwell_s)
 
     @property
@@ -145,12 +111,12 @@ class AcceptanceRules:
     @property
     def is_clock_suspect(self) -> bool:
         """The wall clock stepped, or had no source of time for longer than the grace: its word loosens nothing."""
-        return self._clock_suspect_since_s is not None or self._is_clock_lost
+        return self._clock.is_suspect
 
     def step(self, *, now_s: float, utc_s: float, is_link_up: bool, is_clock_synced: bool) -> None:
         """Let time pass: a wall clock in doubt, silence and its grace, requests that ended."""
-        self._watch_clock(now_s, utc_s)
-        self._watch_sync(now_s, is_clock_synced=is_clock_synced)
+        self._clock.watch(now_s, utc_s)
+        self._clock.watch_source(now_s, is_synced=is_clock_synced)
         if is_link_up:
             self._link_lost_s, self._is_silent = None, False
         elif self._link_lost_s is None:
@@ -174,15 +140,15 @@ class AcceptanceRules:
         self, offer: SignalOffer, *, now_s: float, utc_s: float, present_w: float | None
     ) -> tuple[SignalOutcome, ...]:
         """One outcome per request. Nothing of a refused request stays; the others of the same message count."""
-        self._watch_clock(now_s, utc_s)
+        self._clock.watch(now_s, utc_s)
         whole = self._refusal_of_message(offer, utc_s)
         if whole is not None:
-            return tuple(_refused(offer, i, t, *whole) for i, t in enumerate(offer.targets))
+            return tuple(refused(offer, i, t, *whole) for i, t in enumerate(offer.targets))
         self._remember(offer)
         is_fresh = offer.jti is not None and self._is_timely(offer, utc_s)
         touched: set[Slot] = set()
         outcomes = tuple(
-            self._consider(_Request(offer, i, target, now_s, utc_s, present_w, is_fresh), touched)
+            self._consider(SignalRequest(offer, i, target, now_s, utc_s, present_w, is_fresh), touched)
             for i, target in enumerate(offer.targets)
         )
         if offer.iat_utc_s is not None:
@@ -217,31 +183,11 @@ class AcceptanceRules:
         waives = layer.ramp_exempt or any(_sets_ramps_aside(row) for row in layer.limits)
         return is_known and (not waives or (issuer is not None and issuer.may_exempt_ramp))
 
-    def _watch_clock(self, now_s: float, utc_s: float) -> None:
-        """A wall clock that parts from the monotonic one by more than the skew is not trusted until it ran evenly."""
-        offset_s = utc_s - now_s
-        if self._utc_offset_s is None:
-            self._utc_offset_s = offset_s
-        elif abs(offset_s - self._utc_offset_s) > max(self._skew_s, CLOCK_STEP_S_MIN):
-            self._utc_offset_s = offset_s
-            self._clock_suspect_since_s = now_s
-        elif self._clock_suspect_since_s is not None and now_s - self._clock_suspect_since_s >= RESYNC_S:
-            self._clock_suspect_since_s = None
-
-    def _watch_sync(self, now_s: float, *, is_clock_synced: bool) -> None:
-        """A wall clock without a source of time goes on evenly for a while; for the grace it is only not asked."""
-        if is_clock_synced:
-            self._unsynced_since_s, self._is_clock_lost = None, False
-        elif self._unsynced_since_s is None:
-            self._unsynced_since_s = now_s
-        if self._unsynced_since_s is not None and now_s - self._unsynced_since_s > self._bounds.grace_s:
-            self._is_clock_lost = True
-
     def _is_timely(self, offer: SignalOffer, utc_s: float) -> bool:
         """Signed lately, by our clock; without one to trust, after all that its issuer was heard to say of this."""
         if offer.iat_utc_s is None:
             return False
-        if self._unsynced_since_s is None:
+        if self._clock.has_source:
             return -self._skew_s <= utc_s - offer.iat_utc_s <= self._skew_s + TRANSIT_S_MAX
         heard = [iat for (kind, name, _), iat in self._last_iat.items() if (kind, name) == (offer.kind, offer.issuer)]
         return bool(heard) and offer.iat_utc_s > max(heard)
@@ -253,7 +199,7 @@ class AcceptanceRules:
         if _identity(offer) in self._seen:
             return RefusalReason.DUPLICATE, "already seen"
         ahead_s = offer.iat_utc_s - utc_s if offer.iat_utc_s is not None else 0.0
-        if ahead_s > self._skew_s and not self.is_clock_suspect and self._unsynced_since_s is None:
+        if ahead_s > self._skew_s and not self.is_clock_suspect and self._clock.has_source:
             return RefusalReason.FROM_FUTURE, f"signed {ahead_s:.1f} s ahead of our clock"
         return None
 
@@ -262,7 +208,7 @@ class AcceptanceRules:
         while len(self._seen) > IDS_REMEMBERED_MAX:
             self._seen.popitem(last=False)
 
-    def _consider(self, request: _Request, touched: set[Slot]) -> SignalOutcome:
+    def _consider(self, request: SignalRequest, touched: set[Slot]) -> SignalOutcome:
         """Judge one request; lay it on its feeds if it passes."""
         offer, target = request.offer, request.target
         if any(f not in self._share for f in target.feeds):
@@ -285,9 +231,9 @@ class AcceptanceRules:
         for layer in layers:
             self._schedule.lay(layer)
         touched.update(slots)
-        return _accepted(request, layers, self._bounds.peak_w)
+        return request.accepted(layers, peak_w=self._bounds.peak_w)
 
-    def _layer(self, request: _Request, slot: Slot, limits: tuple[Limit, ...]) -> Layer:
+    def _layer(self, request: SignalRequest, slot: Slot, limits: tuple[Limit, ...]) -> Layer:
         """The request on one feed, its target inside the feed's floor and share, with the time it can be met."""
         target = request.target
         from_s, until_s, lives_with_link = request.interval()
@@ -318,7 +264,7 @@ class AcceptanceRules:
             met_at_s=met_at_s,
         )
 
-    def _refusal_of_raise(self, request: _Request, layers: Sequence[Layer]) -> Refusal | None:
+    def _refusal_of_raise(self, request: SignalRequest, layers: Sequence[Layer]) -> Refusal | None:
         """What is stale, untimed or judged by a doubtful clock must not loosen anything, now or later."""
         if request.is_fresh and not self.is_clock_suspect:
             return None
@@ -329,7 +275,7 @@ class AcceptanceRules:
             return RefusalReason.UNTIMED_RAISE, "without signed iat and jti a message may only tighten"
         if self.is_clock_suspect:
             return RefusalReason.CLOCK, "our clock is in doubt; nothing is loosened until it is trusted again"
-        if self._unsynced_since_s is not None:
+        if not self._clock.has_source:
             return RefusalReason.CLOCK, "our clock has no source and nothing newer was heard before: only tightens"
         return RefusalReason.STALE_RAISE, f"signed more than {self._skew_s + TRANSIT_S_MAX:.0f} s ago: only tightens"
 
@@ -383,62 +329,3 @@ def _placed(row: Limit, from_s: float, until_s: float) -> Limit:
     if isinstance(row, FloorLimit):
         return replace(row, from_s=from_s + row.from_s, until_s=until_s)
     return row
-
-
-def _accepted(request: _Request, layers: Sequence[Layer], peak_w: float) -> SignalOutcome:
-    """The answer: accepted as asked, or bounded, saying how and when it will be met."""
-    first, target = layers[0], request.target
-    met_at_s = max(x.met_at_s for x in layers)
-    is_late = met_at_s > first.from_s + target.due_in_s + PRESENT_TOLERANCE_S
-    is_floored = any(x.target_w is not None and x.asked_w is not None and x.target_w > x.asked_w for x in layers)
-    raised = [row.id for row in target.limits if bounded_row(row, peak_w) != row]
-    details = []
-    if is_floored:
-        details.append(f"held at the floor of {max(x.target_w or 0.0 for x in layers):.0f} W")
-    if any(x.target_w is not None and x.asked_w is not None and x.target_w < x.asked_w for x in layers):
-        details.append("above the feed's share of the registered peak: the contract holds")
-    if is_late:
-        details.append("followed as fast as the ramp rows allow")
-    if raised:
-        details.append(f"bounded to what a site can hold: {', '.join(raised)}")
-    if first.only_tightens:
-        details.append("tightens only: no fresh signed time")
-    return SignalOutcome(
-        kind=request.offer.kind,
-        issuer=request.offer.issuer,
-        key_id=request.offer.key_id,
-        message_id=request.offer.message_id,
-        correlation_id=request.offer.correlation_id,
-        index=request.index,
-        feeds=tuple(x.feed for x in layers),
-        acceptance=Acceptance.BOUNDED if is_late or is_floored or raised else Acceptance.ACCEPTED,
-        reason=None,
-        detail="; ".join(details),
-        asked_w=target.target_w,
-        applied_w=first.target_w,
-        from_s=first.from_s,
-        until_s=first.until_s,
-        met_at_s=met_at_s,
-    )
-
-
-def _refused(
-    offer: SignalOffer, index: int, target: OfferedTarget, reason: RefusalReason, detail: str
-) -> SignalOutcome:
-    return SignalOutcome(
-        kind=offer.kind,
-        issuer=offer.issuer,
-        key_id=offer.key_id,
-        message_id=offer.message_id,
-        correlation_id=offer.correlation_id,
-        index=index,
-        feeds=target.feeds,
-        acceptance=Acceptance.REFUSED,
-        reason=reason,
-        detail=detail,
-        asked_w=target.target_w,
-        applied_w=None,
-        from_s=None,
-        until_s=None,
-        met_at_s=None,
-    )

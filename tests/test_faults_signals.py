@@ -13,7 +13,8 @@ import pytest
 
 from controller.health import SIGNAL_FLAGS
 from controller.modes import Flag
-from controller.signals import UNTIMED_HOLD_S, AcceptanceRules, bounds_of
+from controller.signal_request import UNTIMED_HOLD_S
+from controller.signals import AcceptanceRules, bounds_of
 from controller.types import Mode, RefusalReason
 from drivers.dsx import DsxGridSource
 from drivers.dsx_payloads import Interval, LoadTarget, Payload, SetLoadTargetData, power

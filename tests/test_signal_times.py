@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.signals import IDS_REMEMBERED_MAX, RESYNC_S, TRANSIT_S_MAX, UNTIMED_HOLD_S, AcceptanceRules
+from controller.signal_clock import RESYNC_S
+from controller.signal_request import UNTIMED_HOLD_S
+from controller.signals import IDS_REMEMBERED_MAX, TRANSIT_S_MAX, AcceptanceRules
 from controller.types import Acceptance, RefusalReason, SignalKind
 from tests.dsx_kit import MW, bounds, grid, issuer
 from tests.signals_kit import UTC0, Story, ramp
