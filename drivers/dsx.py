@@ -31,14 +31,13 @@ from controller.types import (
 )
 from drivers.audit_log import AuditLog
 from drivers.dsx_answer import audit_line, request_answer
+from drivers.dsx_extension import SetRampLimitData, SignalAnswerData
 from drivers.dsx_inbox import RATE_PER_S_MAX, Inbox
 from drivers.dsx_offer import load_target_offer, ramp_limit_offer
 from drivers.dsx_payloads import (
     Payload,
     PowerBreachEnforcementData,
     SetLoadTargetData,
-    SetRampLimitData,
-    SignalAnswerData,
     utc_text,
 )
 from drivers.dsx_report import GridReporter, site_power_w

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from controller.types import SignalOutcome
-from drivers.dsx_payloads import RequestAnswer, power, utc_text
+from drivers.dsx_extension import RequestAnswer
+from drivers.dsx_payloads import power, utc_text
 
 
 def audit_line(o: SignalOutcome, now_s: float, utc_s: float) -> dict[str, object]:

@@ -24,25 +24,23 @@ from controller.types import (
     SignalOffer,
     SwingLimit,
 )
-from drivers.dsx_payloads import (
+from drivers.dsx_extension import (
     AnyRow,
     BandRow,
     CeilingRow,
     DroopRow,
     FloorRow,
-    Interval,
     OscillationRow,
     RampLimitRequest,
     RampRow,
     RateRow,
     RideThroughRow,
     Segment,
-    SetLoadTargetData,
     SetRampLimitData,
     SizedRow,
     SwingRow,
-    utc_s_of,
 )
+from drivers.dsx_payloads import Interval, SetLoadTargetData, utc_s_of
 from drivers.dsx_wire import CloudEvent
 from drivers.jws import Signed, WireRefused
 

@@ -14,23 +14,25 @@ import structlog
 from controller.ports import Clock, JobSource
 from controller.settings import GridSettings, JobClassSettings
 from controller.types import EnergyPrice, FeedTarget, Outlook, Quality, SiteImage
+from drivers.dsx_extension import (
+    EnergyPriceState,
+    FlexibilityStatusData,
+    PathPoint,
+    Storage,
+)
 from drivers.dsx_payloads import (
     ITEMS_MAX,
     BreachDetails,
     BreachTarget,
-    EnergyPriceState,
     FeedEvent,
     FeedMetadata,
     FeedState,
     FeedTargetState,
-    FlexibilityStatusData,
     Interval,
-    PathPoint,
     Payload,
     PowerBreachAlertData,
     PowerBreachEnforcementData,
     PowerStateStatusData,
-    Storage,
     Strategy,
     power,
     utc_text,

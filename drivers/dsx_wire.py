@@ -14,15 +14,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from controller.types import RefusalReason
+from drivers.dsx_extension import FlexibilityStatusData, SetRampLimitData, SignalAnswerData
 from drivers.dsx_payloads import (
-    FlexibilityStatusData,
     Payload,
     PowerBreachAlertData,
     PowerBreachEnforcementData,
     PowerStateStatusData,
     SetLoadTargetData,
-    SetRampLimitData,
-    SignalAnswerData,
     UtcTime,
     Uuid4,
     utc_text,

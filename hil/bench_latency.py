@@ -27,7 +27,7 @@ from controller.clock import MonotonicClock
 from controller.control_socket import fetch
 from controller.settings import MqttSettings
 from controller.types import FloatArray
-from drivers.dsx_payloads import SetRampLimitData
+from drivers.dsx_extension import SetRampLimitData
 from drivers.dsx_wire import Sender, ramp_limit_topic
 from drivers.jws import Signer, write_key_pair
 from drivers.mqtt import Keep, MqttSession

@@ -16,6 +16,7 @@ import numpy as np
 
 from controller.ports import Clock
 from controller.settings import IssuerSettings, MqttSettings
+from drivers.dsx_extension import SetRampLimitData, SignalAnswerData
 from drivers.dsx_payloads import (
     FeedState,
     Interval,
@@ -24,8 +25,6 @@ from drivers.dsx_payloads import (
     PowerStateStatusData,
     PowerUnit,
     SetLoadTargetData,
-    SetRampLimitData,
-    SignalAnswerData,
     Strategy,
     utc_text,
 )

@@ -8,11 +8,11 @@ import numpy as np
 
 from controller.ports import Clock
 from controller.settings import IssuerSettings, MqttSettings
+from drivers.dsx_extension import SetRampLimitData
 from drivers.dsx_payloads import (
     Interval,
     Payload,
     SetLoadTargetData,
-    SetRampLimitData,
     utc_s_of,
 )
 from drivers.dsx_wire import (

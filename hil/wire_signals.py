@@ -13,15 +13,13 @@ from controller.clock import MonotonicClock
 from controller.errors import BadInput
 from controller.settings import GridSettings, IssuerSettings, MqttSettings
 from controller.types import CeilingLimit, FloorLimit, GridSignal, Limit, RampLimit, SignalKind, SwingLimit
+from drivers.dsx_extension import RequestAnswer, SetRampLimitData, SignalAnswerData
 from drivers.dsx_payloads import (
     Interval,
     LoadTarget,
     Payload,
     PowerStateStatusData,
-    RequestAnswer,
     SetLoadTargetData,
-    SetRampLimitData,
-    SignalAnswerData,
     Strategy,
     power,
     utc_text,

@@ -31,7 +31,8 @@ from controller.settings import JobRule
 from controller.signal_memory import SignalMemory
 from controller.signals import AcceptanceRules
 from controller.types import ClassId
-from drivers.dsx_payloads import PowerBreachEnforcementData, SetLoadTargetData, SetRampLimitData
+from drivers.dsx_extension import SetRampLimitData
+from drivers.dsx_payloads import PowerBreachEnforcementData, SetLoadTargetData
 from drivers.dsx_wire import LOAD_TARGET_SET, WireRefused, decode_envelope, decode_payload, verify_event
 from drivers.hostlist import expand
 from drivers.jws import KeyStore, read_key

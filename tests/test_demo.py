@@ -16,7 +16,8 @@ from controller.config.load import data_root
 from controller.config.site import load_settings
 from controller.errors import BadInput
 from controller.types import Direction, FloatArray, GridSignal, LimitId, LimitStatus, Provenance, RampLimit, SignalKind
-from drivers.dsx_payloads import SetLoadTargetData, SetRampLimitData
+from drivers.dsx_extension import SetRampLimitData
+from drivers.dsx_payloads import SetLoadTargetData
 from hil.bench import Progress
 from hil.command import run_and_report
 from hil.demo import Board

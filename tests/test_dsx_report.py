@@ -26,9 +26,9 @@ from controller.types import (
     Reading,
     SiteImage,
 )
+from drivers.dsx_extension import FlexibilityStatusData
 from drivers.dsx_payloads import (
     EnforcementResult,
-    FlexibilityStatusData,
     Payload,
     PowerBreachAlertData,
     PowerBreachEnforcementData,

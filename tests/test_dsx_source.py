@@ -24,6 +24,7 @@ from controller.settings import IssuerSettings
 from controller.signals import AcceptanceRules
 from controller.types import Outlook, RefusalReason, SignalOutcome
 from drivers.dsx import DsxGridSource
+from drivers.dsx_extension import SetRampLimitData, SignalAnswerData
 from drivers.dsx_inbox import BURST_MAX, RATE_PER_S_MAX, WAITING_MAX
 from drivers.dsx_payloads import (
     Interval,
@@ -33,8 +34,6 @@ from drivers.dsx_payloads import (
     PowerBreachEnforcementData,
     PowerStateStatusData,
     SetLoadTargetData,
-    SetRampLimitData,
-    SignalAnswerData,
     power,
     utc_text,
 )

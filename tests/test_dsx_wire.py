@@ -27,8 +27,9 @@ from controller.types import (
     RideThroughLimit,
     SwingLimit,
 )
+from drivers.dsx_extension import SetRampLimitData
 from drivers.dsx_offer import load_target_offer, ramp_limit_offer
-from drivers.dsx_payloads import Payload, SetLoadTargetData, SetRampLimitData
+from drivers.dsx_payloads import Payload, SetLoadTargetData
 from drivers.dsx_wire import (
     KINDS,
     LOAD_TARGET_SET,

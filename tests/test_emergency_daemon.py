@@ -19,7 +19,7 @@ from controller.config.site import parse_site
 from controller.live import live_factories
 from controller.replay import replay
 from controller.session import open_session
-from drivers.dsx_payloads import SetRampLimitData
+from drivers.dsx_extension import SetRampLimitData
 from drivers.dsx_wire import Sender, enforcement_topic, load_target_topic, ramp_limit_topic
 from drivers.mqtt import Keep, MqttSession
 from drivers.node_messages import report_topic

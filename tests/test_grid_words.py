@@ -7,13 +7,8 @@ from typing import Any
 import pytest
 
 from controller.cli.grid_words import words
-from drivers.dsx_payloads import (
-    FlexibilityStatusData,
-    PowerBreachAlertData,
-    PowerStateStatusData,
-    SetLoadTargetData,
-    SignalAnswerData,
-)
+from drivers.dsx_extension import FlexibilityStatusData, SignalAnswerData
+from drivers.dsx_payloads import PowerBreachAlertData, PowerStateStatusData, SetLoadTargetData
 
 UUID = "0b9c5a52-1f7e-4d3a-9a51-0c4f7d1f2a33"
 NOW = "2026-11-20T10:00:00Z"

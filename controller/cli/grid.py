@@ -220,7 +220,7 @@ def _load_target(megawatt: float | None, *, best_effort: bool, where: dict[str, 
 
 
 def _limits(rows: list[object], *, ramp_exempt: bool, where: dict[str, Any]) -> Payload:
-    from drivers.dsx_payloads import SetRampLimitData
+    from drivers.dsx_extension import SetRampLimitData
 
     return _made(SetRampLimitData, {"requests": [{**where, "limits": rows or None, "ramp_exempt": ramp_exempt}]})
 

@@ -13,7 +13,8 @@ from controller.cli.broker_options import open_event
 from controller.clock import MonotonicClock
 from controller.errors import CheckFailed
 from controller.settings import MqttSettings
-from drivers.dsx_payloads import Payload, SetLoadTargetData, SignalAnswerData
+from drivers.dsx_extension import SignalAnswerData
+from drivers.dsx_payloads import Payload, SetLoadTargetData
 from drivers.dsx_wire import (
     CloudEvent,
     Sender,

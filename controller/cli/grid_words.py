@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from drivers.dsx_extension import FlexibilityStatusData, SignalAnswerData
 from drivers.dsx_payloads import (
     FeedState,
-    FlexibilityStatusData,
     Payload,
     PowerBreachAlertData,
     PowerStateStatusData,
     PowerUnit,
-    SignalAnswerData,
 )
 from drivers.dsx_wire import payload_bytes
 
