@@ -135,17 +135,18 @@ class SiteCore:
         self._count_on_floors(now)
         track = self._track(now, set_point_w)
         self._learn(now, track)
-        return Decision.of(
+        proposal = self._proposals.make(
             now,
+            tracker=self.tracker,
             track=track,
-            proposal=self._proposals.make(
-                now,
-                tracker=self.tracker,
-                track=track,
-                ballast=self._ballast,
-                planning=self.planning,
-                gpu_w_max=self._basis.gpu_w_max,
-            ),
+            ballast=self._ballast,
+            planning=self.planning,
+            gpu_w_max=self._basis.gpu_w_max,
+        )
+        return Decision(
+            now,
+            track,
+            proposal,
             floor=self.planning.floor,
             why_no_floor=self._ballast.why_not,
             held_w=self.planning.held_w,
@@ -153,7 +154,7 @@ class SiteCore:
 
     def check(self, decision: Decision) -> Checked:
         """The envelope's word on the proposal."""
-        now_s, track, tracker = decision.now_s, decision.track, self.tracker
+        now_s, track, tracker = decision.image.t_mono_s, decision.track, self.tracker
         if track is None or tracker is None:
             return Checked(decision.proposal, ())
         view = self._view(decision, tracker)
@@ -185,7 +186,7 @@ class SiteCore:
 
     def plan_if_due(self, decision: Decision) -> bool:
         """Plan once a planner period, and at once when the battery cannot carry the load; True when a plan was made."""
-        now_s, track, tracker = decision.now_s, decision.track, self.tracker
+        now_s, track, tracker = decision.image.t_mono_s, decision.track, self.tracker
         if track is None or tracker is None:
             return False
         due_s = self._planned_s + self.site.planner_period_s - 0.5 * self.site.tracker_period_s
@@ -204,7 +205,7 @@ class SiteCore:
         sample, settings = battery_sample(decision.image), self.site.battery
         left = max(0.0, sample.soc_frac - settings.soc_frac_min) if sample is not None and settings is not None else 0.0
         return outlook_of(
-            decision.now_s,
+            decision.image.t_mono_s,
             track=decision.track,
             plan=self.planning.plan,
             armed=self.planning.armed,
@@ -342,9 +343,9 @@ class SiteCore:
 
     def _plan(self, decision: Decision, tracker: Tracker, *, is_urgent: bool) -> None:
         """Make a plan and its caps; what a ceiling needs goes lower at once, for the envelope counts every moment."""
-        now_s, planning = decision.now_s, self.planning
+        now_s, planning = decision.image.t_mono_s, self.planning
         view = self._view(decision, tracker)
-        known = self._basis.known(decision, view=view, tracker=tracker, drift=self._drift)
+        known = self._basis.known(decision.situation, view=view, tracker=tracker, drift=self._drift)
         is_over = self._basis.load_rise_w - known.estimate.other_w > known.gpu_w_max
         self._orders.planned(now_s, is_urgent=is_urgent or is_over)
         self._steering.follow(planning.decide(known))

@@ -1,6 +1,6 @@
 """What is known at one instant, before anything is decided: all that the parts of one cycle share.
 
-The core looks once; every part reads from here and none looks again. Frozen, without behaviour.
+The core looks once; every part reads from here and none looks again.
 """
 
 from __future__ import annotations
