@@ -15,6 +15,7 @@ from hil.matrix_lab import Lab, in_lab
 
 RECOVER_S = 30.0  # NORMAL within 30 T after the last dwell of 10 T
 DWELL_S = 10.0
+SEEN_S = 0.25  # two cycles: what a meter says is acted on in the first that hears it
 OWN_AT_LIMIT = frozenset({Flag.ENVELOPE_BUSY})  # the envelope's own doubt of the planner, which is no fault's doing
 
 Begin = Callable[[Lab], object]
@@ -161,3 +162,8 @@ def _for(seconds: float) -> React:
         await lab.run(seconds)
 
     return wait
+
+
+def battery(lab: Lab) -> Any:
+    """The plant's own, to be made ill."""
+    return lab.world.plant.battery

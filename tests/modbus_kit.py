@@ -20,6 +20,7 @@ from hil.modbus_server import ExceptionCode, ModbusServer, RegisterFault, Regist
 DEVICES = Path(__file__).resolve().parent.parent / "configs" / "devices"
 CLOCK = MonotonicClock()
 TIMEOUT_S = 0.15
+FOUR = bytes.fromhex("0000000100020003")
 
 
 def profile(name: str) -> DeviceProfile:
@@ -188,6 +189,11 @@ def reply(request: bytes, pdu: bytes, *, tid: int | None = None, unit: int | Non
     """A Modbus TCP reply to `request`."""
     own = int.from_bytes(request[:2], "big") if tid is None else tid
     return struct.pack(">HHHB", own, 0, len(pdu) + 1, request[6] if unit is None else unit) + pdu
+
+
+def table() -> Table:
+    """Four bytes of a reading, and two registers that may be written."""
+    return Table({0: FOUR, 10: bytes(4)}, writable=(10, 11))
 
 
 async def until(condition: Callable[[], bool], *, within_s: float = 2.0) -> None:

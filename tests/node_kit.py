@@ -261,3 +261,8 @@ def play_agent(
 
 
 async def _nothing() -> None: ...
+
+
+def newest(bench: Bench) -> NodeReport:
+    """The agent's last report."""
+    return bench.link.reports[-1]

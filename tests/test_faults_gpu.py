@@ -28,8 +28,7 @@ from hil.matrix import row
 from hil.matrix_lab import Lab
 from tests.faults_kit import flagged
 from tests.faults_kit import play as play_site
-from tests.node_kit import FALLBACK_MHZ, Bench, play_agent
-from tests.test_node_agent import newest
+from tests.node_kit import FALLBACK_MHZ, Bench, newest, play_agent
 
 Begin = Callable[[Bench], None]
 Check = Callable[[Bench], Awaitable[None]]

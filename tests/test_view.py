@@ -7,7 +7,7 @@ from dataclasses import replace
 from controller.estimate import LoadSource
 from controller.types import Quality, SiteImage
 from controller.view import believed
-from tests.test_estimate import Bench, meter
+from tests.estimate_kit import Bench, meter
 
 
 def image(power_w: float) -> SiteImage:
