@@ -86,7 +86,6 @@ class FleetReadings:
 
     power_w: FloatArray
     acks: FleetAcks
-    node_other_w: float
     is_read: BoolArray  # whether `power_w` was measured and is not old
     floor: NodeFloor | None = None  # what power smoothing holds when jobs stop, of nodes heard from lately
     above_s: FloatArray | None = None  # since when each draws more than its power limit lets it, else inf; None: none
@@ -208,16 +207,14 @@ class FleetReader:
         self._nodes = tuple(nodes)
         acks = self._acks = self._acks or self._acknowledged()
         is_measured = self._is_read & np.isfinite(self._power)
-        other_w, floors = 0.0, []
-        for reading in nodes:
-            report = reading.value
-            other_w += report.other_w * report.stands_for
-            if report.floor is not None and reading.quality is Quality.GOOD:
-                floors.append((report.stands_for, report.floor))
+        floors = [
+            (reading.value.stands_for, reading.value.floor)
+            for reading in nodes
+            if reading.value.floor is not None and reading.quality is Quality.GOOD
+        ]
         return FleetReadings(
             power_w=np.where(is_measured, self._power, self._bound_w),
             acks=acks,
-            node_other_w=other_w,
             is_read=is_measured,
             above_s=self._above_s,
             floor=sum_floors(floors),

@@ -51,7 +51,6 @@ class Tick:
     caps_mhz: float  # mean clock ordered in this cycle; NaN where no node was commanded
     raised_gpu: str  # one whose clock or power limit was ordered above its last order; empty where none was
     battery_w: float | None  # reference ordered
-    invariants: tuple[int, ...]
     seq: int
     plan_policy: str
     plan_status: str
@@ -73,7 +72,6 @@ class Lab:
     ticks: list[Tick] = field(default_factory=list)
     traces: list[TickTrace] = field(default_factory=list)
     kicks: list[float] = field(default_factory=list)
-    started_count: int = 0
     daemon: Daemon | None = None
     grid: GridSource | None = None
     link: SimNodeLink = field(init=False)
@@ -102,7 +100,6 @@ class Lab:
 
     def start(self) -> None:
         """Build the daemon on the ports as they are, and let it run."""
-        self.started_count += 1
         f: Factories = self._factories
         self.grid = self.make_grid() if self.make_grid is not None else f.grid
         ports = replace(
@@ -251,7 +248,6 @@ class Lab:
                 caps_mhz=float(np.mean(clocks)) if clocks else float("nan"),
                 raised_gpu=self._note_orders(command.nodes),
                 battery_w=command.battery.reference_w if command.battery else None,
-                invariants=tuple(v.invariant for v in trace.checked.violations),
                 seq=command.seq,
                 plan_policy=trace.plan.policy if trace.plan else "",
                 plan_status=str(trace.plan.status) if trace.plan else "",

@@ -56,7 +56,6 @@ class ModbusProxy:
     def __init__(self, host: str, behind_port: int, *, rng: np.random.Generator, port: int = 0) -> None:
         self.host, self.port = host, port
         self.sick: Sick | None = None
-        self.frame_count = 0
         self.sick_count = 0
         self._behind_port, self._rng = behind_port, rng
         self._server: asyncio.Server | None = None
@@ -126,7 +125,6 @@ class ModbusProxy:
 
     def draw(self) -> Sick | None:
         """The fault that the next frame suffers, if it does."""
-        self.frame_count += 1
         sick = self.sick
         if sick is None or (sick.share < 1.0 and self._rng.random() >= sick.share):
             return None

@@ -56,11 +56,10 @@ class OracleCase:
 
 @dataclass(frozen=True, slots=True)
 class OracleAnswer:
-    """Least weighted curtailed energy; its change per joule of final energy; and how sure the solver is."""
+    """Least weighted curtailed energy, and its change per joule of final energy."""
 
     lost_j: float
     dual_j_per_j: float
-    gap_j: float
     target_w: FloatArray
     energy_j: FloatArray
 
@@ -167,7 +166,6 @@ class Oracle:
         return OracleAnswer(
             lost_j=float(self._cost @ x) * W_PER_UNIT,
             dual_j_per_j=float(solver.result.z_bl[last]),
-            gap_j=float(solver.result.info.duality_gap) * W_PER_UNIT,
             target_w=x[self._at["target"]] * W_PER_UNIT,
             energy_j=x[self._at["energy"]] * W_PER_UNIT,
         )

@@ -222,7 +222,6 @@ class SimGrid:
         self._clock, self._plan = clock, plan
         self._known: tuple[GridSignal, ...] = ()
         self._known_count = 0
-        self.report_count = 0
 
     def active(self, now_s: float) -> tuple[GridSignal, ...]:
         while self.is_link_up and self._known_count < len(self._signals):
@@ -254,7 +253,7 @@ class SimGrid:
         *,
         outlook: Callable[[], Outlook | None] = lambda: None,
     ) -> None:
-        self.report_count += 1
+        """Nobody listens."""
 
 
 class HeldLease:

@@ -68,11 +68,9 @@ class Outcome:
     forced_w: float = 0.0  # the largest forced size of an event
     crash_safe_frac: float = 1.0
     tier_excess_j: FloatArray = field(default_factory=lambda: np.zeros(0))
-    plans: int = 0
     fallbacks: int = 0
     target_w: FloatArray = field(default_factory=lambda: np.zeros(0))
     energy_j: FloatArray = field(default_factory=lambda: np.zeros(0))
-    cut_w: FloatArray = field(default_factory=lambda: np.zeros(0))
     slack: Slack | None = None  # what it did not keep; None where it kept everything
 
 
@@ -342,11 +340,9 @@ class Run:
             final_j=self._energy_j,
             crash_safe_frac=float(safe[entered[0] :].mean()) if len(entered) else 0.0,
             tier_excess_j=self._ledger.excess_j,
-            plans=sum(counts.values()),
             fallbacks=sum(count for status, count in counts.items() if status != "solved"),
             target_w=targets,
             energy_j=energies,
-            cut_w=cuts.sum(axis=0),
         )
         self._count_episodes(found, excess, targets)
         return found

@@ -90,7 +90,6 @@ class Service:
         self.is_given_up = False
         self.rss_bytes_max = 0
         self.memory_max = unit.memory_max
-        self.status_text = ""
         self._socket_path, self._environment = socket_path, dict(environment)
         self._on_failure, self._say = on_failure, say
         self._process: asyncio.subprocess.Process | None = None
@@ -202,8 +201,6 @@ class Service:
                         self.is_ready = True
                     if line in ("READY=1", "WATCHDOG=1"):
                         self._kicked_s = time.monotonic()
-                    if line.startswith("STATUS="):
-                        self.status_text = line[7:]
 
     def _restarts(self, ended: Ended) -> bool:
         """Restart=, less what RestartPreventExitStatus= names."""

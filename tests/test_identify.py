@@ -67,7 +67,6 @@ def readings(
     return FleetReadings(
         power_w=power_w,
         acks=FleetAcks(caps=caps, is_fresh=np.ones(n, bool), fixed_w=np.full(n, np.nan)),
-        node_other_w=0.0,
         is_read=np.ones(n, bool),
     )
 

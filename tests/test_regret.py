@@ -220,7 +220,7 @@ class Bowl:
         if final_j > self.top_j:
             return None
         dual = 0.0 if final_j <= 100.0 else 0.5 if final_j <= 150.0 else 2.0
-        return OracleAnswer(self.lost_j(final_j), dual, 0.0, np.zeros(0), np.zeros(0))
+        return OracleAnswer(self.lost_j(final_j), dual, np.zeros(0), np.zeros(0))
 
 
 def test_the_oracles_curve_is_solved_only_where_its_neighbours_leave_it_open() -> None:

@@ -63,7 +63,6 @@ class RideThroughJudge:
     def __init__(self, row: RideThroughLimit) -> None:
         self._row = row
         self.score = Score(merge_s=row.recover_s)
-        self.event_count = 0
         self.exempt_count = 0
         self._held: Sensed | None = None
 
@@ -116,7 +115,6 @@ class RideThroughJudge:
         if not back.size and seen_s < self._row.recover_s:
             return  # the record ends before the answer
         recovery_s = float(held.t[after + int(back[0])]) - clear_s if back.size else seen_s
-        self.event_count += 1
         self.score.covered_s += float(held.t[last] - held.t[start]) + recovery_s
         self.score.offer(recovery_s, clear_s + recovery_s)
         if recovery_s > self._row.recover_s * (1.0 + 1e-9):
