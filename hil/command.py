@@ -55,8 +55,9 @@ def run_and_report(name_or_file: str, overrides: Overrides, *, out: Path | None,
 
 def _on_wires(scenario: Scenario, console: Console, folder: Path) -> int:
     from hil.demo import Board, print_wire
-    from hil.wire import Interrupted, NotReady, run_wire
+    from hil.wire import NotReady
     from hil.wire_children import ChildDied
+    from hil.wire_run import Interrupted, run_wire
 
     # The grid's own link says when it comes up; the board and the processes' logs say all that matters.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import math
 import shutil
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,8 +21,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from controller.control_socket import fetch
-from controller.errors import BadInput
-from controller.settings import Policy, SiteSettings
+from controller.settings import SiteSettings
 from controller.types import GridSignal
 from hil.bench import Bench, Progress, RunRecord
 from hil.broker import EmbeddedBroker, check_bindable, free_port
@@ -35,7 +32,6 @@ from hil.modbus_proxy import ModbusProxy
 from hil.modbus_server import ModbusServer
 from hil.plant.battery import Order
 from hil.plant.site import NS_PER_S, STEP_NS, TruthBlock
-from hil.run_log import whole_file
 from hil.scenario import Scenario
 from hil.signal_plan import grid_signals
 from hil.wire_children import Child, Running, left_of
@@ -61,10 +57,6 @@ class NotReady(Exception):
     """The processes run but do not control; the text says what is missing."""
 
 
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM; everything is stopped by the time this is raised."""
-
-
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What a person watching sees."""
@@ -73,35 +65,6 @@ class Snapshot:
     progress: Progress | None = None
     mode: str = "-"
     happenings: tuple[Happening, ...] = ()
-
-
-def run_wire(scenario: Scenario, *, out: Path, show: Callable[[Snapshot], None]) -> RunRecord:
-    """Run `scenario` on wires; `pcc.csv`, the recording, the files and the logs of both processes go to `out`.
-
-    Raises BadInput, ChildDied, NotReady or Interrupted; by then every process is gone.
-    """
-    site = scenario.settings.site
-    assert site is not None, "a scenario's site file has role site"
-    if site.policy is Policy.NONE:
-        raise BadInput("--controller none: --wire runs the shipped processes; leave one of the two out")
-    if scenario.settings.grid is None or site.meter is None or site.battery is None:
-        raise BadInput(f"{scenario.doc.name}: --wire needs pcc_meter, battery and grid in the site file")
-    with _alone_in(out), whole_file(out / "pcc.csv") as csv_file:
-        for stale in ("result.json", "report.html", "recording.jsonl.gz"):
-            (out / stale).unlink(missing_ok=True)  # of an earlier run: an interrupted one must not look finished
-        bench = WireBench(scenario, site, out=out, csv_file=csv_file, show=show)
-        return asyncio.run(bench.supervised())
-
-
-@contextlib.contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Two runs must not share a folder: the files of one are what the processes of the other run from."""
-    with (out / ".lock").open("w", encoding="ascii") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(f"--out {out}: another run is writing there; give another folder") from None
-        yield
 
 
 class WireBench:
@@ -138,33 +101,8 @@ class WireBench:
 
     # ------------------------------------------------------------------------------------------------ the whole run
 
-    async def supervised(self) -> RunRecord:
-        """The run, ended early by Ctrl-C or SIGTERM; a second one kills what is left."""
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-        is_asked = False
-
-        def ask() -> None:
-            nonlocal is_asked
-            if is_asked:
-                for child in self._children:
-                    child.kill()
-            elif not self._account.is_stopping:
-                is_asked = True
-                task.cancel()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, ask)
-        try:
-            return await self._run()
-        except asyncio.CancelledError:
-            if is_asked:
-                left = len(self._account.left_throttled)
-                state = f"{left} GPUs left throttled" if left else "every GPU at the settings it had"
-                raise Interrupted(f"interrupted: processes stopped, {state}") from None
-            raise
-
-    async def _run(self) -> RunRecord:
+    async def run_through(self) -> RunRecord:
+        """Open, run, stop, judge. Raises ChildDied or NotReady; by then every process is gone."""
         run_dir = Path(tempfile.mkdtemp(prefix="rampart-"))
         try:
             await self._open(run_dir)
@@ -174,6 +112,21 @@ class WireBench:
         finally:
             await self._stop(run_dir)
         return self._record()
+
+    @property
+    def is_stopping(self) -> bool:
+        """The end has begun."""
+        return self._account.is_stopping
+
+    @property
+    def left_throttled(self) -> tuple[str, ...]:
+        """GPUs whose settings were not those they had, once all have stopped."""
+        return self._account.left_throttled
+
+    def kill(self) -> None:
+        """Whatever still runs, at once."""
+        for child in self._children:
+            child.kill()
 
     async def _while_all_live(self, body: Coroutine[Any, Any, None]) -> None:
         """Run `body`; whatever else ends meanwhile ends it and raises."""

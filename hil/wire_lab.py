@@ -267,10 +267,6 @@ class WireLab(WireBench):
         self._csv.close()
 
     @property
-    def left_throttled(self) -> tuple[str, ...]:
-        return self._account.left_throttled
-
-    @property
     def processes_left(self) -> int:
         return self._account.processes_left
 

@@ -25,10 +25,11 @@ from hil.plant.site import TruthBlock
 from hil.report_limits import window_uses
 from hil.scenario import Overrides, load_scenario
 from hil.truth_log import CSV_COLUMNS, ROW_S, Rows
-from hil.wire import Snapshot, run_wire
+from hil.wire import Snapshot
 from hil.wire_config import Ports, filled_node, filled_site, write_files
 from hil.wire_gpus import check_sample
 from hil.wire_record import Crash, cut, dropped_w, predictions, view_of, words_of
+from hil.wire_run import run_wire
 from hil.wire_signals import payload_of
 from hil.world import Happening, build_world
 

@@ -20,7 +20,7 @@ import yaml
 from controller.config.load import data_root
 from controller.errors import BadInput
 from hil.scenario import Overrides, load_scenario
-from hil.wire import run_wire
+from hil.wire_run import run_wire
 from tests.conftest import ROOT
 
 pytestmark = [
