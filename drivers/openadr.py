@@ -2,14 +2,15 @@
 
 The VTN is known by its TLS certificate and our token; what it says goes through the same acceptance rules as any other
 issuer's word, and it may never waive ramp rows. A poll that fails changes nothing: what was accepted holds to its end.
-Blocking calls run in a worker thread with a deadline. A bridge for another protocol (IEEE 2030.5) has the same shape:
+Blocking calls run on a thread of their own with a deadline for the whole poll, and our token goes where the site file
+says and nowhere else. A bridge for another protocol (IEEE 2030.5) has the same shape:
 `run` beside the daemon, offers to the rules.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+import http.client
 import json
 import math
 import re
@@ -26,18 +27,21 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from controller.files import read_file
-from controller.ports import Clock, SignalRules
+from controller.ports import Clock, DriverError, SignalRules
 from controller.settings import OpenAdrSettings
-from controller.types import EnergyPrice, OfferedTarget, SignalKind, SignalOffer, SignalOutcome
+from controller.types import EnergyPrice, OfferedTarget, RefusalReason, SignalKind, SignalOffer, SignalOutcome
+from drivers.deadline import DeviceWorker
 
 BODY_BYTES_MAX = 1_048_576
 SECRET_BYTES_MAX = 65_536
 EVENTS_MAX = 50  # of one page; the specification's largest
 INTERVALS_MAX = 64  # what the acceptance rules keep of one issuer and feed
-HTTP_S_MAX = 10.0
+HTTP_S_MAX = 10.0  # of silence
+POLL_S_MAX = 25.0  # for a token and the events together, however they trickle
 COVER_S = 1.0  # beyond the end of what is withdrawn: two readings of two clocks never agree to the microsecond
 HORIZON_S = 366 * 86_400.0
 TOKEN_EARLY_S = 30.0  # a token is renewed this long before it expires
+NUMBER_MAX = 1e15  # of a payload, in its own unit: far beyond any
 W_PER = {"W": 1.0, "KW": 1e3, "MW": 1e6}
 LIMITS = ("IMPORT_CAPACITY_LIMIT", "DISPATCH_SETPOINT")  # in the order they are preferred within one interval
 PRICE = "PRICE"
@@ -167,7 +171,7 @@ def _read_event(event: Event, wishes: list[Wish], prices: list[EnergyPrice], unu
 
 def _number(event: Event, kind: str, values: Sequence[object]) -> float:
     value = values[0] if values else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > NUMBER_MAX:
         raise VtnRefused(f"event {event.id}: {kind} has no number")
     return float(value)
 
@@ -208,6 +212,16 @@ def _after(from_s: float, duration: str | None) -> tuple[float, float]:
 # --------------------------------------------------------------------------------------------------- HTTP
 
 
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the library would carry our token to another host, and take its word over plain HTTP."""
+
+    def redirect_request(self, *args: object) -> None:
+        return None
+
+
+_open = urllib.request.build_opener(_Stay).open
+
+
 class VtnClient:
     """Blocking calls to one VTN; used from one worker at a time."""
 
@@ -231,7 +245,7 @@ class VtnClient:
     def _bearer(self) -> str:
         settings = self._settings
         if settings.token_file is not None:
-            return _secret(settings.token_file)
+            return _as_header(_secret(settings.token_file), settings.token_file)
         if settings.client_id is None or settings.client_secret_file is None:
             return ""
         if self._clock.now_s() < self._token_until_s:
@@ -246,23 +260,28 @@ class VtnClient:
         body = self._call(urllib.request.Request(url, data=urllib.parse.urlencode(form).encode(), method="POST"))
         try:
             answer = json.loads(body)
-            self._token = str(answer["access_token"])
+            self._token = _as_header(str(answer["access_token"]), "its access_token")
             lasts_s = float(answer.get("expires_in", 3600.0))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise VtnRefused("the token endpoint's answer holds no access_token") from None
         self._token_until_s = self._clock.now_s() + max(0.0, lasts_s - TOKEN_EARLY_S)
         return self._token
 
     def _call(self, request: urllib.request.Request) -> bytes:
         try:
-            with urllib.request.urlopen(request, timeout=HTTP_S_MAX) as answer:
+            with _open(request, timeout=HTTP_S_MAX) as answer:
                 body: bytes = answer.read(BODY_BYTES_MAX + 1)
+                missing_count = (
+                    answer.length or 0
+                )  # of those announced; what is read in part may read well all the same
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
                 self._token_until_s = -math.inf
             raise VtnRefused(f"{request.full_url}: HTTP status {error.code}") from None
-        except (OSError, ValueError) as error:
-            raise VtnRefused(f"{request.full_url}: {error}") from None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise VtnRefused(f"{request.full_url}: {str(error)[:200]}") from None
+        if missing_count and len(body) <= BODY_BYTES_MAX:
+            raise VtnRefused(f"{request.full_url}: the answer broke off")
         if len(body) > BODY_BYTES_MAX:
             raise VtnRefused(f"{request.full_url}: answer larger than {BODY_BYTES_MAX} bytes")
         return body
@@ -273,6 +292,13 @@ def _secret(path: str) -> str:
         return read_file(Path(path), bytes_max=SECRET_BYTES_MAX).decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise VtnRefused(f"{path}: {error}") from None
+
+
+def _as_header(token: str, where: str) -> str:
+    """A token that fits into a header; the library would put one that does not into its error, and so into the log."""
+    if not (token.isascii() and token.isprintable()):
+        raise VtnRefused(f"{where}: no token: one line of printable characters is allowed")
+    return token
 
 
 # --------------------------------------------------------------------------------------------------- bridge
@@ -294,6 +320,7 @@ class OpenAdrBridge:
         self.last_error = ""
         self._settings = settings
         self._client = VtnClient(settings, clock)
+        self._worker = DeviceWorker("vtn")
         self._rules = rules
         self._clock = clock
         self._on_outcome = on_outcome
@@ -311,17 +338,20 @@ class OpenAdrBridge:
 
     async def run(self) -> None:
         """Poll until cancelled."""
-        while True:
-            await self.poll()
-            await self._clock.sleep_until_ns(self._clock.now_ns() + round(self._settings.poll_s * 1e9))
+        try:
+            while True:
+                await self.poll()
+                await self._clock.sleep_until_ns(self._clock.now_ns() + round(self._settings.poll_s * 1e9))
+        finally:
+            self._worker.close()
 
     async def poll(self) -> None:
         """Ask once; on success hand what changed to the rules, on failure leave everything as it was."""
         self._poll_count += 1
         try:
-            body = await asyncio.to_thread(self._client.events)
+            body = await self._worker.call(self._client.events, deadline_s=POLL_S_MAX, name="events")
             found = read_events(body, program_id=self._settings.program_id)
-        except VtnRefused as refused:
+        except (VtnRefused, DriverError) as refused:
             if self.is_answering or not self.last_error:
                 log.warning("vtn lost", url=self._settings.url, why=str(refused))
             self.is_answering, self.last_error = False, str(refused)
@@ -335,11 +365,12 @@ class OpenAdrBridge:
             self._offer(found)
 
     def _offer(self, found: Reading) -> None:
-        """The VTN's present word replaces its last one whole."""
+        """The VTN's present word replaces its last one whole; what our clock stood in the way of is asked again."""
         utc_s = self._clock.wall_utc_s()
         targets = [self._target(w.from_utc_s, w.until_utc_s, w.target_w) for w in found.wishes if w.until_utc_s > utc_s]
         if self._covered_until_s > utc_s:
             targets.insert(0, self._target(None, self._covered_until_s + COVER_S, None))
+        covered_before_s = self._covered_until_s
         self._covered_until_s = max((w.until_utc_s for w in found.wishes), default=-math.inf)
         if not targets:
             return
@@ -355,6 +386,8 @@ class OpenAdrBridge:
             targets=tuple(targets),
         )
         outcomes = self._rules.offer(offer, now_s=self._clock.now_s(), utc_s=utc_s, present_w=None)
+        if any(outcome.reason is RefusalReason.CLOCK for outcome in outcomes):
+            self._seen, self._covered_until_s = "", max(self._covered_until_s, covered_before_s)
         for outcome in outcomes:
             log.info(
                 "openadr event",
