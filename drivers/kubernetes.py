@@ -32,6 +32,7 @@ PAGES_MAX = 500
 FILE_BYTES_MAX = 16 * 2**20
 TOKEN_BYTES_MAX = 65_536
 GPUS_MAX = 1024  # of one pod
+LASTS_S_MAX = 10**10  # centuries
 ANNOTATION = "rampart/"  # gpus, class, priority, tolerated-loss, ends-utc-s, checkpoints-utc-s
 QUERY = "fieldSelector=status.phase%3DRunning"
 
@@ -70,7 +71,7 @@ class KubernetesJobs:
             jobs, age_s = await self._worker.call(
                 lambda: _read(self._settings, utc_s=utc_s), deadline_s=self._settings.deadline_s, name="pods"
             )
-        except DriverError as error:
+        except (DriverError, BadInput) as error:  # a file that was there at the start: it is being renewed
             self.trouble = str(error)
             return
         self.trouble = ""
@@ -128,7 +129,7 @@ def _fetch(settings: KubernetesSettings) -> Iterable[Mapping[str, Any]]:
             document = _document(raw)
             pods.extend(pod for pod in _items(document) if gpu_count(pod, settings.gpu_resource))
             metadata = document.get("metadata")
-            more = metadata.get("continue") or "" if isinstance(metadata, dict) else ""
+            more = _text(_map(metadata).get("continue"))
             if not more:
                 return pods
     except TimeoutError:
@@ -142,9 +143,12 @@ def _fetch(settings: KubernetesSettings) -> Iterable[Mapping[str, Any]]:
 
 def _token(path: str) -> str:
     try:
-        return read_file(Path(path), bytes_max=TOKEN_BYTES_MAX).decode("ascii").strip()
+        token = read_file(Path(path), bytes_max=TOKEN_BYTES_MAX).decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise PermissionDenied("kubernetes", f"token: {path}: {error}") from None
+    if not token.isprintable():  # the library would put it into its error, and so into the log
+        raise PermissionDenied("kubernetes", f"token: {path}: more than one line")
+    return token
 
 
 def _check(status: int, raw: bytes) -> None:
@@ -261,7 +265,7 @@ def _ends(pod: Mapping[str, Any]) -> float | None:
         return announced
     began = _time(_map(pod.get("status")).get("startTime"))
     lasts = _map(pod.get("spec")).get("activeDeadlineSeconds")
-    return began + lasts if began is not None and isinstance(lasts, int) else None
+    return began + lasts if began is not None and isinstance(lasts, int) and 0 <= lasts <= LASTS_S_MAX else None
 
 
 def _hint(pod: Mapping[str, Any], key: str) -> str:

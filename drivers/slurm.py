@@ -34,7 +34,7 @@ TEXT_MAX = 1024
 RUNNING = frozenset({"RUNNING", "COMPLETING", "CONFIGURING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"})
 WAITING = frozenset({"PENDING"})
 ATTRIBUTES = ("partition", "qos", "account", "user_name", "name", "comment", "admin_comment", "features", "cluster")
-_GRES = re.compile(r"gpu(?::[^:,()]+)*?:(\d+)(?:\([^)]*\))?")
+_GRES = re.compile(r"gpu(?::[^:,()]+)*?:(\d{1,6})(?!\d)(?:\([^)]*\))?")
 
 
 class SlurmJobs:
@@ -75,17 +75,20 @@ class SlurmJobs:
 
 async def _output(settings: SlurmSettings) -> bytes:
     """What the child prints; raises DeviceTimeout, DriverUnavailable or BadReply."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "drivers.slurm",
-        *settings.command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,  # so that one signal ends the command with the child
-        limit=OUTPUT_BYTES_MAX,
-    )
+    try:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "drivers.slurm",
+            *settings.command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # so that one signal ends the command with the child
+            limit=OUTPUT_BYTES_MAX,
+        )
+    except OSError as error:  # out of memory, of tasks or of descriptors
+        raise DriverUnavailable("slurm", f"no process can be started: {error.strerror or error}") from None
     assert child.stdout is not None and child.stderr is not None
     try:
         async with deadline("slurm", settings.deadline_s):
