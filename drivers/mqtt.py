@@ -36,6 +36,7 @@ CLOSE_S_MAX = 0.5
 CANCEL_AGAIN_S = 1.0
 BACKOFF_S_FIRST = 0.1
 BACKOFF_S_MAX = 5.0
+STEADY_S = 5.0  # a session that was lost sooner was no success: two of one name would throw each other out for ever
 PING_KEEPALIVES_MAX = 3  # a ping unanswered for so many keepalives means the link is lost
 INCOMING_MAX = 4096  # messages waiting for the loop; when full the oldest goes
 EVENTS_MAX = 256  # events waiting for the broker; when full the oldest goes
@@ -150,12 +151,13 @@ class MqttSession:
         self._up = asyncio.Event()
         self._sent = asyncio.Event()  # no event waits, and none is on its way
         self._sent.set()
-        self._sending = 0
+        self._unacked: dict[int, tuple[str, bytes, int]] = {}  # events on their way, in order
+        self._event_number = 0
         self._has_session = False
         self._said_down = False
         self._pong_s = 0.0
         self._ping_topic = f"rampart/v1/ping/{client_id}"
-        self._tls = tls_context(settings)
+        tls_context(settings)
         read_password(settings)  # a wrong path is the person's to mend: said before anything starts
 
     def on_message(self, topic_filter: str, handler: Handler, *, qos: int = 1) -> None:
@@ -216,10 +218,12 @@ class MqttSession:
     async def _keep(self) -> None:
         attempt = 0
         while True:
+            began_s = self._clock.now_s()
             was_up_before = self.counts.sessions
             reason = await self._one_session()
             self._set_down(reason)
-            attempt = 0 if self.counts.sessions > was_up_before else attempt + 1
+            is_success = self.counts.sessions > was_up_before and self._clock.now_s() - began_s >= STEADY_S
+            attempt = 0 if is_success else attempt + 1
             await self._back_off(attempt)
 
     async def _back_off(self, attempt: int) -> None:
@@ -230,7 +234,10 @@ class MqttSession:
 
     async def _one_session(self) -> str:
         """Connect, serve until the link is lost, close. Returns why."""
-        client = self._new_client()
+        try:
+            client = self._new_client()
+        except BadInput as bad:  # a secret or certificate that was there at the start: it is being exchanged
+            return str(bad)
         reason = "closed"
         try:
             await client.__aenter__()
@@ -241,6 +248,8 @@ class MqttSession:
         finally:
             self._has_session = False
             self._newest.clear()
+            self._events.extendleft(reversed(self._unacked.values()))
+            self._unacked.clear()
             client.timeout = CLOSE_S_MAX
             with suppress(aiomqtt.MqttError):
                 await client.__aexit__(None, None, None)
@@ -257,7 +266,7 @@ class MqttSession:
             clean_session=True,  # the broker keeps nothing for us: a queued command would arrive late
             keepalive=settings.keepalive_s,
             timeout=CONNECT_S_MAX,
-            tls_context=self._tls,
+            tls_context=tls_context(settings),  # read anew, as the password is: short-lived certificates are renewed
             socket_options=(NO_DELAY, KEEP_ALIVE),
             max_inflight_messages=IN_FLIGHT_MAX,
             queue_type=cast("type[asyncio.Queue[aiomqtt.Message]]", lambda maxsize: _DropOldest(self.counts)),
@@ -319,16 +328,17 @@ class MqttSession:
             self._wake.clear()
             while self._events or self._newest:
                 await slots.acquire()  # before a message is taken out: a session that ends here loses none
+                number = None
                 if self._events:
-                    keep, item = Keep.ALL, self._events.popleft()
-                    self._sending += 1
+                    number = self._event_number = self._event_number + 1
+                    item = self._unacked[number] = self._events.popleft()
                 elif self._newest:
                     topic = next(iter(self._newest))
-                    keep, item = Keep.NEWEST, (topic, *self._newest.pop(topic))
+                    item = (topic, *self._newest.pop(topic))
                 else:
                     slots.release()
                     break
-                delivery = self._deliver(client, slots, item, keep)
+                delivery = self._deliver(client, slots, item, number)
                 if item[2] == 0:
                     await delivery
                     _heed_cancellation()
@@ -336,21 +346,18 @@ class MqttSession:
                     group.create_task(delivery)
 
     async def _deliver(
-        self, client: aiomqtt.Client, slots: asyncio.Semaphore, item: tuple[str, bytes, int], keep: Keep
+        self, client: aiomqtt.Client, slots: asyncio.Semaphore, item: tuple[str, bytes, int], number: int | None
     ) -> None:
+        """Publish; an event (`number`) that is not acknowledged counts as on its way until the session ends."""
         topic, payload, qos = item
-        is_delivered = False
         try:
             await client.publish(topic, payload, qos=qos)
-            is_delivered = True
         finally:
             slots.release()
-            if keep is Keep.ALL:
-                self._sending -= 1
-                if not is_delivered:
-                    self._events.appendleft(item)
-                elif not self._events and self._sending == 0:
-                    self._sent.set()
+        if number is not None:
+            del self._unacked[number]
+            if not self._events and not self._unacked:
+                self._sent.set()
 
     def _set_up(self) -> None:
         self._pong_s = self._clock.now_s()

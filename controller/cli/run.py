@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -162,7 +162,9 @@ async def _site(settings: Settings, *, node_link: NodeLink | None, notifier: Not
 
     assert settings.site is not None
     clock = MonotonicClock()
-    session = open_session(settings, clock=clock, client_id=f"rampart-site-{settings.site.name}-{os.getpid()}")
+    # Another's process number may be the same: in two containers both are 1, and would throw each other out.
+    name = f"rampart-site-{settings.site.name}-{secrets.token_hex(4)}"
+    session = open_session(settings, clock=clock, client_id=name)
     async with live_factories(
         settings, clock=clock, session=session, node_link=node_link, feed_watchdog=notifier.feed_watchdog
     ) as factories:
