@@ -41,6 +41,7 @@ from drivers.dsx_payloads import (
     utc_text,
 )
 from drivers.dsx_report import GridReporter, site_power_w
+from drivers.dsx_short import shortened
 from drivers.dsx_wire import (
     LOAD_TARGET_SET,
     POWER_BREACH_ENFORCEMENT,
@@ -52,6 +53,7 @@ from drivers.dsx_wire import (
     decode_envelope,
     enforcement_topic,
     load_target_topic,
+    payload_bytes,
     ramp_limit_topic,
     verify_event,
 )
@@ -63,6 +65,7 @@ KEY_REFRESH_S = 10.0
 ALARM_S = 60.0  # how long the status tells of a refusal
 REFUSALS_LOGGED_S = 10.0  # unverified refusals of one reason: one line per so long, with the count of the rest
 QOS_SIGNAL, QOS_ENFORCEMENT = 1, 2  # as DSX Flex 1.7.0 has its channels
+DATA_BYTES_MAX = (PAYLOAD_BYTES_MAX - 4096) * 3 // 4  # of what we sign: base64 in an envelope of less than 4 KiB
 ENFORCEMENTS_MAX = 1024  # remembered, to tell a replay
 TRACES_MAX = 512  # trace contexts of accepted signals that are carried on
 
@@ -368,6 +371,11 @@ class DsxGridSource:
             return
         if trace is None and correlation_id is not None:
             trace = self._traces.get(correlation_id)
+        if len(payload_bytes(data)) > DATA_BYTES_MAX:
+            data = shortened(data)
+            if (size := len(payload_bytes(data))) > DATA_BYTES_MAX:
+                log.error("grid message not sent", topic=topic, bytes=size, allowed=DATA_BYTES_MAX)
+                return
         _, payload = self._sender.encode(
             data, utc_s=self._clock.wall_utc_s(), correlation_id=correlation_id, trace=trace
         )

@@ -175,7 +175,9 @@ class GridDoc(Document):
     """Our identity as flex agent and whom we listen to."""
 
     agent_id: Name
-    feeds: Annotated[tuple[str, ...], Field(min_length=1)] = ("main",)
+    feeds: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(min_length=1, max_length=64)
+    ] = ("main",)
     feed_shares: tuple[Fraction, ...] = ()
     issuers: tuple[IssuerDoc, ...] = ()
     signing_key_file: str | None = None
