@@ -98,6 +98,7 @@ class DsxGridSource:
         self._settings = settings
         self._rules = rules
         self._keys = KeyStore(settings.issuers)
+        self._key_trouble = ""
         self._sender: Sender | None = None
         if settings.signing_key_file is not None:
             signer = Signer(Path(settings.signing_key_file), rng=rng)
@@ -356,8 +357,11 @@ class DsxGridSource:
             if self._keys.refresh():
                 log.info("grid keys changed", key_ids=list(self._keys.key_ids))
                 self.write_audit({"event": "keys_changed", "key_ids": list(self._keys.key_ids)})
+            self._key_trouble = ""
         except BadInput as bad:
-            log.error("grid keys cannot be read; those in use stay", cause=str(bad))
+            if str(bad) != self._key_trouble:
+                self._key_trouble = str(bad)
+                log.error("grid keys cannot be read; those in use stay", cause=self._key_trouble)
 
     def write_audit(self, line: Mapping[str, object]) -> None:
         """One line of the audit log, stamped in UTC; other bridges write theirs here too."""

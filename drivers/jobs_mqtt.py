@@ -87,7 +87,7 @@ class JobsTopic:
         self._until_s = -math.inf
         self._heard_s: float | None = None
         self.refused_count = 0
-        self.trouble = ""
+        self.trouble = self._key_trouble = ""
         session.on_message(settings.topic, self.receive)
 
     def receive(self, message: Incoming) -> None:
@@ -125,7 +125,7 @@ class JobsTopic:
         """The listing in `payload`; ValueError or WireRefused say why there is none that counts."""
         content = payload
         if self._keys is not None:
-            self._keys.refresh()
+            self._refresh_keys(self._keys)
             signed = self._keys.verify(payload.decode("ascii", errors="replace"))
             if signed.content_type != CONTENT_TYPE:
                 raise ValueError(f"signed as {signed.content_type!r}, not as {CONTENT_TYPE}")
@@ -145,6 +145,16 @@ class JobsTopic:
         if not -SKEW_S <= age_s <= min(listing.valid_s, self._settings.valid_s_max):
             raise ValueError(f"issued {age_s:.0f} s ago, no longer or not yet valid")
         return listing
+
+    def _refresh_keys(self, keys: KeyStore) -> None:
+        """A file that is wrong is said once; the other keys stay in use."""
+        try:
+            keys.refresh()
+            self._key_trouble = ""
+        except BadInput as bad:
+            if str(bad) != self._key_trouble:
+                self._key_trouble = str(bad)
+                self._on_refused(f"keys: {bad}")
 
     def _refuse(self, why: str) -> None:
         self.refused_count += 1

@@ -54,6 +54,7 @@ class PublicKey:
     key_id: str
     algorithm: str
     key: Key
+    path: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class KeyStore:
         self._issuers = tuple(issuers)
         self._stamp = self._files_stamp()
         for issuer, folder in ((i.name, Path(f)) for i in issuers for f in i.key_files):
-            if folder.is_dir() and not _key_files(folder):
+            if not _key_files(folder):
                 raise BadInput(f"{folder}: no key of {issuer} in it; allowed: *.jwk, *.json, *.pem")
         self._keys = self._read(may_be_gone=False)
 
@@ -90,14 +91,18 @@ class KeyStore:
     def refresh(self) -> bool:
         """Re-read the files if any of them changed; True if it did.
 
-        A file that is gone takes its key along: so one is revoked. On BadInput (a file half written, a private key) the
-        keys in use stay as they are.
+        A file that is gone takes its key along: so one is revoked. On BadInput (a file half written, a private key, a
+        folder that may not be read) the other keys in use stay as they are, and the next call tries again.
         """
         stamp = self._files_stamp()
         if stamp == self._stamp:
             return False
+        try:
+            self._keys = self._read(may_be_gone=True)
+        except BadInput:
+            self._keys = {key_id: known for key_id, known in self._keys.items() if _is_there(known.path)}
+            raise
         self._stamp = stamp
-        self._keys = self._read(may_be_gone=True)
         return True
 
     def verify(self, compact: str) -> Signed:
@@ -135,11 +140,7 @@ class KeyStore:
     def _files(self) -> Iterable[tuple[str, Path]]:
         for issuer in self._issuers:
             for name in issuer.key_files:
-                path = Path(name)
-                if path.is_dir():
-                    yield from ((issuer.name, p) for p in _key_files(path))
-                else:
-                    yield issuer.name, path
+                yield from ((issuer.name, path) for path in _key_files(Path(name)))
 
     def _files_stamp(self) -> tuple[tuple[str, int, int], ...]:
         stamp = []
@@ -154,7 +155,7 @@ class KeyStore:
     def _read(self, *, may_be_gone: bool) -> dict[str, PublicKey]:
         keys: dict[str, PublicKey] = {}
         for issuer, path in self._files():
-            if may_be_gone and not path.exists():
+            if may_be_gone and not _is_there(path):
                 continue
             public = read_public_key(path, issuer=issuer)
             other = keys.setdefault(public.key_id, public)
@@ -226,7 +227,7 @@ def read_public_key(path: Path, *, issuer: str) -> PublicKey:
     key, key_id = read_key(path)
     if key.is_private:
         raise BadInput(f"{path}: holds the private key of {issuer}; give the public part")
-    return PublicKey(issuer=issuer, key_id=key_id, algorithm=algorithm_of(key, path), key=key)
+    return PublicKey(issuer=issuer, key_id=key_id, algorithm=algorithm_of(key, path), key=key, path=path)
 
 
 def algorithm_of(key: Key, path: Path) -> str:
@@ -270,8 +271,25 @@ def write_key_pair(folder: Path, name: str, *, algorithm: str = ES256) -> tuple[
     return private_path, public_path
 
 
-def _key_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix in KEY_FILE_ENDINGS)
+def _key_files(path: Path) -> list[Path]:
+    """The files that a path of the configuration stands for: those in it where it is a folder, else itself."""
+    try:
+        if not path.is_dir():
+            return [path]
+        return sorted(p for p in path.iterdir() if p.suffix in KEY_FILE_ENDINGS)
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror or error}") from None
+
+
+def _is_there(path: Path) -> bool:
+    """False where a file is gone for certain."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _is_rsa_pem(text: str) -> bool:
