@@ -113,11 +113,13 @@ def as_driver_error(device: str, what: str, code: int) -> DriverError:
 
 @contextmanager
 def typed(device: str, what: str) -> Iterator[None]:
-    """Turn any NVMLError of the body into its typed error."""
+    """Turn any NVMLError of the body into its typed error, and text that is none into a BadReply."""
     try:
         yield
     except pynvml.NVMLError as error:
         raise as_driver_error(device, what, int(error.value)) from None
+    except UnicodeDecodeError:  # a damaged InfoROM gives names of any bytes
+        raise errors.BadReply(device, f"{what}: what came is no text") from None
 
 
 def initialise() -> str:
@@ -144,9 +146,10 @@ def enumerate_uuids() -> tuple[list[str], list[DriverError]]:
     failed: list[DriverError] = []
     for index in range(count):
         try:
-            found.append(str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index))))
-        except pynvml.NVMLError as error:
-            failed.append(as_driver_error(f"gpu index {index}", "identify", int(error.value)))
+            with typed(f"gpu index {index}", "identify"):
+                found.append(str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index))))
+        except DriverError as error:
+            failed.append(error)
     return found, failed
 
 
@@ -170,10 +173,13 @@ class GpuCalls:
             name = str(pynvml.nvmlDeviceGetName(handle))
             low, high = pynvml.nvmlDeviceGetPowerManagementLimitConstraints(handle)
             default = pynvml.nvmlDeviceGetPowerManagementDefaultLimit(handle)
-            memory = max(pynvml.nvmlDeviceGetSupportedMemoryClocks(handle))
-            clocks = sorted({int(c) for c in pynvml.nvmlDeviceGetSupportedGraphicsClocks(handle, memory)})
+            memories = pynvml.nvmlDeviceGetSupportedMemoryClocks(handle)
+            offered = pynvml.nvmlDeviceGetSupportedGraphicsClocks(handle, max(memories)) if memories else []
+            clocks = sorted({int(c) for c in offered})
             architecture = int(pynvml.nvmlDeviceGetArchitecture(handle))
             capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))
+        if not clocks:
+            raise errors.NotSupported(self.uuid, "identify: it offers no clocks to choose from")
         return Identity(
             uuid=self.uuid,
             name=name,
