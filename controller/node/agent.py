@@ -72,6 +72,7 @@ class NodeAgent:
         self._returned: frozenset[GpuId] = frozenset()
         self._giving: asyncio.Task[None] | None = None
         self._told: dict[str, str] = {}
+        self._log = EventLog(clock, say)  # of what others may repeat as often as they like
         self._cycle_s = math.nan
         self._heard = asyncio.Event()  # a command was taken: the dead-man is due at another time
         self.is_given_back = False  # True after a release that left nothing behind
@@ -136,9 +137,8 @@ class NodeAgent:
                 await self._sleep(RETRY_S)
         self._tell("originals", "")
         if self._events is not None:
-            log = EventLog(self._clock, self._say)
             tasks.create_task(
-                hear_events(self._events, sorted(self._workers), log=log, nudge=self._nudge, clock=self._clock)
+                hear_events(self._events, sorted(self._workers), log=self._log, nudge=self._nudge, clock=self._clock)
             )
         if self._more_gpus is not None:
             await self._look_for_more(self._more_gpus, tasks)
@@ -235,7 +235,9 @@ class NodeAgent:
             for violation in verdict.violations:
                 if violation.invariant == 2:
                     self._clamped_s = self._clock.now_s()
-                self._say("envelope", f"invariant {violation.invariant}: {violation.subject}: {violation.detail}")
+                kind = f"{violation.invariant} {violation.subject if violation.subject in specs else ''}"
+                what = f"invariant {violation.invariant}: {violation.subject}: {violation.detail}"
+                self._log.say("envelope", what, kind=kind)
             if verdict.command is not None:
                 deadman.accept(verdict.command, now_s=self._clock.now_s())
                 self._order(deadman.step(now_s=self._clock.now_s()))
@@ -288,18 +290,27 @@ class NodeAgent:
                 self._tell("guard", f"cannot be started: {error.strerror or error}; nothing is written without it")
                 return
             self._is_guarded = True
+        if not orders.gives_back:
+            self._stop_giving()
         for gpu_id, worker in self._workers.items():
             worker.want(orders.caps.get(gpu_id), orders.order)
             worker.want_floor(floor if self._is_floor_saved(gpu_id) else None)
-        if not orders.gives_back:
-            self._returned = frozenset()
-        elif self._giving is None or self._giving.done():
+        if orders.gives_back and (self._giving is None or self._giving.done()):
             self._giving = asyncio.create_task(self._give_back())
 
     def _is_floor_saved(self, gpu_id: GpuId) -> bool:
         """What is not on file as found could not be given back, so it is not written."""
         found = self._saved.by_id.get(gpu_id) if self._saved is not None else None
         return found is not None and found.smoothing is not None
+
+    def _stop_giving(self) -> None:
+        """The site took this node back: GPUs that have not had their turn keep theirs, the others are written anew."""
+        giving, self._giving = self._giving, None
+        self._returned = frozenset()
+        if giving is not None:
+            giving.cancel()
+            for worker in self._workers.values():
+                worker.forget_settings()
 
     async def _give_back(self) -> None:
         """The site released this node: originals once; the file stays until the agent stops."""
@@ -310,7 +321,7 @@ class NodeAgent:
             done = {outcome.gpu_id for outcome in outcomes if outcome.is_done}
             self._returned |= done
             for gpu_id in done:
-                self._workers[gpu_id].forget_limit()
+                self._workers[gpu_id].forget_settings()
 
     # -------------------------------------------------------------------------------------------------------- reports
 

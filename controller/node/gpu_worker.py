@@ -143,8 +143,9 @@ class GpuWorker:
             self._told_floor = what
             self._say(self.gpu.spec.gpu_id, what or "holds its power floor")
 
-    def forget_limit(self) -> None:
-        """The settings found were given back: the limit in force now is whosever it was."""
+    def forget_settings(self) -> None:
+        """The settings found were given back: nothing of ours is in force, and the limit is whosever it was."""
+        self._set = None
         self._found_limit_w = None
 
     async def step(self) -> None:

@@ -1,4 +1,4 @@
-"""What a node's GPUs tell by themselves, and GPUs that appear while the agent runs.
+"""What a node's GPUs tell by themselves, GPUs that appear while the agent runs, and a log that repeats do not fill.
 
 Both only ever inform: a word to the log and a nudge to that GPU's worker, which reads it and finds out what is true.
 """
@@ -29,14 +29,18 @@ class EventLog:
         self._held_back: dict[tuple[str, str], int] = {}
 
     def tell(self, event: GpuEvent) -> None:
-        key = (event.gpu_id or "nvml", event.text)
+        self.say(event.gpu_id or "nvml", event.text, kind=event.text)
+
+    def say(self, subject: str, text: str, *, kind: str) -> None:
+        """`kind`: what counts as the same word, however its numbers differ."""
+        key = (subject, kind)
         now_s = self._clock.now_s()
         if now_s - self._told_s.get(key, -REPEAT_S) < REPEAT_S:
             self._held_back[key] = self._held_back.get(key, 0) + 1
             return
         self._told_s[key] = now_s
         more = self._held_back.pop(key, 0)
-        self._say(key[0], f"{event.text} (and {more} more since)" if more else event.text)
+        self._say(subject, f"{text} (and {more} more since)" if more else text)
 
 
 async def hear_events(
