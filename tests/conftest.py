@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 from hypothesis import settings
+
+from tests.lane_kit import told_figures
 
 # The default suite repeats itself; `make fuzz` looks for what nobody has seen.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -41,6 +44,12 @@ def traces() -> Path:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.skipped and isinstance(report.longrepr, tuple):
         _skips.append((report.nodeid, report.longrepr[2]))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the process lane measured, beside its goals."""
+    for line in told_figures():
+        terminalreporter.write_line(line)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

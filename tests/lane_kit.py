@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ TRACKER_HZ = 5  # what two busy cores can keep beside bench, broker and devices
 NORMAL_S = 20.0  # from restart, DESIGN and FAULTS
 CAPS_S = 5.0  # from the controller's death to bounded caps
 BATTERY_S = 30.0
+FIGURES_FILE = Path("out/process/figures.json")
+FIGURES: list[dict[str, Any]] = []
 DEATH_STEP_W = 5 * MW  # per second: what the 15 s row lets go at once
 
 
@@ -56,6 +59,21 @@ def fake_clock(folder: Path, apart: Path) -> dict[str, str]:
     source = Path(__file__).with_name("fake_clock.c")
     subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-Wall", "-o", str(library), str(source)], check=True)
     return {"LD_PRELOAD": str(library), "RAMPART_FAKE_CLOCK": str(apart)}
+
+
+def figure(name: str, seconds: float, *, at_most: float) -> None:
+    """Keep what was measured, for the table at the end and `out/process/figures.json`, and hold it to its goal."""
+    FIGURES.append({"figure": name, "measured_s": round(seconds, 2), "goal_s": at_most})
+    assert seconds <= at_most, f"{name}: {seconds:.2f} s"
+
+
+def told_figures() -> list[str]:
+    """The table of all figures kept so far, which is also written to its file; empty where none was."""
+    if not FIGURES:
+        return []
+    FIGURES_FILE.parent.mkdir(parents=True, exist_ok=True)
+    FIGURES_FILE.write_text(json.dumps(FIGURES, indent=1) + "\n", encoding="utf-8")
+    return [f"{f['figure']}: {f['measured_s']:.2f} s (goal {f['goal_s']:g} s)" for f in FIGURES]
 
 
 def log_of(out: Path, name: str) -> str:

@@ -30,6 +30,7 @@ from tests.lane_kit import (
     NEEDS_COMPILER,
     NORMAL_S,
     fake_clock,
+    figure,
     lane_scenario,
     log_of,
 )
@@ -133,7 +134,9 @@ async def killed(lab: WireLab, span: list[float]) -> None:
     lab.site.signal(signal.SIGKILL)
     await lab.until_mode("DEGRADED", "NORMAL", within_s=10.0, newer_than_pid=before)
     await lab.until_mode("NORMAL", within_s=NORMAL_S, newer_than_pid=before)
-    assert time.monotonic() - killed_s - RESTART_S <= NORMAL_S
+    figure(
+        "kill -9 of the controller, its restart to NORMAL", time.monotonic() - killed_s - RESTART_S, at_most=NORMAL_S
+    )
     span.append(lab.now_s)
 
 
@@ -144,16 +147,24 @@ async def out_of_memory(lab: WireLab) -> None:
     lab.site.memory_max = lab.site.rss_bytes_max // 2
     await lab.until(lambda: len(lab.site.ends) > count, within_s=5.0)
     lab.site.memory_max = lab.site.unit.memory_max
-    await lab.until_mode("NORMAL", within_s=RESTART_S + NORMAL_S, newer_than_pid=before)
+    await normal_again(lab, "out of memory", before)
 
 
 async def stopped(lab: WireLab) -> None:
     """C3: SIGSTOP; nodes go to fallback by themselves, the watchdog of 10 s ends it, the next one controls."""
     before, count = lab.site.pid, len(lab.site.ends)
     lab.site.signal(signal.SIGSTOP)
-    await lab.until(lambda: are_bounded(lab), within_s=CAPS_S + 1.0)
+    caps_s = await lab.until(lambda: are_bounded(lab), within_s=CAPS_S + 1.0)
+    figure("SIGSTOP of the controller to bounded caps", caps_s, at_most=CAPS_S + SEEN_S)
     await lab.until(lambda: len(lab.site.ends) > count, within_s=13.0)
+    await normal_again(lab, "watchdog", before)
+
+
+async def normal_again(lab: WireLab, why: str, before: int) -> None:
+    """NORMAL by a process that is not `before`, counted from when the unit starts it."""
+    ended_s = time.monotonic()
     await lab.until_mode("NORMAL", within_s=RESTART_S + NORMAL_S, newer_than_pid=before)
+    figure(f"{why}, restart of the controller to NORMAL", time.monotonic() - ended_s - RESTART_S, at_most=NORMAL_S)
 
 
 async def deposed(lab: WireLab) -> None:
@@ -194,9 +205,8 @@ def test_controller_that_stays_away_leaves_bounded_caps_and_no_battery(tmp_path:
         lab.site.signal(signal.SIGKILL)
         caps_s = await lab.until(lambda: are_bounded(lab), within_s=CAPS_S + 1.0)
         away_s = caps_s + await lab.until(lambda: is_away(lab), within_s=BATTERY_S)
-        print(f"caps bounded after {caps_s:.1f} s, battery away after {away_s:.1f} s")
-        assert caps_s <= CAPS_S + SEEN_S
-        assert away_s <= BATTERY_S
+        figure("death of the controller to bounded caps", caps_s, at_most=CAPS_S + SEEN_S)
+        figure("death of the controller to the battery away", away_s, at_most=BATTERY_S)
         await lab.until(lambda: float(lab.caps_mhz().mean()) < TOP_MHZ, within_s=SLOT_S)
         await sample_clocks(lab, seen)
         print(f"clocks every 4 s: {seen}")
