@@ -20,7 +20,7 @@ from pymodbus.client.base import ModbusBaseClient
 from pymodbus.exceptions import ConnectionException, ModbusException, ModbusIOException
 
 from drivers.errors import BadReply, DeviceBusy, DeviceGone, DeviceTimeout, InvalidValue
-from drivers.modbus_client import cause_of, make_client, refusal
+from drivers.modbus_client import Garbled, cause_of, make_client, refusal
 from drivers.modbus_endpoint import Endpoint, Framing
 
 BACKOFF_S_MIN = 0.1
@@ -63,6 +63,8 @@ class ModbusConnection:
         self._supervisor: asyncio.Task[None] | None = None
         self._attempted = asyncio.Event()  # set unless an attempt to connect is under way
         self._lost = asyncio.Event()
+        self._has_answered = False  # on the connection that stands
+        self._is_owed = False  # an answer to a request that was given up may still come on it
         self._why = "not connected yet"
         self._is_closed = False
         self._tls = endpoint.tls_context() if endpoint.framing is Framing.TLS else None
@@ -122,6 +124,7 @@ class ModbusConnection:
         except asyncio.CancelledError:
             if self.endpoint.is_rtu:
                 self._drop("a request was cancelled and its late reply could be taken for another's")
+            self._is_owed = True
             raise
         except ConnectionException as error:
             self._drop("connection lost")
@@ -133,6 +136,13 @@ class ModbusConnection:
         except (ModbusException, OSError, ValueError, struct.error, IndexError) as error:
             self._drop("garbled reply")
             raise BadReply(device, f"{self.endpoint}: garbled reply: {error}") from error
+        self._has_answered = True
+        if isinstance(reply, Garbled):
+            self._drop("garbled reply")
+            raise BadReply(device, f"{self.endpoint}: garbled reply")
+        if self._is_owed and not reply.transaction_id:
+            self._drop("an answer that carries no number, after a request that was given up")
+            raise BadReply(device, f"{self.endpoint}: the answer carries no number and may be an older request's")
         if self.request_gap_s > 0:
             self._quiet_until_s = asyncio.get_running_loop().time() + self.request_gap_s
         if reply.isError():
@@ -175,17 +185,24 @@ class ModbusConnection:
                 self._attempted.clear()
                 is_up = await self._connect()
                 self._attempted.set()
-                if is_up:
+                if is_up and await self._was_good():
                     backoff_s = self._backoff_s[0]
-                    await self._lost.wait()
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, self._backoff_s[1])
         finally:
             self._attempted.set()
             self._drop(self._why)
 
+    async def _was_good(self) -> bool:
+        """Wait until the connection is lost; False where the peer took it and ended it without a word."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        await self._lost.wait()
+        return self._has_answered or loop.time() - began_s >= self.timeout_s
+
     async def _connect(self) -> bool:
         self._lost.clear()
+        self._has_answered = self._is_owed = False
         client = self._new_client()
         self._why = f"cannot connect: no answer within {self.timeout_s:g} s"
         try:
@@ -306,7 +323,9 @@ class ModbusDevice:
             read = client.read_coils if function == 1 else client.read_discrete_inputs
             return read(address, count=count, device_id=unit)  # type: ignore[no-any-return]
 
-        bits = (await self.connection.request(self.name, send, over=self.over)).bits
+        reply = await self.connection.request(self.name, send, over=self.over)
+        self._require_function(reply, function, address)
+        bits: Sequence[bool] = reply.bits
         if len(bits) < count:
             raise self.connection.bad_reply(self.name, f"{len(bits)} bits where {count} were asked for at {address}")
         return [bool(bit) for bit in bits[:count]]
@@ -349,14 +368,17 @@ class ModbusDevice:
             return read(address, count=count, device_id=unit)  # type: ignore[no-any-return]
 
         reply = await self.connection.request(self.name, send, over=self.over)
-        if reply.function_code != function:
-            what = f"function {reply.function_code} in reply to {function} at {address}"
-            raise self.connection.bad_reply(self.name, what)
+        self._require_function(reply, function, address)
         registers: Sequence[int] = reply.registers
         if len(registers) != count:
             what = f"{len(registers)} registers where {count} were asked for at {address}"
             raise self.connection.bad_reply(self.name, what)
         return struct.pack(f">{count}H", *registers)
+
+    def _require_function(self, reply: Any, function: int, address: int) -> None:
+        if reply.function_code != function:
+            what = f"function {reply.function_code} in reply to {function} at {address}"
+            raise self.connection.bad_reply(self.name, what)
 
 
 class ModbusPool:

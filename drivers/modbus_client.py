@@ -1,4 +1,7 @@
-"""Clients of pymodbus with their own retries and reconnect off, and what the wire's error codes mean to us."""
+"""Clients of pymodbus with their own retries and reconnect off, exact in what they take for an answer.
+
+And what the wire's error codes mean to us.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,48 @@ from collections.abc import Callable
 from pymodbus.client import AsyncModbusSerialClient, AsyncModbusTcpClient
 from pymodbus.client.base import ModbusBaseClient
 from pymodbus.framer import FramerType
+from pymodbus.pdu import DecodePDU, ModbusPDU
 from pymodbus.transport import CommParams, CommType
 
 from controller.ports import DriverError
 from drivers.errors import DeviceBusy, DeviceFault, DeviceGone, DeviceTimeout, InvalidValue, NotSupported
 from drivers.modbus_endpoint import Endpoint, Framing
 
+READS_BITS, READS_REGISTERS = (1, 2), (3, 4)
+
+
+class Garbled(ModbusPDU):
+    """A frame for us that is no answer. The library would raise in the reader, where nobody can catch it."""
+
+
+class _ExactDecoder(DecodePDU):
+    """The library's decoder, but that bytes too many or too few are garbage, and that garbage is an answer."""
+
+    def decode(self, frame: bytes) -> ModbusPDU:
+        pdu = super().decode(frame)
+        return Garbled() if pdu is None or not _is_exact(frame) else pdu
+
+
+def _is_exact(frame: bytes) -> bool:
+    """What was read is as long as it says, and no register is cut in two."""
+    function = frame[0]
+    if function not in (*READS_BITS, *READS_REGISTERS):
+        return True
+    return len(frame) == 2 + frame[1] and (function in READS_BITS or frame[1] % 2 == 0)
+
 
 def make_client(
     endpoint: Endpoint, tls: ssl.SSLContext | None, *, timeout_s: float, on_change: Callable[[bool], None]
 ) -> ModbusBaseClient:
-    """A pymodbus client with its own retries and reconnect off."""
+    """A pymodbus client with its own retries and reconnect off, on the exact decoder."""
+    client = _plain_client(endpoint, tls, timeout_s=timeout_s, on_change=on_change)
+    client.ctx.framer.decoder = _ExactDecoder(is_server=False)
+    return client
+
+
+def _plain_client(
+    endpoint: Endpoint, tls: ssl.SSLContext | None, *, timeout_s: float, on_change: Callable[[bool], None]
+) -> ModbusBaseClient:
     if endpoint.framing is Framing.SERIAL:
         return AsyncModbusSerialClient(
             endpoint.host,
