@@ -12,22 +12,24 @@ import time
 from controller.ports import Clock
 
 NS_PER_S = 1_000_000_000
+# On Linux the monotonic clock stands still while the machine is suspended, and so would every age and time to live.
+STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class MonotonicClock:
-    """The operating system's clocks."""
+    """The operating system's clocks. Time goes on through a suspend: what was known and ordered before it is old."""
 
     def now_ns(self) -> int:
-        return time.monotonic_ns()
+        return time.clock_gettime_ns(STEADY)
 
     def now_s(self) -> float:
-        return time.monotonic_ns() / NS_PER_S
+        return time.clock_gettime_ns(STEADY) / NS_PER_S
 
     def wall_utc_s(self) -> float:
         return time.time()
 
     async def sleep_until_ns(self, t_ns: int) -> None:
-        delay_ns = t_ns - time.monotonic_ns()
+        delay_ns = t_ns - self.now_ns()
         await asyncio.sleep(max(0, delay_ns) / NS_PER_S)
 
 
