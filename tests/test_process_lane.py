@@ -154,8 +154,7 @@ async def stopped(lab: WireLab) -> None:
     """C3: SIGSTOP; nodes go to fallback by themselves, the watchdog of 10 s ends it, the next one controls."""
     before, count = lab.site.pid, len(lab.site.ends)
     lab.site.signal(signal.SIGSTOP)
-    caps_s = await lab.until(lambda: are_bounded(lab), within_s=CAPS_S + 1.0)
-    figure("SIGSTOP of the controller to bounded caps", caps_s, at_most=CAPS_S + SEEN_S)
+    await lab.until(lambda: are_bounded(lab), within_s=CAPS_S + 1.0)
     await lab.until(lambda: len(lab.site.ends) > count, within_s=13.0)
     await normal_again(lab, "watchdog", before)
 
