@@ -34,8 +34,8 @@ def run(
 ) -> None:
     """Run the controller of a site, the agent of a GPU node, or both, until stopped.
 
-    A device or broker that is absent is waited for; what a person must mend is one line and exit status 2. SIGTERM and
-    Ctrl-C stop cleanly: a node gives its GPUs their own settings back first.
+    A device or broker that is absent is waited for; what a person must mend is one line and exit status 2. SIGTERM,
+    SIGHUP and Ctrl-C stop cleanly: a node gives its GPUs their own settings back first.
 
     Examples: rampart run -c /etc/rampart/site.yaml    rampart run -c configs/node.example.yaml
     """
@@ -65,6 +65,7 @@ async def _until_stopped(serve: Callable[[], Coroutine[Any, Any, None]]) -> int:
         task.cancel()
 
     loop.add_signal_handler(signal.SIGTERM, stop, 0)
+    loop.add_signal_handler(signal.SIGHUP, stop, 0)  # its terminal closed: the default would end it as a crash does
     loop.add_signal_handler(signal.SIGINT, stop, INTERRUPTED)
     try:
         await task
