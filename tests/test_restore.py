@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from controller.cli import restore as restore_command
 from controller.cli.main import app
 from controller.config.load import data_root
 from controller.errors import BadInput
+from controller.node import originals
 from controller.node.originals import NodeLock, OriginalsFile, how_to
 from controller.node.restore import Outcome
 from controller.node.run import restore_node
@@ -162,7 +162,7 @@ def test_settings_that_the_service_saved_are_found(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "mine"))
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     service = tmp_path / "service"
-    monkeypatch.setattr(restore_command, "SERVICE_STATE", service)
+    monkeypatch.setattr(originals, "SERVICE_STATE", service)
     absent = CliRunner().invoke(app, ["restore", *words])
     assert absent.exit_code == 0 and f"no saved settings in {tmp_path / 'mine'}" in absent.output.replace("\n", "")
     assert str(service) in absent.output and not service.exists() and not (tmp_path / "mine").exists()
@@ -176,7 +176,7 @@ def test_settings_that_the_service_saved_are_found(
 
 def test_the_folder_looked_into_is_the_one_of_the_shipped_unit() -> None:
     unit = (data_root() / "systemd" / "rampart-node.service").read_text(encoding="utf-8")
-    assert f"--state-dir {restore_command.SERVICE_STATE}\n" in unit
+    assert f"--state-dir {originals.SERVICE_STATE}\n" in unit
 
 
 def test_a_goal_it_does_not_know_is_wrong_input() -> None:

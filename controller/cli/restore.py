@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-SERVICE_STATE = Path("/var/lib/rampart-node")  # StateDirectory= of systemd/rampart-node.service
-
 
 class Goal(StrEnum):
     """Where the GPUs should end up."""
@@ -46,7 +44,7 @@ def restore(
     from controller.config.site import default_dir, load_settings
     from controller.errors import BadInput
     from controller.logs import set_up_logs
-    from controller.node.originals import how_to
+    from controller.node.originals import SERVICE_STATE, how_to
 
     set_up_logs()
     spare: HowTo | None = None

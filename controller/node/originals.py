@@ -24,6 +24,7 @@ from controller.files import read_file, sync_folder, write_whole
 from controller.settings import NodeSettings
 from controller.types import GpuId, GpuOriginals, GpuSpec, SmoothingFound
 
+SERVICE_STATE = Path("/var/lib/rampart-node")  # StateDirectory= of systemd/rampart-node.service
 FILE_NAME = "originals.json"
 LOCK_NAME = "node.lock"
 FORMAT = "rampart-originals/2"
@@ -191,6 +192,21 @@ class NodeLock:
         os.write(fd, f"{os.getpid()}\n".encode())
         self._fd = fd
         return True
+
+    @property
+    def is_held(self) -> bool:
+        """Somebody has it; False also where that cannot be told. Makes nothing."""
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
 
     def holder(self) -> str:
         """Process id of whoever holds it, for a message."""

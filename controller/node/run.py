@@ -12,7 +12,14 @@ from controller.errors import BadInput
 from controller.node.agent import NodeAgent, Opener
 from controller.node.gpu_worker import Say
 from controller.node.guard import Guard
-from controller.node.originals import HowTo, NodeLock, OriginalsCorrupt, OriginalsFile, boot_id
+from controller.node.originals import (
+    SERVICE_STATE,
+    HowTo,
+    NodeLock,
+    OriginalsCorrupt,
+    OriginalsFile,
+    boot_id,
+)
 from controller.node.restore import Outcome, fall_back, give_back
 from controller.ports import AgentLink, Clock, DriverError, GpuNode
 from controller.sdnotify import Notifier
@@ -48,6 +55,7 @@ async def run_node(
     doors = _Doors(
         NvmlLibrary(driver_versions=settings.driver_versions, call_deadline_s=settings.call_deadline_s, clock=clock),
         say,
+        state_dir=state_dir,
     )
     guard = None if notifier.is_supervised else Guard(state_dir)
 
@@ -87,9 +95,10 @@ async def run_node(
 
 
 class _Doors:
-    """Opens GPUs and says of each that does not open why, once."""
+    """Opens GPUs and says of each that does not open why, once. BadInput for GPUs that the service drives."""
 
-    def __init__(self, library: NvmlLibrary, say: Say) -> None:
+    def __init__(self, library: NvmlLibrary, say: Say, *, state_dir: Path) -> None:
+        self._state_dir = state_dir
         self._library = library
         self._say = say
         self._told: dict[str, str] = {}
@@ -97,11 +106,13 @@ class _Doors:
     async def open(self) -> Sequence[GpuNode]:
         gpus = await self._library.open()
         self._tell_failures()
+        require_alone(gpus, state_dir=self._state_dir)
         return gpus
 
     async def open_more(self, known: frozenset[GpuId]) -> Sequence[GpuNode]:
         gpus = await self._library.open_more(known)
         self._tell_failures()
+        require_alone(gpus, state_dir=self._state_dir)
         return gpus
 
     def _tell_failures(self) -> None:
@@ -110,6 +121,24 @@ class _Doors:
             if self._told.get(device) != what:
                 self._say(device, f"cannot be opened: {what}; looked for again")
         self._told = failures
+
+
+def require_alone(gpus: Sequence[GpuNode], *, state_dir: Path) -> None:
+    """BadInput where the service drives one of `gpus` and this agent, started from a shell, has another state folder.
+
+    The lock is of the folder. Two agents would fight and take each other's caps for what was found: GPUs stayed
+    capped when both were gone.
+    """
+    lock = NodeLock(SERVICE_STATE)
+    if state_dir.resolve() == SERVICE_STATE.resolve() or not lock.is_held:
+        return
+    try:
+        saved = OriginalsFile(SERVICE_STATE).load()
+    except (OSError, OriginalsCorrupt):
+        return
+    theirs = [gpu.spec.gpu_id for gpu in gpus if saved is not None and gpu.spec.gpu_id in saved.by_id]
+    if theirs:
+        raise BadInput(f"{SERVICE_STATE}: the service drives {theirs[0]} (process {lock.holder()}); stop it first")
 
 
 async def _locked(state_dir: Path, clock: Clock) -> NodeLock:
