@@ -99,7 +99,7 @@ class Field:
     absent: frozenset[int]
 
     def value(self, data: bytes) -> float | None:
-        """The value in its unit, or None where the device says it has none (sentinel, NaN, bad scale factor)."""
+        """The value in its unit, or None where there is none: sentinel, NaN, bad scale factor, beyond all numbers."""
         total = 0.0
         for term in self.terms:
             raw = term.codec.unpack(data, term.at)
@@ -111,7 +111,8 @@ class Field:
                     return None
                 raw = raw * 10.0**exponent
             total += raw
-        return total * self.factor
+        value = total * self.factor
+        return value if math.isfinite(value) else None
 
 
 def swap_words(data: bytes) -> bytes:
