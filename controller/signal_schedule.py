@@ -153,13 +153,16 @@ class Schedule:
         return signals
 
     def limit_signals(self, now_s: float) -> list[GridSignal]:
-        """Rows in force or scheduled; the same request on several feeds once."""
-        found: dict[tuple[str, float, float], GridSignal] = {}
+        """Rows in force or scheduled; the same request on several feeds once.
+
+        The same is what says the same: the id is an event's own, which nobody signed.
+        """
+        found: dict[tuple[str, str, float, float, tuple[Limit, ...]], GridSignal] = {}
         for (kind, _, feed), layers in sorted(self._slots.items()):
             for from_s, until_s, layer in _visible(layers, now_s):
                 if not layer.limits:
                     continue
-                key = (layer.signal_id, from_s, until_s)
+                key = (layer.issuer, layer.signal_id, from_s, until_s, layer.limits)
                 feeds = (*found[key].feeds, feed) if key in found else (feed,)
                 found[key] = GridSignal(
                     kind=kind,
