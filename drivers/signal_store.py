@@ -16,6 +16,7 @@ import structlog
 from controller.files import write_whole
 
 FILE_BYTES_MAX = 16 * 1024 * 1024
+RETRY_S = 10.0  # before what the disk refused is tried again
 
 log = structlog.get_logger("signals")
 
@@ -57,7 +58,7 @@ class SignalStore:
         self._changed.set()
 
     async def run(self) -> None:
-        """Write whenever something changed, until cancelled; then once more if something is left."""
+        """Write whenever something changed, until cancelled, and again after a failure; at the end what is left."""
         try:
             while True:
                 await self._changed.wait()
@@ -69,6 +70,8 @@ class SignalStore:
                 except asyncio.CancelledError:
                     await writing  # what was begun is on disk before whoever starts next reads it
                     raise
+                if self._is_failing:
+                    asyncio.get_running_loop().call_later(RETRY_S, self._changed.set)
         finally:
             if self._changed.is_set():
                 self._write(json.dumps(self._take(), separators=(",", ":"), allow_nan=False))
