@@ -57,6 +57,31 @@ def write_whole(path: Path, text: str, *, mode: int | None = None) -> None:
     sync_folder(path.parent)
 
 
+def write_small(path: Path, text: str) -> None:
+    """As `write_whole`, for a line whose reader knows a torn one: on a full disk it goes over the old content in place.
+
+    The block is there already. OSError where nothing was there before, or the file system copies what is written over.
+    """
+    try:
+        write_whole(path, text)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not path.is_file():
+            raise
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            overwrite(fd, text)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def overwrite(fd: int, text: str) -> None:
+    """`text` as the whole content of an open file, without giving its block back in between."""
+    raw = text.encode()
+    os.pwrite(fd, raw, 0)
+    os.ftruncate(fd, len(raw))
+
+
 def sync_folder(folder: Path) -> None:
     """What was renamed in or removed from `folder` is on the disk when this returns."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

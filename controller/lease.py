@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from controller.errors import BadInput
-from controller.files import write_whole
+from controller.files import overwrite, write_small
 
 LOCK_NAME = "site.lock"
 EPOCH_NAME = "epoch"
@@ -63,8 +63,7 @@ class FileLease:
             raise BadInput(
                 f"{self._dir}: another controller leads this site (process {holder}); stop it first"
             ) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        overwrite(self._fd, f"{os.getpid()}\n")
 
     def _next_epoch(self) -> int:
         """One above the last, on disk before it is used. A damaged file starts above anything it may have said."""
@@ -77,7 +76,7 @@ class FileLease:
         except ValueError:
             last = _above_any(path)
         epoch = min(max(last, 0) + 1, EPOCH_MAX)
-        write_whole(path, f"{epoch}\n")
+        write_small(path, f"{epoch}\n")  # a full disk must not keep a controller from starting again
         return epoch
 
 

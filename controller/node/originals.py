@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from controller.codec import decode, encode
-from controller.files import read_file, sync_folder, write_whole
+from controller.files import overwrite, read_file, sync_folder, write_whole
 from controller.settings import NodeSettings
 from controller.types import GpuId, GpuOriginals, GpuSpec, SmoothingFound
 
@@ -188,9 +188,9 @@ class NodeLock:
         except BlockingIOError:
             os.close(fd)
             return False
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
         self._fd = fd
+        with suppress(OSError):  # a full disk: the lock is ours, and who holds it stays unsaid
+            overwrite(fd, f"{os.getpid()}\n")
         return True
 
     @property
