@@ -19,9 +19,11 @@ from typing import Any
 from pymodbus.client.base import ModbusBaseClient
 from pymodbus.exceptions import ConnectionException, ModbusException, ModbusIOException
 
+from controller.errors import BadInput
 from drivers.errors import BadReply, DeviceBusy, DeviceGone, DeviceTimeout, InvalidValue
 from drivers.modbus_client import Garbled, cause_of, make_client, refusal
 from drivers.modbus_endpoint import Endpoint, Framing
+from drivers.tls_files import TlsFiles
 
 BACKOFF_S_MIN = 0.1
 BACKOFF_S_MAX = 5.0  # a device that comes back is found within this
@@ -67,7 +69,8 @@ class ModbusConnection:
         self._is_owed = False  # an answer to a request that was given up may still come on it
         self._why = "not connected yet"
         self._is_closed = False
-        self._tls = endpoint.tls_context() if endpoint.framing is Framing.TLS else None
+        files = (endpoint.ca_file, endpoint.cert_file, endpoint.key_file)
+        self._tls = TlsFiles(files, endpoint.tls_context) if endpoint.framing is Framing.TLS else None
         self._quiet_until_s = 0.0  # on the event loop's clock: no request before
 
     @property
@@ -203,7 +206,11 @@ class ModbusConnection:
     async def _connect(self) -> bool:
         self._lost.clear()
         self._has_answered = self._is_owed = False
-        client = self._new_client()
+        try:
+            client = self._new_client()
+        except BadInput as bad:  # certificates that were there at the start: they are being renewed
+            self._why = f"cannot connect: {bad}"
+            return False
         self._why = f"cannot connect: no answer within {self.timeout_s:g} s"
         try:
             is_up = await client.connect()
@@ -229,7 +236,8 @@ class ModbusConnection:
             if not is_up and client is not None:
                 self._fail_pending(client)
 
-        client = make_client(self.endpoint, self._tls, timeout_s=self.timeout_s, on_change=on_change)
+        tls = self._tls.context() if self._tls is not None else None
+        client = make_client(self.endpoint, tls, timeout_s=self.timeout_s, on_change=on_change)
         create = client.ctx.call_create
 
         async def create_and_say_why() -> Any:

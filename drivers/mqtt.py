@@ -28,6 +28,7 @@ from controller.errors import BadInput
 from controller.files import open_regular, read_file
 from controller.ports import Clock
 from controller.settings import MqttSettings
+from drivers.tls_files import TlsFiles
 
 PAYLOAD_BYTES_MAX = 65_536  # larger packets are dropped and counted; no message of ours is near it
 PASSWORD_BYTES_MAX = 65_535  # what MQTT can carry
@@ -157,7 +158,8 @@ class MqttSession:
         self._said_down = False
         self._pong_s = 0.0
         self._ping_topic = f"rampart/v1/ping/{client_id}"
-        tls_context(settings)
+        files = (settings.ca_file, settings.cert_file, settings.key_file)
+        self._tls = TlsFiles(files, lambda: tls_context(settings))
         read_password(settings)  # a wrong path is the person's to mend: said before anything starts
 
     def on_message(self, topic_filter: str, handler: Handler, *, qos: int = 1) -> None:
@@ -266,7 +268,7 @@ class MqttSession:
             clean_session=True,  # the broker keeps nothing for us: a queued command would arrive late
             keepalive=settings.keepalive_s,
             timeout=CONNECT_S_MAX,
-            tls_context=tls_context(settings),  # read anew, as the password is: short-lived certificates are renewed
+            tls_context=self._tls.context(),
             socket_options=(NO_DELAY, KEEP_ALIVE),
             max_inflight_messages=IN_FLIGHT_MAX,
             queue_type=cast("type[asyncio.Queue[aiomqtt.Message]]", lambda maxsize: _DropOldest(self.counts)),
