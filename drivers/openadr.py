@@ -139,7 +139,7 @@ def read_events(body: bytes, *, program_id: str | None) -> Reading:
 
 
 def _weakest_first(event: Event) -> tuple[float, str, str]:
-    priority = -math.inf if event.priority is None else -float(event.priority)
+    priority = -math.inf if event.priority is None else -event.priority
     return priority, event.modification_date_time or "", event.id
 
 

@@ -75,6 +75,15 @@ def test_a_number_beyond_all_numbers_is_refused() -> None:
         read_events(body.replace("[7]", "[1" + "0" * 400 + "]").encode(), program_id=None)
 
 
+def test_a_priority_beyond_all_numbers_is_the_lowest_but_none() -> None:
+    events = [
+        event([[("DISPATCH_SETPOINT", value)]], start="2026-06-01T00:00:00Z", event_id=str(value), priority=priority)
+        for value, priority in ((1, 0), (2, 10**400), (3, None))
+    ]
+    found = read_events(json.dumps(events).encode(), program_id=None)
+    assert [wish.target_w for wish in found.wishes] == [3e3, 2e3, 1e3]
+
+
 async def test_a_vtn_that_never_ends_its_answer_is_lost_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte now and then keeps a socket's own timeout from ever running out; the bridge says so and can be stopped."""
     monkeypatch.setattr(openadr, "POLL_S_MAX", 0.3)
