@@ -168,7 +168,7 @@ def _enum_decoder(kind: type[Enum]) -> Decoder:
         try:
             return kind(raw)
         except ValueError:
-            raise ValueError(f"{at}: {raw!r} is not one of {[m.value for m in kind]}") from None
+            raise ValueError(f"{at}: {str(raw)[:60]!r} is not one of {[m.value for m in kind]}") from None
 
     return run
 

@@ -25,6 +25,14 @@ def open_regular(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
+def is_file(path: Path) -> bool:
+    """False also where the name cannot be one: of more characters than a name may have, or in a closed folder."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def read_file(path: Path, *, bytes_max: int) -> bytes:
     """The whole of a regular file; OSError where it is none or has more than `bytes_max`."""
     with open_regular(path) as file:

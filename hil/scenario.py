@@ -13,6 +13,7 @@ from controller.config.fields import LARGEST
 from controller.config.load import data_path, parse_document, read_yaml
 from controller.config.site import parse_site
 from controller.errors import BadInput
+from controller.files import is_file
 from controller.settings import Settings
 from hil.scenario_documents import DURATION_S_MAX, SEED_MAX, ScenarioDoc
 
@@ -91,7 +92,7 @@ def _beside_caller(name: str) -> str:
         data_path("contracts", name)
     except BadInput as bad:
         raise BadInput(f"--contract: {bad}") from None
-    return str(Path(name).resolve()) if Path(name).is_file() else name
+    return str(Path(name).resolve()) if is_file(Path(name)) else name
 
 
 def _override_plant(raw: dict[str, Any], overrides: Overrides, first: ScenarioDoc) -> dict[str, Any]:

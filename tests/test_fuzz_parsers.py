@@ -46,8 +46,8 @@ def damaged(text: bytes) -> st.SearchStrategy[bytes]:
     return st.tuples(st.integers(0, len(text)), st.integers(0, 60), st.binary(max_size=20)).map(change)
 
 
-def changed(document: Any) -> st.SearchStrategy[Any]:
-    """`document` with the value at one place replaced, removed, or a key added."""
+def places_of(document: Any) -> list[tuple[Any, ...]]:
+    """The way to every value in `document`, itself the first."""
     places: list[tuple[Any, ...]] = []
 
     def walk(node: Any, path: tuple[Any, ...]) -> None:
@@ -57,22 +57,28 @@ def changed(document: Any) -> st.SearchStrategy[Any]:
             walk(child, (*path, key))
 
     walk(document, ())
+    return places
 
-    def put(pick: tuple[tuple[Any, ...], Any, bool]) -> Any:
-        path, value, removes = pick
-        whole = json.loads(json.dumps(document))
-        if not path:
-            return value
-        node = whole
-        for key in path[:-1]:
-            node = node[key]
-        if removes:
-            del node[path[-1]]
-        else:
-            node[path[-1]] = value
-        return whole
 
-    return st.tuples(st.sampled_from(places), values, st.booleans()).map(put)
+def put(document: Any, path: tuple[Any, ...], value: Any, *, removes: bool = False) -> Any:
+    """A copy of `document` with the value at one place replaced or removed."""
+    if not path:
+        return value
+    whole = json.loads(json.dumps(document))
+    node = whole
+    for key in path[:-1]:
+        node = node[key]
+    if removes:
+        del node[path[-1]]
+    else:
+        node[path[-1]] = value
+    return whole
+
+
+def changed(document: Any) -> st.SearchStrategy[Any]:
+    """`document` with the value at one place replaced or removed."""
+    picks = st.tuples(st.sampled_from(places_of(document)), values, st.booleans())
+    return picks.map(lambda pick: put(document, pick[0], pick[1], removes=pick[2]))
 
 
 # ------------------------------------------------------------------------------------------------ whatever takes bytes
@@ -104,6 +110,29 @@ def test_good_examples_and_towers(target: Target) -> None:
     """What a friend sends is read; nesting, digits and texts without end are refused like any noise."""
     for raw in (*target.good, *NESTED):
         target(raw)
+
+
+EXTREMES: tuple[Any, ...] = (
+    10**400,
+    -(10**400),
+    2**63,
+    1e308,
+    float("inf"),
+    float("nan"),
+    "9" * 5000,
+    "\ud800",
+    [[]] * 70,
+    {"": None},
+)
+
+
+@pytest.mark.parametrize("target", [t for t in targets() if t.is_json], ids=lambda t: t.name)
+def test_every_value_of_a_good_example_may_be_an_extreme(target: Target) -> None:
+    """Whole numbers that no float holds, floats that no JSON has, half a character: chance hardly ever brings them."""
+    for document in map(json.loads, target.good):
+        for place in places_of(document):
+            for extreme in EXTREMES:
+                target(json.dumps(put(document, place, extreme)).encode())
 
 
 # ------------------------------------------------------------------------------------------------ Modbus replies

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from controller.config.fields import W_PER_KILOWATT, W_PER_MEGAWATT
 from controller.config.load import Document, data_path, load_document, parse_document
 from controller.errors import BadInput
+from controller.files import is_file
 from controller.types import (
     ROW_BAND_HZ,
     ROW_POWER_W_MAX,
@@ -313,7 +314,7 @@ def _includes(document: ContractDocument, path: Path, depth: int) -> list[tuple[
     found = []
     for name in document.include:
         beside = path.parent / name
-        found.append(read_contract_document(str(beside) if beside.is_file() else name))
+        found.append(read_contract_document(str(beside) if is_file(beside) else name))
     return found
 
 

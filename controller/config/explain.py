@@ -85,7 +85,7 @@ def _allowed(fault: Any) -> str:
         return f"{words} {int(bound) if float(bound).is_integer() else bound} is allowed"
     if kind in ("literal_error", "enum"):
         return _one_of(given, _quoted(context["expected"]))
-    if kind in ("tuple_type", "list_type") and isinstance(given, str):
+    if kind in ("tuple_type", "list_type") and isinstance(given, str) and len(given) <= VALUE_CHARS_MAX:
         return f"{ALLOWED[kind]}, as in [{_printable(given)}]"
     return ALLOWED.get(kind, str(fault["msg"]).removeprefix("Value error, "))
 

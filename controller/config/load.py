@@ -21,6 +21,7 @@ M = TypeVar("M", bound=BaseModel)
 
 VALUES_MAX = 200_000  # of one document, aliases written out: more than fit a file without them
 FILE_BYTES_MAX = 1_048_576  # no document of ours is near it; a larger one is not a document
+NAME_CHARS_MAX = 120  # of a name that is shown
 
 
 class Document(BaseModel):
@@ -69,13 +70,16 @@ def data_path(kind: str, name_or_file: str) -> Path:
     known = ", ".join(names)
     if not name_or_file:
         raise BadInput(f"'': a file is allowed, or one of the shipped {kind}: {known}")
-    given = Path(name_or_file)
-    if given.is_file():
-        return given
-    shipped = folder / f"{name_or_file}.yaml"
-    if shipped.is_file():
-        return shipped
-    if given.exists():
+    given, shipped = Path(name_or_file), folder / f"{name_or_file}.yaml"
+    try:
+        if given.is_file():
+            return given
+        if shipped.is_file():
+            return shipped
+        is_other = given.exists()
+    except OSError as error:  # a closed folder, or more characters than a name may have
+        raise BadInput(f"{name_or_file[:NAME_CHARS_MAX]}: {error.strerror or error}") from None
+    if is_other:
         raise BadInput(f"{name_or_file}: not a regular file")
     hint = did_you_mean(given.stem.lower(), names)
     raise BadInput(f"{name_or_file}: no such file, nor one of the shipped {kind}: {known}{hint}")

@@ -27,6 +27,7 @@ from controller.config.site_documents import (
     SmoothingDoc,
 )
 from controller.errors import BadInput
+from controller.files import is_file
 from controller.settings import (
     BatterySettings,
     ClassMembers,
@@ -127,7 +128,7 @@ def _site(doc: SiteDoc, base: Path, origin: str) -> SiteSettings:
 
 def _named(names: tuple[str, ...], key: str, *, peak_w: float, base: Path) -> Contract | None:
     """The contracts that a key of the site file names, as one; None where it names none."""
-    resolved = tuple(str(base / n) if (base / n).is_file() else n for n in names)
+    resolved = tuple(str(base / n) if is_file(base / n) else n for n in names)
     try:
         return load_contract(resolved, registered_peak_w=peak_w) if resolved else None
     except BadInput as bad:
