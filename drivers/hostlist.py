@@ -10,8 +10,8 @@ _BRACKET = re.compile(r"\[([^\[\]]*)\]")
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 
 
-def expand(text: str) -> tuple[str, ...]:
-    """The hosts of `text` in order; ValueError for what is no host list or has more than HOSTS_MAX hosts."""
+def expand(text: str, *, most: int = HOSTS_MAX) -> tuple[str, ...]:
+    """The hosts of `text` in order; ValueError for what is no host list or has more than `most` hosts."""
     hosts: list[str] = []
     position = 0
     text = text.strip()
@@ -19,7 +19,7 @@ def expand(text: str) -> tuple[str, ...]:
         match = _PART.match(text, position)
         if match is None or not match.group() or (match.end() < len(text) and text[match.end()] != ","):
             raise ValueError(f"host list {text[:80]!r}: cannot be read at character {position + 1}")
-        hosts.extend(_hosts(match.group(), room=HOSTS_MAX - len(hosts)))
+        hosts.extend(_hosts(match.group(), room=most - len(hosts)))
         position = match.end() + 1
     return tuple(hosts)
 
@@ -31,11 +31,11 @@ def _hosts(part: str, *, room: int) -> list[str]:
         head = part[position : bracket.start()]
         numbers = _numbers(bracket.group(1), room=room)
         if len(found) * len(numbers) > room:
-            raise ValueError(f"host list: more than {HOSTS_MAX} hosts")
+            raise ValueError("host list: too many hosts")
         found = [f"{name}{head}{number}" for name in found for number in numbers]
         position = bracket.end()
     if len(found) > room:
-        raise ValueError(f"host list: more than {HOSTS_MAX} hosts")
+        raise ValueError("host list: too many hosts")
     return [name + part[position:] for name in found]
 
 
@@ -46,7 +46,7 @@ def _numbers(inside: str, *, room: int) -> list[str]:
         if match is None:
             raise ValueError(f"host list: {item[:40]!r} is not a number or a range")
         first, last = match.group(1), match.group(2) or match.group(1)
-        if not 0 <= int(last) - int(first) < room:
-            raise ValueError(f"host list: the range {item[:40]!r} is empty or longer than {HOSTS_MAX}")
+        if not 0 <= int(last) - int(first) < room - len(numbers):
+            raise ValueError(f"host list: the range {item[:40]!r} is empty or too long")
         numbers.extend(str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
     return numbers

@@ -107,9 +107,7 @@ class JobsTopic:
     def _take(self, payload: bytes, now_s: float) -> None:
         try:
             listing = self._read(payload)
-            jobs = tuple(_job(message) for message in listing.jobs)
-            if sum(len(job.parts) for job in jobs) > NODES_MAX:
-                raise ValueError(f"more than {NODES_MAX} nodes")
+            jobs = _jobs(listing)
         except (ValueError, WireRefused, BadInput) as error:
             self._refuse(str(error))
             return
@@ -163,8 +161,23 @@ class JobsTopic:
             self._on_refused(why)
 
 
-def _job(message: JobMessage) -> Job:
-    nodes = tuple(dict.fromkeys(host for name in message.nodes for host in expand(name)))
+def _jobs(listing: ListingMessage) -> tuple[Job, ...]:
+    """The jobs; ValueError as soon as they have too many nodes: a few characters may stand for thousands."""
+    jobs: list[Job] = []
+    room = NODES_MAX
+    for message in listing.jobs:
+        nodes: list[str] = []
+        for name in message.nodes:
+            try:
+                nodes += expand(name, most=room - len(nodes))
+            except ValueError as error:
+                raise ValueError(f"job {message.job_id}: {error}; {NODES_MAX} nodes are allowed in all") from None
+        jobs.append(_job(message, tuple(dict.fromkeys(nodes))))
+        room -= len(nodes)
+    return tuple(jobs)
+
+
+def _job(message: JobMessage, nodes: tuple[str, ...]) -> Job:
     return Job(
         job_id=message.job_id,
         source="mqtt",

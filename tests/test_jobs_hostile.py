@@ -11,8 +11,11 @@ import pytest
 
 from controller.clock import MonotonicClock
 from controller.settings import KubernetesSettings
+from drivers import hostlist, jobs_mqtt
+from drivers.hostlist import expand
 from drivers.kubernetes import KubernetesJobs, jobs_of
 from drivers.slurm import parse
+from tests.test_jobs_mqtt import Bench, document
 from tests.test_kubernetes_jobs import Api, api, pod, pod_list, settings_of
 from tests.test_slurm_jobs import RULES, slurm
 
@@ -56,6 +59,33 @@ async def test_a_mark_of_the_next_page_that_is_no_text_is_none(
     source = KubernetesJobs(api, clock=MonotonicClock())
     await source.poll()
     assert source.trouble == "" and source.listing() is not None
+
+
+def test_a_few_characters_that_stand_for_millions_of_nodes_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 KB of ranges took the loop half a minute and a gigabyte before they were counted."""
+    expanded: list[int] = []
+
+    def counted(text: str, **how: Any) -> tuple[str, ...]:
+        found = expand(text, **how)
+        expanded.append(len(found))
+        return found
+
+    monkeypatch.setattr(jobs_mqtt, "expand", counted)
+    bench = Bench()
+    listing = document(bench.clock)
+    listing["jobs"][0]["nodes"] = [f"rack{k}-[0-19999]" for k in range(500)]
+    bench.send(json.dumps(listing).encode())
+    assert bench.feed.listing() is None and bench.feed.refused_count == 1 and "20000 nodes" in bench.feed.trouble
+    assert sum(expanded) <= jobs_mqtt.NODES_MAX
+
+
+def test_ranges_in_one_bracket_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 KB of the same range again and again is one name, and made ten million before it was refused."""
+    made: list[int] = []
+    monkeypatch.setattr(hostlist, "range", lambda *ends: made.append(1) or range(*ends), raising=False)
+    with pytest.raises(ValueError, match="too long"):
+        expand(f"n[{','.join(['0-19999'] * 500)}]")
+    assert len(made) == 1
 
 
 def test_a_deadline_beyond_all_numbers_is_none() -> None:
