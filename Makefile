@@ -10,7 +10,7 @@ SECONDS_EACH ?= 20
 # The tests of the safety-critical modules, each in the files that bear its name.
 COVERED_BY := actuate modes contract contract_due contract_rows contract_slopes \
   envelope envelope_bank envelope_battery envelope_caps envelope_node envelope_windows \
-  signals signal_bounds signal_memory signal_silence signal_times
+  signals signal_bounds signal_crowd signal_ids signal_memory signal_silence signal_times
 
 .PHONY: setup demo test check lint units configs faults swarm wire wire-slow process coverage mutation fuzz test-gpu tools benchmarks lock clean help
 

@@ -33,6 +33,8 @@ CHANGE_FRAC_MIN = 0.005  # of the registered peak: a ramp, swing or rate row bel
 BAND_FRAC_MIN = 0.0005  # the same for filtered and spectral rows (IESO asks 0.25 % of nominal)
 WINDOW_S_MAX = 3600.0
 
+CIRCUMSTANCES = ("signal_id", "correlation_id", "from_s", "until_s", "met_at_s")  # of a layer, not what it says
+
 Slot = tuple[SignalKind, str, str]  # kind, issuer, feed
 
 
@@ -58,6 +60,15 @@ class Layer:
 
     def covers(self, t_s: float) -> bool:
         return self.from_s <= t_s < self.until_s
+
+    def meets(self, other: Layer) -> bool:
+        """There is an instant for both."""
+        return self.from_s < other.until_s and other.from_s < self.until_s
+
+    def repeats(self, other: Layer) -> bool:
+        """It says the same as one that still holds when it begins, and for no less long."""
+        is_same = replace(self, **{name: getattr(other, name) for name in CIRCUMSTANCES}) == other
+        return is_same and other.covers(self.from_s) and other.until_s <= self.until_s
 
     @property
     def bound_w(self) -> float:
@@ -95,7 +106,8 @@ class Schedule:
         """Put a layer on top of its slot.
 
         Without an end it replaces for good what it covers; with one it lies over it for its time. A revert without an
-        end withdraws what is in force at its start and leaves what is scheduled for later.
+        end withdraws what is in force at its start and leaves what is scheduled for later. One that only tightens lies
+        beside the others, but in the place of one that said the same.
         """
         self.version += 1
         slot = (layer.kind, layer.issuer, layer.feed)
@@ -106,6 +118,8 @@ class Schedule:
                 below = [x for x in below if not (layer.from_s <= x.from_s and x.until_s <= layer.until_s)]
             if is_open:
                 below = [replace(x, until_s=layer.from_s) if x.covers(layer.from_s) else x for x in below]
+        else:
+            below = [replace(x, until_s=layer.from_s) if layer.repeats(x) else x for x in below]
         kept = [x for x in below if x.until_s > x.from_s]
         if not (layer.is_revert and math.isinf(layer.until_s)):
             kept.append(layer)

@@ -42,6 +42,7 @@ from controller.types import (
 TRANSIT_S_MAX = 10.0  # a message older than skew plus this is stale: no broker path of ours takes longer
 IDS_REMEMBERED_MAX = 8192  # an older replay fails the time window anyway
 LAYERS_PER_SLOT_MAX = 64
+ROWS_AT_ONCE_MAX = 128  # of one issuer; each takes some 40 us of every tick, and a message may bring 64
 
 Refusal = tuple[RefusalReason, str]
 
@@ -282,12 +283,26 @@ class AcceptanceRules:
     def _refusal_of_range(self, layers: Sequence[Layer]) -> Refusal | None:
         ceilings_w = [r.max_w for r in self._bounds.contract.limits if isinstance(r, CeilingLimit)]
         ceiling_w = min([*ceilings_w, self._bounds.peak_w])
+        if self._rows_at_once(layers) > ROWS_AT_ONCE_MAX:
+            return RefusalReason.SCHEDULE_FULL, f"more than {ROWS_AT_ONCE_MAX} rows of {layers[0].issuer} at once"
         for layer in layers:
             if len(self._schedule.layers((layer.kind, layer.issuer, layer.feed))) >= LAYERS_PER_SLOT_MAX:
                 return RefusalReason.SCHEDULE_FULL, f"more than {LAYERS_PER_SLOT_MAX} requests on feed {layer.feed}"
             if any(isinstance(r, FloorLimit) and r.min_w > ceiling_w for r in layer.limits):
                 return RefusalReason.RANGE, f"a floor above the site's ceiling of {ceiling_w:.0f} W"
         return None
+
+    def _rows_at_once(self, layers: Sequence[Layer]) -> int:
+        """Rows of the issuer that would be in force beside each other, those of one request for several feeds once."""
+        first, feeds = layers[0], {layer.feed for layer in layers}
+
+        def is_beside(x: Layer) -> bool:
+            if x.issuer != first.issuer or not x.meets(first):
+                return False
+            return x.feed not in feeds or (first.only_tightens and not first.repeats(replace(x, feed=first.feed)))
+
+        beside = {x.signal_id: x for x in self._schedule.everything() if is_beside(x)}
+        return len(first.limits) + sum(len(x.limits) for x in beside.values()) if first.limits else 0
 
 
 def _may(issuer: IssuerSettings, kind: SignalKind) -> bool:

@@ -51,6 +51,8 @@ TESTS = tuple(
         "modes",
         "signals",
         "signal_bounds",
+        "signal_crowd",
+        "signal_ids",
         "signal_memory",
         "signal_silence",
         "signal_times",
