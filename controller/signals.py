@@ -283,7 +283,7 @@ class AcceptanceRules:
     def _refusal_of_range(self, layers: Sequence[Layer]) -> Refusal | None:
         ceilings_w = [r.max_w for r in self._bounds.contract.limits if isinstance(r, CeilingLimit)]
         ceiling_w = min([*ceilings_w, self._bounds.peak_w])
-        if self._rows_at_once(layers) > ROWS_AT_ONCE_MAX:
+        if layers[0].limits and self._rows_at_once(layers) > ROWS_AT_ONCE_MAX:
             return RefusalReason.SCHEDULE_FULL, f"more than {ROWS_AT_ONCE_MAX} rows of {layers[0].issuer} at once"
         for layer in layers:
             if len(self._schedule.layers((layer.kind, layer.issuer, layer.feed))) >= LAYERS_PER_SLOT_MAX:
@@ -302,7 +302,7 @@ class AcceptanceRules:
             return x.feed not in feeds or (first.only_tightens and not first.repeats(replace(x, feed=first.feed)))
 
         beside = {x.signal_id: x for x in self._schedule.everything() if is_beside(x)}
-        return len(first.limits) + sum(len(x.limits) for x in beside.values()) if first.limits else 0
+        return len(first.limits) + sum(len(x.limits) for x in beside.values())
 
 
 def _may(issuer: IssuerSettings, kind: SignalKind) -> bool:

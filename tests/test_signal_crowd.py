@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from controller.signals import ROWS_AT_ONCE_MAX
 from controller.types import RefusalReason, SignalKind
 from tests.dsx_kit import MW
 from tests.signals_kit import Story, ramp, two_feeds
@@ -37,6 +36,14 @@ def test_a_repeated_word_that_ends_sooner_shortens_nothing() -> None:
     assert site.row_ids() == {"r"}
 
 
+def test_a_repeated_word_that_ends_as_late_takes_the_place_of_the_last() -> None:
+    site = Story()
+    site.rows(ramp(5 * MW), end=100.0, iat=None)
+    site.wait(10.0)
+    site.rows(ramp(5 * MW), end=90.0, iat=None)
+    assert rows_in_force(site) == 1
+
+
 def test_a_repeated_word_for_later_leaves_what_holds_until_then() -> None:
     site = Story()
     site.rows(ramp(5 * MW), end=100.0, iat=None)
@@ -63,9 +70,12 @@ def test_no_crowd_of_rows_is_in_force_at_once() -> None:
         rows = tuple(ramp((5 - 0.1 * k) * MW, 15.0 + k, f"r{i}") for i in range(40))
         outcomes.append(site.rows(*rows, end=800.0, iat=None).reason)
         site.wait(1.0)
-    held = ROWS_AT_ONCE_MAX // 40
-    assert outcomes == [None] * held + [RefusalReason.SCHEDULE_FULL] * (10 - held)
-    assert rows_in_force(site) == held * 40
+    assert outcomes == [None] * 3 + [RefusalReason.SCHEDULE_FULL] * 7
+    assert rows_in_force(site) == 120
+    over = site.rows(*(ramp(4 * MW, 90.0, f"o{i}") for i in range(40)), end=50.0)
+    assert over.reason is None and rows_in_force(site) == 160, "a signed time lies on top"
+    assert site.say(50 * MW, iat=None).reason is None, "a target is no row"
+    site.wait(1.0)
     fresh = site.rows(*(ramp(4 * MW, 90.0, f"f{i}") for i in range(8)))
     assert fresh.reason is None and rows_in_force(site) == 8, "a signed time clears them away"
     assert site.rows(ramp(3 * MW, 99.0), end=5.0, iat=None).reason is None and rows_in_force(site) == 9
@@ -73,19 +83,22 @@ def test_no_crowd_of_rows_is_in_force_at_once() -> None:
 
 def test_rows_that_are_never_in_force_together_are_no_crowd() -> None:
     site = Story()
-    for k in range(6):
-        crowd = tuple(ramp(5 * MW, 15.0, f"r{i}") for i in range(60))
+    for k in (0, 1, 2, 5, 4, 3):
+        crowd = tuple(ramp(5 * MW, 15.0, f"r{i}") for i in range(70))
         assert site.rows(*crowd, start=100.0 * k, end=100.0 * (k + 1), iat=None).reason is None
-    assert rows_in_force(site) == 60
+    assert rows_in_force(site) == 70
 
 
 def test_rows_for_feeds_are_counted_together_and_one_request_for_several_once() -> None:
     site = two_feeds()
-    crowd = tuple(ramp(5 * MW, 15.0, f"r{i}") for i in range(ROWS_AT_ONCE_MAX // 2))
+    crowd = tuple(ramp(5 * MW, 15.0, f"r{i}") for i in range(64))
     assert site.rows(*crowd, feeds=("a",)).reason is None
     assert site.rows(*crowd, feeds=("b",)).reason is None
     site.wait(1.0)
     assert site.rows(*crowd, feeds=("b",)).reason is None, "in the place of the last"
+    site.wait(1.0)
+    more = site.rows(*crowd, ramp(4 * MW, 20.0), feeds=("b",))
+    assert more.reason is RefusalReason.SCHEDULE_FULL, "beside those of feed a"
     assert site.rows(*crowd, by="bolt").reason is None, "another issuer"
     assert site.rows(ramp(4 * MW, 20.0), feeds=("a",), iat=None).reason is RefusalReason.SCHEDULE_FULL
     site.wait(1.0)
