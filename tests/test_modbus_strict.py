@@ -37,7 +37,7 @@ async def test_a_frame_that_is_not_exactly_an_answer_is_garbage(pdu: bytes, capl
         with caplog.at_level(logging.DEBUG, "asyncio"), pytest.raises(BadReply):
             await dut.read_registers(3, 0, 2)
         assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-        await until(lambda: dut.connection.is_connected)
+        await until(lambda: dut.connection.is_connected, within_s=10.0)
         assert await dut.read_registers(3, 0, 2) == u16(1, 2)
         assert server.accepted_count == 2
         await dut.connection.close()
@@ -67,7 +67,7 @@ async def test_a_late_answer_without_a_number_is_not_taken_for_the_next() -> Non
                 await dut.read_registers(3, 0, 1)
         with pytest.raises(BadReply, match="carries no number"):
             await dut.read_registers(3, 10, 1)
-        await until(lambda: dut.connection.is_connected)
+        await until(lambda: dut.connection.is_connected, within_s=10.0)
         assert await dut.read_registers(3, 10, 1) == u16(17)
         await dut.connection.close()
 
@@ -90,6 +90,6 @@ async def test_a_peer_that_takes_connections_and_no_more_is_tried_ever_more_rare
         with pytest.raises(DeviceGone):
             await dut.read_registers(3, 0, 1)
         await asyncio.sleep(0.02)
-    assert 2 <= count <= 9, "20, 40, 80, ... ms apart"
+    assert 2 <= count <= 12, "20, 40, 80, ... ms apart"
     await dut.connection.close()
     server.close()

@@ -32,12 +32,12 @@ async def test_a_renewed_certificate_is_known_to_the_next_connection(tmp_path: P
         assert await dut.read_registers(3, 0, 1) == u16(0)
         cert_file.write_text("half")
         server.drop_clients()
-        await until(lambda: not connection.is_connected)
-        await until(lambda: "certificate files" in connection._why)
+        await until(lambda: not connection.is_connected, within_s=10.0)
+        await until(lambda: "certificate files" in connection._why, within_s=10.0)
         with pytest.raises(DeviceGone, match="certificate files"):
             await dut.read_registers(3, 0, 1)
         certificate(tmp_path)
     async with ModbusServer({1: table()}, tls=context(cert_file, key_file), port=server.port):
-        await until(lambda: connection.is_connected, within_s=5.0)
+        await until(lambda: connection.is_connected, within_s=10.0)
         assert await dut.read_registers(3, 0, 1) == u16(0)
         await connection.close()
