@@ -20,6 +20,7 @@ from controller.estimate_battery import BatteryAccount
 from controller.estimate_bridge import NodeBridge
 from controller.estimate_checks import METERS_DIFFER_FRAC, MeterCheck, MeterView
 from controller.estimate_delay import KEPT_S, MeterDelay
+from controller.estimate_stamp import SampleClock
 from controller.estimate_trust import OLD_S, MeterRole, MeterTrust
 from controller.settings import SiteSettings
 from controller.types import (
@@ -173,6 +174,7 @@ class LoadEstimator:
         self._battery = BatteryAccount(site, kept_s=HISTORY_S)
         self._delay_s = site.meter.delay_s if site.meter is not None else 0.0
         self._meter = MeterCheck(site)
+        self._clock = SampleClock(site.meter.update_s if site.meter else 0.0, tick_s=site.tracker_period_s)
         self._late = MeterDelay(scale_w=site.registered_peak_w)
         self._late_s, self._load_delay_s = 0.0, self._delay_s
         self._is_revised = False
@@ -223,6 +225,7 @@ class LoadEstimator:
         `is_another_battery`: another device than was armed answers in its place.
         """
         self._battery.take(now_s, battery, is_another=is_another_battery)
+        pcc = self._clock.stamped(pcc, battery_at=self._battery.at) if pcc is not None else None
         self._bank.take(load_bank)
         self._take_nodes(now_s, nodes)
         view = MeterView(

@@ -41,6 +41,7 @@ CORE_MID = {
         "estimate_counter",
         "estimate_delay",
         "estimate_lag",
+        "estimate_stamp",
         "estimate_trust",
         "estimate_witness",
         "forecast",
