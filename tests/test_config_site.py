@@ -167,6 +167,19 @@ def test_check_names_files_that_this_machine_has_not(tmp_path: Path) -> None:
     assert "gone.pem" in notes[1] and str(there) not in done.output
 
 
+@pytest.mark.parametrize(("update_s", "is_told"), [(0.02, True), (0.1, False), (0.2, False)])
+def test_check_asks_about_a_meter_quicker_than_its_kind(tmp_path: Path, update_s: float, is_told: bool) -> None:
+    """A refresh declared shorter than it is makes a loop answer its own moves."""
+    raw = yaml.safe_load(SITE.read_text(encoding="utf-8"))
+    raw["pcc_meter"]["update_s"] = update_s
+    path = tmp_path / "site.yaml"
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    done = CliRunner().invoke(app, ["check", "-c", str(path), "--json"])
+    told = [note for note in json.loads(done.output)["notes"] if note.startswith("pcc_meter.update_s")]
+    assert done.exit_code == 0
+    assert bool(told) == is_told and all("refresh every 0.1 s" in note for note in told)
+
+
 def test_every_key_of_a_site_file_is_explained() -> None:
     """In one of the two examples, or on a page that they name; a key that nobody finds is not there."""
     examples = SITE.read_text(encoding="utf-8") + NODE.read_text(encoding="utf-8")

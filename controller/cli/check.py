@@ -48,7 +48,7 @@ def check(
         return
     site = settings.site if ramp is None else _with_ramp(settings.site, ramp)
     findings = check_site(site, own_slope=by_itself.slope, expiry_s=by_itself.expiry_s, bank_slope=by_itself.bank_slope)
-    findings = replace(findings, notes=(*absent, *findings.notes))
+    findings = replace(findings, notes=(*absent, *_quicker_than_its_kind(settings), *findings.notes))
     if as_json:
         typer.echo(json.dumps({**asdict(findings), "role": settings.role.value, "valid": True}))
     else:
@@ -70,6 +70,22 @@ def _absent_files(settings: object, where: str) -> Iterator[tuple[str, str]]:
             for k, item in enumerate(value):
                 if is_dataclass(item):
                     yield from _absent_files(item, f"{key}.{k}.")
+
+
+def _quicker_than_its_kind(settings: Settings) -> Iterator[str]:
+    """A meter that is declared to refresh sooner than its profile knows: a loop that believes it answers itself."""
+    from controller.live_profiles import profile_for
+    from drivers.profile import Kind
+
+    if settings.meter is None or settings.site is None or settings.site.meter is None:
+        return
+    declared_s = settings.site.meter.update_s
+    usual_s = profile_for(settings.meter, Kind.METER, key="pcc_meter").update_s
+    if declared_s < usual_s:
+        yield (
+            f"pcc_meter.update_s {declared_s:g}: {settings.meter.profile} is known to refresh every {usual_s:g} s; "
+            "measure it, for a value that stands longer than declared shows our last moves as load"
+        )
 
 
 def _is_there(path: Path) -> bool:
