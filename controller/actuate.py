@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from controller.ports import Battery, DriverError, LoadBank, NodeLink
-from controller.types import SiteCommand, SiteFault, Trouble
+from controller.types import SiteCommand, SiteFault, Trouble, frozen
 
 FAILURES_TOLD = 3  # writes in a row; one may be late on a busy wire
 
 C = TypeVar("C")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Acks:
     """What the wires took. Caps are acknowledged later, by the nodes' own reports."""
 

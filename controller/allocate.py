@@ -7,21 +7,20 @@ GPU has. Vectorised over GPUs; the planner's numbers are per class.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from controller.fleet import Fleet
 from controller.gpu_model import UNKNOWN, GpuCurve, PowerCurve, curve_for
-from controller.types import FloatArray, IntArray
+from controller.types import FloatArray, IntArray, frozen
 
 TABLE = 2048  # points of a curve for look-up: the steepest curve moves 0.2 % from one to the next
 SHARE_MIN = 0.05  # a GPU slowed further says too little of what it would draw
 CLOCK_STEP_MHZ = 15.0  # of every NVIDIA data-centre GPU since Volta
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Curves:
     """Which curve each GPU of a fleet follows."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import structlog
 
@@ -37,12 +37,12 @@ from controller.ports import (
 from controller.reserve import NO_BATTERY, battery_bounds, crash_slope_w_per_s, reserve_rows
 from controller.sense import Sense
 from controller.settings import Policy, Settings, SiteSettings, Stance
-from controller.types import Direction
+from controller.types import Direction, frozen
 
 Runner = Callable[[], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Factories:
     """The ports one site controller runs on. `background` are loops that live as long as the daemon."""
 

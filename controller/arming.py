@@ -9,17 +9,16 @@ and its reversion timer was seen to count down.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from controller.estimate import Estimate, LoadSource
 from controller.settings import SiteSettings
-from controller.types import AgentState, BatterySample, MeterFlag, NodeReport, Reading, SiteImage
+from controller.types import AgentState, BatterySample, MeterFlag, NodeReport, Reading, SiteImage, frozen
 
 ARRIVAL_S = 2.0  # after the first cycle, or a pause: what has not been seen by then is missing, not late
 NAMED_MAX = 3
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ArmingFacts:
     """The conditions of one instant; None where the site has no such part."""
 

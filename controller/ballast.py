@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from controller.estimate import Estimate
 from controller.reserve import ReserveRow, crash_slope_w_per_s, late_share, reserve_rows
@@ -30,6 +29,7 @@ from controller.types import (
     Reading,
     SiteImage,
     Stamp,
+    frozen,
 )
 
 LATE_FRAC = 0.2  # of each row: how deep the target may dip until the bank has come on
@@ -39,7 +39,7 @@ OFF_S = 1.0  # beyond what lag and slope explain
 PROVEN_S = 3.0  # how long a bank that was in doubt must obey an order worth seeing
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Floor:
     """Load that an armed bank adds to what a crash leaves.
 

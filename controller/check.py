@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from controller.ballast import declared_floor
 from controller.check_death import battery_away, death_step, direction_of, megawatt
@@ -30,10 +30,11 @@ from controller.types import (
     RateLimit,
     RideThroughLimit,
     SwingLimit,
+    frozen,
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RowFinding:
     """One row in words. `holds` is None where the site's settings cannot tell."""
 
@@ -45,7 +46,7 @@ class RowFinding:
     holds: bool | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Proof:
     """One thing that must be true without any controller, with its numbers."""
 
@@ -54,7 +55,7 @@ class Proof:
     is_proven: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CheckFindings:
     """All that `rampart check` has to say."""
 
@@ -103,7 +104,7 @@ def check_site(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CrashReading:
     """What a drop of the declared site reads on a trailing mean, from its declared follower."""
 

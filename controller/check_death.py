@@ -7,17 +7,16 @@ and load bank for their end is reckoned here as the controller tells it, and lai
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from controller.allowances import SPENT_FRAC_MIN
 from controller.ballast import declared_floor
 from controller.parting import AWAY_S, KEPT_FRAC, MOST_FRAC, always_waits, away_s
 from controller.settings import BatterySettings, OwnSlope, SiteSettings
-from controller.types import Direction, Following, RampLimit, SwingLimit
+from controller.types import Direction, Following, RampLimit, SwingLimit, frozen
 from controller.view import smallest_row_w
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeathStep:
     """The largest step of grid power that the controller's death can cause by itself, and why."""
 
@@ -83,7 +82,7 @@ def _death_ramp(site: SiteSettings, battery: BatterySettings, own_slope: OwnSlop
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Away:
     """What becomes of the battery's power without a controller."""
 
@@ -155,7 +154,7 @@ def _bank_step(site: SiteSettings, slope: OwnSlope | None) -> tuple[float, tuple
     return step_w, (worth, lost)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Move:
     """Power that goes one way from `start_s` on, at one slope (inf: at once), until all of it is gone."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeGuard
 
 import numpy as np
@@ -29,6 +29,7 @@ from controller.types import (
     RampLimit,
     RateLimit,
     SwingLimit,
+    frozen,
 )
 
 # A row keeps this share of its allowance however large residual and dip are: a target that may not move at all could
@@ -45,7 +46,7 @@ ROUNDING_FRAC = 1e-6
 ResidualW = float | Mapping[LimitId, float]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Interval:
     """Where the target may be at one instant; infinite where no row binds. `low_w <= high_w` always."""
 
@@ -56,7 +57,7 @@ class Interval:
         return min(max(power_w, self.low_w), self.high_w)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DueStatus:
     """How a ceiling or floor stands: met by its time, or bounded by the other rows and met at `met_at_s`."""
 

@@ -14,9 +14,10 @@ import pwd
 import socket
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from controller.types import frozen
 
 SOCKET_MODE = 0o660
 CLIENT_DEADLINE_S = 2.0
@@ -28,7 +29,7 @@ SO_PEERGROUPS = 59  # asm-generic/socket.h; Python's socket has no name for it
 GROUPS_MAX = 1024
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Peer:
     """Who is at the other end, as the kernel says."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from controller.actuate import Acks, Actuate
 from controller.clock import NS_PER_S, Ticker
@@ -19,12 +18,12 @@ from controller.decision import Checked, Decision
 from controller.plan.plan import Plan
 from controller.ports import Clock, GridSource, Lease, Recorder
 from controller.sense import Sense
-from controller.types import SiteFault, SiteImage, Trouble
+from controller.types import SiteFault, SiteImage, Trouble, frozen
 
 STALL_PERIODS = 5  # FAULTS C3: after a longer stall the watchdog is not fed
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TickTrace:
     """One completed cycle, for status, metrics and the bench."""
 

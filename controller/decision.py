@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from controller.arming import holds_back, unmet
 from controller.ballast import NO_FLOOR, Floor
 from controller.estimate import Estimate
@@ -12,10 +10,10 @@ from controller.limits import InForce
 from controller.modes import ModeState
 from controller.situation import Situation
 from controller.tracker_io import TrackerOutput
-from controller.types import Margin, SiteCommand, SiteImage, Violation
+from controller.types import Margin, SiteCommand, SiteImage, Violation, frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Decision:
     """What one cycle wants to do, and why. `track` is None until the site's power is known for the first time."""
 
@@ -67,7 +65,7 @@ class Decision:
         return self.situation.in_force
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Checked:
     """The command that may be written, and what the envelope found."""
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 
 import numpy as np
 
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 
 WINDOW_S = 8.0  # longer than two of the longest usual iterations: the mean does not wobble with the phase
 SETTLED_S = 0.5  # load that stays beyond the window's range for so long has changed state
@@ -21,7 +20,7 @@ JUMP_FRAC = 0.02  # of the registered peak: less is ripple, however long it last
 JUMP_RANGE_FRAC = 0.25  # of the range seen so far
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Demand:
     """Per class (K,): mean uncapped draw of its GPUs; for the site: other load, ripple above and below the mean."""
 
@@ -35,7 +34,7 @@ class Demand:
         return float(self.class_w.sum()) + self.other_w
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stretch:
     """The load over the last stretch of one state."""
 

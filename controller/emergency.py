@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from controller.allocate import Curves, fit_worst_case
 from controller.fleet import Fleet
-from controller.types import BoolArray, FloatArray
+from controller.types import BoolArray, FloatArray, frozen
 
 # From the cycle that sends a cap to the driver's call on the node: command, broker, agent (`rampart bench latency`).
 COMMAND_S = 0.005
@@ -45,7 +44,7 @@ STEEPNESS_MAX = 2.0
 AGAIN_FRAC = 0.01  # of the registered peak: a target that moved by less needs no new caps
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CapTable:
     """What each class may draw at each total of GPU power.
 
@@ -86,7 +85,7 @@ class CapTable:
         return np.array([np.interp(gpu_w, self.level_w, column) for column in self.share.T])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Armed:
     """One plan's preparation: the table and what turns its shares into clocks and clocks into power."""
 
@@ -238,7 +237,7 @@ class Steepness:
             self.value += gain * (min(max(found, 1.0 / STEEPNESS_MAX), STEEPNESS_MAX) - self.value)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CapPath:
     """The load expected while caps take hold: GPU after GPU, from `begin_s` on for `spread_s`, each first-order."""
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from controller.types import GpuCap, GpuId, GpuSpec, NodeCommand, NodeId, Violation
+from controller.types import GpuCap, GpuId, GpuSpec, NodeCommand, NodeId, Violation, frozen
 
 TTL_S_MAX = 100.0  # ten periods of the slowest planner (0.1 Hz)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodeVerdict:
     """What may be carried out (None: nothing) and what was wrong."""
 

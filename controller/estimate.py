@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum, unique
 
 import numpy as np
@@ -34,6 +34,7 @@ from controller.types import (
     NodeReport,
     Quality,
     Reading,
+    frozen,
 )
 
 NODES_PERIOD_S = 0.1  # reports come at a few hertz; thousands of them are not added up on every tick
@@ -59,7 +60,7 @@ class LoadSource(StrEnum):
 UNMEASURED = frozenset({LoadSource.HELD, LoadSource.LOST})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodePower:
     """Sum of node reports: a GPU without a fresh reading counts at its last power, in `gpu_w_max` at its cap.
 
@@ -80,7 +81,7 @@ class NodePower:
         return self.missing_count < self.gpu_count
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Estimate:
     """The load at `t_s` and all that decides how far to trust it. Powers in W; `margin_w` is one-sided, upwards.
 

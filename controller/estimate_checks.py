@@ -8,10 +8,9 @@ once and believed the second time; it never comes from a drop, which must be ans
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from controller.settings import SiteSettings
-from controller.types import Following, MeterFlag, MeterSample, Quality, Reading
+from controller.types import Following, MeterFlag, MeterSample, Quality, Reading, frozen
 
 AGE_PERIODS = 3.0  # FAULTS S4: beyond the declared delay
 STUCK_SAMPLES = 5  # bit-identical new samples; a live meter's last digit moves more often
@@ -46,7 +45,7 @@ UNUSABLE = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MeterView:
     """What else is known at the same tick; None where it is not."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from controller.types import (
     Quality,
     Reading,
     SiteImage,
+    frozen,
 )
 
 REST = ClassId("rest")  # GPUs that no configured class names; the last class, always there
@@ -40,7 +41,7 @@ ABOVE_CAP_FRAC = 1.05  # FAULTS G7: of the power limit in force
 LOST_S = 60.0  # FAULTS G2: a GPU that fell off the bus counts at its last cap for so long, then as idle
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fleet:
     """The table the envelope checks against, and what the planner adds: classes and models. Arrays of length n."""
 
@@ -80,7 +81,7 @@ class Fleet:
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FleetReadings:
     """What the reports say now, in the order of the table; an unread GPU counts at what its cap lets it draw."""
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum, unique
 
 from controller.forecast import LineForecast
+from controller.types import frozen
 
 # Share of the dead time and lag that extrapolation makes up for. At 1.0 a sharp corner overshoots; at 0.8 the residual
 # of a measured training trace falls from 1.11 to 0.26 MW of 90 on 1 s means, and nothing below 2 Hz gets worse.
@@ -44,7 +45,7 @@ class Way(StrEnum):
     FORWARD_SLOW = "forward_slow"  # the line one period ahead, the rest as SLOW
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FollowerSettings:
     """Times of the loop: age of the load sample when the command is made, the command's hold, the battery's lag."""
 
@@ -205,7 +206,7 @@ class _Shadow:
     score: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Move:
     """One tick's commands and the powers they started from."""
 

@@ -9,12 +9,11 @@ A forecast may be wrong; whoever uses it must compare it with what came. No cloc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 
 LINE_HZ_MIN = 0.2  # slower content is simply followed
 LINE_HZ_MAX = 5.0  # iterations faster than this have not been measured at a site's meter
@@ -30,7 +29,7 @@ GRID_SLACK = 1e-6  # of a step: a sample that is late by rounding alone is on it
 KEEP_S = 2.0 * SPAN_S  # one and a half spans for the detection, three of the slowest periods for the forecast
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Line:
     """The strongest line: `amplitude_w` is half its peak to peak, `phase_rad` that of its cosine at `t_s`.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
@@ -28,6 +27,7 @@ from controller.types import (
     RampLimit,
     RateLimit,
     SwingLimit,
+    frozen,
 )
 
 SLOPE_S = 2.0  # the present slope is taken over this long, so that ripple does not pass for a trend
@@ -38,7 +38,7 @@ LINES_TRIED = 10  # of the largest: noise has no line, and looking at all of it 
 EDGE_SHARE = 0.9  # of half the sample rate: how far a causal twin's upper edge may reach
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RowHeadroom:
     """One row now. `worst_w` and `limit_w` in the row's own unit of power; `headroom_w` negative when it is broken.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from controller.estimate import Estimate, LoadSource
 from controller.fleet import is_set_alike
@@ -33,6 +32,7 @@ from controller.types import (
     SiteFault,
     SiteImage,
     Trouble,
+    frozen,
 )
 
 WALL_STEP_S = 0.5  # between two cycles; slewing by NTP moves 500 ppm
@@ -57,7 +57,7 @@ SIGNAL_FLAGS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HealthInput:
     """What the core knows beside the image: the present estimate, and what the last cycle left."""
 
@@ -73,7 +73,7 @@ class HealthInput:
     is_above_cap: bool = False  # some GPU has been drawing more than its power limit lets it
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Judged:
     """One report and what it says of its GPUs."""
 

@@ -19,7 +19,7 @@ import numpy as np
 from controller.fleet import Fleet, FleetReadings
 from controller.forecast import Line
 from controller.gpu_model import UNKNOWN, GpuCurve, curve_for
-from controller.types import BoolArray, ClassId, FloatArray, IntArray
+from controller.types import BoolArray, ClassId, FloatArray, IntArray, frozen
 
 SAMPLE_S = 0.2  # node telemetry comes at 5 Hz
 STILL_SAMPLES = 7  # 1.4 s: NVML's power is a mean of up to 1 s and reaches us a report later
@@ -81,7 +81,7 @@ class LearnedCurve:
         return self.prior.work_share(clock_frac)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rhythm:
     """How a group iterates, from the site's line: `share` of the site's swing is this group's."""
 
@@ -92,7 +92,7 @@ class Rhythm:
     confidence: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Identified:
     """What is known of one class on one GPU model; powers per GPU."""
 

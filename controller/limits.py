@@ -7,8 +7,6 @@ contract becomes an emergency target while the meter's frequency is outside its 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from controller.droop import DroopTrip
 from controller.settings import SiteSettings
 from controller.types import (
@@ -21,12 +19,13 @@ from controller.types import (
     Provenance,
     SignalKind,
     SiteImage,
+    frozen,
 )
 
 HORIZON_S = 900.0  # a scheduled target further ahead than any ramp needs is not looked at yet
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class InForce:
     """The limits in force, and the emergency target where an issuer waived its ramps or frequency tripped a droop row.
 

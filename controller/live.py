@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from controller.settings import (
 )
 from controller.signal_memory import SignalMemory
 from controller.signals import AcceptanceRules, bounds_of
-from controller.types import Acceptance, SignalOutcome
+from controller.types import Acceptance, SignalOutcome, frozen
 from drivers.battery import open_battery
 from drivers.clock_sync import KernelSync
 from drivers.dsx import DsxGridSource
@@ -54,7 +54,7 @@ RECORDINGS_KEPT = 20  # the oldest go; a day of one 20 Hz controller is about 1 
 log = structlog.get_logger("rampart")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Devices:
     """The Modbus devices of a site, on connections shared per endpoint."""
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import structlog
 
 from controller.jobs import JobBoard
 from controller.ports import Clock, JobFeed, NodeLink
 from controller.settings import JobsSettings, Settings
+from controller.types import frozen
 from drivers.jobs_mqtt import JobsTopic
 from drivers.kubernetes import KubernetesJobs
 from drivers.mqtt import MqttSession
@@ -20,7 +20,7 @@ NOTHING = JobsSettings(stale_s=120.0, topic=None, slurm=None, kubernetes=None)  
 log = structlog.get_logger("rampart")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OpenJobs:
     """The board and the loops that keep its feeds fresh."""
 

@@ -8,10 +8,10 @@ or writes to a device.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum, unique
 
-from controller.types import MeterFlag, Mode, NodeFault, SiteFault
+from controller.types import MeterFlag, Mode, NodeFault, SiteFault, frozen
 
 DWELL_CYCLES = 10  # planner periods a flag must stay away before it clears
 
@@ -108,7 +108,7 @@ class Flag(StrEnum):
     OPERATOR_LOCKOUT = "operator_lockout"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reaction:
     """What one flag asks for. `rows` are the fault catalogue's; `words` is what status says."""
 
@@ -210,7 +210,7 @@ UNFLAGGED: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reason:
     """One flag that counts now. `is_set` is False while only its clear condition keeps it."""
 
@@ -222,7 +222,7 @@ class Reason:
     clears: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModeState:
     """The mode and every flag that counts, the gravest first."""
 
@@ -240,7 +240,7 @@ class ModeState:
         return self.mode <= Mode.DEGRADED
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Latch:
     since_s: float
     seen_s: float

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from controller.contract import AdmissibleInterval
 from controller.fleet import Fleet
 from controller.settings import SiteSettings
 from controller.tracker_io import BatteryAim
-from controller.types import CeilingLimit, Following, IntArray, Limit, Stamp
+from controller.types import CeilingLimit, Following, IntArray, Limit, Stamp, frozen
 from controller.view import smallest_row_w
 
 CALM_S = 10.0  # of charging remembered: ripple from 0.1 Hz up shows all of itself in it
@@ -33,7 +32,7 @@ WAIT_S_MAX = 86_400.0  # a day: as long as a command can say
 NO_LIMIT_W_PER_S = 1e12  # stands for "no row bounds this" on the wire, which carries finite numbers only
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodeParting:
     """How all nodes together go to fallback: from `fall_wait_s` or `rise_wait_s` after the end of their commands.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -40,7 +40,7 @@ from controller.settings import ContingencyKind, JobClassSettings, SiteSettings,
 from controller.swing import SwingWatch, limits_of_swing
 from controller.tier_watch import TierState, TierWatch
 from controller.tracker_io import Watch
-from controller.types import CeilingLimit, FloatArray, Mode
+from controller.types import CeilingLimit, FloatArray, Mode, frozen
 from controller.unheld import Drift
 from controller.view import ceiling_w
 
@@ -50,7 +50,7 @@ RETURN_MEMORY_S = 1800.0  # a job that crashed is back within minutes to half an
 REST_SETTINGS = JobClassSettings(class_id=REST, priority=50, tolerated_loss_frac=0.1, window_s=3600.0, weight=1.0)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Known:
     """What one plan is made from, beside the window of past load."""
 

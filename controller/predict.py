@@ -7,13 +7,13 @@ check` prints it before energisation, and a bench run can be held against it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from controller.follow import LEAD_SHARE
 from controller.settings import BatterySettings, SiteSettings
-from controller.types import FloatArray, Following
+from controller.types import FloatArray, Following, frozen
 
 # A drop is over in 100 s at its slowest and parts most from the target by then; a battery that takes longer to make up
 # for it only comes back later.
@@ -22,7 +22,7 @@ STEP_S = 0.001  # of the simulated follower; a fortieth of the fastest lag worth
 FREQUENCIES_HZ = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Follower:
     """How the battery keeps metered power on the target: `delay_s` before it knows, ticks of `period_s`, a lag.
 
@@ -49,7 +49,7 @@ class Follower:
         return float(abs(1.0 - np.exp(-s * self.delay_s) * hold / (1.0 + s * self.lag_s)))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Dip:
     """What a drop leaves on the meter below the target: instantaneous, and on the trailing mean asked for."""
 

@@ -12,7 +12,6 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +21,7 @@ from controller.decision import Checked, Decision
 from controller.errors import BadInput
 from controller.files import open_regular
 from controller.settings import Settings, SiteSettings
-from controller.types import SiteCommand, SiteImage
+from controller.types import SiteCommand, SiteImage, frozen
 
 FORMAT = "rampart-recording/1"
 FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
@@ -35,7 +34,7 @@ class CoreBuilder(Protocol):
     def __call__(self, site: SiteSettings, *, epoch: int) -> SiteCore: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Difference:
     """The first cycle whose command is not the recorded one, and where in the command they part."""
 
@@ -49,7 +48,7 @@ class Difference:
         return f"tick {self.tick} at {self.t_s:.3f} s: {self.path}: recorded {self.recorded}, replayed {self.replayed}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Replayed:
     """What a replay found. `missing_seq` is the first command number that the recording lacks, where it lacks one."""
 
@@ -59,7 +58,7 @@ class Replayed:
     missing_seq: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cycle:
     """One recorded cycle; `command` stays encoded, because encoded values are what is compared."""
 

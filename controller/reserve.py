@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from controller.settings import BatterySettings
-from controller.types import Contract, Direction, LimitId, RampLimit, RateLimit, SwingLimit
+from controller.types import Contract, Direction, LimitId, RampLimit, RateLimit, SwingLimit, frozen
 
 # A step D through the auditor's filter (4th-order Butterworth band pass, run both ways) reads 1.16 D peak to peak.
 FILTERED_STEP_GAIN = 1.16
@@ -22,7 +22,7 @@ FILTERED_STEP_GAIN = 1.16
 TINY_W = 1e-6
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReserveRow:
     """One limit on falls (or rises) as the reserve sees it. `window_s` is inf for a rate row above its threshold."""
 
@@ -34,7 +34,7 @@ class ReserveRow:
     slope_w_per_s: float  # the steady slope this row lets through with nothing subtracted; inf when filtered
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BatteryBounds:
     """What the battery can take and give; energies are stored joules, `eta` is one way.
 
@@ -70,7 +70,7 @@ NO_BATTERY = BatteryBounds(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Contingency:
     """One sudden drop to survive: how much load goes, what stays, and how the survivors still swing.
 
@@ -88,7 +88,7 @@ class Contingency:
     late_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Chords:
     """Inner linear form of the set: energy_j + slope_s[i] * x <= offset_j[i] for every i, and x <= x_w_max.
 
@@ -166,7 +166,7 @@ def late_dip_w(row: ReserveRow, contingency: Contingency) -> float:
     return contingency.late_w * late_share(row, late_s=contingency.late_s) if contingency.late_w > 0.0 else 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CrashReserve:
     """The set for one battery and one pair of slopes; build anew when any of them changes (it costs microseconds).
 

@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import StrEnum, unique
 
-from controller.types import ClassId, Contract, Following, NodeId, SmoothingProfile
+from controller.types import ClassId, Contract, Following, NodeId, SmoothingProfile, frozen
 
 
 @unique
@@ -41,7 +40,7 @@ class ContingencyKind(StrEnum):
     LARGEST_JOB = "largest_job"  # N-1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContingencySettings:
     """One event the site must survive, and which of its conditions may cost compute."""
 
@@ -53,7 +52,7 @@ class ContingencySettings:
     rise: Stance
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MeterSettings:
     """The PCC meter. `delay_s`: how old a sample is on arrival."""
 
@@ -63,7 +62,7 @@ class MeterSettings:
     nameplate_w: float  # a reading beyond it is a unit error
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BatterySettings:
     """The battery as its profile and nameplate declare it; powers are magnitudes at the PCC."""
 
@@ -84,7 +83,7 @@ class BatterySettings:
     taper_soc_frac: float  # charge limit falls to zero over this last share of soc
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoadBankSettings:
     """A load bank as its profile and nameplate declare it: resistors that can be made to draw power at the PCC.
 
@@ -102,7 +101,7 @@ class LoadBankSettings:
     recovery_w: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OwnSlope:
     """What slope the battery can be told for when commands stop: the least, the step between slopes (0: any), where.
 
@@ -122,7 +121,7 @@ class OwnSlope:
         return max(told, self.min_w_per_s)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class JobClassSettings:
     """A class of jobs that share priority and flexibility."""
 
@@ -133,7 +132,7 @@ class JobClassSettings:
     weight: float  # cost of lost work relative to 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClassMembers:
     """Which nodes belong to a class: shell patterns of node ids, first match wins."""
 
@@ -141,7 +140,7 @@ class ClassMembers:
     node_patterns: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SiteSettings:
     """One site. `other_load_w` is what Rampart does not control, when no meter tells."""
 
@@ -173,7 +172,7 @@ class SiteSettings:
     load_bank: LoadBankSettings | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SmoothingSettings:
     """The power floor a node's GPUs hold by themselves, and the preset it is written into."""
 
@@ -181,7 +180,7 @@ class SmoothingSettings:
     preset: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodeSettings:
     """One node agent."""
 
@@ -198,7 +197,7 @@ class NodeSettings:
     smoothing: SmoothingSettings | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModbusSettings:
     """Where a Modbus device answers and which profile reads it."""
 
@@ -210,7 +209,7 @@ class ModbusSettings:
     timeout_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MqttSettings:
     """The broker both links use. Secrets come by file."""
 
@@ -224,7 +223,7 @@ class MqttSettings:
     key_file: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class IssuerSettings:
     """Someone who may publish signals, the keys they sign with (public, PEM or JWK file) and what they may change."""
 
@@ -235,7 +234,7 @@ class IssuerSettings:
     may_exempt_ramp: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GridSettings:
     """Our identity as flex agent and whom we listen to."""
 
@@ -249,7 +248,7 @@ class GridSettings:
     is_clock_assumed: bool = False  # the site answers for the wall clock; False: the kernel is asked
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class JobRule:
     """Which class a scheduler's job belongs to: every pair is an attribute and a shell pattern it must match."""
 
@@ -257,7 +256,7 @@ class JobRule:
     matches: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class JobTopicSettings:
     """Jobs over MQTT. Without issuers the broker's access list is all that guards the topic."""
 
@@ -266,7 +265,7 @@ class JobTopicSettings:
     valid_s_max: float  # no listing lives longer, whatever it says
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SlurmSettings:
     """Jobs from Slurm: `command` prints its jobs as JSON."""
 
@@ -276,7 +275,7 @@ class SlurmSettings:
     rules: tuple[JobRule, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KubernetesSettings:
     """Jobs from a Kubernetes API server, or from a file that holds a pod list."""
 
@@ -292,7 +291,7 @@ class KubernetesSettings:
     rules: tuple[JobRule, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class JobsSettings:
     """Where jobs are learnt from; a listing older than `stale_s` no longer counts."""
 
@@ -302,7 +301,7 @@ class JobsSettings:
     kubernetes: KubernetesSettings | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OpenAdrSettings:
     """A VTN whose events become load targets and prices; `issuer` is its name in answers and audit."""
 
@@ -315,7 +314,7 @@ class OpenAdrSettings:
     client_secret_file: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settings:
     """Everything one process runs from."""
 

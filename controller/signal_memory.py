@@ -5,13 +5,13 @@ Times are kept in UTC, because the monotonic clock begins anew with every boot.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from controller.signal_schedule import Layer
-from controller.types import CeilingLimit, FloorLimit, Limit, SignalKind
+from controller.types import CeilingLimit, FloorLimit, Limit, SignalKind, frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NewestOf:
     """The newest signed time heard of one issuer for one feed."""
 
@@ -21,7 +21,7 @@ class NewestOf:
     iat_utc_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignalMemory:
     """The state of the acceptance rules at `utc_s`; times of layers and rows are UTC seconds, infinite ones stay so."""
 

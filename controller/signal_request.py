@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from controller.signal_schedule import Layer, bounded_row
-from controller.types import Acceptance, OfferedTarget, RefusalReason, SignalOffer, SignalOutcome
+from controller.types import Acceptance, OfferedTarget, RefusalReason, SignalOffer, SignalOutcome, frozen
 
 UNTIMED_HOLD_S = 900.0  # how long a tightening holds that carries no signed time and no signed end
 PRESENT_TOLERANCE_S = 0.05  # a target met this late is met in time
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignalRequest:
     """One request of a message, with the instant it is judged at."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from controller.types import (
     BandLimit,
@@ -26,6 +26,7 @@ from controller.types import (
     RateLimit,
     SignalKind,
     SwingLimit,
+    frozen,
 )
 
 RAISES_BEFORE_DWELL = 2  # after so many raises within the dwell time, the next waits
@@ -38,7 +39,7 @@ CIRCUMSTANCES = ("signal_id", "correlation_id", "from_s", "until_s", "met_at_s")
 Slot = tuple[SignalKind, str, str]  # kind, issuer, feed
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Layer:
     """One accepted request on one feed. One without target and rows covers older ones with nothing: a revert."""
 

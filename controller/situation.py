@@ -5,17 +5,15 @@ The core looks once; every part reads from here and none looks again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from controller.arming import ArmingFacts
 from controller.estimate import Estimate
 from controller.fleet import Fleet, FleetReadings
 from controller.limits import InForce
 from controller.modes import Flag, ModeState
-from controller.types import EnvelopeState, SiteImage
+from controller.types import EnvelopeState, SiteImage, frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Situation:
     """`image` is what was sensed, with the battery as it is believed; `written` are the envelope's books."""
 

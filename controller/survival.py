@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from controller.reserve import TINY_W, CrashReserve, ReserveRow, late_dip_w, transient_dip_w
 from controller.tracker_io import Watch
-from controller.types import LimitId, Margin
+from controller.types import LimitId, Margin, frozen
 
 RIDE_FRAC = 0.6  # of a contingency's surplus in the battery: the crash has happened, fall at R_c
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Clamps:
     """The highest target every enforced contingency survives, and the lowest from which a rise is covered."""
 
@@ -25,7 +24,7 @@ class Clamps:
     g_rise_min_w: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Survival:
     """One tick's battery and contingencies."""
 

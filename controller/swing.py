@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 
 import numpy as np
 
 from controller.demand import Demand
 from controller.fleet import Fleet
-from controller.types import BoolArray, FloatArray
+from controller.types import BoolArray, FloatArray, frozen
 
 SAMPLE_S = 0.2  # node telemetry comes at 5 Hz
 SPAN_S = 40.0  # remembered: three of the slowest iterations seen on a site (tens of seconds are rare)
@@ -33,7 +32,7 @@ LEAVE_FRAC = 0.9  # of the battery's reach: below it a ripple that was beyond it
 LIMIT_STEP_W = 5.0  # limits are written on change only; smaller changes are the estimate's noise
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Swing:
     """What the classes draw without caps, over the last iterations: mean, top and bottom, (K,)."""
 

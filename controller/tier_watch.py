@@ -8,7 +8,6 @@ Pure; times come from the caller.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from controller.allocate import Curves
 from controller.fleet import Fleet, FleetReadings
 from controller.plan.tier import TierLedger
 from controller.settings import JobClassSettings
-from controller.types import ClassId, FloatArray
+from controller.types import ClassId, FloatArray, frozen
 
 ACTIVE_SHARE = 0.05  # of the range above idle: a GPU that draws less has no throughput to lose
 LIMITED_SHARE = 0.97  # of its power limit: a GPU there is slowed by it
@@ -24,7 +23,7 @@ SLACK_FRAC = 0.001  # of demand: a clock rounded down by one step loses less
 STEP_S_MAX = 10.0  # a longer gap was not seen, so nothing is booked for it
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TierState:
     """One class: throughput lost over its window as a share of what it wanted, and whether that is beyond its tier.
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from controller.contract import DueStatus
 from controller.estimate import Estimate
 from controller.follow import Way
 from controller.forecast import Line
 from controller.reserve import Contingency
-from controller.types import BatterySample, Following, LimitId, Margin, Mode
+from controller.types import BatterySample, Following, LimitId, Margin, Mode, frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Watch:
     """One contingency to survive now, and which of its conditions may move the target."""
 
@@ -23,7 +21,7 @@ class Watch:
     enforces_rise: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TrackerInput:
     """What is known on one tick.
 
@@ -48,7 +46,7 @@ class TrackerInput:
     is_disobeyed: bool = False  # the battery takes commands and does not do what they say
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BatteryAim:
     """What the battery is to be told. `ramp_w_per_s` is the slope for its reaction when commands stop coming.
 
@@ -61,7 +59,7 @@ class BatteryAim:
     is_let_go: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TrackerOutput:
     """The tick's decision and what explains it. Powers in W.
 

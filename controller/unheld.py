@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 
 from controller.allocate import cap_fall_w
 from controller.demand import Stretch
@@ -17,14 +16,14 @@ from controller.estimate import Estimate
 from controller.fleet import Fleet
 from controller.glide import STEEPNESS
 from controller.modes import Flag
-from controller.types import BatteryCommand, BatterySample, FloatArray, Quality, Reading
+from controller.types import BatteryCommand, BatterySample, FloatArray, Quality, Reading, frozen
 
 CAPS_S = 0.8  # V100 record: within 1 % of its end 0.53 s after a limit was raised, and the driver takes GPUs in turn
 FORGET_S = 5.0  # no estimate that caps wait for is older
 GONE_SPARE = 1.5  # a battery may let go at a slope of its own, slower than told
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Drift:
     """How far below and above what the meter shows now power may go by itself, W, both >= 0."""
 

@@ -12,7 +12,6 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -22,7 +21,7 @@ from controller.audit.referee import Referee
 from controller.audit.verdicts import Verdicts
 from controller.ports import Clock, Recorder
 from controller.settings import Policy, Settings, SiteSettings
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 from hil import vtime
 from hil.factories import make_factories
 from hil.plant.site import BATTERY, LOAD, NS_PER_S, PCC, SOC, TruthBlock
@@ -53,7 +52,7 @@ OnTick = Callable[[TickView], None]
 DaemonBuilder = Callable[[Settings, "Factories", OnTick], "Runner"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Progress:
     """Where a run stands; powers of this instant."""
 
@@ -70,7 +69,7 @@ class Progress:
     ratio: float  # simulated seconds per second of the machine
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignalVerdict:
     """One accepted signal judged on truth from the time it had to be met."""
 
@@ -78,7 +77,7 @@ class SignalVerdict:
     verdicts: Verdicts
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WireFacts:
     """What only a run on real wires can tell: `facts` goes into `result.json` as it is, the rest into its own keys."""
 
@@ -92,7 +91,7 @@ class WireFacts:
     facts: Mapping[str, object]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunRecord:
     """Everything a run left behind; `hil.result` turns it into `result.json`."""
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import resource
 import time
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
 from controller.audit.referee import Referee
 from controller.config.contract import load_contract
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 
 RATE_HZ = 1000.0
 FEED_SAMPLES = 100_000
@@ -24,7 +23,7 @@ DAY_SAMPLES = 86_400_000
 ALL_ROWS = ("ieso", "caiso", "ercot", "ercot-nprr1191", "aeso", "southern", "atc-spp", "lipa")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AuditBench:
     """Samples judged per second: two rows (as the baseline), every profile at once, and the baseline."""
 

@@ -15,13 +15,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from pymodbus.client import AsyncModbusTcpClient
 
 from controller.clock import MonotonicClock
 from controller.settings import ModbusSettings
+from controller.types import frozen
 from drivers.meter import ModbusMeter, open_meter
 from drivers.profile import DeviceProfile
 from hil.modbus_meter import sunspec_meter
@@ -34,7 +34,7 @@ POWER_BLOCK = (40000 + 2 + 68 + 26, 4)  # what our driver reads each time: Hz an
 Read = Callable[[], Awaitable[object]]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rate:
     """Latency of single reads, and what they cost."""
 
@@ -46,7 +46,7 @@ class Rate:
     achieved_hz: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Result:
     meters: int
     hz: float

@@ -13,12 +13,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import pynvml
 
 from controller.clock import MonotonicClock
+from controller.types import frozen
 from drivers.nvml import TEMPERATURE_EVERY, NvmlGpu, NvmlLibrary
 from drivers.nvml_calls import FIELDS
 from hil.fake_nvml.serve import Load, run_gpus
@@ -26,7 +27,7 @@ from hil.fake_nvml.serve import Load, run_gpus
 WARMUP_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GpuCost:
     """Shares of a core, and the time one read takes, ours and bare."""
 

@@ -26,7 +26,7 @@ import numpy as np
 from controller.clock import MonotonicClock
 from controller.control_socket import fetch
 from controller.settings import MqttSettings
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 from drivers.dsx_extension import SetRampLimitData
 from drivers.dsx_wire import Sender, ramp_limit_topic
 from drivers.jws import Signer, write_key_pair
@@ -54,7 +54,7 @@ class NotReady(Exception):
     """The processes run but do not control; the text says what is missing."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Trial:
     """What one trial showed, ms after publication; None for what did not happen while it was watched."""
 

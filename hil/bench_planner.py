@@ -12,7 +12,6 @@ import resource
 import time
 import warnings
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +39,7 @@ from controller.types import (
     Quality,
     Reading,
     Stamp,
+    frozen,
 )
 
 SIZES = (8, 1_000, 10_000, 100_000)
@@ -50,7 +50,7 @@ CYCLES, CVXPY_CYCLES, WARM_UP, WIRE_CYCLES = 300, 20, 20, 8
 GPUS_PER_NODE = 8
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Row:
     """Milliseconds of one fleet size; `cpu_` is the process's own time, which other load changes little."""
 

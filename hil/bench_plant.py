@@ -27,7 +27,7 @@ from controller.config.load import data_path, data_root, read_yaml
 from controller.config.record import open_record
 from controller.errors import BadInput
 from controller.files import write_whole
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 from hil.bench import Progress, run
 from hil.plant_cases import FIGURE_TRACE, TARGET_BY_S, TARGET_FRAC, TARGET_FROM_S, TARGET_S, Case
 from hil.result import result_of
@@ -49,7 +49,7 @@ NOT_RUN = "not run"
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PreparedTrace:
     """A record as the bench replays it: from 0 s, at least `SHORT_S` long, no finer than the plant's step."""
 
@@ -69,7 +69,7 @@ class PreparedTrace:
         return self.step_s <= 0.1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Job:
     """One run to make: the case, its trace, and the name its result is kept under."""
 

@@ -12,8 +12,9 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import fields
 
+from controller.types import frozen
 from hil.oracle import Oracle
 from hil.oracle_curve import Least, LeastLoss
 from hil.regret_cases import CASES, Case, case_named, make_world, oracle_case
@@ -37,7 +38,7 @@ EXTRA: dict[str, tuple[tuple[str, str], ...]] = {"tiers": (("rule-max-ordered", 
 WORKERS_MAX = 2
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Score:
     """One policy on one seed of one case. `regret_pp` is None where the oracle found no path."""
 
@@ -61,7 +62,7 @@ class Score:
     fallbacks: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Line:
     """One row of the table: mean and worst over the seeds scored."""
 
@@ -85,7 +86,7 @@ class Line:
     infeasible: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Result:
     seeds: int
     lines: tuple[Line, ...]
@@ -94,7 +95,7 @@ class Result:
     wall_s: float
 
     def as_dict(self) -> dict[str, object]:
-        cases = [{name: getattr(line, name) for name in Line.__slots__} for line in self.lines]
+        cases = [{f.name: getattr(line, f.name) for f in fields(line)} for line in self.lines]
         return {"seeds": self.seeds, "cases": cases, "missed": list(self.missed), "failed": list(self.failed)}
 
 

@@ -5,8 +5,9 @@ The rules themselves are in `hil.conformance_agent` and `hil.conformance_issuer`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum, unique
+
+from controller.types import frozen
 
 
 @unique
@@ -19,7 +20,7 @@ class Verdict(StrEnum):
     UNTESTED = "untested"  # what it needs did not come about
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RuleResult:
     """One rule of the interface, and what was seen."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Generic, TypeVar
 
@@ -28,6 +28,7 @@ from controller.types import (
     MeterSample,
     Reading,
     UpsSample,
+    frozen,
 )
 from drivers.errors import BadReply, DeviceGone, DeviceTimeout
 from hil.scenario_documents import FaultDoc, Verb
@@ -41,7 +42,7 @@ DEFAULT_VALUE: dict[str, float] = {"wrong": 1.03, "slow": 1.0, "delayed": 1.0, "
 GARBAGE = (math.nan, math.inf, -1e12, 4.2e9)  # not a number, overflow, and the two ends of a misread word
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fault:
     """One fault and its span. `value` has the meaning its verb gives it."""
 

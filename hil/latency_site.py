@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum, unique
 from pathlib import Path
 
 import yaml
 
+from controller.types import frozen
 from hil.fake_nvml.build import environment
 from hil.latency_plant import BATTERY_J, BATTERY_W, GPUS, LAG_S, OTHER_W, STANDS_FOR
 
@@ -26,7 +26,7 @@ class Way(StrEnum):
     BATTERY = "battery"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ports:
     """Where the servers of one run listen."""
 

@@ -22,7 +22,7 @@ from controller.cycle import TickTrace
 from controller.modes import Flag
 from controller.ports import GridSource, OperatorSource, Recorder
 from controller.settings import SiteSettings
-from controller.types import Mode, NodeCommand, RowVerdict
+from controller.types import Mode, NodeCommand, RowVerdict, frozen
 from hil import vtime
 from hil.bench import START_UTC_S
 from hil.factories import make_factories
@@ -40,7 +40,7 @@ from hil.world import World, build_world
 STEP_S = 0.25  # how far the plant may lag when no daemon moves it
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tick:
     """What one cycle came to."""
 

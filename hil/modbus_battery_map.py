@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum, unique
 from typing import TYPE_CHECKING
 
-from controller.types import BatteryState
+from controller.types import BatteryState, frozen
 from hil.modbus_image import Live, ModelSpec
 from hil.modbus_meter import common_model
 
@@ -75,7 +74,7 @@ VENDOR_DEFINITION: Mapping[str, object] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BatteryNameplate:
     """What the label says; powers are magnitudes at the point of connection."""
 

@@ -17,6 +17,7 @@ from typing import Any
 from sunspec2 import device as sunspec_device
 from sunspec2 import mb as sunspec_mb
 
+from controller.types import frozen
 from hil.modbus_server import ExceptionCode, RegisterFault
 
 Live = Callable[[], float | None]
@@ -135,7 +136,7 @@ class RegisterImage:
         raise RegisterFault(ExceptionCode.ILLEGAL_ADDRESS)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelSpec:
     """One SunSpec model of a map: fixed values, scale factors, live values and which points may be written.
 
@@ -150,7 +151,7 @@ class ModelSpec:
     definition: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Writable:
     name: str
     words: int

@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum, unique
 
 import numpy as np
+
+from controller.types import frozen
 
 MBAP = struct.Struct(">HHHB")
 FRAME_BYTES_MAX = 260
@@ -41,7 +42,7 @@ class WireFault(StrEnum):
 WIRE_VERBS = {"off": "half_open", "garbage": "garbage", "slow": "delay", "intermittent": "drop"}  # of a scenario
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sick:
     """A fault in force; `share` of the frames suffer."""
 

@@ -12,8 +12,9 @@ import copy
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TypeVar
+
+from controller.types import frozen
 
 Tree = TypeVar("Tree", bound=ast.AST)
 
@@ -40,7 +41,7 @@ LEFT_ALONE = ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom
 NO_CODE = ("annotation", "returns", "decorator_list", "type_params")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mutant:
     """One change. `function` is empty at module level; `nth` counts changes that read the same in one function."""
 
@@ -75,7 +76,7 @@ class _Change:
             held[self._index], self._new = self._new, held[self._index]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Place:
     """Where changes may be made: the statement that shows them, and the function it belongs to."""
 

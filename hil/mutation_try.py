@@ -26,6 +26,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 from hypothesis import Phase, settings
 
+from controller.types import frozen
 from hil.mutants import Mutant, applied
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +55,7 @@ WALL_S_MAX = 300
 QUIET = ("-q", "-p", "no:cacheprovider", "--tb=no", "-o", "addopts=")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tried:
     """What became of one mutant. `by` is the test that noticed, or what it ran out of; empty for a survivor."""
 

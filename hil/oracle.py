@@ -9,14 +9,12 @@ Units inside are MW and MJ.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import piqp
 from scipy import sparse
 
 from controller.reserve import CrashReserve
-from controller.types import BoolArray, FloatArray, IntArray
+from controller.types import BoolArray, FloatArray, IntArray, frozen
 
 W_PER_UNIT = 1e6
 CHORDS = 16
@@ -25,7 +23,7 @@ DROPPED = 1e4  # added to the bound of a row that need not hold: far beyond any 
 COARSE = 10  # steps between the instants at which chords and window rows are imposed
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WindowRow:
     """|P(t) - P(s)| <= max_w within window_s."""
 
@@ -33,7 +31,7 @@ class WindowRow:
     window_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OracleCase:
     """The world the oracle lives in. `load_left_w` is None without a reserve; `floor_w` may be switched on at will."""
 
@@ -54,7 +52,7 @@ class OracleCase:
     crash_left_w: FloatArray | None = None  # (steps,) load after a crash that must not fill the battery; inf: none
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OracleAnswer:
     """Least weighted curtailed energy, and its change per joule of final energy."""
 
@@ -64,7 +62,7 @@ class OracleAnswer:
     energy_j: FloatArray
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Slack:
     """What a policy did not keep, per step: an oracle that may do the same cannot be worse.
 

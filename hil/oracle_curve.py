@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
+from controller.types import frozen
 from hil.oracle import OracleAnswer
 
 
@@ -22,7 +22,7 @@ class Solves(Protocol):
     def solve(self, final_j: float) -> OracleAnswer | None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Least:
     """Least weighted curtailed energy at one final energy, and its change per joule of that energy."""
 

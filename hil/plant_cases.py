@@ -7,8 +7,10 @@ bench fails where a promise is not kept. Rows without one are measured and shown
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
+
+from controller.types import frozen
 
 TARGET_FRAC = 0.75  # of the record's mean load: a quarter less
 TARGET_FROM_S = 300.0
@@ -31,7 +33,7 @@ Must = Literal["", "held", "broken"]
 Group = Literal["figures", "traces", "field"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Case:
     """One row. `must` is judged on the contract, `lost_frac_max` on the work; both only where the run is not cut."""
 

@@ -6,12 +6,13 @@ Every number is out of a result; a run that failed or was cut short says so in i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from controller.errors import BadInput
 from controller.files import write_whole
+from controller.types import frozen
 from hil.bench_plant import NOT_RUN, Outcome, PreparedTrace
 from hil.plant_cases import Case
 
@@ -22,7 +23,7 @@ SAFE_HEAD = "crash-safe: transient, power, energy (%)"
 BROKEN_SHOWN = 4
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TableText:
     """A table as text; every row as long as `heads`."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,6 +30,7 @@ from controller.types import (
     SiteCommand,
     SiteImage,
     UpsSample,
+    frozen,
 )
 from drivers.errors import DeviceFault, Refused
 from hil.faults import FaultPlan
@@ -94,7 +94,7 @@ class SimMeter:
         return self._last_power_w
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Delays:
     """Age of a device's readings on arrival, the age the controller takes them for, and how long a write takes."""
 

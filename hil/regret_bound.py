@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum, unique
 
 import numpy as np
 
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 from hil.oracle import Oracle, OracleCase
 from hil.regret_cases import case_named, make_world, oracle_case
 from hil.regret_run import World
@@ -34,7 +34,7 @@ class Promise(StrEnum):
     CRASH_ROOM = "crash-room"  # after the crash of the first job the battery does not run full: one episode, not two
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Bound:
     """Regret in percentage points that keeping `promise` costs at least, mean and range over the seeds scored."""
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from controller.reserve import BatteryBounds, CrashReserve
-from controller.types import CeilingLimit, Direction, FloatArray, Limit, LimitId, LimitStatus, Provenance, RampLimit
+from controller.types import (
+    CeilingLimit,
+    Direction,
+    FloatArray,
+    Limit,
+    LimitId,
+    LimitStatus,
+    Provenance,
+    RampLimit,
+    frozen,
+)
 from hil.oracle import OracleCase, WindowRow
 from hil.regret_run import World
 from hil.regret_trace import JOB_A, JOB_B, STEP_S, JobShape, ReferenceTrace, reference_trace
@@ -21,7 +30,7 @@ START_FRAC = 0.5  # of the battery
 BENCH = Provenance("energy bench", "2026-06-01", LimitStatus.LOCAL)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Case:
     """One case. `goals` maps a variant to the largest mean regret in percentage points asked of mpc; None: no such."""
 

@@ -8,12 +8,12 @@ their waves put them, noise below that, and, blind, a pause that any one job may
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from controller.plan.plan import OFFSET_S, STEPS
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 from hil.regret_trace import LOW_PHASE_FRAC, STEP_S, ReferenceTrace
 from hil.regret_wave import DEEP_FRAC, Wave, fit_wave
 
@@ -28,7 +28,7 @@ FEW = 20  # samples say little about their scatter
 NOISE_SIGMAS = 4.5  # one low sample in 300,000 lies deeper
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Forecast:
     """Per class and step: (K, H) mean, and the site's ripple above and below the mean, (H,)."""
 
@@ -48,7 +48,7 @@ class Forecast:
         return down
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Envelope:
     """One job lately: mean, top, bottom."""
 

@@ -18,7 +18,7 @@ from controller.plan.shape import planner_shape
 from controller.plan.tier import TierLedger
 from controller.planner_start import mpc_planner
 from controller.reserve import Contingency, CrashReserve
-from controller.types import ClassId, FloatArray, Limit
+from controller.types import ClassId, FloatArray, Limit, frozen
 from hil.oracle import Slack
 from hil.regret_forecast import LIFT_S, Forecaster
 from hil.regret_trace import STEP_S, EventKind, ReferenceTrace
@@ -32,7 +32,7 @@ RIPPLE_ROOM_S = 2.0  # half a cycle of the slowest job
 FAR_W = 1e9  # a load-left so high that no reserve binds
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class World:
     """What a policy runs in: same for all policies of a case and seed."""
 

@@ -6,12 +6,11 @@ schedule would announce. Job powers come on top of what idle GPUs draw.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum, unique
 
 import numpy as np
 
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 
 STEP_S = 0.1
 LOW_PHASE_FRAC = 0.4  # of a job's power: in the communication phase, and all through a checkpoint
@@ -30,7 +29,7 @@ class EventKind(StrEnum):
     RESTART = "restart"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class JobShape:
     """A synchronous job: full power, iteration period."""
 
@@ -39,7 +38,7 @@ class JobShape:
     period_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Event:
     kind: EventKind
     job: int
@@ -47,7 +46,7 @@ class Event:
     until_s: float  # end of a checkpoint or of the down time after a crash; else equal to from_s
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReferenceTrace:
     """`demand_w` is (jobs, steps); `level` is (jobs, steps): 0 down, 1 checkpoint, 2 running."""
 

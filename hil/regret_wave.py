@@ -7,11 +7,9 @@ explain is noise, and widens the margin. Pure; samples are on a grid of one step
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from controller.types import BoolArray, FloatArray, IntArray
+from controller.types import BoolArray, FloatArray, IntArray, frozen
 
 EDGES_MIN = 4  # rising edges seen before a wave is believed
 IRREGULAR = 0.2  # a cycle that differs from the usual one by so much of it was none: a checkpoint, a restart
@@ -20,7 +18,7 @@ EDGE_ERROR_STEPS = 1.0  # edges further from the fitted grid than this: not a wa
 DEEP_FRAC = 0.15  # of its top: a ripple flatter than this is noise
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wave:
     """High for `high_share` of a period from sample `origin` on; low samples scatter by `noise_w` around `low_w`."""
 

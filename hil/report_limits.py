@@ -7,19 +7,18 @@ the referee, which sees every sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
 from controller.settings import SiteSettings
-from controller.types import BoolArray, Direction, FloatArray, GridSignal, RampLimit, SwingLimit
+from controller.types import BoolArray, Direction, FloatArray, GridSignal, RampLimit, SwingLimit, frozen
 from hil.truth_log import ROW_S, Rows
 
 ROWS_MAX = 400_000  # over five hours; longer runs are judged, not drawn
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WindowUse:
     """One row: the largest change within the window that ends at each instant, and what is allowed."""
 

@@ -11,21 +11,20 @@ import json
 import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from controller.clock import MonotonicClock
 from controller.codec import encode
 from controller.ports import Battery, Clock, PowerMeter, Recorder
-from controller.types import BatteryCommand, BatterySample, Margin, MeterSample, Reading
+from controller.types import BatteryCommand, BatterySample, Margin, MeterSample, Reading, frozen
 from hil.vtime import NS_PER_S
 
 RECORDING_FORMAT = "rampart-recording/1"
 CHANGES_MAX = 1_000  # of the mode, kept with their reasons: more than anyone reads, and a bound for a run of weeks
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TickView:
     """What the bench keeps of one completed cycle of the daemon."""
 
@@ -73,7 +72,7 @@ class MarginLog:
             self.safe_count += int(is_safe)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModeChange:
     """From when on another mode was in force, and why."""
 

@@ -5,7 +5,6 @@ Nothing here simulates; `hil.world` builds the plant.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ from controller.config.site import parse_site
 from controller.errors import BadInput
 from controller.files import is_file
 from controller.settings import Settings
+from controller.types import frozen
 from hil.scenario_documents import DURATION_S_MAX, SEED_MAX, ScenarioDoc
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Overrides:
     """What the command line may change about a scenario; None leaves it."""
 
@@ -42,7 +42,7 @@ class Overrides:
             raise BadInput(f"--seed {self.seed}: 0 to {SEED_MAX} is allowed")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scenario:
     """A validated scenario, the settings its controller runs from, and where its relative files lie."""
 

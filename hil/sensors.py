@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum, unique
 from types import MappingProxyType
 
 import numpy as np
 
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SensorModel:
     """One sensor: reading = gain x truth + offset."""
 

@@ -17,9 +17,10 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from controller.types import frozen
 from hil.wire_children import BYTES_PER_KIB, clean_environment, die_with_parent
 
 POLL_S = 0.05
@@ -28,7 +29,7 @@ STOP_POST_S_MAX = 30.0
 CLEAN_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)  # systemd.service(5)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unit:
     """A unit file: the values of each key, in order."""
 
@@ -60,7 +61,7 @@ class Unit:
         return int(value[:-1]) * SIZES[value[-1]] if value else None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ended:
     """How a main process went: systemd's word for it, and the exit status, negative for a signal."""
 

@@ -14,7 +14,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from controller.app import make_core
 from controller.estimate_checks import METERS_DIFFER_FRAC
 from controller.modes import Flag
 from controller.replay import replay
-from controller.types import Mode
+from controller.types import Mode, frozen
 from hil.faults import Fault
 from hil.lab_site import TOP_MHZ, lab_scenario
 from hil.matrix_lab import Lab, in_lab
@@ -42,7 +42,7 @@ BATTERY_EVENTS = ("battery_local", "battery_derate", "battery_trip")
 CLOCK_STEP_MHZ = 15.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Blow:
     """One fault of a story."""
 
@@ -53,7 +53,7 @@ class Blow:
     value: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tale:
     """One episode as data: small enough to print, complete enough to run again."""
 
@@ -74,7 +74,7 @@ class Tale:
     blows: tuple[Blow, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outcome:
     """What became of one episode."""
 

@@ -5,19 +5,18 @@ Columns, units, empty cells and faults of the file are judged by the reader that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from controller.config.record import open_record
 from controller.errors import BadInput
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 
 SAMPLES_MAX = 20_000_000  # a day at 200 Hz; a plant replays minutes to hours
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Trace:
     """A power series: strictly rising times from 0 s, finite watts."""
 

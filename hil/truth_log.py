@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TextIO
 
 import numpy as np
 
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 from hil.plant.site import TRUTH, TruthBlock
 
 ROW_S = 0.05  # of pcc.csv
@@ -90,7 +89,7 @@ class TickLog:
         return result
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rows:
     """Truth and decisions in rows of ROW_S; columns as in CSV_COLUMNS."""
 

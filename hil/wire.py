@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from controller.control_socket import fetch
 from controller.settings import SiteSettings
-from controller.types import GridSignal
+from controller.types import GridSignal, frozen
 from hil.bench import Bench, Progress, RunRecord
 from hil.broker import EmbeddedBroker, check_bindable, free_port
 from hil.fake_nvml.build import environment
@@ -57,7 +57,7 @@ class NotReady(Exception):
     """The processes run but do not control; the text says what is missing."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Snapshot:
     """What a person watching sees."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from controller.config.load import read_yaml
 from controller.config.site import load_settings
 from controller.errors import BadInput
 from controller.settings import Role, Settings
+from controller.types import frozen
 from drivers.jws import write_key_pair
 from hil.scenario import Scenario
 
 HOST = "127.0.0.1"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ports:
     """Where the bench listens."""
 
@@ -34,7 +34,7 @@ class Ports:
     load_bank: int = 0  # none
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WireFiles:
     """What the child processes run from, and the settings they will read from it."""
 

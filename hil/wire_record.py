@@ -12,7 +12,7 @@ import numpy as np
 
 from controller.check import crash_reading
 from controller.settings import SiteSettings
-from controller.types import FloatArray, GridSignal, Margin, Mode, RampLimit, SwingLimit
+from controller.types import FloatArray, GridSignal, Margin, Mode, RampLimit, SwingLimit, frozen
 from hil.bench import WireFacts
 from hil.plant.fleet import Group, Job
 from hil.plant.site import TRUTH, TruthBlock
@@ -129,7 +129,7 @@ class Checkpoints:
         return [job.class_id for job, _ in begun]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Crash:
     """Plant truth around the crash, evenly sampled, from some time before it on."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 from controller.clock import MonotonicClock
 from controller.errors import BadInput
 from controller.settings import GridSettings, IssuerSettings, MqttSettings
-from controller.types import CeilingLimit, FloorLimit, GridSignal, Limit, RampLimit, SignalKind, SwingLimit
+from controller.types import CeilingLimit, FloorLimit, GridSignal, Limit, RampLimit, SignalKind, SwingLimit, frozen
 from drivers.dsx_extension import RequestAnswer, SetRampLimitData, SignalAnswerData
 from drivers.dsx_payloads import (
     Interval,
@@ -43,7 +42,7 @@ from hil.wire_devices import RunClock
 QOS = 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """What the agent said to one signal."""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from controller.config.fields import W_PER_MEGAWATT
 from controller.errors import BadInput
-from controller.types import BatteryState, LoadBankState
+from controller.types import BatteryState, LoadBankState, frozen
 from hil.plant import events as happen
 from hil.plant.battery import Battery, BatteryParams, Reversion
 from hil.plant.facility import Facility, FacilityParams
@@ -56,7 +56,7 @@ from hil.trace_file import Trace, read_trace
 DEFAULT_DURATION_S = 1_800.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Happening:
     """Something that came about in a run. `drop_w` and `within_s` are given for a block of load that left."""
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import plotly.graph_objects as go
 from plotly import offline
+
+from controller.types import frozen
 
 INK = "#1c2733"
 BLUE = "#1f5fa8"
@@ -54,7 +55,7 @@ footer { margin-top: 40px; font-size: 12.5px; color: #7a8794; }
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Figure:
     """A plotly figure with the line of text above it, and its height."""
 
@@ -63,7 +64,7 @@ class Figure:
     height_px: int = 330
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Section:
     """A heading, trusted HTML, then figures. An empty heading adds none."""
 

@@ -7,13 +7,11 @@ disturbance that outlasts its curve's box may disconnect load and is not counted
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from controller.audit.score import Score
 from controller.audit.windows import BoolArray
-from controller.types import CurveSegment, DroopLimit, FloatArray, RideThroughLimit
+from controller.types import CurveSegment, DroopLimit, FloatArray, RideThroughLimit, frozen
 
 BEFORE_S = 1.0  # power before a disturbance is its mean over this
 OBSERVE_FACTOR = 5.0  # how long after the disturbance load is watched, in recovery times
@@ -22,7 +20,7 @@ DROOP_TOLERANCE = 0.05  # of max_w; assumed
 EVENT_S_MAX = 900.0  # a longer disturbance is judged in pieces
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sensed:
     """Power with what the grid did at the same instants; a quantity that was not recorded is None."""
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
-from controller.types import FloatArray, Limit, RowVerdict
+from controller.types import FloatArray, Limit, RowVerdict, frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Episode:
     """One stretch in which a row was broken; breaks closer together than the row's own memory are one episode."""
 
@@ -19,7 +19,7 @@ class Episode:
     worst: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gap:
     """A stretch of the record in which nothing is known."""
 
@@ -27,7 +27,7 @@ class Gap:
     end_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Moment:
     """The surroundings of a row's worst window, thinned to what a plot can show: least and greatest per bucket."""
 
@@ -36,7 +36,7 @@ class Moment:
     high: FloatArray
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Spectrum:
     """Amplitude of spectral lines (Hann, 2|X|/sum w) over frequency: rms over all spans, and the largest of any."""
 
@@ -47,7 +47,7 @@ class Spectrum:
     span_count: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RowResult:
     """One row judged. `worst` and `limit` are in `unit`; a row not covered has worst 0."""
 
@@ -99,7 +99,7 @@ class RowResult:
         return row
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RecordFacts:
     """What the record is: its span, its step, its holes, its range."""
 
@@ -137,7 +137,7 @@ class RecordFacts:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verdicts:
     """The referee's whole answer."""
 

@@ -9,12 +9,12 @@ largest value, and the total length of end times above a limit, come out exactly
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.types import FloatArray, IntArray
+from controller.types import FloatArray, IntArray, frozen
 
 BoolArray = NDArray[np.bool_]
 
@@ -22,7 +22,7 @@ UNIFORM_TOLERANCE = 1e-5  # of a step
 UNIFORM_TOLERANCE_S = 1e-6  # and times printed to a microsecond, or seconds since 1970, still count as uniform
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Polyline:
     """Knots of a record; `gap[i]` says that nothing is known between knots i-1 and i. Times strictly increase."""
 
@@ -49,7 +49,7 @@ class Polyline:
 EMPTY = Polyline(np.empty(0), np.empty(0), np.empty(0, dtype=np.bool_))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Intervals:
     """Stretches of window end times between events, each with what linear candidates need, as arrays of length k.
 
@@ -68,7 +68,7 @@ class Intervals:
     high: FloatArray
 
     def pick(self, index: IntArray) -> Intervals:
-        return Intervals(*(getattr(self, name)[index] for name in self.__slots__))
+        return Intervals(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 def uniform_step(t: FloatArray) -> float | None:

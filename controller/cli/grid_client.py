@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from controller.cli.broker_options import open_event
 from controller.clock import MonotonicClock
 from controller.errors import CheckFailed
 from controller.settings import MqttSettings
+from controller.types import frozen
 from drivers.dsx_extension import SignalAnswerData
 from drivers.dsx_payloads import Payload, SetLoadTargetData
 from drivers.dsx_wire import (
@@ -33,7 +33,7 @@ EVERY_AGENT = "+"
 Show = Callable[[CloudEvent, Payload], None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recipient:
     """Whose answer is awaited, and the keys it is verified with; without an agent nothing is awaited."""
 

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import typer
@@ -14,7 +13,7 @@ import typer
 from controller.clock import MonotonicClock
 from controller.errors import BadInput
 from controller.ports import DriverError
-from controller.types import SmoothingProfile
+from controller.types import SmoothingProfile, frozen
 from drivers.errors import NotSupported
 from drivers.nvml import NvmlGpu, NvmlLibrary
 from drivers.nvml_smoothing import PowerSmoothing
@@ -25,7 +24,7 @@ CALL_S_MAX = 5.0
 Do = Callable[[NvmlGpu], Awaitable[Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wish:
     """What a person asked the smoothing circuit for."""
 

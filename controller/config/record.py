@@ -20,7 +20,7 @@ import numpy as np
 
 from controller.errors import BadInput
 from controller.files import open_regular
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 
 BLOCK_BYTES = 1 << 24
 HEAD_BYTES = 1 << 16  # a header longer than this is not one
@@ -32,7 +32,7 @@ COMMENT_LINE = re.compile(r"(?m)^[ \t]*#.*(?:\n|\Z)")
 NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RecordBlock:
     """Some consecutive samples; voltage and frequency where the file has columns `voltage_pu`, `frequency_hz`."""
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from controller.glide import STEEPNESS
-from controller.types import AgentState, GpuCap, GpuId, GpuSpec, NodeCommand
+from controller.types import AgentState, GpuCap, GpuId, GpuSpec, NodeCommand, frozen
 
 GLIDE_S_MAX = 1.0  # a pause of the process buys no larger step than one clock write's worth
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Orders:
     """What the GPUs should be set to. A GPU not in `caps` is left as it is; `gives_back`: originals instead of caps."""
 

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 from controller.codec import decode, encode
 from controller.files import overwrite, read_file, sync_folder, write_whole
 from controller.settings import NodeSettings
-from controller.types import GpuId, GpuOriginals, GpuSpec, SmoothingFound
+from controller.types import GpuId, GpuOriginals, GpuSpec, SmoothingFound, frozen
 
 SERVICE_STATE = Path("/var/lib/rampart-node")  # StateDirectory= of systemd/rampart-node.service
 FILE_NAME = "originals.json"
@@ -36,7 +36,7 @@ class OriginalsCorrupt(Exception):
     """The file is there and is not what was written."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HowTo:
     """What giving back or falling back needs to know, kept beside the originals in case the configuration is gone."""
 
@@ -59,7 +59,7 @@ def how_to(settings: NodeSettings) -> HowTo:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Saved:
     """What the file says: the settings of each GPU, and how to give them back without a configuration.
 

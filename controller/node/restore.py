@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from controller.clock import NS_PER_S
 from controller.node.originals import HowTo, Saved
 from controller.ports import Clock, DriverError, GpuNode
-from controller.types import GpuCap, GpuId, GpuOriginals
+from controller.types import GpuCap, GpuId, GpuOriginals, frozen
 
 ATTEMPTS = 3
 RETRY_S = 0.3
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outcome:
     """One GPU after the attempt; `error` is empty on success."""
 

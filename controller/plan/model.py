@@ -7,7 +7,6 @@ order of a tenth of the site), energies in scale_w x energy_s, times in seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from controller.plan.plan import STEP_S, STEPS
-from controller.types import FloatArray, IntArray
+from controller.types import FloatArray, IntArray, frozen
 
 # Capping by y at the top of a square ripple costs half of y in the mean: a duty of 0.5, whatever the job's.
 PEAK_SHARE = 0.5
@@ -37,7 +36,7 @@ SOLVER = "PIQP"
 NEAR_STEPS = 10
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelShape:
     """What fixes the program's matrices: change any of it and the map is built anew."""
 
@@ -55,7 +54,7 @@ class ModelShape:
         assert 1 <= self.classes <= 16 and 0.0 < self.eta <= 1.0 and NEAR_STEPS < self.steps <= STEPS
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AffineMap:
     """Solver data as functions of theta: [c, b, h_u, x_l, x_u] = constant + matrix @ theta; P, A, G stay.
 

@@ -6,14 +6,13 @@ Watts, joules and seconds throughout; the quadratic program scales to megawatts 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum, unique
 from typing import Protocol
 
 import numpy as np
 
 from controller.reserve import CrashReserve
-from controller.types import ClassId, FloatArray
+from controller.types import ClassId, FloatArray, frozen
 
 STEPS = 30
 SPAN_S = 120.0
@@ -39,7 +38,7 @@ STEP_S.setflags(write=False)
 OFFSET_S.setflags(write=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class JobClass:
     """What the planner knows of one class. Powers are of the whole class, GPUs only.
 
@@ -56,7 +55,7 @@ class JobClass:
     peak_w: float  # what it would draw uncapped at the top of its ripple, now
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PlanInput:
     """Everything one plan is made from. Arrays of shape (H,) are at the step ends `OFFSET_S`, `demand_w` is (K, H).
 
@@ -129,7 +128,7 @@ class PriceKind(StrEnum):
     RESERVE = "reserve"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Price:
     """What relaxing a limit would save over the horizon: weighted curtailed joules per watt.
 
@@ -142,7 +141,7 @@ class Price:
     is_bound: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plan:
     """What a planner decided at `t_s`.
 

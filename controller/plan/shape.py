@@ -6,10 +6,10 @@ Fixed at start-up by the site's battery and the contract then in force; nothing 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from controller.plan.model import RETURN_S, ModelShape
 from controller.reserve import BatteryBounds, chord_slopes_s
+from controller.types import frozen
 
 CHORDS = 12
 RISE_CHORDS = 12
@@ -21,7 +21,7 @@ CHORDS_COVERING = 8
 TOP_SHARE = 0.3
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PlannerShape:
     """What a planner is built for. `spacing_s` and `rise_spacing_s` place the chords of the crash-safe set."""
 

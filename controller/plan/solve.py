@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import piqp
@@ -22,7 +22,7 @@ from controller.plan.plan import OFFSET_S, STEP_S, Plan, PlanInput, PlanStatus, 
 from controller.plan.rule import RulePlanner, Sharing, class_peaks_w
 from controller.plan.shape import CHORDS, RISE_CHORDS, PlannerShape
 from controller.reserve import CrashReserve
-from controller.types import BoolArray, FloatArray
+from controller.types import BoolArray, FloatArray, frozen
 
 FAR = 1e3  # stands for infinity in scaled units: a site and its battery are about 10
 BOX_MIN = 1e-4  # scaled: an interior point needs room between bounds; a cut this small is no cap
@@ -346,7 +346,7 @@ class MpcPlanner:
         return _prices(given, gradient, self._affine.theta_slices, is_bound=slack > SLACK_TINY)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Chords:
     """Chords that have a slope: which of the given ones, and the slopes as a column."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from controller.types.readings import Following
+from controller.types.records import frozen
 from controller.types.scalars import GpuId, NodeId
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stamp:
     """What every part of one command carries: whose it is, its number, and how long it lives."""
 
@@ -17,7 +16,7 @@ class Stamp:
     ttl_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GpuCap:
     """What one GPU may do: the locked SM clock bounds peaks, the power limit is the backstop. None leaves it free."""
 
@@ -26,7 +25,7 @@ class GpuCap:
     power_limit_w: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodeCommand:
     """Caps for one node, with all the node needs if nothing more ever arrives.
 
@@ -52,7 +51,7 @@ class NodeCommand:
         return self.release_slot_s, self.release_w_per_s, self.ceiling_frac, self.ceiling_s
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BatteryCommand:
     """One write to the battery. Under SOFTWARE `reference_w` is its discharge power; under DEVICE the PCC target."""
 
@@ -65,7 +64,7 @@ class BatteryCommand:
     expiry_w_per_s: float | None = None  # slope after expiry, for devices that know two; None: `ramp_w_per_s`
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoadBankCommand:
     """One write to the load bank. At `ttl_s` without another it goes back to 0 W, no faster than `expiry_w_per_s`."""
 
@@ -77,7 +76,7 @@ class LoadBankCommand:
     ttl_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SiteCommand:
     """Everything one cycle may write. Nodes whose caps do not change still get their command renewed (TTL)."""
 

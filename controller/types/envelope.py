@@ -6,17 +6,18 @@ Plain numbers and arrays with nothing behind them, so that the envelope needs no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
 from controller.types.commands import SiteCommand
 from controller.types.faults import Mode
 from controller.types.image import SiteImage
+from controller.types.records import frozen
 from controller.types.scalars import BoolArray, FloatArray, GpuId, LimitId, NodeId
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Margin:
     """How far one condition of safety is from breaking; negative when it is broken. `name` says which."""
 
@@ -26,7 +27,7 @@ class Margin:
     unit: str  # "W" or "J"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Violation:
     """One invariant that a proposal broke, and what was done about it."""
 
@@ -35,7 +36,7 @@ class Violation:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FleetTable:
     """Constants of every known GPU as parallel arrays of length n; `spans` says which part is whose.
 
@@ -57,7 +58,7 @@ class FleetTable:
     power_exponent: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FleetAcks:
     """What nodes last read back, in the order of the fleet table; `caps` of shape (2, n), inf is free.
 
@@ -70,7 +71,7 @@ class FleetAcks:
     fixed_w: FloatArray
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Feeder:
     """A breaker or feeder of the site's tree: all GPUs below it, however deep, and what it leaves for them.
 
@@ -82,7 +83,7 @@ class Feeder:
     is_below: BoolArray
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PccRing:
     """Least and greatest metered power per step, newest first; steps not covered hold +inf and -inf.
 
@@ -97,7 +98,7 @@ class PccRing:
     max_w: FloatArray
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WindowCheck:
     """One row on differences of power within a window, beside the ring it is checked on.
 
@@ -114,7 +115,7 @@ class WindowCheck:
     ring: PccRing
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EnvelopeBattery:
     """What the battery can do now, by nameplate, profile and its own report; powers are magnitudes.
 
@@ -133,7 +134,7 @@ class EnvelopeBattery:
     is_eligible: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EnvelopeLoadBank:
     """What the load bank can do now, by nameplate and its own report.
 
@@ -145,7 +146,7 @@ class EnvelopeLoadBank:
     relief_w: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EnvelopeState:
     """What the envelope remembers from one check to the next; `caps` are the last it let through."""
 
@@ -163,7 +164,7 @@ class EnvelopeState:
     ballast_w: float = 0.0  # set-point of the load bank, as last let through
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EnvelopeView:
     """All the envelope looks at. Rows the contract suspends now are left out of `windows` by the caller.
 
@@ -200,7 +201,7 @@ class EnvelopeView:
     swell_w: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EnvelopeVerdict:
     """What may be written, what was wrong with what was proposed, and the memory for the next check."""
 

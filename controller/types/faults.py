@@ -5,8 +5,9 @@ The one place of these names: the mode table (`controller.modes`) takes them fro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum, StrEnum, unique
+
+from controller.types.records import frozen
 
 
 @unique
@@ -70,7 +71,7 @@ class SiteFault(StrEnum):
     FILE_REFUSED = "file_refused"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Trouble:
     """One fault and the device or part that has it."""
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum, unique
 
 from controller.types.faults import NodeFault
+from controller.types.records import frozen
 from controller.types.scalars import BoolArray, FloatArray, GpuId, NodeId, QualityArray
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GpuSpec:
     """What a GPU can do, as its driver and the prior for its model say; clocks ascending in `clocks_mhz`."""
 
@@ -30,7 +30,7 @@ class GpuSpec:
         return self.clocks_mhz[-1]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GpuTelemetry:
     """One GPU as its driver reports it; caps are read back. `power_w` is the mean over >= 1 s where there is one."""
 
@@ -45,7 +45,7 @@ class GpuTelemetry:
     throttle_reasons: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GpuEvent:
     """Something a GPU reported by itself. `code` is the Xid of an Xid error; `gpu_id` None where nobody can tell."""
 
@@ -55,7 +55,7 @@ class GpuEvent:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SmoothingProfile:
     """One preset of hardware power smoothing: floor as a share of the GPU's maximum power, slopes, and how long the
     floor outlasts the load."""
@@ -66,7 +66,7 @@ class SmoothingProfile:
     hysteresis_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SmoothingFound:
     """Power smoothing as found before the first write, and what the preset held that is written. None: not known,
     then only the switch goes back."""
@@ -77,7 +77,7 @@ class SmoothingFound:
     profile: SmoothingProfile | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GpuOriginals:
     """Settings found before the first write, to be given back. A locked clock of None means none was set.
 
@@ -103,7 +103,7 @@ class AgentState(StrEnum):
     RELEASED = "released"  # originals given back
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodeFloor:
     """What power smoothing holds of a node's power when its jobs stop: `power_w` above idle for `hold_s`, then it falls
     at `down_w_per_s`. Only GPUs whose floor was read back and that draw as much now."""
@@ -113,7 +113,7 @@ class NodeFloor:
     down_w_per_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodeReport:
     """One node's telemetry: per-GPU arrays of length n in the order of `gpu_ids`.
 

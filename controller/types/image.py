@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from controller.types.faults import Mode, Trouble
 from controller.types.gpus import NodeReport
 from controller.types.readings import BatterySample, LoadBankSample, MeterSample, Reading, UpsSample
+from controller.types.records import frozen
 from controller.types.scalars import GpuId
 from controller.types.signals import GridSignal, RefusalReason
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class JobPart:
     """What a job holds of one node: `count` GPUs, which ones is not known; 0 means all of them."""
 
@@ -20,7 +21,7 @@ class JobPart:
     count: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Job:
     """A job as a source tells it. `class_id` is empty where the source names none; times are UTC, None: not known."""
 
@@ -37,7 +38,7 @@ class Job:
     is_running: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OperatorOrder:
     """What the people who run the site want: a mode that stands until they withdraw it, and a reset, told once."""
 
@@ -45,7 +46,7 @@ class OperatorOrder:
     is_reset: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SiteImage:
     """All that was known at one instant; the only input of a cycle.
 

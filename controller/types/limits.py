@@ -5,9 +5,9 @@ Fractions of the registered peak are already resolved, so every row holds watts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum, unique
 
+from controller.types.records import frozen
 from controller.types.scalars import LimitId
 
 # What a row may ask for, whoever wrote it. Beyond it no text goes, and sums and filters leave the range of numbers.
@@ -45,7 +45,7 @@ class LimitStatus(StrEnum):
     LOCAL = "local"  # the site's own, or set over the wire
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Provenance:
     """Where a limit comes from and what in it is our assumption."""
 
@@ -55,7 +55,7 @@ class Provenance:
     assumption: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RampLimit:
     """P may move by at most `max_w` within `window_s`, in `direction`.
 
@@ -73,7 +73,7 @@ class RampLimit:
     percentile: float | None = None  # None: every window; else this share (0..1] of windows must hold
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SwingLimit:
     """The greatest less the least P in any window of `window_s` is at most `max_w`; with `band_hz`, of filtered P."""
 
@@ -85,7 +85,7 @@ class SwingLimit:
     band_hz: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RateLimit:
     """P may differ from any P of the last `horizon_s` by `above_w` or, where that is more, `max_w_per_s` times the time
     between them; either way."""
@@ -98,7 +98,7 @@ class RateLimit:
     horizon_s: float = 600.0  # how far back s reaches
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BandLimit:
     """P filtered to `band_hz` stays within `max_w` of zero, either way."""
 
@@ -109,7 +109,7 @@ class BandLimit:
     mean_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OscillationLimit:
     """The largest spectral line of P in `band_hz`, over any `span_s`, has an amplitude of at most `max_w`
     (`controller.audit.spectrum` says what counts as a line)."""
@@ -122,7 +122,7 @@ class OscillationLimit:
     mean_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CeilingLimit:
     """P is at most `max_w` from `from_s` to `until_s`."""
 
@@ -134,7 +134,7 @@ class CeilingLimit:
     until_s: float = float("inf")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FloorLimit:
     """P is at least `min_w` from `from_s` to `until_s`."""
 
@@ -146,7 +146,7 @@ class FloorLimit:
     until_s: float = float("inf")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CurveSegment:
     """A box of a ride-through curve: stay connected for `hold_s` while the quantity is in [low, high)."""
 
@@ -155,7 +155,7 @@ class CurveSegment:
     hold_s: float  # inf: continuous
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RideThroughLimit:
     """The site stays connected inside the curves, and is back at `recover_frac` of its load `recover_s` after.
 
@@ -172,7 +172,7 @@ class RideThroughLimit:
     mean_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DroopLimit:
     """Load answers frequency: `w_per_hz` for each hertz beyond `deadband_hz` of `nominal_hz`, at most `max_w`."""
 
@@ -200,7 +200,7 @@ Limit = (
 ChangeLimit = RampLimit | SwingLimit | RateLimit  # rows on differences of power; the others judge its level
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Contract:
     """A set of limits, all in force at once at the point of common coupling; fractions already resolved."""
 

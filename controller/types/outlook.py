@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from controller.types.records import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EnergyPrice:
     """What energy costs for a while, per kWh, as someone outside told; `currency` is ISO 4217, or empty if not told."""
 
@@ -15,7 +15,7 @@ class EnergyPrice:
     currency: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LimitPrice:
     """What a relaxation of one kind of limit would save now: GPU-seconds of work per watt (ramps: per watt a minute).
 
@@ -27,7 +27,7 @@ class LimitPrice:
     is_bound: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outlook:
     """What a site may tell its grid of the next minutes: where its power is to go, and what it could give.
 

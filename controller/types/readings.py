@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum, StrEnum, unique
 from typing import Generic, TypeVar
+
+from controller.types.records import frozen
 
 T = TypeVar("T")
 
@@ -22,7 +23,7 @@ class Quality(IntEnum):
 WORST_READ = int(Quality.STALE)  # of a GPU that was read; a plain number, for comparing whole arrays
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reading(Generic[T]):
     """One value with the monotonic time it was true at, its quality and its source."""
 
@@ -39,7 +40,7 @@ class Reading(Generic[T]):
         return self.quality is Quality.GOOD
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MeterSample:
     """What a power meter says at one instant; import positive, absent points None."""
 
@@ -68,7 +69,7 @@ class Following(StrEnum):
     SOFTWARE = "software"  # our loop, at the tracker's rate; we move its set-point
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BatterySample:
     """State of the battery as read back; power and set-point discharge positive, limits magnitudes.
 
@@ -98,7 +99,7 @@ class LoadBankState(StrEnum):
     FAULT = "fault"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoadBankSample:
     """State of a load bank as read back: what it draws, what it can draw now, and what it was last told.
 
@@ -114,7 +115,7 @@ class LoadBankSample:
     energy_j_left: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UpsSample:
     """State of a UPS (read-only): what it feeds and what feeds it."""
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum, unique
 
 from controller.types.limits import Limit
+from controller.types.records import frozen
 
 
 @unique
@@ -16,7 +16,7 @@ class SignalKind(StrEnum):
     RAMP_LIMIT = "ramp_limit"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GridSignal:
     """A verified and accepted wish of the grid, already bounded by the acceptance rules.
 
@@ -71,7 +71,7 @@ class RefusalReason(StrEnum):
     SCHEDULE_FULL = "schedule_full"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OfferedTarget:
     """One request of a verified message, in UTC, before any rule. No feeds: all. `is_revert` withdraws earlier ones.
 
@@ -89,7 +89,7 @@ class OfferedTarget:
     due_in_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignalOffer:
     """A message whose signature was verified. `iat_utc_s` and `jti` are None when the issuer did not sign them."""
 
@@ -104,7 +104,7 @@ class SignalOffer:
     targets: tuple[OfferedTarget, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignalOutcome:
     """What became of one request; every one is written to the audit log. Times on the monotonic clock."""
 
@@ -125,7 +125,7 @@ class SignalOutcome:
     met_at_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FeedTarget:
     """A target of one feed as its issuer set it, for the status report."""
 

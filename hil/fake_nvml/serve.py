@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum, unique
 from pathlib import Path
 from types import FrameType
@@ -21,7 +20,7 @@ from types import FrameType
 import numpy as np
 
 from controller.errors import BadInput
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 from hil.fake_nvml.build import environment
 from hil.fake_nvml.plant_link import GpuPlantLink
 from hil.fake_nvml.state import FakeGpus
@@ -40,7 +39,7 @@ class Load(StrEnum):
     IDLE = "idle"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Training:
     """Shape of the synchronous job; periods of 0.2 to 10 s and near-idle exchanges are what is seen in the field."""
 

@@ -10,7 +10,6 @@ import mmap
 import re
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.errors import BadInput
-from controller.types import FloatArray, IntArray
+from controller.types import FloatArray, IntArray, frozen
 from hil.fake_nvml.build import SOURCE_DIR
 from hil.plant.gpu_models import GpuModel, model
 
@@ -41,7 +40,7 @@ CLOCK_CALL_S = 0.010
 SMOOTHING_PRESET = (50.0, 1000.0, 1000.0, 500.0, 0.0, 0.0, 0.0, 0.0)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Layout:
     """What the C headers say."""
 

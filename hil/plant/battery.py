@@ -7,12 +7,11 @@ lapse when they are not renewed in time, as the device's reversion timer says. D
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import StrEnum, unique
 
 import numpy as np
 
-from controller.types import BatteryState, FloatArray
+from controller.types import BatteryState, FloatArray, frozen
 
 
 @unique
@@ -30,7 +29,7 @@ class Order(StrEnum):
     FOLLOW = "follow"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BatteryParams:
     """Nameplate and behaviour; powers at the connection point, `eta` one way."""
 

@@ -6,10 +6,9 @@ of power says how large it was, so that its effect on the grid can be judged alo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from controller.types import frozen
 from hil.plant.fleet import Job
 from hil.plant.site import SitePlant
 
@@ -17,7 +16,7 @@ FULL_LOAD_FRAC = 0.95  # of the job's greatest draw
 FULL_LOAD_S = 0.3  # of work: longer than a follower needs to settle
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Drop:
     """A block of load that left: how much, and within what time."""
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FacilityParams:
     """`cooling_frac` W of cooling per W of IT in steady state, reached with time constant `cooling_tau_s`."""
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 from hil.plant.gpu_models import GpuModel
 from hil.plant.workload import Activity, Workload
 
@@ -46,7 +46,7 @@ class Job:
         self.dynamic_w_max = max(self.workload.gpu_w_max - self.idle_w, 1.0)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Group:
     """GPUs that share caps: `count` of them, working on job number `job`."""
 
@@ -55,7 +55,7 @@ class Group:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FleetBlock:
     """Power over a run of steps: per group (groups x n), and beside the GPUs (n)."""
 
@@ -63,7 +63,7 @@ class FleetBlock:
     other_w: FloatArray
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Drive:
     """What clocks make of one job: its pace, and each group's share of the dynamic power wanted."""
 

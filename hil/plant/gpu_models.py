@@ -9,20 +9,19 @@ work to it. Nothing here is shared with the controller, which has its own idea o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 
 import numpy as np
 
 from controller.errors import BadInput
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 
 GIB = 1 << 30
 GRID = 256  # points of the inverse of a curve; a clock step is at least 1/130 of the range
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Points:
     """Measured: power at activity 1 over SM clocks, ascending to the highest."""
 
@@ -35,7 +34,7 @@ class Points:
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Shape:
     """Fitted: dynamic power goes as `linear` f + (1 - linear) f ** `exponent` of the clock fraction f."""
 
@@ -48,7 +47,7 @@ class Shape:
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GpuModel:
     """One GPU model. `curve`: power at activity 1 over the SM clock.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SwingParams:
     """One machine, 2 H S df/dt / f0 = imbalance - damping, and a governor with droop and a first-order lag."""
 

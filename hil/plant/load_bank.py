@@ -7,16 +7,15 @@ where it knows none. With an `energy_j` it gets hot: it stops by itself when tha
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
-from controller.types import FloatArray, LoadBankState
+from controller.types import FloatArray, LoadBankState, frozen
 
 COOL_FRAC = 0.1  # of its energy that must be free again before a bank that tripped hot takes orders
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoadBankParams:
     """Nameplate and behaviour."""
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 from hil.plant.battery import Battery
 from hil.plant.facility import Facility
 from hil.plant.fleet import Fleet
@@ -26,7 +25,7 @@ BLOCK_STEPS = 6_000  # 30 s of truth per block
 WINDOW_STEPS = 2_400  # 12 s kept for sensors: the longest boxcar and delay of any simulated one
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TruthBlock:
     """Plant truth on the step grid; sample i is at `t0_s` + i * `dt_s`."""
 

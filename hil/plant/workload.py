@@ -7,17 +7,17 @@ come while its GPUs are slow are lost. Curves are drawn once from a seed, so tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
-from controller.types import FloatArray
+from controller.types import FloatArray, frozen
 
 DIURNAL_PEAK_S = 15 * 3600.0  # request rate peaks in mid-afternoon, is lowest twelve hours later
 NOISE_CORRELATION_S = 30.0  # how long a burst of requests lasts
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Curve:
     """A piecewise-linear curve; constant before its first and after its last knot."""
 
@@ -36,7 +36,7 @@ class Curve:
         return float(self.t_s[-1])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Workload:
     """One job class: GPU demand and the power beside the GPUs that comes with it, both for the whole class.
 
@@ -125,7 +125,7 @@ def ripple_curve(
     return _square(starts_s, lengths_s, duty=duty, edge_s=edge_s, high_w=high_w, low_w=low_w)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TrainingShape:
     """A synchronous training job, per GPU where the unit is W."""
 

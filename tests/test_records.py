@@ -1,0 +1,110 @@
+"""Records of the house are what the standard library's frozen slotted dataclasses are, only cheaper to make."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, asdict, dataclass, field, fields, replace
+from typing import Generic, TypeVar
+
+import pytest
+
+from controller.types import frozen
+
+T = TypeVar("T")
+
+
+@frozen
+class Cheap(Generic[T]):
+    """With a field of each kind."""
+
+    value: T
+    scale: float = 2.0
+    names: dict[str, int] = field(default_factory=dict)
+    doubled: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "doubled", 2.0 * self.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Usual(Generic[T]):
+    """The same by the standard library."""
+
+    value: T
+    scale: float = 2.0
+    names: dict[str, int] = field(default_factory=dict)
+    doubled: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "doubled", 2.0 * self.scale)
+
+
+@frozen
+class Point:
+    """Plain, and hashable."""
+
+    x: float
+    y: float
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda kind: kind("a"),
+        lambda kind: kind("a", 3.0, {"b": 1}),
+        lambda kind: kind(scale=4.0, value="a"),
+        lambda kind: replace(kind("a", names={"c": 2}), scale=5.0),
+        lambda kind: pickle.loads(pickle.dumps(kind("a", 3.0))),
+        lambda kind: copy.deepcopy(kind("a", 3.0, {"b": 1})),
+    ],
+)
+def test_it_holds_what_a_usual_one_holds(make: Callable[[type], object]) -> None:
+    """However it is made: by place, by name, from another, from bytes; and it is of its own class when it is done."""
+    cheap, usual = make(Cheap), make(Usual)
+
+    assert type(cheap) is Cheap
+    assert asdict(cheap) == asdict(usual)
+    assert repr(cheap) == repr(usual).replace("Usual", "Cheap")
+    assert cheap == make(Cheap)
+
+
+def test_it_reads_like_a_usual_one() -> None:
+    """Tools see the same signature, names and fields."""
+    assert inspect.signature(Cheap) == inspect.signature(Usual)
+    assert Cheap.__slots__ == Usual.__slots__
+    assert Cheap.__match_args__ == Usual.__match_args__
+    assert [f.name for f in fields(Cheap)] == [f.name for f in fields(Usual)]
+    assert {Point(1.0, 2.0), Point(1.0, 2.0)} == {Point(1.0, 2.0)}
+
+
+@pytest.mark.parametrize(
+    "made", [Cheap(1), replace(Cheap(1), scale=3.0), pickle.loads(pickle.dumps(Cheap(1))), copy.copy(Cheap(1))]
+)
+def test_nobody_writes_to_it(made: Cheap[int]) -> None:
+    """A field can be neither set nor deleted, and there is no room for another."""
+    with pytest.raises(FrozenInstanceError):
+        made.value = 2  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        del made.scale
+    assert not hasattr(made, "__dict__")
+
+
+def test_each_has_what_a_factory_makes_for_itself() -> None:
+    """A dictionary that two records shared would tie them together."""
+    assert Cheap(1).names is not Cheap(1).names
+
+
+@pytest.mark.parametrize("given", [(), (1, 2.0, {}, 4)])
+def test_it_refuses_what_does_not_fit(given: tuple[object, ...]) -> None:
+    """Too few or too many values are an error, as usual."""
+    with pytest.raises(TypeError):
+        Cheap(*given)  # type: ignore[arg-type]
+
+
+def test_nobody_derives_from_it() -> None:
+    """What is made through a derived class would turn into the class itself."""
+    with pytest.raises(TypeError, match="Nearer: a frozen record is not derived from"):
+        type("Nearer", (Point,), {})
