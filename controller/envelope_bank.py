@@ -21,7 +21,7 @@ SLACK = 1e-6  # of a ring's step, likewise
 def check(view: t.EnvelopeView, proposal: t.SiteCommand, verdict: t.EnvelopeVerdict) -> t.EnvelopeVerdict:
     """`verdict` of the first envelope, with the part of the proposed bank command that may be written now."""
     if proposal.load_bank is None:
-        return replace(verdict, state=replace(verdict.state, ballast_w=0.0))
+        return t.EnvelopeVerdict(verdict.command, verdict.violations, replace(verdict.state, ballast_w=0.0))
     found: list[t.Violation] = []
     try:
         command = _narrow(view, proposal, proposal.load_bank, found)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum, unique
+from functools import lru_cache
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from controller.settings import SiteSettings
 from controller.types import (
     WORST_READ,
     BatterySample,
+    FloatArray,
     Following,
     LoadBankSample,
     MeterFlag,
@@ -125,7 +127,7 @@ def sum_nodes(nodes: Sequence[Reading[NodeReport]], *, gpu_peak_w: float) -> Nod
     reports = [reading.value for reading in nodes]
     live = [reading.quality <= WORST_READ for reading in nodes]
     counts = [len(report.gpu_ids) for report in reports]
-    share = np.repeat([float(report.stands_for) for report in reports], counts)
+    share = _shares(tuple((report.stands_for, count) for report, count in zip(reports, counts, strict=True)))
     power_w = np.concatenate([report.power_w for report in reports])
     sample_w = np.concatenate([report.power_w if report.instant_w is None else report.instant_w for report in reports])
     is_known = np.concatenate([report.quality for report in reports]) <= WORST_READ
@@ -153,6 +155,12 @@ def sum_nodes(nodes: Sequence[Reading[NodeReport]], *, gpu_peak_w: float) -> Nod
         gpu_count=sum(report.stands_for * count for report, count in zip(reports, counts, strict=True)),
         t_s=min((r.t_mono_s for r, is_live in zip(nodes, live, strict=True) if is_live), default=-math.inf),
     )
+
+
+@lru_cache(maxsize=4)
+def _shares(nodes: tuple[tuple[int, int], ...]) -> FloatArray:
+    """What each GPU of nodes counts for: each node stands for so many, and has so many GPUs."""
+    return np.repeat([float(stands_for) for stands_for, _ in nodes], [count for _, count in nodes])
 
 
 def _with_last_power(reading: Reading[NodeReport], before: Mapping[NodeId, NodeReport]) -> Reading[NodeReport]:

@@ -17,7 +17,7 @@ import numpy as np
 from controller.types import FloatArray
 
 DELAYS_S = np.arange(0.1, 3.01, 0.1)  # reports of 1 s means at 5 Hz are 0.6 s late; slow links and large sites more
-DELAY_S_MAX = float(DELAYS_S[-1])
+DELAY_S_MAX, DELAY_STEP_S = float(DELAYS_S[-1]), float(DELAYS_S[1] - DELAYS_S[0])
 DELAY_S_DECLARED = 0.6  # as of means; until the load has moved enough to tell
 YOUNGER_S = 0.2  # samples that gain less than this are means themselves, as on GPUs that have nothing else
 SCATTER_FRAC = 0.005  # of the registered peak, as a root mean square: what samples may be off by
@@ -190,12 +190,12 @@ class _Fit:
         self._left_out_w = np.zeros(DELAYS_S.shape)  # at each delay
         self._misfits = np.zeros(DELAYS_S.shape)  # mean squares about it
         self.sum_w = 0.0  # as last reported
-        self.delay_s = DELAY_S_DECLARED
+        self._find(DELAY_S_DECLARED)
         self.off_w = 0.0  # by how much it is lately beside what it is learnt to leave out
 
     @property
     def left_out_w(self) -> float:
-        return float(np.interp(self.delay_s, DELAYS_S, self._left_out_w))
+        return self._at_delay(self._left_out_w)
 
     @property
     def load_w(self) -> float:
@@ -205,7 +205,7 @@ class _Fit:
     @property
     def misfit_w(self) -> float:
         """As a root mean square, at the delay that fits best."""
-        return math.sqrt(float(np.interp(self.delay_s, DELAYS_S, self._misfits)))
+        return math.sqrt(self._at_delay(self._misfits))
 
     def declared(self, left_out_w: float) -> None:
         self._left_out_w[:] = left_out_w
@@ -214,7 +214,7 @@ class _Fit:
         """Hold the sum against the metered load of each delay before."""
         gain = max(1.0 - math.exp(-elapsed_s / OFFSET_MEMORY_S), elapsed_s / learnt_s)
         miss_w = loads_w - self.sum_w - self._left_out_w
-        off_w = float(np.interp(self.delay_s, DELAYS_S, miss_w))
+        off_w = self._at_delay(miss_w)
         self.off_w += (1.0 - math.exp(-elapsed_s / LATELY_S)) * (off_w - self.off_w)
         self._left_out_w += gain * miss_w
         if gain < 0.5:  # the first sum says what is left out, not how well
@@ -229,10 +229,24 @@ class _Fit:
         best = int(misfits.argmin())
         shift = 0.0
         if 0 < best < len(misfits) - 1:
-            left, middle, right = misfits[best - 1], misfits[best], misfits[best + 1]
+            left, middle, right = misfits[best - 1 : best + 2].tolist()
             bend = left - 2.0 * middle + right
             shift = 0.5 * (left - right) / bend if bend > 0.0 else 0.0
-        self.delay_s = float(DELAYS_S[best] + max(-0.5, min(0.5, shift)) * (DELAYS_S[1] - DELAYS_S[0]))
+        self._find(float(DELAYS_S[best]) + max(-0.5, min(0.5, shift)) * DELAY_STEP_S)
+
+    def _find(self, delay_s: float) -> None:
+        """Take it for the delay, and its place among `DELAYS_S`."""
+        self.delay_s = delay_s
+        self._left = int(DELAYS_S.searchsorted(delay_s, side="right")) - 1
+        self._past_s = delay_s - float(DELAYS_S[self._left])
+
+    def _at_delay(self, values: FloatArray) -> float:
+        """Between the two of `values`, one for each of `DELAYS_S`, that are next to the delay."""
+        left = float(values[self._left])
+        if self._past_s == 0.0:
+            return left
+        steps_s = float(DELAYS_S[self._left + 1]) - float(DELAYS_S[self._left])
+        return (float(values[self._left + 1]) - left) / steps_s * self._past_s + left
 
 
 def _array(values: deque[float]) -> FloatArray:

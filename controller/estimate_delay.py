@@ -139,7 +139,7 @@ class MeterDelay:
         span = [(power_w, battery_w) for at_s, power_w, battery_w in since if at_s <= t_s + half_s]
         if not span or (self._means and t_s - self._means[-1][0] < 0.5 * GRID_S):
             return
-        metered_w, battery_w = (float(mean) for mean in np.mean(span[::-1], axis=0))
+        metered_w, battery_w = (sum(column) / len(span) for column in zip(*reversed(span), strict=True))
         self._means.append((t_s, metered_w, load_w - battery_w, load_w))
         while self._means[0][0] < t_s - KEPT_S:
             self._means.popleft()
