@@ -71,12 +71,12 @@ class SimMeter:
         now_s = now_ns / NS_PER_S
         # The register holds what was true at the last refresh; a nanosecond's slack keeps 0.1 / 0.02 a whole number.
         sample_s = math.floor((now_s - self._delay_s) / self._refresh_s + 1e-9) * self._refresh_s
-        plant = self._plant
+        truth = self._plant.at(sample_s)
         sample = MeterSample(
             power_w=self._power_w(sample_s),
-            frequency_hz=plant.value(FREQUENCY, sample_s),
-            voltage_pu=plant.value(VOLTAGE, sample_s),
-            import_wh=plant.value(IMPORTED_J, sample_s) / J_PER_WH,
+            frequency_hz=truth[FREQUENCY],
+            voltage_pu=truth[VOLTAGE],
+            import_wh=truth[IMPORTED_J] / J_PER_WH,
         )
         return Reading(sample, now_s - self._believed_delay_s, Quality.GOOD, "pcc")
 
@@ -119,11 +119,10 @@ class SimBattery:
         now_ns = self._clock.now_ns()
         self._plant.advance_ns(now_ns)
         now_s = now_ns / NS_PER_S
-        at_s = now_s - self._delays.read_s
-        b = self._battery
+        truth, b = self._plant.at(now_s - self._delays.read_s), self._battery
         sample = BatterySample(
-            power_w=self._plant.value(BATTERY, at_s),
-            soc_frac=self._plant.value(SOC, at_s),
+            power_w=truth[BATTERY],
+            soc_frac=truth[SOC],
             charge_w_max=b.charge_w_limit,
             discharge_w_max=b.discharge_w_limit,
             state=b.state,

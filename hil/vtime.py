@@ -71,7 +71,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def __init__(self) -> None:
         super().__init__()
-        self._now_ns = 0
+        self.now_ns = 0  # written here alone
         self._wakes: list[tuple[int, int, asyncio.Future[None]]] = []
         self._wake_count = 0
         self._task_count = 0
@@ -79,12 +79,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     # -- time
 
-    @property
-    def now_ns(self) -> int:
-        return self._now_ns
-
     def time(self) -> float:
-        return self._now_ns / NS_PER_S
+        return self.now_ns / NS_PER_S
 
     def wake_at_ns(self, t_ns: int) -> asyncio.Future[None]:
         """A future that is done at `t_ns`; the cheap way to sleep (no timer handle, no float)."""
@@ -96,7 +92,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def stall_ns(self, duration_ns: int) -> None:
         """Let time pass while nothing runs: a process that was stopped, swapped out or busy."""
         assert duration_ns >= 0
-        self._now_ns += duration_ns
+        self.now_ns += duration_ns
 
     def move_to_next_wake(self) -> None:
         """Set the clock to the earliest timer of either kind, and release what is due there."""
@@ -108,13 +104,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
         else:
             raise NothingLeftToWake(f"at t = {self.time():.6f} s every task waits and no timer is set")
         assert t_ns < HORIZON_NS, "virtual time ran past its exact range"
-        if t_ns > self._now_ns:
-            self._now_ns = t_ns
+        if t_ns > self.now_ns:
+            self.now_ns = t_ns
         self.wake_due()
 
     def wake_due(self) -> None:
         """Release every `wake_at_ns` whose time has come, in the order they were asked for."""
-        wakes, now_ns = self._wakes, self._now_ns
+        wakes, now_ns = self._wakes, self.now_ns
         while wakes and wakes[0][0] <= now_ns:
             future = heapq.heappop(wakes)[2]
             if not future.done():

@@ -119,11 +119,16 @@ class SitePlant:
         """Truth of `row` at the newest step at or before `t_s`, within the kept window."""
         return float(self._log[row, self._column(t_s)])
 
+    def at(self, t_s: float) -> list[float]:
+        """Truth of every row at that step."""
+        found: list[float] = self._log[:, self._column(t_s)].tolist()
+        return found
+
     def mean(self, row: int, *, from_s: float, to_s: float) -> float:
         """Mean of `row` over the steps in (from, to]; the step at `to_s` alone when the span holds none."""
         last = self._column(to_s)
         first = min(self._column(from_s) + 1, last)
-        return float(self._log[row, first : last + 1].sum() / (last + 1 - first))
+        return float(np.add.reduce(self._log[row, first : last + 1])) / (last + 1 - first)
 
     def now(self, row: int) -> float:
         return float(self._log[row, self._filled - 1])
@@ -137,7 +142,7 @@ class SitePlant:
         t_s, log = self._t_s[columns], self._log[:, columns]
         block = self.fleet.advance(t_s, dt_s=dt_s)
         log[GROUP_0:], log[OTHER] = block.group_w, block.other_w
-        it_w = block.group_w.sum(axis=0) + block.other_w
+        it_w = np.add.reduce(block.group_w) + block.other_w
         is_steady = self.grid.is_steady
         if not is_steady:
             log[VOLTAGE] = self.grid.voltage_pu(t_s)
