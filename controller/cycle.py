@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 from controller.actuate import Acks, Actuate
 from controller.clock import NS_PER_S, Ticker
@@ -19,6 +20,8 @@ from controller.plan.plan import Plan
 from controller.ports import Clock, GridSource, Lease, Recorder
 from controller.sense import Sense
 from controller.types import SiteFault, SiteImage, Trouble, frozen
+
+R = TypeVar("R")
 
 STALL_PERIODS = 5  # FAULTS C3: after a longer stall the watchdog is not fed
 
@@ -79,41 +82,42 @@ class Cycle:
         """Cycle until cancelled."""
         ticker = Ticker(self._clock, period_s=self._period_s)
         tick = -1
-        due = asyncio.create_task(ticker.tick())
-        news: asyncio.Future[bool] = asyncio.create_task(self._wake.wait())
+        due = self._waking(ticker.tick())
         try:
             while True:
-                news = await self._until_due(due, news, tick=tick, overrun_count=ticker.overrun_count)
+                await self._until_due(due, tick=tick, overrun_count=ticker.overrun_count)
                 tick = await due
                 await self.step(tick, due_ns=ticker.due_ns, overrun_count=ticker.overrun_count)
-                due = asyncio.create_task(ticker.tick())
+                due = self._waking(ticker.tick())
         finally:
             due.cancel()
-            news.cancel()
             self._sense.close()
             self._actuate.close()
 
-    async def _until_due(
-        self, due: asyncio.Future[int], news: asyncio.Future[bool], *, tick: int, overrun_count: int
-    ) -> asyncio.Future[bool]:
-        """Early cycles until the next tick is due; the future that hears of news from then on."""
+    def _waking(self, wait: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+        """A wait whose end wakes the loop, as news does."""
+        task = asyncio.create_task(wait)
+        task.add_done_callback(self._over)
+        return task
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled():
+            self._wake.set()
+
+    async def _until_due(self, due: asyncio.Task[int], *, tick: int, overrun_count: int) -> None:
+        """Early cycles, at news and in time for what the core has to do, until the next tick is due."""
         while True:
-            early_s = self._core.early_s
-            waits: set[asyncio.Future[int] | asyncio.Future[bool] | asyncio.Future[None]] = {due, news}
-            sleep = None
+            early_s, sleep = self._core.early_s, None
             if math.isfinite(early_s):
-                sleep = asyncio.create_task(self._clock.sleep_until_ns(math.ceil(early_s * NS_PER_S) + 1))
-                waits.add(sleep)
+                sleep = self._waking(self._clock.sleep_until_ns(math.ceil(early_s * NS_PER_S) + 1))
             try:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                await self._wake.wait()
             finally:
                 if sleep is not None:
                     sleep.cancel()
+            self._wake.clear()
             if due.done():
-                return news
-            if news.done():
-                self._wake.clear()
-                news = asyncio.create_task(self._wake.wait())
+                return
             await self.step(tick, due_ns=self._clock.now_ns(), overrun_count=overrun_count, is_early=True)
 
     async def step(self, tick: int, *, due_ns: int, overrun_count: int, is_early: bool = False) -> None:

@@ -93,15 +93,12 @@ async def test_news_and_a_response_under_way_bring_cycles_before_the_tick() -> N
     wake = asyncio.Event()
     core = _Core(MonotonicClock())
     cycle = _Steps(core, wake)
-    ticks: list[asyncio.Future[int]] = []
 
     async def tick() -> int:
         await asyncio.sleep(0.1)
         return 7
 
-    due = asyncio.ensure_future(tick())
-    news: asyncio.Future[bool] = asyncio.ensure_future(wake.wait())
-    ticks.append(due)
+    due = cycle._waking(tick())
     wake.set()
     core.early_s = MonotonicClock().now_s() + 0.03
 
@@ -114,8 +111,7 @@ async def test_news_and_a_response_under_way_bring_cycles_before_the_tick() -> N
         once(tick, is_early)
 
     cycle.step = step  # type: ignore[method-assign]
-    news = await cycle._until_due(due, news, tick=6, overrun_count=0)
-    news.cancel()
+    await cycle._until_due(due, tick=6, overrun_count=0)
     assert cycle.steps == [(6, True), (6, True)]
     assert due.done() and due.result() == 7 and not wake.is_set()
 
