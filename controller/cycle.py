@@ -150,7 +150,7 @@ class Cycle:
         for observer in self._observers:
             observer(trace)
         if self._grid is not None:
-            await self._tell_grid(image, checked, decision)
+            self._grid.report(image, checked.command, decision.margins, outlook=lambda: self._core.outlook(decision))
         if (self._clock.now_ns() - due_ns) <= STALL_PERIODS * self._period_s * NS_PER_S:
             self._feed_watchdog()
 
@@ -158,16 +158,6 @@ class Cycle:
         """What this cycle's own writes and records met last."""
         own = self._actuate.troubles
         return (*own, Trouble(SiteFault.DISK_FULL, "recorder")) if self._recorder.has_failed else own
-
-    async def _tell_grid(self, image: SiteImage, checked: Checked, decision: Decision) -> None:
-        assert self._grid is not None
-        try:
-            async with asyncio.timeout(self._period_s):
-                await self._grid.report(
-                    image, checked.command, decision.margins, outlook=lambda: self._core.outlook(decision)
-                )
-        except TimeoutError:
-            return  # the link tells of its own loss; status is renewed with the next heartbeat
 
 
 def _record(image: SiteImage, checked: Checked, is_leader: bool, acks: Acks) -> Mapping[str, object]:

@@ -177,7 +177,7 @@ class GridSource(Protocol):
     def alarms(self, now_s: float) -> tuple[RefusalReason, ...]:
         """Why messages were not followed lately; sorted. For people: nothing is decided by it."""
 
-    async def report(
+    def report(
         self,
         image: SiteImage,
         command: SiteCommand,

@@ -167,7 +167,7 @@ class DsxGridSource:
     def alarms(self, now_s: float) -> tuple[RefusalReason, ...]:
         return tuple(sorted(reason for reason, t_s in self._alarmed_s.items() if now_s - t_s < ALARM_S))
 
-    async def report(
+    def report(
         self,
         image: SiteImage,
         command: SiteCommand,

@@ -244,7 +244,7 @@ class SimGrid:
     def alarms(self, now_s: float) -> tuple[RefusalReason, ...]:
         return ()
 
-    async def report(
+    def report(
         self,
         image: SiteImage,
         command: SiteCommand,

@@ -66,7 +66,7 @@ async def test_our_agent_conforms(tmp_path: Path) -> None:
             while True:
                 now_s = MonotonicClock().now_s()
                 b.source.active(now_s)
-                await b.source.report(image(now_s, 50 * MW), NOTHING, ())
+                b.source.report(image(now_s, 50 * MW), NOTHING, ())
                 await asyncio.sleep(0.02)
 
         cycling = asyncio.create_task(cycle())

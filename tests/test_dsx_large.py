@@ -88,7 +88,7 @@ async def test_a_day_of_targets_on_every_feed_is_followed_and_told_as_far_as_it_
     desk.hear(SetLoadTargetData(targets=targets))
     mono_s = desk.clock.now_s()
     assert len(desk.source.active(mono_s)) == 48
-    await desk.source.report(image(mono_s, 70 * MW), NOTHING, ())
+    desk.source.report(image(mono_s, 70 * MW), NOTHING, ())
     status = PowerStateStatusData.model_validate_json(json.dumps(desk.sent(status_topic("site"))[-1]))
     for feed in FEEDS:
         told = status.feeds[feed].targets

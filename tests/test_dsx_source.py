@@ -144,7 +144,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 async def test_signed_target_is_followed_answered_and_audited(tmp_path: Path) -> None:
     """A target is in force, its issuer hears `bounded` with the time it will be met, and the log has a line for it."""
     async with bench(tmp_path) as b:
-        await b.source.report(image(MonotonicClock().now_s(), 90 * MW), NOTHING, ())
+        b.source.report(image(MonotonicClock().now_s(), 90 * MW), NOTHING, ())
         event_id = b.say(load_target(60))
         await until(lambda: b.of(SignalAnswerData))
         (answer,) = b.of(SignalAnswerData)
@@ -166,7 +166,7 @@ async def test_what_a_signal_causes_carries_its_correlation_and_goes_on_with_its
         _, raw = b.acme.encode(load_target(60), utc_s=utc_s, correlation_id=cause, trace=trace)
         b.send(load_target_topic("acme"), raw)
         await until(lambda: b.outcomes)
-        await b.source.report(image(MonotonicClock().now_s(), 50 * MW), NOTHING, ())
+        b.source.report(image(MonotonicClock().now_s(), 50 * MW), NOTHING, ())
         await until(lambda: b.of(SignalAnswerData) and b.of(PowerStateStatusData))
         for event, _ in b.heard:
             assert event.correlationid == cause and event.tracestate == "vendor=1"
@@ -282,14 +282,14 @@ async def test_status_breach_and_enforcement(tmp_path: Path) -> None:
     """Target set, ramp down, breach active, critical and resolved with one id; the enforcement is in the log."""
     async with bench(tmp_path) as b:
         now = MonotonicClock().now_s()
-        await b.source.report(image(now, 62 * MW), NOTHING, ())
+        b.source.report(image(now, 62 * MW), NOTHING, ())
         b.say(load_target(60))
         await until(lambda: b.outcomes)
         due = b.outcomes[0].met_at_s or now
         for t, megawatt in ((0, 62), (due - now + 1, 62), (due - now + 7, 62), (due - now + 8, 75)):
-            await b.source.report(image(now + t, megawatt * MW), NOTHING, ())
+            b.source.report(image(now + t, megawatt * MW), NOTHING, ())
         for t in (20.0, 26.0):
-            await b.source.report(image(due + t, 59 * MW), NOTHING, ())
+            b.source.report(image(due + t, 59 * MW), NOTHING, ())
         await until(lambda: len(b.of(PowerBreachAlertData)) == 3)
         alerts = b.of(PowerBreachAlertData)
         assert [(a.status, a.severity) for a in alerts] == [
@@ -316,7 +316,7 @@ async def test_heartbeat_without_events(tmp_path: Path) -> None:
     async with bench(tmp_path) as b:
         now = MonotonicClock().now_s()
         for t in (0.0, 10.0, 29.0, 31.0, 40.0, 62.0):
-            await b.source.report(image(now + t, 50 * MW), NOTHING, ())
+            b.source.report(image(now + t, 50 * MW), NOTHING, ())
         await until(lambda: len(b.of(PowerStateStatusData)) == 3)
         assert all(s.feeds["main"].event == "periodic" for s in b.of(PowerStateStatusData))
 
@@ -367,14 +367,14 @@ async def test_watching_hears_all_an_agent_publishes_and_refuses_what_is_not_its
         tasks = [asyncio.create_task(end) for end in ends]
         now_s, outlook = MonotonicClock().now_s(), Outlook(((0.0, 60 * MW),), 50 * MW, 70 * MW, 8 * MW, 0, 0, 0, ())
         for k in range(100):  # until both have subscribed: what is said before is lost, as on any broker
-            await b.source.report(image(now_s + 40.0 * k, 75 * MW), NOTHING, (), outlook=lambda: outlook)
+            b.source.report(image(now_s + 40.0 * k, 75 * MW), NOTHING, (), outlook=lambda: outlook)
             await asyncio.sleep(0.05)
             if heard and refused:
                 break
         b.say(load_target(60))
         await until(lambda: b.outcomes)
         for k in (5000.0, 5006.0):
-            await b.source.report(image(now_s + k, 75 * MW), NOTHING, ())
+            b.source.report(image(now_s + k, 75 * MW), NOTHING, ())
         for word in ("breach", "bounded"):
             await until(lambda word=word: any(line.startswith(word) for line in heard))
         for task in tasks:

@@ -276,7 +276,7 @@ async def test_the_shipped_files_serve_a_site_and_its_grid(tmp_path: Path, has_p
             await until(lambda: [x.target_w for x in source.active(clock.now_s())] == [60 * MW])
             outlook = Outlook(((0.0, 60 * MW),), 50 * MW, 70 * MW, 8 * MW, 0.0, 0.0, 0.0, ())
             for ahead_s in (0.0, 300.0, 306.0):
-                await source.report(image(clock.now_s() + ahead_s, 75 * MW), NOTHING, (), outlook=lambda: outlook)
+                source.report(image(clock.now_s() + ahead_s, 75 * MW), NOTHING, (), outlook=lambda: outlook)
             await until(lambda: {"answer", "status", "powerbreach"} <= set(heard) and heard.count("status") >= 3)
             assert not spied and not stranger.is_up
         run.cancel()
@@ -311,7 +311,7 @@ async def test_conformance_of_both_roles_over_the_shipped_broker(tmp_path: Path)
         async def cycle() -> None:
             while True:
                 source.active(clock.now_s())
-                await source.report(image(clock.now_s(), 50 * MW), NOTHING, ())
+                source.report(image(clock.now_s(), 50 * MW), NOTHING, ())
                 await asyncio.sleep(0.02)
 
         tasks = [asyncio.create_task(source.run()), asyncio.create_task(cycle())]
