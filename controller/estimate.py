@@ -183,7 +183,7 @@ class LoadEstimator:
         self._battery = BatteryAccount(site, kept_s=HISTORY_S)
         self._delay_s = site.meter.delay_s if site.meter is not None else 0.0
         self._meter = MeterCheck(site)
-        self._clock = SampleClock(site.meter.update_s if site.meter else 0.0, tick_s=site.tracker_period_s)
+        self._clock = SampleClock(site.meter.update_s if site.meter is not None else 0.0)
         self._late = MeterDelay(scale_w=site.registered_peak_w)
         self._late_s, self._load_delay_s = 0.0, self._delay_s
         self._is_revised = False

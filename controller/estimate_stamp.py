@@ -16,7 +16,7 @@ from controller.types import MeterSample, Quality, Reading
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the refresh, that a value may have stood when it was read
 USUAL = 3  # of `SHARES`, without evidence: a value taken for older than it is does less harm than one for younger
-SHORT_TICKS = 0.1  # a refresh of less than this leaves no move of the battery in doubt
+SHORT_S = 0.01  # no longer than the quickest battery takes to move: which age counts is the same
 MEMORY_SAMPLES = 50.0
 BETTER = 0.9  # another age is taken when it leaves less than this share of what the present one does
 
@@ -24,10 +24,9 @@ BETTER = 0.9  # another age is taken when it leaves less than this share of what
 class SampleClock:
     """One per meter; `stamped` with every reading, in order."""
 
-    def __init__(self, update_s: float, *, tick_s: float) -> None:
-        """`update_s`: the meter's refresh; `tick_s`: how often it is read."""
+    def __init__(self, update_s: float) -> None:
+        """`update_s`: the meter's refresh."""
         self._update_s = update_s
-        self._is_needless = update_s <= SHORT_TICKS * tick_s
         self._said: tuple[float, float | None] | None = None  # the newest value: power and counter
         self._read_s = -math.inf  # the last reading
         self._first_s = self._true_s = -math.inf  # the value's first reading, and when it was true
@@ -38,7 +37,7 @@ class SampleClock:
     def stamped(self, reading: Reading[MeterSample], *, battery_at: Callable[[float], float]) -> Reading[MeterSample]:
         """The reading with the time at which its value was true. `battery_at`: what the battery gave at an instant."""
         sample, read_s = reading.value, reading.t_mono_s
-        if self._is_needless or reading.quality is Quality.MISSING or not math.isfinite(sample.power_w):
+        if self._update_s <= SHORT_S or reading.quality is Quality.MISSING or not math.isfinite(sample.power_w):
             return reading
         said = (sample.power_w, sample.import_wh)
         stands = said == self._said and read_s - self._first_s < self._update_s

@@ -24,7 +24,7 @@ def read(clock: SampleClock, t_s: float, power_w: float, battery_at: Callable[[f
 
 def test_a_value_keeps_its_time_until_a_refresh_must_have_been() -> None:
     """Refresh of 0.3 s, read every 0.1 s: one time for three readings, and the same value later is a new sample."""
-    clock = SampleClock(0.3, tick_s=TICK_S)
+    clock = SampleClock(0.3)
     read(clock, 1.0, 50e6)
     first = read(clock, 1.1, 60e6)
     assert first == pytest.approx(1.1 - SHARES[USUAL] * TICK_S)  # the value before was seen one reading ago
@@ -34,14 +34,14 @@ def test_a_value_keeps_its_time_until_a_refresh_must_have_been() -> None:
 
 
 def test_a_reading_that_comes_again_is_the_same_sample() -> None:
-    clock = SampleClock(0.1, tick_s=TICK_S)
+    clock = SampleClock(0.1)
     first = read(clock, 1.0, 60e6)
     assert read(clock, 1.0, 60e6) == first
 
 
 def test_a_meter_that_refreshes_quickly_and_one_that_says_nothing_are_taken_as_they_come() -> None:
-    assert read(SampleClock(0.01, tick_s=TICK_S), 1.0, 60e6) == 1.0
-    clock = SampleClock(0.1, tick_s=TICK_S)
+    assert read(SampleClock(0.01), 1.0, 60e6) == 1.0
+    clock = SampleClock(0.1)
     assert read(clock, 1.0, math.nan) == 1.0
     missing = Reading(MeterSample(power_w=60e6), 1.0, Quality.MISSING, "pcc")
     assert clock.stamped(missing, battery_at=lambda _: 0.0) is missing
@@ -54,7 +54,7 @@ def test_our_own_moves_tell_how_long_a_value_stood(share: float) -> None:
     def battery_at(t_s: float) -> float:
         return 5e6 * math.sin(2.0 * math.pi * t_s / 1.5)
 
-    clock = SampleClock(0.2, tick_s=0.2)
+    clock = SampleClock(0.2)
     for k in range(100):
         t_s = 0.2 * k
         true_s = t_s - share * 0.2
@@ -63,7 +63,7 @@ def test_our_own_moves_tell_how_long_a_value_stood(share: float) -> None:
 
 
 def test_without_moves_the_usual_age_counts() -> None:
-    clock = SampleClock(0.1, tick_s=TICK_S)
+    clock = SampleClock(0.1)
     for k in range(100):
         found_s = read(clock, TICK_S * k, 60e6 + 1e6 * math.sin(k))
     assert found_s == pytest.approx(TICK_S * (99 - SHARES[USUAL]))
