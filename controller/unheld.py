@@ -61,15 +61,15 @@ class Unheld:
         battery: Reading[BatterySample] | None,
         flags: frozenset[Flag],
     ) -> Drift | None:
-        """None while a battery holds power on its target, or the site has none.
+        """None while a battery holds power on its target.
 
         `lately` is the range of the site's own load, `flags` are those of the mode.
         """
         late_s = CAPS_S + max(0.0, now_s - estimate.t_s)
         is_there = battery is not None and battery.quality is not Quality.MISSING and Flag.BATTERY_LOST not in flags
-        if battery is None or (is_there and Flag.BATTERY_NOT_FOLLOWING not in flags):
+        if is_there and Flag.BATTERY_NOT_FOLLOWING not in flags:
             return None
-        held_w = self._held_w(now_s, battery)
+        held_w = self._held_w(now_s, battery) if battery is not None else 0.0
         falling_w, rising_w = self._under_way(now_s - late_s)
         load_w = estimate.own_load_w
         return Drift(

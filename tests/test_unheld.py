@@ -48,9 +48,9 @@ def drift(unheld: Unheld, now_s: float, battery: Reading[BatterySample] | None, 
 
 
 def test_a_battery_that_holds_leaves_nothing_adrift() -> None:
-    """None where there is none, or one that answers; one that was lost a moment ago is not yet relied on."""
+    """One that answers; one that was lost a moment ago is not yet relied on, and where there is none nothing holds."""
     unheld = Unheld()
-    assert drift(unheld, 1.0, None) is None
+    assert drift(unheld, 1.0, None, flags=frozenset()) == Drift(sag_w=2 * MW, swell_w=1 * MW)
     assert drift(unheld, 1.0, silent(0.0, Quality.GOOD), flags=frozenset()) is None
     assert drift(unheld, 1.0, silent(0.0, Quality.GOOD)) == Drift(sag_w=2 * MW, swell_w=1 * MW)
 
@@ -111,6 +111,33 @@ def test_falls_are_cut_to_one_share_and_rises_left_alone() -> None:
     bound = replace(before, caps=np.array([[1800.0] * 3, [float(table.idle_w[0]) + 1.0] * 3]))
     asked = np.array([[1000.0] * 3, bound.caps[1]])
     assert (softened(fleet, asked, bound, fall_w=0.0) == bound.caps).all(), "clocks count under a limit that binds"
+
+
+@pytest.mark.parametrize(("exchange_w", "ceiling_megawatt"), [(550.0, 56.0), (545.0, 50.0)])
+def test_without_a_battery_caps_come_down_to_a_ceiling_inside_the_rows(
+    exchange_w: float, ceiling_megawatt: float
+) -> None:
+    """Known five seconds before: each plan lowered caps by more than rows left, 36 MW of 20 in a minute altogether.
+
+    What the envelope asks for under a ceiling that is due goes on through the load's ripple: half a megawatt of 5.
+    """
+
+    async def story(lab: Lab) -> None:
+        lab.start()
+        await lab.run(100.0)
+        assert lab.caps_mhz()[0] < 1900.0, "it is on its way"
+        await lab.run(60.0)
+
+    ceiling = {"t_s": 15.0, "kind": "load_target", "from_s": 20.0, "until_s": 110.0, "megawatt": ceiling_megawatt}
+    scenario = lab_scenario(
+        "steady",
+        duration_s=180.0,
+        site={"battery": None},
+        signals=[ceiling],
+        workload={"compute_w": 560.0, "exchange_w": exchange_w, "iteration_s": 6.0, "edge_s": 1.2},
+    )
+    broken = in_lab(story, scenario).broken_rows()
+    assert all(row.worst < 1.12 * row.limit for row in broken)
 
 
 def test_an_unreliable_battery_is_not_counted_on_by_caps() -> None:
