@@ -93,9 +93,11 @@ def lab_scenario(
     signals: Sequence[Mapping[str, Any]] = (),
     workload: Mapping[str, Any] | None = None,
     start_soc: float = 0.5,
+    fleet: Mapping[str, Any] | None = None,
+    battery_plant: Mapping[str, Any] | None = None,
 ) -> Scenario:
-    """The site of the matrix on its way into `state`."""
-    settings = copy.deepcopy(SITE) | dict(site or {})
+    """The site of the matrix on its way into `state`, or what `site`, `fleet` and `battery_plant` make of it."""
+    settings = copy.deepcopy(SITE | dict(site or {}))
     settings["controller"] = policy
     if settings.get("battery"):
         settings["battery"]["following"] = following
@@ -105,8 +107,8 @@ def lab_scenario(
         "duration_s": duration_s,
         "site": settings,
         "plant": {
-            "fleet": [FLEET | {"workload": FLEET["workload"] | dict(workload or {})}],
-            "battery": {"reversion_megawatt_per_s": 0.3, "start_soc": start_soc},
+            "fleet": [FLEET | dict(fleet or {}) | {"workload": FLEET["workload"] | dict(workload or {})}],
+            "battery": {"reversion_megawatt_per_s": 0.3, "start_soc": start_soc} | dict(battery_plant or {}),
         },
         "events": [dict(e) for e in events_docs],
         "signals": [dict(s) for s in signals],

@@ -1,9 +1,9 @@
 """Seeded swarms: random faults, workloads and contracts together in virtual time; safety, then healing and liveness.
 
-One seed is one episode: a story (`draw`) as plain data, run on the small site. Truth is judged by the referee; a broken
-limit is forced when the same story with true readings and a whole link, its actuators as sick as before, breaks too.
-After healing NORMAL must come back in the prescribed time and every GPU be where the plan wants it. A failing seed
-prints the one line that runs it again.
+One seed is one episode: a story (`draw`) as plain data, run on the small site, or on one that it draws, too. Truth is
+judged by the referee; a broken limit is forced when the same story with true readings and a whole link, its actuators
+as sick as before, breaks too. After healing NORMAL must come back in the prescribed time and every GPU be where the
+plan wants it. A failing seed prints the one line that runs it again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from hil.faults import Fault
 from hil.lab_site import TOP_MHZ, lab_scenario
 from hil.matrix_lab import Lab, in_lab
 from hil.run_log import BriefRecorder
+from hil.swarm_site import VARIED_FROM, Ground, draw_ground
 
 SAFETY_S = 120.0
 HEALED_S = 190.0  # 60 s of the envelope's memory, 10 T of dwell, 30 T, and the longest window to look on
@@ -72,6 +73,7 @@ class Tale:
     battery_event: str | None
     battery_event_s: float
     blows: tuple[Blow, ...]
+    ground: Ground | None = None  # the site it is played on, where that is not the matrix's
 
 
 @frozen
@@ -120,6 +122,7 @@ def draw(seed: int) -> Tale:
         battery_event=BATTERY_EVENTS[int(rng.integers(len(BATTERY_EVENTS)))] if maybe(0.15) else None,
         battery_event_s=between(10, 90),
         blows=blows,
+        ground=draw_ground(seed) if seed >= VARIED_FROM else None,
     )
 
 
@@ -244,12 +247,13 @@ def _scenario(tale: Tale) -> Any:
     if tale.ceiling_megawatt is not None:
         until = {"from_s": tale.ceiling_from_s, "until_s": SAFETY_S, "megawatt": tale.ceiling_megawatt}
         signals.append({"t_s": max(tale.ceiling_from_s - 5.0, 0.0), "kind": "load_target", **until})
+    ground = tale.ground if tale.ground is not None else Ground({}, {}, {})
     scenario = lab_scenario(
         "steady",
         following=tale.following,
         seed=tale.seed,
         duration_s=SAFETY_S + HEALED_S,
-        site={"contract": list(tale.contract), "fallback_contract": list(tale.contract)},
+        site={**ground.site, "contract": list(tale.contract), "fallback_contract": list(tale.contract)},
         events_docs=events,
         signals=signals,
         workload={
@@ -259,6 +263,8 @@ def _scenario(tale: Tale) -> Any:
             "edge_s": 0.2 * tale.iteration_s,
         },
         start_soc=tale.start_soc,
+        fleet=ground.fleet,
+        battery_plant=ground.battery_plant,
     )
     return scenario
 
@@ -296,7 +302,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m hil.swarm", description="Seeded swarms of faults in virtual time.")
     parser.add_argument("--hours", type=_positive, default=20.0, help="to simulate")
     parser.add_argument("--minutes", type=_positive, default=600.0, help="of wall time, at most")
-    parser.add_argument("--first-seed", type=_seed, default=1)
+    parser.add_argument("--first-seed", type=_seed, default=1, help=f"seeds from {VARIED_FROM} on draw their site, too")
     parser.add_argument("--jobs", type=_count, help="processes; one per core of this machine otherwise")
     parser.add_argument("--out", type=Path, default=Path("out/swarm"), help="folder of the summary and recordings")
     parser.add_argument("--seed", type=_seed, help="run this one and keep its recording")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +29,7 @@ from hil.lab_site import TOP_MHZ
 from hil.matrix_lab import Lab, in_lab
 from hil.shrink import shrink, smaller_tales
 from hil.swarm import Blow, Outcome, Tale, draw, record, recording_of, run_tale
+from hil.swarm_site import VARIED_FROM
 
 CALM = replace(draw(1), blows=(), ceiling_megawatt=None, drop_megawatt=None, battery_event=None, exchange_w=500.0)
 
@@ -44,6 +45,24 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_seed_is_a_story() -> None:
     assert draw(5) == draw(5) != draw(6)
     assert json.dumps([b.port for b in draw(5).blows])
+
+
+def test_a_seed_of_a_million_or_more_draws_its_site() -> None:
+    """The story is told as before; the site is another one each time, and all of it is in the story's print."""
+    first, second = draw(VARIED_FROM), draw(VARIED_FROM + 1)
+    assert draw(VARIED_FROM - 1).ground is None and draw(VARIED_FROM) == first
+    assert first.ground is not None and first.ground != second.ground
+    assert json.loads(json.dumps(asdict(first)))["ground"]["site"]["pcc_meter"]["update_s"] > 0.0
+    site = swarms._scenario(first).settings.site
+    assert site.meter.update_s == first.ground.site["pcc_meter"]["update_s"]
+    assert first == draw(VARIED_FROM), "playing a story changes nothing of it"
+
+
+@pytest.mark.usefixtures("short")
+def test_an_episode_on_a_drawn_site_holds() -> None:
+    quiet = replace(CALM, ground=draw(VARIED_FROM).ground, following="software")
+    found = run_tale(quiet)
+    assert not found.is_failure and not found.broken and not found.error
 
 
 @pytest.mark.usefixtures("short")
