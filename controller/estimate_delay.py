@@ -163,11 +163,11 @@ class MeterDelay:
             self._look_back_at_echo(misfit, float(late.mean()))
             return
         if self._counter.late_s:
-            if times[-1] - RECENT_S - HALF_WINDOW_S < self._told_s:
+            if times[-1] - TRIED_S - HALF_WINDOW_S < self._told_s:
                 return  # the counter was not at its word yet
-            late = _as_late(times, metered, due, tried)
-            apart = float(late[_index_of(self._counter.late_s), recent].mean())
-            if limit < apart < math.inf and misfit < MATCH * apart:  # stamps explain what shows, its word does not
+            # All of what is tried: load that repeats itself looks in time for a moment, an edge apart.
+            apart = float(_as_late(times, metered, due, tried)[_index_of(self._counter.late_s)].mean())
+            if limit < apart < math.inf and float(stamped.mean()) < MATCH * apart:  # stamps explain it, that word not
                 self._counter.forget()
             return
         if self._matched_s:

@@ -267,6 +267,20 @@ def test_a_meter_that_is_late_from_the_start_breaks_no_row(from_s: float) -> Non
     assert lab.broken() == []
 
 
+@pytest.mark.parametrize("from_s", [24.0, 24.1, 26.8])
+def test_a_job_as_regular_as_the_meter_is_late_does_not_clear_it(from_s: float) -> None:
+    """3.45 s late, on steps of 3.1 s: what it shows looked in time for 0.8 s, and its counter's word was dropped (7015)."""
+    work = {"compute_w": 465.63, "exchange_w": 452.624, "iteration_s": 3.104, "edge_s": 0.6208}
+
+    async def story(lab: Lab) -> None:
+        lab.plan.add(Fault("late", "meter", "delayed", from_s, from_s + 5.68, 3.45))
+        lab.start()
+        await lab.run(40.0)
+
+    scenario = lab_scenario("steady", following="software", seed=7015, duration_s=46.0, workload=work, start_soc=0.612)
+    assert in_lab(story, scenario).broken() == []
+
+
 @pytest.mark.parametrize("from_s", [16.4, 18.5, 20.6])
 def test_a_meter_that_stood_still_is_believed_once_nodes_bear_it_out(from_s: float) -> None:
     """Its counter stood as well. What it showed meanwhile fits some lateness by chance, and is no witness of one."""
