@@ -12,6 +12,7 @@ import argparse
 import gzip
 import json
 import math
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -314,6 +315,7 @@ def main() -> int:
         given.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--out {given.out}: {error.strerror}; a folder that can be written is allowed")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us leaves a summary and no worker, too
     try:
         if given.seed is None:
             wall_s = 60.0 * given.minutes

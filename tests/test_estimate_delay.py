@@ -269,7 +269,7 @@ def test_a_meter_that_is_late_from_the_start_breaks_no_row(from_s: float) -> Non
 
 @pytest.mark.parametrize("from_s", [24.0, 24.1, 26.8])
 def test_a_job_as_regular_as_the_meter_is_late_does_not_clear_it(from_s: float) -> None:
-    """3.45 s late, on steps of 3.1 s: what it shows looked in time for 0.8 s, and its counter's word was dropped (7015)."""
+    """3.45 s late, steps of 3.1 s: in time, it looked for 0.8 s, and its counter's word was dropped (seed 7015)."""
     work = {"compute_w": 465.63, "exchange_w": 452.624, "iteration_s": 3.104, "edge_s": 0.6208}
 
     async def story(lab: Lab) -> None:

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -341,6 +342,23 @@ def test_workers_are_renewed_after_a_while_and_given_up_in_the_middle_of_their_w
         assert {child.pid for child in multiprocessing.active_children()} - {child.pid for child in before} - {first}
     assert set(multiprocessing.active_children()) <= before
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ctrl-C is ours again"
+
+
+def test_a_run_that_is_told_to_end_leaves_a_summary(tmp_path: Path) -> None:
+    """SIGTERM, as of a service manager or a time limit: its workers went on waiting for ever."""
+    command = [sys.executable, "-m", "hil.swarm", "--hours", "10", "--jobs", "1", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as run:
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+        deadline_s = time.monotonic() + 60.0
+        while not children.read_text() and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        run.terminate()
+        assert run.wait(timeout=60.0) == 130
+    assert not json.loads((tmp_path / "summary.json").read_text())["is_whole"]
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline_s:  # its children end a moment later
+            os.killpg(run.pid, 0)
+            time.sleep(0.05)
 
 
 def test_out_of_time_it_stops_after_the_episode_in_hand(tmp_path: Path, pool: Pool) -> None:
