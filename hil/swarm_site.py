@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from controller.types.records import frozen
+from controller.types import frozen
 from hil.lab_site import SITE
 
 VARIED_FROM = 1_000_000  # a seed from here on draws its site, too
