@@ -76,14 +76,21 @@ async def flagged(lab: WireLab, words: str, *, within_s: float) -> None:
 async def well_again(lab: WireLab, *, within_s: float) -> None:
     """Nothing is left but the envelope's own doubt of a planner at its limit, as in the fault matrix."""
 
+    reasons: list[str] = ["no status"]
+
     async def is_well() -> None:
         while True:
             status = await lab.status()
-            if status is not None and all("envelope overruled" in why for why in status["reasons"]):
-                return
+            if status is not None:
+                reasons[:] = status["reasons"]
+                if all("envelope overruled" in why for why in reasons):
+                    return
             await asyncio.sleep(0.1)
 
-    await asyncio.wait_for(is_well(), within_s)
+    try:
+        await asyncio.wait_for(is_well(), within_s)
+    except TimeoutError:
+        pytest.fail(f"not well again after {within_s:g} s: {'; '.join(reasons)}")
 
 
 def test_every_way_a_frame_can_go_wrong(tmp_path: Path) -> None:
