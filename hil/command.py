@@ -49,7 +49,7 @@ def run_and_report(name_or_file: str, overrides: Overrides, *, out: Path | None,
         record = run(scenario, out=folder, on_progress=line.show, on_start=warn)
     result = _write(record, folder)
     print_result(console, result)
-    console.print(f"[dim]results in[/dim] {folder}", highlight=False)
+    console.print(f"[dim]results in[/dim] {folder}", highlight=False, soft_wrap=True)
     return exit_code(result)
 
 
@@ -68,12 +68,12 @@ def _on_wires(scenario: Scenario, console: Console, folder: Path) -> int:
         console.print(str(interrupted), highlight=False)
         return INTERRUPTED
     except (ChildDied, NotReady) as error:
-        console.print(f"rampart: {error}", highlight=False, markup=False)
+        console.print(f"rampart: {error}", highlight=False, markup=False, soft_wrap=True)  # paths stay whole
         return INTERNAL
     result = _write(record, folder)
     print_result(console, result)
     print_wire(console, result, folder)
-    console.print(f"[dim]results in[/dim] {folder}", highlight=False)
+    console.print(f"[dim]results in[/dim] {folder}", highlight=False, soft_wrap=True)
     assert record.wire is not None
     return exit_code(result) if record.wire.left_all_clean else CHECK_FAILED
 
