@@ -23,6 +23,17 @@ from tests.modbus_kit import FOUR, TIMEOUT_S, ScriptedServer, table, u16, until
 pytestmark = pytest.mark.wire
 
 
+async def answered_after_a_timeout(endpoint: Endpoint) -> ModbusConnection:
+    """A connection whose first request was given up, and whose next had its own answer on a line opened again."""
+    connection = ModbusConnection(endpoint, timeout_s=TIMEOUT_S, backoff_s_min=0.02)
+    dut = ModbusDevice(connection, name="dut", unit_id=1)
+    with pytest.raises(DeviceTimeout):
+        await dut.read_registers(3, 1, 1)
+    await until(lambda: connection.is_connected)
+    assert await dut.read_registers(3, 2, 1) == u16(2)
+    return connection
+
+
 async def test_units_behind_one_gateway_share_one_socket() -> None:
     async with ModbusServer({1: table(), 2: table()}) as server:
         pool = ModbusPool()
@@ -49,12 +60,7 @@ async def test_rtu_over_tcp_drops_the_line_after_a_timeout_and_never_returns_an_
 
     async with ScriptedServer(script) as server:
         endpoint = Endpoint("127.0.0.1", server.port, Framing.RTU_OVER_TCP)
-        connection = ModbusConnection(endpoint, timeout_s=TIMEOUT_S, backoff_s_min=0.02)
-        dut = ModbusDevice(connection, name="dut", unit_id=1)
-        with pytest.raises(DeviceTimeout):
-            await dut.read_registers(3, 1, 1)
-        await until(lambda: connection.is_connected)
-        assert await dut.read_registers(3, 2, 1) == u16(2)
+        connection = await answered_after_a_timeout(endpoint)
         assert server.accepted_count == 2
         await connection.close()
 
@@ -82,12 +88,7 @@ async def test_a_late_answer_that_a_gateway_hands_to_the_new_connection_is_disca
 
     server = await asyncio.start_server(gateway, "127.0.0.1", 0)
     endpoint = Endpoint("127.0.0.1", server.sockets[0].getsockname()[1], Framing.RTU_OVER_TCP)
-    connection = ModbusConnection(endpoint, timeout_s=TIMEOUT_S, backoff_s_min=0.02)
-    dut = ModbusDevice(connection, name="dut", unit_id=1)
-    with pytest.raises(DeviceTimeout):
-        await dut.read_registers(3, 1, 1)
-    await until(lambda: connection.is_connected)
-    assert await dut.read_registers(3, 2, 1) == u16(2)
+    connection = await answered_after_a_timeout(endpoint)
     await connection.close()
     for writer in connections:
         writer.close()
@@ -169,12 +170,7 @@ async def test_a_serial_line_is_read_and_opened_again_after_a_timeout() -> None:
     loop.add_reader(master, answer)
     try:
         endpoint = parse_endpoint(f"serial://{os.ttyname(slave)}?baudrate=115200", 502)
-        connection = ModbusConnection(endpoint, timeout_s=TIMEOUT_S, backoff_s_min=0.02)
-        dut = ModbusDevice(connection, name="dut", unit_id=1)
-        with pytest.raises(DeviceTimeout):
-            await dut.read_registers(3, 1, 1)
-        await until(lambda: connection.is_connected)
-        assert await dut.read_registers(3, 2, 1) == u16(2)
+        connection = await answered_after_a_timeout(endpoint)
         assert connection.connect_count == 2
         await connection.close()
         absent = ModbusConnection(parse_endpoint("serial:///dev/no-such-line", 502), timeout_s=TIMEOUT_S)
