@@ -29,6 +29,7 @@ from controller.types import (
     SmoothingProfile,
 )
 from drivers.errors import DeviceGone, DeviceTimeout, DriverUnavailable, NotSupported, PermissionDenied
+from drivers.nvml import CLOCK_SETTLE_S
 from hil import vtime
 
 NODE = NodeId("n1")
@@ -51,6 +52,8 @@ class FakeGpu:
         self.writes: list[tuple[float, GpuCap]] = []
         self.restores: list[float] = []
         self.is_forbidden = self.is_lost = self.ignores = self.hangs = False
+        self.pretends = False  # accepts clocks and runs on as before; what it runs at withdraws the lock, as over NVML
+        self._claimed: tuple[float, int | None] | None = None
         self.slowed_by = 0  # NVML's clock event reasons
         self.failing_restores = 0
         self.smoothing: SmoothingProfile | None = None  # in force
@@ -63,6 +66,10 @@ class FakeGpu:
         self._check()
         clock_mhz = float(self.clock_mhz or 1980)
         cap = None if self.clock_mhz is None else float(self.clock_mhz)
+        if self._claimed is not None:
+            since_s, lock_mhz = self._claimed
+            is_seen = self.clock.now_s() - since_s >= CLOCK_SETTLE_S and clock_mhz > (lock_mhz or 1980)
+            cap = None if is_seen or lock_mhz is None else float(lock_mhz)
         self.read_count += 1
         seen = GpuTelemetry(300.0, 300.0, clock_mhz, cap, self.limit_w, self.limit_w, None, None, self.slowed_by)
         return Reading(seen, self.clock.now_s(), Quality.GOOD, self.spec.gpu_id)
@@ -72,8 +79,9 @@ class FakeGpu:
         if self.is_forbidden:
             raise PermissionDenied(self.spec.gpu_id, "lock clocks: this needs CAP_SYS_ADMIN")
         self.writes.append((self.clock.now_s(), cap))
+        self._claimed = (self.clock.now_s(), cap.clock_mhz) if self.pretends else None
         if not self.ignores:
-            self.clock_mhz = cap.clock_mhz
+            self.clock_mhz = self.clock_mhz if self.pretends else cap.clock_mhz
             self.limit_w = self.found_w if cap.power_limit_w is None else cap.power_limit_w
 
     async def restore(self, originals: GpuOriginals) -> None:

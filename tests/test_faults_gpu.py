@@ -11,7 +11,7 @@ import pytest
 
 from controller.fleet import LOST_S
 from controller.modes import Flag
-from controller.node.gpu_worker import FIGHTS_MAX, RETRIES
+from controller.node.gpu_worker import FIGHTS_MAX, REFUSED_S, RETRIES
 from controller.types import (
     AgentState,
     FloatArray,
@@ -201,6 +201,24 @@ def test_set_accepted_not_applied(state: str, tmp_path: Path) -> None:
         assert newest(bench).faults == (NodeFault.GPU_IGNORES_CAPS,)
 
     agent(state, tmp_path, deafen, check)
+
+    def pretend(bench: Bench) -> None:
+        """As NVML has it: the lock is accepted, nothing reads it back, and the clock stays where it was."""
+        bench.gpus[0].pretends = True
+
+    async def check_clock(bench: Bench) -> None:
+        before, was_mhz, lower_mhz = len(bench.gpus[0].writes), bench.clocks[0], 405
+        if state == "limit":  # at the lowest clock there is nothing lower to ignore
+            return
+        await commanded(bench, lower_mhz, 8)
+        assert bench.clocks[0] == was_mhz and newest(bench).is_controllable.tolist() == [False, True]
+        assert len(bench.gpus[0].writes) - before == 1 + RETRIES
+        assert newest(bench).faults == (NodeFault.GPU_IGNORES_CAPS,)
+        bench.gpus[0].pretends = False
+        await commanded(bench, lower_mhz, round(REFUSED_S))
+        assert bench.clocks == [lower_mhz] * 2 and newest(bench).is_controllable.all(), "by itself, at the same cap"
+
+    agent(state, tmp_path / "clock", pretend, check_clock)
 
     async def react(lab: Lab, since_s: float) -> None:
         await flagged(lab, Flag.GPU_IGNORES_CAPS, since_s=since_s, within_s=3.0)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from controller.node.gpu_worker import FIGHTS_MAX, PEACE_S
-from controller.types import AgentState, NodeReport, Quality
+from controller.node.gpu_worker import CLOCK_WRITE_S, FIGHTS_MAX, JUDGED_S, PEACE_S, RETRIES
+from controller.types import AgentState, NodeFault, NodeReport, Quality
+from drivers.nvml import CLOCK_SETTLE_S
 from tests.node_kit import Bench, newest, play_agent
 
 
@@ -62,6 +63,45 @@ def test_a_gpu_that_ignores_caps_becomes_uncontrollable_after_two_retries(tmp_pa
         bench.gpus[0].ignores = True
 
     play_agent(tmp_path, story, prepare=deaf)
+
+
+def test_a_locked_clock_that_was_ignored_is_written_again_until_the_gpu_keeps_to_it(tmp_path: Path) -> None:
+    """Nobody changes the cap meanwhile. Three writes a second apart, then three every half minute; no fight is seen."""
+
+    async def story(bench: Bench) -> None:
+        gpu = bench.gpus[0]
+        for k in range(60):
+            bench.link.send(bench.command(1200))
+            await bench.wait(1.0)
+            if k == 10:
+                report = newest(bench)
+                assert len(gpu.writes) == 1 + RETRIES and report.is_controllable.tolist() == [False, True]
+                assert report.faults == (NodeFault.GPU_IGNORES_CAPS,) and np.isnan(report.clock_cap_mhz[0])
+                gpu.pretends = False
+        assert newest(bench).is_controllable.all() and newest(bench).faults == () and bench.clocks == [1200, 1200]
+        assert len(gpu.writes) == 2 + RETRIES and len(bench.gpus[1].writes) == 1
+        assert np.diff([t for t, _ in gpu.writes]).min() >= CLOCK_WRITE_S
+
+    def pretender(bench: Bench) -> None:
+        bench.gpus[0].pretends = True
+
+    bench = play_agent(tmp_path, story, prepare=pretender)
+    said = [what for who, what in bench.said if who == "GPU-0"]
+    assert said == ["does not take its cap: it runs at 1980 MHz, locked to 1200; tried again every 30 s", "recovered"]
+
+
+def test_a_clock_that_is_ignored_while_caps_move_is_found_as_well(tmp_path: Path) -> None:
+    """A new cap every second is a new write every second: none of them may hide that the one before did nothing."""
+
+    async def story(bench: Bench) -> None:
+        bench.gpus[0].pretends = True
+        for k in range(6):
+            bench.link.send(bench.command(1500 - 15 * k))
+            await bench.wait(1.01)
+        assert newest(bench).is_controllable.tolist() == [False, True]
+        assert len(bench.gpus[0].writes) == 1 + RETRIES
+
+    play_agent(tmp_path, story)
 
 
 def test_a_gpu_that_hangs_is_missing_and_the_other_is_not(tmp_path: Path) -> None:
@@ -163,3 +203,7 @@ def test_a_new_cap_is_written_at_once_and_not_at_the_next_period(tmp_path: Path)
         assert all(0 <= gpu.writes[0][0] - sent_s < 0.03 for gpu in bench.gpus)
 
     play_agent(tmp_path, story)
+
+
+def test_the_worker_judges_no_clock_before_the_driver_does() -> None:
+    assert JUDGED_S >= CLOCK_SETTLE_S

@@ -201,7 +201,6 @@ def test_nvml_hangs_loses_a_gpu_refuses_and_pretends(tmp_path: Path) -> None:
         await flagged(lab, "does not apply them", within_s=40.0)
         gpus.ignore_writes(2, clocks=False, limit=False)
         gpus.deny_setters(3, denies=False)
-        lab.announce()  # a locked clock cannot be read back: one that was ignored is put right with the next cap
         await well_again(lab, within_s=100.0)  # a refused write is tried again after a minute, then the dwell
 
     told(story, tmp_path, start_soc=0.07)  # so that caps must do it

@@ -1,8 +1,9 @@
 """One GPU of the node: reads it, keeps it at the cap it was given, and says when it cannot.
 
 Writes on change only, at most one clock write a second, each read back. A cap that does not take after two retries
-makes the GPU uncontrollable for a while; missing permission or a refused driver for longer. Another tool that raises
-what we set is overruled three times, then left to win; one that lowers it is left alone.
+makes the GPU uncontrollable for a while; missing permission or a refused driver for longer. So does a locked clock that
+was accepted and that the GPU runs above: a lock cannot be read back, so it counts as taken once the clock bore it out.
+Another tool that raises what we set is overruled three times, then left to win; one that lowers it is left alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from controller.settings import SmoothingSettings
 from controller.types import GpuCap, GpuTelemetry, NodeFault, Quality, Reading
 
 CLOCK_WRITE_S = 1.0  # clock writes every ~50 ms delayed NCCL (nccl 1551)
+JUDGED_S = 0.6  # after a clock write: from then on the driver looks whether the GPU keeps to its lock
 RETRIES = 2
 FIGHTS_MAX = 3
 PEACE_S = 600.0  # without another fight the count starts again
@@ -59,6 +61,7 @@ class GpuWorker:
         self._wish: GpuCap | None = None
         self._order = (-1, -1)
         self._set: GpuCap | None = None  # what was last written and read back
+        self._is_borne_out = True  # no clock was locked since, or the GPU was seen to keep to it
         self._failures = 0
         self._fights = 0
         self._read_fault: NodeFault | None = None
@@ -160,6 +163,7 @@ class GpuWorker:
             self.status.applied = self._order
             return
         now_s = self._clock.now_s()
+        self._judge_clock(now_s)
         self._notice_foreign(now_s)
         self._notice_other_limit()
         if self._set == self._wish:
@@ -198,37 +202,62 @@ class GpuWorker:
     async def _apply(self, cap: GpuCap, order: tuple[int, int], now_s: float) -> None:
         if self._set is None or self._set.clock_mhz != cap.clock_mhz:
             self._wrote_clock_s = now_s
+            self._is_borne_out = cap.clock_mhz is None
         self.was_written = True
         self.status.write_count += 1
         try:
             await self.gpu.write(cap)
         except DriverError as error:
             self._set = None  # it may have taken effect in part
-            self._failed(error, now_s)
+            if type(error).__name__ in FORBIDDING:
+                self.status.is_controllable, self.status.is_forbidden = False, True
+                self._retry_s = now_s + FORBIDDEN_S
+                self._tell(f"may not be controlled: {error}")
+            else:
+                self._failed(str(error), now_s)
             return
         if await self._read() and self._is_applied(cap):
-            self._set, self._failures = cap, 0
+            self._set = cap
             self.status.applied = order
-            self.status.is_controllable, self.status.is_forbidden = True, False
-            self._is_deaf = self._is_left = False
-            self._tell("")
+            self.status.is_forbidden = False
+            self._is_left = False
+            if self._is_borne_out or not (self._failures or self._is_deaf):
+                self._obeys()
         else:
             self._set = None
-            self._failed(None, now_s)
+            self._failed("the read-back differs", now_s)
 
-    def _failed(self, error: DriverError | None, now_s: float) -> None:
-        if type(error).__name__ in FORBIDDING:
-            self.status.is_controllable, self.status.is_forbidden = False, True
-            self._retry_s = now_s + FORBIDDEN_S
-            self._tell(f"may not be controlled: {error}")
+    def _judge_clock(self, now_s: float) -> None:
+        """Whether the clock that was locked last is kept to; the driver withdraws a lock that the GPU runs above.
+
+        One that is gone sooner, or after it was kept to, somebody took away.
+        """
+        reading, ours = self.status.reading, self._set
+        if self._is_borne_out or ours is None or reading is None or reading.t_mono_s - self._wrote_clock_s < JUDGED_S:
             return
+        if reading.value.clock_cap_mhz is None:
+            self._set = None
+            what = f"it runs at {reading.value.clock_mhz:g} MHz, locked to {ours.clock_mhz}"
+            self._failed(f"{what}; tried again every {REFUSED_S:g} s", now_s)
+        else:
+            self._is_borne_out = True
+            self._obeys()
+
+    def _obeys(self) -> None:
+        """What was written last took."""
+        self._failures = 0
+        self.status.is_controllable = True
+        self._is_deaf = False
+        self._tell("")
+
+    def _failed(self, why: str, now_s: float) -> None:
         self._failures += 1
         if self._failures > RETRIES:
             self.status.is_controllable = False
             self._is_deaf = True
             self._failures = 0
             self._retry_s = now_s + REFUSED_S
-            self._tell(f"does not take its cap: {error or 'the read-back differs'}")
+            self._tell(f"does not take its cap: {why}")
 
     def _is_applied(self, cap: GpuCap) -> bool:
         if self.status.reading is None:
