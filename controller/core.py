@@ -67,7 +67,7 @@ class SiteCore:
         self.site = site
         # What looks.
         self._estimator = LoadEstimator(site)
-        self._fleet = FleetWatch(site)
+        self._fleet = FleetWatch(site, epoch=epoch)
         self._above = AboveCap(period_s=site.planner_period_s)
         self._health = Health(site, epoch=epoch)
         self._modes = ModeMachine(

@@ -19,7 +19,7 @@ from controller.decision import Checked, Decision
 from controller.plan.plan import Plan
 from controller.ports import Clock, GridSource, Lease, Recorder
 from controller.sense import Sense
-from controller.types import SiteFault, SiteImage, Trouble, frozen
+from controller.types import Quality, SiteFault, SiteImage, Trouble, frozen
 
 R = TypeVar("R")
 
@@ -123,8 +123,7 @@ class Cycle:
     async def step(self, tick: int, *, due_ns: int, overrun_count: int, is_early: bool = False) -> None:
         """One cycle; an early one waits for no device."""
         image = await self._sense.image(tick, overrun_count=overrun_count, is_early=is_early, troubles=self._troubles())
-        for reading in image.nodes:
-            self._lease.see(reading.value.acked_epoch)
+        self._lease.see([r.value.acked_epoch for r in image.nodes if r.quality is not Quality.MISSING])
         is_leader = self._lease.is_held  # asked once: what is recorded is what was decided with
         decision = self._core.decide(image, is_leader=is_leader)
         checked = self._core.check(decision)

@@ -182,9 +182,11 @@ class FleetBook:
 class FleetReader:
     """Reads reports into the order of one fleet; what did not change is not read again."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, *, epoch: int) -> None:
+        """A node that obeys a higher epoch than `epoch` is not ours to command."""
         n = fleet.count
         self.fleet = fleet
+        self._epoch = epoch
         self._nodes: tuple[Reading[NodeReport] | None, ...] = ()
         self._power, self._caps = np.full(n, np.nan), np.full((2, n), np.inf)
         self._is_read, self._is_ours, self._is_live = (np.zeros(n, dtype=np.bool_) for _ in range(3))
@@ -225,11 +227,14 @@ class FleetReader:
         report = reading.value
         span = self.fleet.table.spans[report.node_id]
         self._power[span] = report.power_w
+        is_other = report.acked_epoch > self._epoch
         is_alike = known is not None and reading.quality is known.quality and is_set_alike(report, known.value)
+        if known is not None and (known.value.acked_epoch > self._epoch) is not is_other:
+            is_alike = False
         if not self._see_lost(reading, span) and is_alike:
             return
         live = reading.quality in (Quality.GOOD, Quality.STALE)
-        is_obeyed = reading.quality is Quality.GOOD and report.state is AgentState.ARMED
+        is_obeyed = reading.quality is Quality.GOOD and report.state is AgentState.ARMED and not is_other
         self._caps[0, span], self._caps[1, span] = report.clock_cap_mhz, report.power_limit_w
         self._most_w[span] = ABOVE_CAP_FRAC * report.power_limit_w
         self._is_live[span] = live
@@ -279,7 +284,8 @@ class FleetReader:
 class FleetWatch:
     """The fleet and its readings at each image; nodes report at a fraction of our rate, and the same read the same."""
 
-    def __init__(self, site: SiteSettings) -> None:
+    def __init__(self, site: SiteSettings, *, epoch: int) -> None:
+        self._epoch = epoch
         self._book = FleetBook(site)
         self._nodes: tuple[Reading[NodeReport], ...] = ()
         self._reader: FleetReader | None = None
@@ -299,7 +305,7 @@ class FleetWatch:
         if self._seen is None or len(nodes) != len(self._nodes) or not all(map(operator.is_, nodes, self._nodes)):
             fleet = self._book.fleet(nodes)
             if self._reader is None or self._reader.fleet is not fleet:
-                self._reader = FleetReader(fleet)
+                self._reader = FleetReader(fleet, epoch=self._epoch)
             self._nodes, self._seen = nodes, (fleet, self._reader.read(nodes))
         return self._seen
 

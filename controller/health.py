@@ -37,6 +37,7 @@ from controller.types import (
 
 WALL_STEP_S = 0.5  # between two cycles; slewing by NTP moves 500 ppm
 STALL_PERIODS = 1.0
+LED_BY_OTHER = frozenset({Flag.NODE_OBEYS_OTHER})
 # Rows Q of the fault catalogue. What is not named here is an issuer's own affair: it is answered, and audited.
 SIGNAL_FLAGS = {
     RefusalReason.DUPLICATE: Flag.SIGNAL_DUPLICATE,
@@ -186,7 +187,9 @@ class Health:
         known = self._judged.get(report.node_id)
         if known is None or known.report is not report:
             is_alike = known is not None and is_set_alike(report, known.report) and report.faults == known.report.faults
-            flags = known.flags if known is not None and is_alike else _told_by(report)
+            flags = known.flags - LED_BY_OTHER if known is not None and is_alike else _told_by(report)
+            if report.acked_epoch > self._epoch:
+                flags |= LED_BY_OTHER
             is_taken = NodeFault.FOREIGN_WRITER_WON in report.faults
             known = self._judged[report.node_id] = _Judged(report, flags, is_taken)
         return known

@@ -1,13 +1,14 @@
 """Who leads this site: a file lock for as long as the process lives, and an epoch that only ever rises.
 
 Two controllers on one machine exclude each other by the lock. Controllers on different machines do not share it: there
-the nodes decide, by obeying the highest epoch alone, and a controller that sees a higher one acknowledged steps down.
+the nodes decide, by obeying the highest epoch alone; a controller that sees half of them obey a higher one steps down.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from controller.errors import BadInput
@@ -19,7 +20,7 @@ EPOCH_MAX = 2**53 - 1  # what a JSON number carries exactly
 
 
 class FileLease:
-    """`ports.Lease` in a state directory; acquired when made, lost for good when a higher epoch is seen."""
+    """`ports.Lease` in a state directory; acquired when made, lost for good when nodes obey a higher epoch."""
 
     def __init__(self, state_dir: Path) -> None:
         """Raises BadInput when another controller holds the site or the directory cannot be used."""
@@ -42,10 +43,9 @@ class FileLease:
     def is_held(self) -> bool:
         return self._fd is not None and not self._is_deposed
 
-    def see(self, epoch: int) -> None:
-        """A node obeys `epoch`: if that is above ours, another controller leads and this one steps down."""
-        if epoch > self._epoch:
-            self._is_deposed = True
+    def see(self, acked: Sequence[int]) -> None:
+        """The epochs that nodes obey; see `is_deposed`."""
+        self._is_deposed = self._is_deposed or is_deposed(self._epoch, acked)
 
     def close(self) -> None:
         """Give the site up; the next controller takes the next epoch."""
@@ -78,6 +78,16 @@ class FileLease:
         epoch = min(max(last, 0) + 1, EPOCH_MAX)
         write_small(path, f"{epoch}\n")  # a full disk must not keep a controller from starting again
         return epoch
+
+
+def is_deposed(epoch: int, acked: Sequence[int]) -> bool:
+    """At least half of the nodes obey a higher epoch than ours: another controller leads.
+
+    One that leads tells every node within a planner period. A few that obey a number nobody else does were told it by
+    mistake, or say it in error, and would depose every controller that starts after this one as well.
+    """
+    higher = sum(other > epoch for other in acked)
+    return higher > 0 and 2 * higher >= len(acked)
 
 
 def _above_any(path: Path) -> int:

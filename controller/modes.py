@@ -101,6 +101,7 @@ class Flag(StrEnum):
     DISK_FULL = SiteFault.DISK_FULL
     FILE_REFUSED = SiteFault.FILE_REFUSED
     LEADERSHIP_LOST = "leadership_lost"
+    NODE_OBEYS_OTHER = "node_obeys_other"
     ORIGINALS_CORRUPT = NodeFault.ORIGINALS_CORRUPT
     # People
     OPERATOR_RELEASE = "operator_release"
@@ -176,6 +177,13 @@ def _rows() -> dict[Flag, Reaction]:
         (f.DISK_FULL, "X2", normal, when, "recording stopped, control goes on: the disk is full or gone"),
         (f.FILE_REFUSED, "X5", normal, when, "the site file was changed and is wrong; what runs keeps its settings"),
         (f.LEADERSHIP_LOST, "X4", Mode.LOCKOUT, never, "another controller leads this site; this one stepped down"),
+        (
+            f.NODE_OBEYS_OTHER,
+            "X4",
+            degraded,
+            when,
+            "a node obeys a higher epoch than ours; nothing of it is counted on",
+        ),
         (f.ORIGINALS_CORRUPT, "X6", normal, operator, "saved GPU settings were damaged; device defaults stand in"),
         (f.NODE_LOST, "X7", degraded, when, "a node agent is silent; its node counts at nameplate"),
         (f.NODES_ALL_LOST, "X7", hold, when, "no node agent answers: load cannot be moved"),

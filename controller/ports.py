@@ -251,5 +251,5 @@ class Lease(Protocol):
     @property
     def is_held(self) -> bool: ...
 
-    def see(self, epoch: int) -> None:
-        """A node obeys `epoch`: above our own, another controller leads and we step down."""
+    def see(self, acked: Sequence[int]) -> None:
+        """The epochs that the nodes heard from obey: where half of them obey a higher one than ours, we step down."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from controller.advice import ADVICE
 from controller.fleet import ABOVE_CAP_FRAC
 from controller.modes import Flag, Reason
-from controller.types import WORST_READ, AgentState, Mode, NodeReport, Quality, SiteImage
+from controller.types import WORST_READ, AgentState, Mode, NodeReport, Quality, Reading, SiteImage
 
 NAMED_MAX = 3  # more are counted
 # What each mode does, for whoever reads it at night.
@@ -25,22 +25,29 @@ MEANS: dict[Mode, str] = {
 }
 
 
-def said(reason: Reason, image: SiteImage) -> str:
-    """The sentence; who is meant is named as long as the cause is there."""
-    who = _named(_subjects(reason.flag, image)) if reason.is_set else "over"
+def said(reason: Reason, image: SiteImage, *, epoch: int) -> str:
+    """The sentence; who is meant is named as long as the cause is there. `epoch` is this controller's."""
+    who = _named(_subjects(reason.flag, image, epoch)) if reason.is_set else "over"
     about = f" ({who})" if who else ""
     return f"{reason.words}{about}: {ADVICE[reason.flag]}; clears {reason.clears}"
 
 
-def _subjects(flag: Flag, image: SiteImage) -> list[str]:
+def _subjects(flag: Flag, image: SiteImage, epoch: int) -> list[str]:
     """Devices, issuers or nodes that the flag is about, in order; empty where it is about the whole site."""
     found = {trouble.subject for trouble in image.troubles if trouble.fault.value == flag.value}
+    if flag in (Flag.NODE_OBEYS_OTHER, Flag.LEADERSHIP_LOST):
+        found |= {f"{r.value.node_id}: {r.value.acked_epoch} for {epoch}" for r in _of_others(image, epoch)}
     for reading in image.nodes:
         report, is_heard = reading.value, reading.quality is not Quality.MISSING
         is_told = is_heard and any(fault.value == flag.value for fault in report.faults)
         if is_told or _shows(flag, report, is_heard=is_heard):
             found.add(report.node_id)
     return sorted(found - {""})
+
+
+def _of_others(image: SiteImage, epoch: int) -> Iterable[Reading[NodeReport]]:
+    """Nodes that obey a higher epoch than `epoch`."""
+    return (r for r in image.nodes if r.quality is not Quality.MISSING and r.value.acked_epoch > epoch)
 
 
 def _shows(flag: Flag, report: NodeReport, *, is_heard: bool) -> bool:

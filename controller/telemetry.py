@@ -274,7 +274,7 @@ def _mode_means(trace: TickTrace) -> str:
 def _reasons(trace: TickTrace) -> list[str]:
     if trace.decision.held_back:
         return [f"waiting: {words}; nothing is written before" for words in trace.decision.held_back]
-    return [said(reason, trace.image) for reason in trace.decision.mode.reasons]
+    return [said(reason, trace.image, epoch=trace.checked.command.epoch) for reason in trace.decision.mode.reasons]
 
 
 def _number(value: float | None) -> float | None:

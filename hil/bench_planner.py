@@ -228,7 +228,10 @@ class _Bench:
 
     def wire_s(self) -> list[tuple[float, float]]:
         """Process seconds to read fresh reports of all nodes, and to build a command for each of them."""
-        reader, caps = FleetReader(self._fleet), np.vstack((self._fleet.table.floor_mhz, self._fleet.table.peak_w))
+        reader, caps = (
+            FleetReader(self._fleet, epoch=1),
+            np.vstack((self._fleet.table.floor_mhz, self._fleet.table.peak_w)),
+        )
         spent, groups = [], job_groups(self._fleet)
         for cycle in range(WIRE_CYCLES):
             nodes = _reports(self._fleet, t_s=float(cycle), power_w=np.full(self._fleet.count, 500.0 + cycle))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from controller.lease import is_deposed
 from controller.ports import Battery, NodeLink, PowerMeter
 from controller.types import BatteryCommand, BatterySample, MeterSample, NodeCommand, NodeReport, Reading
 
@@ -27,9 +28,8 @@ class LabLease:
     epoch: int = 1
     is_held: bool = True
 
-    def see(self, epoch: int) -> None:
-        if epoch > self.epoch:
-            self.is_held = False
+    def see(self, acked: Sequence[int]) -> None:
+        self.is_held = self.is_held and not is_deposed(self.epoch, acked)
 
 
 @dataclass(slots=True)

@@ -269,7 +269,7 @@ class HeldLease:
     def is_held(self) -> bool:
         return True
 
-    def see(self, epoch: int) -> None:
+    def see(self, acked: Sequence[int]) -> None:
         return None
 
 

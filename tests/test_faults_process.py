@@ -12,9 +12,10 @@ from controller.config.site import parse_site
 from controller.control_socket import Peer
 from controller.modes import DWELL_CYCLES, Flag
 from controller.operator_desk import OperatorDesk
+from controller.reasons import said
 from controller.reload import Reload
 from controller.settings import Settings
-from controller.types import AgentState, GpuCap, Mode, NodeCommand, NodeReport, Reading
+from controller.types import AgentState, GpuCap, Mode, NodeCommand, NodeId, NodeReport, Reading
 from drivers.recorder import FileRecorder
 from hil.lab_ports import LabLease
 from hil.lab_site import LIMIT_MEGAWATT, MW, SITE
@@ -149,6 +150,37 @@ def test_two_controllers(state: str) -> None:
         assert node.clock_cap_mhz != 300 and (np.isnan(cap_mhz) or node.clock_cap_mhz > 0.5 * cap_mhz)
 
     play(state, begin=lambda lab: None, react=react, after_start=True, is_judged=False)
+
+
+@row("X4")
+def test_one_node_alone_deposes_nobody(state: str) -> None:
+    """One of four nodes acknowledges an epoch that nobody could ever be above: said with its name, not counted on.
+
+    The next controller leads as well; where one node's word was enough, each that came after it was deposed at once.
+    """
+
+    async def react(lab: Lab, since_s: float) -> None:
+        await lab.run(2.0)
+
+        def told(reading: Reading[NodeReport]) -> Reading[NodeReport]:
+            is_it = reading.value.node_id == "training-0"
+            return replace(reading, value=replace(reading.value, acked_epoch=2**53)) if is_it else reading
+
+        lab.hooks.report = told
+        await flagged(lab, Flag.NODE_OBEYS_OTHER, since_s=since_s, within_s=3.0)
+        trace = lab.traces[-1]
+        assert lab.lease.is_held and trace.decision.mode.mode >= Mode.DEGRADED
+        fixed_w, span = trace.decision.readings.acks.fixed_w, trace.decision.fleet.table.spans[NodeId("training-0")]
+        assert np.isfinite(fixed_w[span]).all() and np.isnan(np.delete(fixed_w, span)).all()
+        reason = next(r for r in trace.decision.mode.reasons if r.flag is Flag.NODE_OBEYS_OTHER)
+        assert f"(training-0: {2**53} for {lab.lease.epoch}): find out" in said(
+            reason, trace.image, epoch=lab.lease.epoch
+        )
+        await lab.restart()
+        await lab.run(3.0)
+        assert lab.lease.is_held and Flag.LEADERSHIP_LOST not in lab.traces[-1].decision.mode.flags
+
+    play(state, begin=lambda lab: None, react=react, after_start=True)
 
 
 @row("X5")

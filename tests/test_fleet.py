@@ -37,7 +37,7 @@ def heard(told: NodeReport, quality: Quality = Quality.GOOD) -> tuple[Reading[No
 
 @pytest.fixture
 def reader(site: SiteSettings) -> FleetReader:
-    return FleetReader(FleetBook(site).fleet(heard(at(0.0))))
+    return FleetReader(FleetBook(site).fleet(heard(at(0.0))), epoch=7)
 
 
 def test_a_lost_gpu_counts_at_its_last_limit_for_a_minute_and_then_as_idle(reader: FleetReader) -> None:
@@ -56,6 +56,14 @@ def test_a_lost_gpu_counts_at_its_last_limit_for_a_minute_and_then_as_idle(reade
     assert fixed_w(at(LOST_S + 1.0, quality=lost, faults=(NodeFault.GPU_LOST,))) == idle_w
     assert np.isnan(fixed_w(at(LOST_S + 2.0)))
     assert fixed_w(at(LOST_S + 3.0, quality=lost, faults=(NodeFault.GPU_LOST,))) == 650.0
+
+
+def test_a_node_that_obeys_a_higher_epoch_is_not_ours_until_it_obeys_us_again(reader: FleetReader) -> None:
+    """Its reports are alike but for the epoch: nothing but that tells."""
+    ours = at(0.0, acked_epoch=7)
+    assert np.isnan(reader.read(heard(ours)).acks.fixed_w).all()
+    assert reader.read(heard(replace(ours, acked_epoch=8))).acks.fixed_w.tolist() == [650.0, 650.0]
+    assert np.isnan(reader.read(heard(replace(ours, acked_epoch=7))).acks.fixed_w).all()
 
 
 def test_a_gpu_that_may_only_hang_never_counts_as_idle(reader: FleetReader) -> None:

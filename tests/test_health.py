@@ -105,6 +105,13 @@ def test_what_a_node_tells_is_a_flag_while_the_node_is_heard(fault: NodeFault) -
     assert found(replace(told, quality=Quality.MISSING), node("b")) == {Flag.NODE_LOST}
 
 
+def test_a_node_that_obeys_a_higher_epoch_is_told_of_while_it_is_heard() -> None:
+    other = node("a", acked_epoch=2)
+    assert found(other, node("b")) == {Flag.NODE_OBEYS_OTHER, Flag.RESTARTED}, "somebody led it before this start"
+    assert Flag.NODE_OBEYS_OTHER not in found(replace(other, quality=Quality.MISSING), node("b"))
+    assert found(node("a", acked_epoch=0), node("b")) == frozenset(), "one that was told nothing yet"
+
+
 def test_what_a_node_shows_without_saying_it() -> None:
     """An agent of the bench, or an older one, sends telemetry alone."""
     missing = np.array([3, 0], np.int8)

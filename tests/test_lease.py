@@ -41,11 +41,23 @@ def test_a_process_that_dies_leaves_the_site_to_the_next(tmp_path: Path) -> None
 
 def test_a_higher_epoch_seen_on_a_node_deposes_for_good(tmp_path: Path) -> None:
     lease = FileLease(tmp_path)
-    lease.see(1)
+    lease.see([1])
     assert lease.is_held
-    lease.see(2)
-    lease.see(0)
+    lease.see([2])
+    lease.see([0])
     assert not lease.is_held
+    lease.close()
+
+
+@pytest.mark.parametrize(
+    ("acked", "leads"),
+    [([], True), ([1, 1, 2**53 - 1], True), ([0, 2], False), ([2, 2, 1], False), ([1, 2, 2, 1, 0], True)],
+)
+def test_half_of_the_nodes_depose_and_fewer_do_not(tmp_path: Path, acked: list[int], leads: bool) -> None:
+    """One that leads tells all nodes within a planner period; what a few alone say is their own error."""
+    lease = FileLease(tmp_path)
+    lease.see(acked)
+    assert lease.is_held is leads
     lease.close()
 
 

@@ -27,11 +27,15 @@ def test_a_reason_names_who_is_meant_what_to_do_and_what_ends_it() -> None:
         lab.fault("node:training-0", "off")
         await lab.run(9.0)
         trace = lab.traces[-1]
-        sentences.extend(said(reason, trace.image) for reason in trace.decision.mode.reasons)
+        sentences.extend(
+            said(reason, trace.image, epoch=trace.checked.command.epoch) for reason in trace.decision.mode.reasons
+        )
         lab.heal()
         await lab.run(4.0)
         trace = lab.traces[-1]
-        sentences.extend(said(reason, trace.image) for reason in trace.decision.mode.reasons)
+        sentences.extend(
+            said(reason, trace.image, epoch=trace.checked.command.epoch) for reason in trace.decision.mode.reasons
+        )
 
     in_lab(story, lab_scenario("steady"))
     assert (
@@ -139,7 +143,9 @@ def test_a_gpu_above_its_limit_is_found_by_its_node() -> None:
         lab.start()
         await lab.run(9.0)
         trace = lab.traces[-1]
-        said_of.extend(said(reason, trace.image) for reason in trace.decision.mode.reasons)
+        said_of.extend(
+            said(reason, trace.image, epoch=trace.checked.command.epoch) for reason in trace.decision.mode.reasons
+        )
 
     in_lab(story, lab_scenario("steady"))
     assert any("more than its power limit" in words and "(training-2)" in words for words in said_of), said_of
