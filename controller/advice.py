@@ -59,6 +59,7 @@ ADVICE: dict[Flag, str] = {
     Flag.FILE_REFUSED: "see what `rampart reload` says of it, mend it and reload",
     Flag.LEADERSHIP_LOST: "stop the one that should not run; docs/operation.md says how this one leads again",
     Flag.NODE_OBEYS_OTHER: "find out who commanded it, then restart rampart-node there",
+    Flag.NODE_TWINS: "give one of them a node_id of its own: until then commands reach either",
     Flag.ORIGINALS_CORRUPT: "set what these GPUs had by hand, then `rampart reset`",
     Flag.NODE_LOST: "look at rampart-node there, and at the broker",
     Flag.NODES_ALL_LOST: "look at the broker first",

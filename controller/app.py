@@ -60,6 +60,7 @@ class Factories:
     operator: OperatorSource | None = None
     feed_watchdog: Callable[[], None] = lambda: None
     background: tuple[Runner, ...] = ()
+    counters: Mapping[str, Callable[[], Mapping[str, int]]] = field(default_factory=dict)  # of the links, by name
     wake: asyncio.Event = field(default_factory=asyncio.Event)  # set: the next cycle comes at once
 
 

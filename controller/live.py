@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ from drivers.load_bank import open_load_bank
 from drivers.meter import open_meter
 from drivers.modbus import ModbusPool
 from drivers.mqtt import MqttSession
-from drivers.node_link import MqttNodeLink
+from drivers.node_link import LocalLink, MqttNodeLink
 from drivers.openadr import OpenAdrBridge
 from drivers.profile import Kind
 from drivers.recorder import FileRecorder
@@ -111,6 +111,7 @@ async def live_factories(
                 sync=sync,
                 feed_watchdog=feed_watchdog,
                 background=tuple(background),
+                counters=_counters(session, link, grid),
                 wake=wake,
             )
         finally:
@@ -118,6 +119,20 @@ async def live_factories(
     finally:
         await pool.close()
         lease.close()
+
+
+def _counters(
+    session: MqttSession | None, link: NodeLink, grid: DsxGridSource | None
+) -> dict[str, Callable[[], Mapping[str, int]]]:
+    """What each link counts: made, dropped and refused, for status and metrics."""
+    found: dict[str, Callable[[], Mapping[str, int]]] = {}
+    if session is not None:
+        found["mqtt"] = lambda: asdict(session.counts)
+    if isinstance(link, MqttNodeLink | LocalLink):
+        found["nodes"] = lambda: asdict(link.counts)
+    if grid is not None:
+        found["grid"] = lambda: {reason.value: count for reason, count in grid.refused_count.items()}
+    return found
 
 
 def _open_devices(

@@ -102,6 +102,7 @@ class Flag(StrEnum):
     FILE_REFUSED = SiteFault.FILE_REFUSED
     LEADERSHIP_LOST = "leadership_lost"
     NODE_OBEYS_OTHER = "node_obeys_other"
+    NODE_TWINS = NodeFault.NODE_TWINS
     ORIGINALS_CORRUPT = NodeFault.ORIGINALS_CORRUPT
     # People
     OPERATOR_RELEASE = "operator_release"
@@ -184,6 +185,7 @@ def _rows() -> dict[Flag, Reaction]:
             when,
             "a node obeys a higher epoch than ours; nothing of it is counted on",
         ),
+        (f.NODE_TWINS, "-", degraded, when, "two agents take turns under one node name"),
         (f.ORIGINALS_CORRUPT, "X6", normal, operator, "saved GPU settings were damaged; device defaults stand in"),
         (f.NODE_LOST, "X7", degraded, when, "a node agent is silent; its node counts at nameplate"),
         (f.NODES_ALL_LOST, "X7", hold, when, "no node agent answers: load cannot be moved"),

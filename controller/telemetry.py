@@ -22,12 +22,14 @@ from controller.settings import SiteSettings
 from controller.survival import smallest
 from controller.telemetry_envelope import EnvelopeTelemetry
 from controller.telemetry_jobs import JobsTelemetry
+from controller.telemetry_links import Counter, LinkTelemetry
 from controller.types import Margin
 from drivers.metrics import Metrics
 
 REPORT_S = 1.0  # how often rows are looked at and metrics set
 TICKS_KEPT = 6000  # five minutes at 20 Hz
 EVENTS_KEPT = 50
+NO_COUNTERS: Mapping[str, Counter] = {}
 NOTHING_YET = "nothing is written yet"
 
 log = structlog.get_logger("rampart")
@@ -36,10 +38,18 @@ log = structlog.get_logger("rampart")
 class Reporter:
     """Observes cycles; `document` is the status, metrics are set once a second."""
 
-    def __init__(self, site: SiteSettings, *, metrics: Metrics, core: SiteCore | None = None) -> None:
-        """`core` shows its jobs, their tiers and what it learnt of them."""
+    def __init__(
+        self,
+        site: SiteSettings,
+        *,
+        metrics: Metrics,
+        core: SiteCore | None = None,
+        counters: Mapping[str, Counter] = NO_COUNTERS,
+    ) -> None:
+        """`core` shows its jobs, their tiers and what it learnt of them; `counters` are those of the links, by name."""
         self._site = site
         self._metrics = metrics
+        self._links = LinkTelemetry(counters)
         self._jobs = JobsTelemetry(core, metrics=metrics) if core is not None else None
         self._last: TickTrace | None = None
         self._headroom: Headroom | None = None
@@ -90,6 +100,7 @@ class Reporter:
                 "unmet": [],
                 "power": {},
                 **margin_fields((), self._site),
+                **self._links.document(),
             }
         decision, track = trace.decision, trace.decision.track
         estimate, battery = decision.estimate, decision.image.battery  # as it is believed
@@ -134,6 +145,7 @@ class Reporter:
             "nodes": len(trace.image.nodes),
             "gpus": int(decision.fleet.table.stands_for.sum()),
             **self._envelope.document(),
+            **self._links.document(),
             "tick": {
                 "count": trace.image.tick + 1,
                 "overruns": trace.overrun_count,
@@ -174,6 +186,7 @@ class Reporter:
         put("rampart_tick_ms_p99", _percentiles(self._tick_ms)["p99"])
         put("rampart_overruns_count", float(trace.overrun_count))
         self._envelope.set_metrics(self._metrics)
+        self._links.set_metrics(self._metrics)
         if decision.estimate.pcc_w is not None:
             put("rampart_pcc_w", decision.estimate.pcc_w)
         if (battery := decision.image.battery) is not None:

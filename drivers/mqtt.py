@@ -10,13 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum, unique
-from pathlib import Path
 from typing import cast
 
 import aiomqtt
@@ -25,19 +23,19 @@ import paho.mqtt.client as paho
 import structlog
 
 from controller.errors import BadInput
-from controller.files import open_regular, read_file
 from controller.ports import Clock
 from controller.settings import MqttSettings
+from drivers.mqtt_files import read_password, tls_context
 from drivers.tls_files import TlsFiles
 
 PAYLOAD_BYTES_MAX = 65_536  # larger packets are dropped and counted; no message of ours is near it
-PASSWORD_BYTES_MAX = 65_535  # what MQTT can carry
 CONNECT_S_MAX = 5.0  # for the broker's answer to CONNECT and to SUBSCRIBE
 CLOSE_S_MAX = 0.5
 CANCEL_AGAIN_S = 1.0
 BACKOFF_S_FIRST = 0.1
 BACKOFF_S_MAX = 5.0
 STEADY_S = 5.0  # a session that was lost sooner was no success: two of one name would throw each other out for ever
+SHORT_TOLD = 3  # sessions in a row that did not last: not a broker that restarts
 PING_KEEPALIVES_MAX = 3  # a ping unanswered for so many keepalives means the link is lost
 INCOMING_MAX = 4096  # messages waiting for the loop; when full the oldest goes
 EVENTS_MAX = 256  # events waiting for the broker; when full the oldest goes
@@ -79,6 +77,7 @@ class MqttCounts:
     """What was dropped, and how often the session was made; for metrics."""
 
     sessions: int = 0
+    short_sessions: int = 0  # that came up and were lost before STEADY_S
     oversized: int = 0
     overflowed_in: int = 0
     overflowed_out: int = 0
@@ -128,6 +127,11 @@ class _Client(aiomqtt.Client):
             if not self._disconnected.done():
                 self._disconnected.set_exception(error)
 
+    def hear_out(self) -> None:
+        """Take what the library left untaken: thrown out while it subscribed, it is a traceback at some moment."""
+        if self._disconnected.done() and not self._disconnected.cancelled():
+            self._disconnected.exception()
+
 
 class MqttSession:
     """A connection to one broker that keeps itself alive while `run` runs.
@@ -156,6 +160,7 @@ class MqttSession:
         self._event_number = 0
         self._has_session = False
         self._said_down = False
+        self._short_in_a_row = 0
         self._pong_s = 0.0
         self._ping_topic = f"rampart/v1/ping/{client_id}"
         files = (settings.ca_file, settings.cert_file, settings.key_file)
@@ -224,9 +229,28 @@ class MqttSession:
             was_up_before = self.counts.sessions
             reason = await self._one_session()
             self._set_down(reason)
-            is_success = self.counts.sessions > was_up_before and self._clock.now_s() - began_s >= STEADY_S
-            attempt = 0 if is_success else attempt + 1
+            came_up, is_steady = self.counts.sessions > was_up_before, self._clock.now_s() - began_s >= STEADY_S
+            attempt = 0 if came_up and is_steady else attempt + 1
+            if came_up:
+                self._count_short(is_steady=is_steady)
             await self._back_off(attempt)
+
+    def _count_short(self, *, is_steady: bool) -> None:
+        """Say once what sessions that end as soon as they are up most likely mean."""
+        if is_steady:
+            self._short_in_a_row = 0
+            return
+        self.counts.short_sessions += 1
+        self._short_in_a_row += 1
+        if self._short_in_a_row == SHORT_TOLD:
+            log.error(
+                "mqtt sessions end as soon as they are up",
+                client=self.client_id,
+                sessions=SHORT_TOLD,
+                reason=self.down_reason,
+                do="look for another process with this client id (two agents of one node_id throw each other out);"
+                " else at the broker's log",
+            )
 
     async def _back_off(self, attempt: int) -> None:
         """Wait between half of and the whole of a doubling, bounded delay, so that many nodes do not return at once."""
@@ -255,9 +279,10 @@ class MqttSession:
             client.timeout = CLOSE_S_MAX
             with suppress(aiomqtt.MqttError):
                 await client.__aexit__(None, None, None)
+            client.hear_out()
         return reason
 
-    def _new_client(self) -> aiomqtt.Client:
+    def _new_client(self) -> _Client:
         settings = self.settings
         client = _Client(
             settings.host,
@@ -388,38 +413,6 @@ def _heed_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
-
-
-def tls_context(settings: MqttSettings) -> ssl.SSLContext | None:
-    """TLS as the settings ask: server checked against `ca_file`, own certificate if given; BadInput on files."""
-    if settings.ca_file is None and settings.cert_file is None:
-        return None
-    if (settings.cert_file is None) != (settings.key_file is None):
-        raise BadInput("mqtt: cert_file and key_file belong together; give both or none")
-    files = [f for f in (settings.ca_file, settings.cert_file, settings.key_file) if f is not None]
-    try:
-        for file in files:
-            open_regular(Path(file)).close()
-        context = ssl.create_default_context(cafile=settings.ca_file)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if settings.cert_file is not None:
-            context.load_cert_chain(settings.cert_file, settings.key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise BadInput(f"mqtt: cannot use the TLS files {', '.join(files)}: {error}") from None
-    return context
-
-
-def read_password(settings: MqttSettings) -> str | None:
-    """The broker password from its file, read anew for each session so that it can be rotated."""
-    if settings.password_file is None:
-        return None
-    try:
-        raw = read_file(Path(settings.password_file), bytes_max=PASSWORD_BYTES_MAX)
-        return raw.decode("utf-8").strip("\r\n")
-    except UnicodeDecodeError:
-        raise BadInput(f"mqtt.password_file: {settings.password_file}: not UTF-8 text") from None
-    except OSError as error:
-        raise BadInput(f"mqtt.password_file: {settings.password_file}: {error.strerror or error}") from None
 
 
 def _first_reason(group: BaseExceptionGroup[BaseException]) -> str:

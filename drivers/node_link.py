@@ -8,11 +8,12 @@ own clock, covers the loss.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from controller.ports import Clock
-from controller.types import NodeCommand, NodeId, NodeReport, Quality, Reading
+from controller.types import NodeCommand, NodeFault, NodeId, NodeReport, Quality, Reading
 from drivers.mqtt import Incoming, Keep, MqttSession
 from drivers.node_messages import (
     TOPIC_ROOT,
@@ -25,6 +26,7 @@ from drivers.node_messages import (
 )
 
 NODES_MAX = 65_536  # heard of by one site; further ids are dropped and counted
+TWINS_TOLD_S = 60.0  # after two agents were last seen to take turns
 COMMANDS_WAITING_MAX = 16  # for one agent; when full the oldest goes, the newest command is the one that counts
 
 
@@ -48,6 +50,7 @@ class MqttNodeLink:
         self.counts = LinkCounts()
         self._session = session
         self._reports: dict[str, Reading[NodeReport]] = {}
+        self._twins: dict[str, _Twins] = {}
         session.on_message(f"{TOPIC_ROOT}/+/report", self._on_report, qos=0)
 
     @property
@@ -75,7 +78,27 @@ class MqttNodeLink:
         if message.topic != report_topic(report.node_id) or is_full:
             self.counts.misdirected += 1
             return
+        if self._twins.setdefault(report.node_id, _Twins()).are_seen(report.boot_id, message.t_mono_s):
+            report = replace(report, faults=tuple(sorted({*report.faults, NodeFault.NODE_TWINS})))
         self._reports[report.node_id] = Reading(report, report.t_mono_s, Quality.GOOD, report.node_id)
+
+
+class _Twins:
+    """Whether two machines report under one name: a boot that was over is there again.
+
+    Their sessions throw each other out of the broker for ever, so each is heard for seconds at a time.
+    """
+
+    def __init__(self) -> None:
+        self._boot_id = self._boot_before = ""
+        self._seen_s = -math.inf
+
+    def are_seen(self, boot_id: str, now_s: float) -> bool:
+        if boot_id != self._boot_id:
+            if boot_id == self._boot_before:
+                self._seen_s = now_s
+            self._boot_id, self._boot_before = boot_id, self._boot_id
+        return now_s - self._seen_s < TWINS_TOLD_S
 
 
 class _Commands:

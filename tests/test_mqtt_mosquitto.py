@@ -111,6 +111,17 @@ async def test_restart_and_freeze_are_seen_and_mended(tmp_path: Path) -> None:
             assert await a.wait_up(deadline_s=10)
 
 
+async def test_two_processes_of_one_name_are_told_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each throws the other out as soon as it is there; nobody would see more than a link that comes and goes."""
+    async with mosquitto(tmp_path, "allow_anonymous true") as broker:
+        a, b = session(broker.port, "same"), session(broker.port, "same")
+        async with running(a, b):
+            await until(lambda: a.counts.short_sessions > 3, deadline_s=30.0)
+            assert b.counts.short_sessions > 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "as soon as they are up" in line]
+    assert 1 <= len(said) <= 2 and all("another process with this client id" in line for line in said)
+
+
 async def test_shipped_access_list(tmp_path: Path) -> None:
     """Site and node reach each other; no node commands another, no issuer speaks as another, no stranger gets in."""
     assert PASSWD is not None

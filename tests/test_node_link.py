@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.clock import MonotonicClock
-from controller.types import AgentState, GpuCap, GpuId, GpuSpec, NodeCommand, NodeId, NodeReport, Quality
+from controller.types import AgentState, GpuCap, GpuId, GpuSpec, NodeCommand, NodeFault, NodeId, NodeReport, Quality
 from drivers.mqtt import Incoming
-from drivers.node_link import COMMANDS_WAITING_MAX, LocalLink, MqttAgentLink, MqttNodeLink
+from drivers.node_link import COMMANDS_WAITING_MAX, TWINS_TOLD_S, LocalLink, MqttAgentLink, MqttNodeLink
 from drivers.node_messages import (
     command_topic,
     decode_command,
@@ -213,6 +213,20 @@ def test_retained_and_misdirected_are_never_obeyed() -> None:
     site._on_report(Incoming(report_topic("n2"), encode_report(report("n1"), age_s=0.0), False, 1.0))
     site._on_report(Incoming(report_topic("n1"), encode_report(report("n1"), age_s=0.0), True, 1.0))
     assert site.reports() == {} and (site.counts.misdirected, site.counts.retained) == (1, 1)
+
+
+def test_two_machines_under_one_name_are_told_of_and_a_restart_is_not() -> None:
+    """Their sessions throw each other out, so reports come from either in turn: a boot that was over is back."""
+    site = MqttNodeLink(session(1, "site"))
+
+    def told(boot_id: str, now_s: float) -> tuple[NodeFault, ...]:
+        seen = encode_report(report(boot_id=boot_id), age_s=0.0)
+        site._on_report(Incoming(report_topic("n1"), seen, False, now_s))
+        return site.reports()["n1"].value.faults
+
+    assert told("one", 0.0) == told("one", 1.0) == told("two", 2.0) == told("two", 3.0) == ()
+    assert told("one", 4.0) == told("two", 8.0) == told("two", 8.0 + TWINS_TOLD_S - 1.0) == (NodeFault.NODE_TWINS,)
+    assert told("two", 8.0 + TWINS_TOLD_S) == told("three", 70.0) == ()
 
 
 async def test_agent_that_does_not_listen_keeps_the_newest() -> None:

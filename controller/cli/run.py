@@ -177,7 +177,9 @@ async def _site(settings: Settings, *, node_link: NodeLink | None, notifier: Not
             reload=reload,
         )
         daemon = build(settings, replace(factories, operator=desk))
-        reporter = Reporter(settings.site, metrics=Metrics(settings.metrics_port), core=daemon.core)
+        reporter = Reporter(
+            settings.site, metrics=Metrics(settings.metrics_port), core=daemon.core, counters=factories.counters
+        )
         daemon.observe(reporter.observe)
         desk.ask(daemon.core)
         socket = ControlSocket(Path(settings.runtime_dir) / "site.sock", snapshot=reporter.document, orders=desk.take)

@@ -43,7 +43,7 @@ class MeterFlag(StrEnum):
 
 @unique
 class NodeFault(StrEnum):
-    """What a node agent found wrong with its GPUs and files; the values are the mode table's names."""
+    """What is wrong with a node's GPUs, files or name, in its report; the values are the mode table's names."""
 
     GPU_HUNG = "gpu_hung"
     GPU_LOST = "gpu_lost"
@@ -54,6 +54,7 @@ class NodeFault(StrEnum):
     FOREIGN_WRITER_WON = "foreign_writer_won"  # most of its GPUs are left to another tool
     CAP_CLAMPED = "cap_clamped"
     ORIGINALS_CORRUPT = "originals_corrupt"
+    NODE_TWINS = "node_twins"  # found by the site's end of the wire: two agents take turns under one name
 
 
 @unique
