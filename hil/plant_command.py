@@ -52,8 +52,10 @@ def bench_plant(
         _show(console, outcomes, prepared)
     if page is not None:
         text = f"{_basis(cores=cores)}\n\n{markdown(tables(outcomes, prepared))}"
-        put_between_markers(Path(page), text)
+        kept = put_between_markers(Path(page), text, is_part=only is not None)
         console.print(f"[dim]tables in[/dim] {page}", highlight=False)
+        if kept:
+            console.print(f"[dim]kept as they were, not measured now:[/dim] {', '.join(kept)}", highlight=False)
     broken = broken_promises(outcomes)
     for line in broken:
         console.print(f"[bold red]not kept:[/bold red] {line}", highlight=False)

@@ -5,6 +5,7 @@ Every number is out of a result; a run that failed or was cut short says so in i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,8 @@ SWING, RAMP = "ieso-ramp.swing-15s", "ieso-ramp.ramp-60s"
 NO_ROW = "-"
 SAFE_HEAD = "crash-safe: transient, power, energy (%)"
 BROKEN_SHOWN = 4
+FIGURES, TRACES, FIELD, RECORDS = "Named figures", "Every trace", "The field site", "Records"
+TITLES = ("", FIGURES, TRACES, FIELD, RECORDS)  # in reading order, after what is said of all of them
 
 
 @frozen
@@ -38,7 +41,7 @@ def tables(outcomes: Sequence[Outcome], traces: Sequence[PreparedTrace]) -> tupl
     found = (
         _figures([o for o in outcomes if o.job.case.group == "figures"]),
         _traces([o for o in outcomes if o.job.case.group == "traces"], alone),
-        _traces([o for o in outcomes if o.job.case.group == "field"], alone, title="The field site"),
+        _traces([o for o in outcomes if o.job.case.group == "field"], alone, title=FIELD),
         _records(traces),
     )
     return tuple(t for t in found if t.rows)
@@ -117,11 +120,11 @@ def _figures(outcomes: Sequence[Outcome]) -> TableText:
             rows.append((*head, NO_ROW, _why(o), *[NO_ROW] * 3))
             continue
         rows.append((*head, _lost(o), _verdict(o.result), _said(o.result), _safe(o), f"{speed(o):.0f}"))
-    return TableText("Named figures", heads, tuple(rows))
+    return TableText(FIGURES, heads, tuple(rows))
 
 
 def _traces(
-    outcomes: Sequence[Outcome], alone: Mapping[tuple[str, str], dict[str, Any]], *, title: str = "Every trace"
+    outcomes: Sequence[Outcome], alone: Mapping[tuple[str, str], dict[str, Any]], *, title: str = TRACES
 ) -> TableText:
     heads = (
         "trace",
@@ -165,7 +168,7 @@ def _records(traces: Sequence[PreparedTrace]) -> TableText:
         )
         for t in traces
     )
-    return TableText("Records", ("file", "step", "length", "multiplier", "mean"), rows)
+    return TableText(RECORDS, ("file", "step", "length", "multiplier", "mean"), rows)
 
 
 def short_name(trace: str) -> str:
@@ -253,15 +256,36 @@ def markdown(found: Sequence[TableText]) -> str:
     return "\n".join(parts)
 
 
-def put_between_markers(path: Path, text: str) -> None:
-    """Replace what stands between the markers of `path`; a page that is not there yet is made of the text alone."""
-    block = f"{BEGIN}\n{text.rstrip()}\n{END}\n"
+def put_between_markers(path: Path, text: str, *, is_part: bool = False) -> tuple[str, ...]:
+    """Replace what stands between the markers of `path`; a page that is not there yet is made of the text alone.
+
+    With `is_part` the page keeps tables that `text` has none of, in their places; their titles are returned.
+    """
     try:
-        page = path.read_text(encoding="utf-8") if path.exists() else block
+        page = path.read_text(encoding="utf-8") if path.exists() else f"{BEGIN}\n{END}\n"
         before, has_begin, rest = page.partition(BEGIN)
-        _, has_end, after = rest.partition(END)
+        known, has_end, after = rest.partition(END)
         if not (has_begin and has_end):
             raise BadInput(f"--out {path}: no lines {BEGIN} and {END} to write the tables between")
-        write_whole(path, f"{before}{block.rstrip()}{after}")
+        kept: tuple[str, ...] = ()
+        if is_part:
+            text, kept = _merged(known, text)
+        write_whole(path, f"{before}{BEGIN}\n{text.rstrip()}\n{END}{after}")
     except OSError as error:
         raise BadInput(f"--out {path}: {error.strerror or error}") from None
+    return kept
+
+
+def _merged(known: str, text: str) -> tuple[str, tuple[str, ...]]:
+    """`text` with the tables of `known` that it has none of, in reading order; the titles of those."""
+    old, new = _by_title(known), _by_title(text)
+    kept = tuple(title for title in old if title not in new)
+    titles = sorted({**old, **new}, key=lambda title: TITLES.index(title) if title in TITLES else len(TITLES))
+    return "\n".join(new.get(title) or old[title] for title in titles), kept
+
+
+def _by_title(text: str) -> dict[str, str]:
+    """Each table with its heading, by its title; what stands before the first is under no title."""
+    first, *parts = re.split(r"^### ", text, flags=re.MULTILINE)
+    found = {"": first.strip() + "\n"} if first.strip() else {}
+    return found | {part.partition("\n")[0]: f"### {part.rstrip()}\n" for part in parts}

@@ -305,6 +305,23 @@ def test_hand_written_text_stays(tmp_path: Path) -> None:
     assert (tmp_path / "new.md").read_text(encoding="utf-8") == f"{BEGIN}\ntext\n{END}\n"
 
 
+def test_a_page_keeps_the_tables_of_groups_that_were_not_asked_for(tmp_path: Path) -> None:
+    """`--only field` measures one group: what the page says of the others stays, in reading order, and is named."""
+    page = tmp_path / "page.md"
+    put_between_markers(page, "Basis.\n\n### Every trace\n\n| a |\n|---|\n| 1 |\n\n### Records\n\n| r |\n")
+    page.write_text("before\n" + page.read_text(encoding="utf-8") + "after\n", encoding="utf-8")
+    new = "New basis.\n\n### The field site\n\n| f |\n\n### Records\n\n| s |\n"
+    assert put_between_markers(page, new, is_part=True) == ("Every trace",)
+    block = (
+        "New basis.\n\n### Every trace\n\n| a |\n|---|\n| 1 |\n\n### The field site\n\n| f |\n\n### Records\n\n| s |"
+    )
+    assert page.read_text(encoding="utf-8") == f"before\n{BEGIN}\n{block}\n{END}\nafter\n"
+    again = page.read_text(encoding="utf-8")
+    assert put_between_markers(page, new, is_part=True) == ("Every trace",)
+    assert page.read_text(encoding="utf-8") == again, "the same again changes nothing"
+    assert put_between_markers(page, new) == () and "Every trace" not in page.read_text(encoding="utf-8")
+
+
 def test_page_without_markers_is_left_alone(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("my notes\n", encoding="utf-8")

@@ -154,7 +154,12 @@ def plant(
     jobs: int = typer.Option(2, min=1, max=64, help="Processes at once."),
     only: str = typer.Option(None, "--only", metavar="GROUP", help="figures, traces or field; all if not given."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of tables."),
-    out: str = typer.Option(None, "--out", metavar="FILE.md", help="Write the tables between the markers of a page."),
+    out: str = typer.Option(
+        None,
+        "--out",
+        metavar="FILE.md",
+        help="Write the tables between a page's markers; --only keeps the others there.",
+    ),
 ) -> None:
     """Every recorded power trace on a 90 MW site: work lost and verdicts; exit 1 when a promise was not kept.
 
