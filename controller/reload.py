@@ -19,6 +19,10 @@ from controller.errors import BadInput
 from controller.settings import Role, Settings
 from controller.types import SiteFault, Trouble
 
+TAKEN_AT_START = (
+    "what drives GPUs takes its file when it starts; a restart (`systemctl restart rampart-node`) gives its GPUs back"
+    " first"
+)
 ANSWER_S = 0.2  # the answer reaches whoever asked before the socket closes
 
 log = structlog.get_logger("rampart")
@@ -59,12 +63,15 @@ class Reload:
         if found == self._running:
             return done("nothing in the file has changed")
         if self._running.role is not Role.SITE:
-            return refused(
-                "the file is right, but this process drives GPUs itself: stop and start it, which frees them"
-            )
+            return refused(f"the file is right, and nothing was changed: {TAKEN_AT_START}")
         log.warning("the file changed and is right: restarting with it")
         self._wants_restart.set()
         return done("the file is right: the controller restarts with it, and is back in NORMAL within 20 s")
+
+    async def hang_up(self) -> None:
+        """SIGHUP of a supervisor, or of whoever is used to it: as `ask`, answered in the log."""
+        answer = await self.ask()
+        log.warning("asked by SIGHUP to take the file", is_taken=answer["ok"], answer=answer["lines"])
 
     async def until_wanted(self) -> NoReturn:
         """Raises Restart once a right file asks for it."""

@@ -55,6 +55,25 @@ def doctor(
 
 
 @app.command()
+def reload(
+    config: Path = typer.Option(..., "-c", "--config", help="The changed node file.", show_default=False),
+) -> None:
+    """Say whether a changed node file is right. A running agent takes it only when it starts, so nothing is changed.
+
+    Exit status: 1 the file is right and not taken, 2 it is wrong. `systemctl reload rampart-node` does the same.
+
+    Example: rampart node reload -c /etc/rampart/node.yaml
+    """
+    from controller.config.site import load_settings
+    from controller.errors import BadInput, CheckFailed
+    from controller.reload import TAKEN_AT_START
+
+    if load_settings(config).node is None:
+        raise BadInput(f"{config}: role: site: a node's file is expected here; `rampart reload` is for the controller")
+    raise CheckFailed(f"{config}: the file is right, and nothing was changed: {TAKEN_AT_START}")
+
+
+@app.command()
 def smoothing(
     config: Path | None = CONFIG,
     gpu: list[str] = GPU,

@@ -72,17 +72,30 @@ def reload(socket: Path | None = SOCKET) -> None:
     """Take the changed site file by a restart that power does not show, or refuse it whole where it is wrong.
 
     Exit status 0: taken, or nothing has changed; 1: refused, and what runs keeps its settings. `systemctl reload
-    rampart-site` does the same.
+    rampart-site` does the same. A node agent takes its file when it starts: see `rampart node reload`.
 
     Example: rampart reload
     """
     _order("reload", socket)
 
 
+def _socket_for(order: str, socket: Path | None) -> Path:
+    """The controller's socket; where only a node agent runs, what a reload would come to is said."""
+    try:
+        return find_socket(socket)
+    except CheckFailed as nobody:
+        from controller.node.originals import SERVICE_STATE, NodeLock
+        from controller.reload import TAKEN_AT_START
+
+        if order == "reload" and socket is None and NodeLock(SERVICE_STATE).is_held:
+            raise CheckFailed(f"only a node agent runs here, and nothing was changed: {TAKEN_AT_START}") from None
+        raise nobody
+
+
 def _order(order: str, socket: Path | None) -> None:
     from controller.control_socket import send_order
 
-    path = find_socket(socket)
+    path = _socket_for(order, socket)
     try:
         answer: dict[str, Any] = asyncio.run(send_order(path, order))
     except (OSError, TimeoutError, ValueError) as error:

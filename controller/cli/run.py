@@ -17,6 +17,7 @@ import typer
 
 if TYPE_CHECKING:
     from controller.ports import AgentLink, NodeLink
+    from controller.reload import Reload
     from controller.sdnotify import Notifier
     from controller.settings import Settings
 
@@ -35,7 +36,8 @@ def run(
     """Run the controller of a site, the agent of a GPU node, or both, until stopped.
 
     A device or broker that is absent is waited for; what a person must mend is one line and exit status 2. SIGTERM,
-    SIGHUP and Ctrl-C stop cleanly: a node gives its GPUs their own settings back first.
+    Ctrl-C and a terminal that closes stop cleanly: a node gives its GPUs their own settings back first. Under systemd
+    SIGHUP is `rampart reload`, answered in the log.
 
     Examples: rampart run -c /etc/rampart/site.yaml    rampart run -c configs/node.example.yaml
     """
@@ -95,6 +97,7 @@ async def _serve(settings: Settings) -> None:
         session = open_session(settings, clock=clock, client_id=f"rampart-node-{settings.node.node_id}")
         assert session is not None
         link = MqttAgentLink(session, node_id=settings.node.node_id, clock=clock)
+        _heed_hangup(_reload_of(settings), notifier)
         async with _beside(session.run):
             notifier.ready()
             await _node(settings, link, notifier, on_cycle=None)
@@ -107,6 +110,27 @@ async def _serve(settings: Settings) -> None:
         agent_link = local.agent(settings.node.node_id)
         async with _beside(lambda: _site(settings, node_link=local, notifier=notifier)):
             await _node(settings, agent_link, notifier, on_cycle=lambda: None)
+
+
+def _reload_of(settings: Settings) -> Reload:
+    from controller.config.site import load_settings
+    from controller.reload import Reload
+
+    return Reload(settings, read=lambda: asyncio.to_thread(load_settings, Path(settings.config_path)))
+
+
+def _heed_hangup(reload: Reload, notifier: Notifier) -> None:
+    """Nobody's terminal closes under a supervisor: there SIGHUP asks for the file, as of any other daemon."""
+    if not notifier.is_supervised:
+        return
+    asked: set[asyncio.Task[None]] = set()
+
+    def ask() -> None:
+        task = asyncio.ensure_future(reload.hang_up())
+        asked.add(task)
+        task.add_done_callback(asked.discard)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, ask)
 
 
 def _keep_what_is_there() -> None:
@@ -150,11 +174,9 @@ async def _node(
 async def _site(settings: Settings, *, node_link: NodeLink | None, notifier: Notifier) -> None:
     from controller.app import build
     from controller.clock import MonotonicClock
-    from controller.config.site import load_settings
     from controller.control_socket import ControlSocket
     from controller.live import live_factories
     from controller.operator_desk import OperatorDesk
-    from controller.reload import Reload
     from controller.session import open_session
     from controller.telemetry import Reporter
     from drivers.audit_log import AuditLog
@@ -170,7 +192,8 @@ async def _site(settings: Settings, *, node_link: NodeLink | None, notifier: Not
         settings, clock=clock, session=session, node_link=node_link, feed_watchdog=notifier.feed_watchdog
     ) as factories:
         audit = AuditLog(Path(settings.state_dir) / "operator-audit.jsonl")
-        reload = Reload(settings, read=lambda: asyncio.to_thread(load_settings, Path(settings.config_path)))
+        reload = _reload_of(settings)
+        _heed_hangup(reload, notifier)
         desk = OperatorDesk(
             Path(settings.state_dir) / "operator.json",
             audit=lambda line: audit.append({"utc": utc_text(clock.wall_utc_s()), **line}),
