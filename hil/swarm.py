@@ -2,8 +2,8 @@
 
 One seed is one episode: a story (`draw`) as plain data, run on the small site, or on one that it draws, too. Truth is
 judged by the referee; a broken limit is forced when the same story with true readings and a whole link, its actuators
-as sick as before, breaks too. After healing NORMAL must come back in the prescribed time and every GPU be where the
-plan wants it. A failing seed prints the one line that runs it again.
+as sick as before, breaks the same row about as far. After healing NORMAL must come back in the prescribed time and
+every GPU be where the plan wants it. A failing seed prints the one line that runs it again.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ VERBS = ("off", "stuck", "garbage", "wrong", "slow", "delayed", "intermittent")
 CONTRACTS = (("ieso-ramp",), ("aeso",), ("southern",), ("atc-spp",), ("ieso-ramp", "aeso"))
 BATTERY_EVENTS = ("battery_local", "battery_derate", "battery_trip")
 CLOCK_STEP_MHZ = 15.0
+# How far beyond its reference a story may break a row: the reference knows at once what a controller finds out in the time
+# that detection takes. Of the twelve forced of seeds 1 to 232 eleven are within 6 %; 164 (a silent meter, reports 2.9 s
+# late, then the battery trips) is at 23 %, and nothing tells which part of that is ours.
+MORE_THAN_REFERENCE = 1.25
 
 
 @frozen
@@ -89,6 +93,7 @@ class Outcome:
     is_normal_late: bool
     throttled: int
     error: str
+    reference: tuple[str, ...] = ()  # what its reference broke, where something broke
 
     @property
     def is_failure(self) -> bool:
@@ -146,28 +151,38 @@ def run_tale(tale: Tale, *, recording: Path | None = None) -> Outcome:
     try:
         lab, is_late, throttled = _play(tale, tale.blows, recording=recording)
         broken = tuple(lab.broken())
-        is_forced = bool(broken) and _is_forced(tale, lab)
+        is_forced, reference = _is_forced(tale, lab) if broken else (False, ())
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError, ExceptionGroup) as error:
         return Outcome(tale.seed, 0.0, len(tale.blows), (), False, False, 0, _said(error))
     sim_s = SAFETY_S + HEALED_S
-    return Outcome(tale.seed, sim_s, len(tale.blows), broken, is_forced, is_late, throttled, "")
+    return Outcome(tale.seed, sim_s, len(tale.blows), broken, is_forced, is_late, throttled, "", reference)
 
 
-def _is_forced(tale: Tale, lab: Lab) -> bool:
-    """Whether the reference breaks a limit too, or the break is no larger than an error of the meter nobody can see.
+def _is_forced(tale: Tale, lab: Lab) -> tuple[bool, tuple[str, ...]]:
+    """Whether the reference breaks as far, or the break is no larger than an error of the meter nobody can see.
 
-    The reference has true readings and a whole link, its actuators are as sick. What a meter misreads by less than two
-    good ones may differ by has no detection: who trusts it is off by that much, and no row can ask for less.
+    With what the reference broke, in words. It has true readings and a whole link, its actuators are as sick. What a
+    meter misreads by less than two good ones may differ by has no detection: who trusts it is off by that much, and no
+    row can ask for less.
     """
     kept = tuple(b for b in tale.blows if _is_of_actuator(b))
-    if kept == tale.blows or _play(tale, kept, recording=None)[0].broken():
-        return True  # at once where the reference is this very story
+    reference = lab if kept == tale.blows else _play(tale, kept, recording=None)[0]  # this very story: not run twice
+    words = tuple(reference.broken())
+    if _is_no_further(lab, reference):
+        return True, words
     unseen = tuple(b for b in tale.blows if b.port == "meter" and _unseen_frac(b) > 0.0)
     if not unseen:
-        return False
+        return False, words
     frac = max(map(_unseen_frac, unseen))
     twin = _play(tale, kept + unseen, recording=None)[0]
-    return all(_is_within(found, frac) for found in (lab, twin)) and bool(twin.broken())
+    is_forced = all(_is_within(found, frac) for found in (lab, twin)) and bool(twin.broken())
+    return is_forced, tuple(twin.broken()) if is_forced else words
+
+
+def _is_no_further(lab: Lab, reference: Lab) -> bool:
+    """Every row that is broken the reference breaks as well, and about as far."""
+    most = {row.id: MORE_THAN_REFERENCE * row.worst for row in reference.broken_rows()}
+    return all(row.worst <= most.get(row.id, -math.inf) for row in lab.broken_rows())
 
 
 def _is_of_actuator(blow: Blow) -> bool:
@@ -292,6 +307,7 @@ def recording_of(out: Path, seed: int) -> Path:
 def why(found: Outcome) -> str:
     """What makes it a failure, in words; empty when it held."""
     words = [found.error] if found.error else list(found.broken if not found.is_forced else ())
+    words += [f"its reference {'; '.join(found.reference) or 'held'}"] if words and not found.error else []
     words += ["not NORMAL in time"] if found.is_normal_late else []
     words += [f"{found.throttled} GPUs left throttled"] if found.throttled else []
     return ", ".join(words)

@@ -65,7 +65,10 @@ class Tally:
             "failing_seeds": [f.seed for f in failures],
             "episodes": self.episodes,
             "forced": len(self.forced),
-            "forced_cases": {str(f.seed): list(f.broken) for f in sorted(self.forced, key=lambda f: f.seed)},
+            "forced_cases": {
+                str(f.seed): {"story": list(f.broken), "reference": list(f.reference)}
+                for f in sorted(self.forced, key=lambda f: f.seed)
+            },
             "late_normal": sum(f.is_normal_late for f in failures),
             "errors": sum(bool(f.error) for f in failures),
             "is_whole": is_whole,
@@ -85,7 +88,7 @@ def told(summary: Mapping[str, Any]) -> str:
             f"{', '.join(map(str, s['failing_seeds']))} ({s['violations']} broke a limit, {s['throttled_left']} left "
             f"GPUs throttled, {s['late_normal']} were late to NORMAL, {s['errors']} ended in an error)"
         )
-    forced = ", ".join(f"{seed} ({'; '.join(rows)})" for seed, rows in s["forced_cases"].items()) or "none"
+    forced = ", ".join(f"{seed} ({_beside(case)})" for seed, case in s["forced_cases"].items()) or "none"
     return "\n".join(
         (
             f"{s['hours']} h in {s['episodes']} episodes with {s['faults']} faults"
@@ -96,6 +99,11 @@ def told(summary: Mapping[str, Any]) -> str:
             f"{s['processor_s']} s of processor with {s['jobs']} workers",
         )
     )
+
+
+def _beside(case: Mapping[str, Sequence[str]]) -> str:
+    """What a forced story broke, and its reference beside it."""
+    return f"{'; '.join(case['story'])}, its reference {'; '.join(case['reference'])}"
 
 
 class Progress:
