@@ -42,9 +42,9 @@ VERBS = ("off", "stuck", "garbage", "wrong", "slow", "delayed", "intermittent")
 CONTRACTS = (("ieso-ramp",), ("aeso",), ("southern",), ("atc-spp",), ("ieso-ramp", "aeso"))
 BATTERY_EVENTS = ("battery_local", "battery_derate", "battery_trip")
 CLOCK_STEP_MHZ = 15.0
-# How far beyond its reference a story may break a row: the reference knows at once what a controller finds out in the time
-# that detection takes. Of the twelve forced of seeds 1 to 232 eleven are within 6 %; 164 (a silent meter, reports 2.9 s
-# late, then the battery trips) is at 23 %, and nothing tells which part of that is ours.
+# How far beyond its reference a story may break a row: the reference knows at once what a controller finds out in the
+# time that detection takes. Of the twelve forced of seeds 1 to 232 eleven are within 6 %; 164 (a silent meter, reports
+# 2.9 s late, then the battery trips) is at 23 %, and nothing tells which part of that is ours.
 MORE_THAN_REFERENCE = 1.25
 
 
