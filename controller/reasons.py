@@ -36,7 +36,7 @@ def _subjects(flag: Flag, image: SiteImage, epoch: int) -> list[str]:
     """Devices, issuers or nodes that the flag is about, in order; empty where it is about the whole site."""
     found = {trouble.subject for trouble in image.troubles if trouble.fault.value == flag.value}
     if flag in (Flag.NODE_OBEYS_OTHER, Flag.LEADERSHIP_LOST):
-        found |= {f"{r.value.node_id}: {r.value.acked_epoch} for {epoch}" for r in _of_others(image, epoch)}
+        found |= {f"{r.value.node_id}: epoch {r.value.acked_epoch} over our {epoch}" for r in _of_others(image, epoch)}
     for reading in image.nodes:
         report, is_heard = reading.value, reading.quality is not Quality.MISSING
         is_told = is_heard and any(fault.value == flag.value for fault in report.faults)

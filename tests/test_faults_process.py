@@ -173,7 +173,7 @@ def test_one_node_alone_deposes_nobody(state: str) -> None:
         fixed_w, span = trace.decision.readings.acks.fixed_w, trace.decision.fleet.table.spans[NodeId("training-0")]
         assert np.isfinite(fixed_w[span]).all() and np.isnan(np.delete(fixed_w, span)).all()
         reason = next(r for r in trace.decision.mode.reasons if r.flag is Flag.NODE_OBEYS_OTHER)
-        assert f"(training-0: {2**53} for {lab.lease.epoch}): find out" in said(
+        assert f"(training-0: epoch {2**53} over our {lab.lease.epoch}): find" in said(
             reason, trace.image, epoch=lab.lease.epoch
         )
         await lab.restart()
