@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from controller.ports import Clock
 from controller.types import NodeCommand, NodeFault, NodeId, NodeReport, Quality, Reading
@@ -133,6 +133,10 @@ class MqttAgentLink:
     @property
     def is_up(self) -> bool:
         return self._session.is_up
+
+    def counted(self) -> dict[str, int]:
+        """All that this end counts: of the link and of its session."""
+        return {**asdict(self._session.counts), **asdict(self.counts)}
 
     async def publish(self, report: NodeReport) -> None:
         """Queue the report with its present age; dropped without a session."""

@@ -86,6 +86,7 @@ def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 async def _serve(settings: Settings) -> None:
     from controller.clock import MonotonicClock
+    from controller.node.watch import tell_drops
     from controller.sdnotify import Notifier
     from controller.session import open_session
     from controller.settings import Role
@@ -98,7 +99,7 @@ async def _serve(settings: Settings) -> None:
         assert session is not None
         link = MqttAgentLink(session, node_id=settings.node.node_id, clock=clock)
         _heed_hangup(_reload_of(settings), notifier)
-        async with _beside(session.run):
+        async with _beside(session.run), _beside(lambda: tell_drops(link.counted, say=_say, clock=clock)):
             notifier.ready()
             await _node(settings, link, notifier, on_cycle=None)
     elif settings.role is Role.SITE:
@@ -150,22 +151,26 @@ async def _beside(runner: Callable[[], Coroutine[Any, Any, None]]) -> Any:
             task.cancel()
 
 
+def _say(subject: str, what: str) -> None:
+    """What a node has to tell, as a line of the log."""
+    import structlog
+
+    structlog.get_logger("rampart").info(what, subject=subject)
+
+
 async def _node(
     settings: Settings, link: AgentLink, notifier: Notifier, *, on_cycle: Callable[[], None] | None
 ) -> None:
-    import structlog
-
     from controller.clock import MonotonicClock
     from controller.node.run import run_node
 
-    log = structlog.get_logger("rampart")
     assert settings.node is not None
     _keep_what_is_there()
     await run_node(
         settings.node,
         link=link,
         clock=MonotonicClock(),
-        say=lambda subject, what: log.info(what, subject=subject),
+        say=_say,
         notifier=notifier,
         on_cycle=on_cycle,
     )

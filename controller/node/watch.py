@@ -1,11 +1,12 @@
-"""What a node's GPUs tell by themselves, GPUs that appear while the agent runs, and a log that repeats do not fill.
+"""What a node's GPUs and links tell by themselves, GPUs that appear meanwhile, and a log that repeats do not fill.
 
-Both only ever inform: a word to the log and a nudge to that GPU's worker, which reads it and finds out what is true.
+All only ever inform: a word to the log and a nudge to that GPU's worker, which reads it and finds out what is true.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from controller.clock import NS_PER_S
 from controller.ports import Clock, DriverError, GpuNode
@@ -14,6 +15,11 @@ from controller.types import GpuEvent, GpuId
 LOOK_S = 30.0  # between two looks for GPUs that were not there
 RETRY_S = 30.0  # before listening again where listening failed
 REPEAT_S = 60.0  # the same word of the same GPU is not repeated sooner: Xid errors come in storms
+
+DROPS_LOOK_S = 60.0
+NO_DROPS = frozenset(
+    {"sessions", "dropped_without_session"}
+)  # counts that are no fault of anybody's: the link is told of
 
 Events = Callable[[Sequence[GpuId]], AsyncIterator[GpuEvent]]
 MoreGpus = Callable[[frozenset[GpuId]], Awaitable[Sequence[GpuNode]]]
@@ -56,3 +62,16 @@ async def hear_events(
         except DriverError:
             pass  # no events on these GPUs, or the driver went away: readings tell the same, a little later
         await clock.sleep_until_ns(clock.now_ns() + round(RETRY_S * NS_PER_S))
+
+
+async def tell_drops(counts: Callable[[], Mapping[str, int]], *, say: Callable[[str, str], None], clock: Clock) -> None:
+    """Once a minute, what the agent's link dropped or lost since the last look; nothing where nothing was."""
+    before = Counter(counts())
+    while True:
+        await clock.sleep_until_ns(clock.now_ns() + round(DROPS_LOOK_S * NS_PER_S))
+        now = Counter(counts())
+        found = {what: count for what, count in (now - before).items() if what not in NO_DROPS}
+        before = now
+        if found:
+            said = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in sorted(found.items()))
+            say("link", f"in the last minute: {said}")
