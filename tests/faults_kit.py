@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from controller.audit.referee import Referee
 from controller.modes import TABLE, Flag
-from controller.types import FloatArray, Mode, RampLimit, SwingLimit
-from hil.lab_site import SETTLE_S, lab_scenario
+from controller.types import FloatArray, Mode, RampLimit, RowVerdict, SwingLimit
+from hil.lab_site import LIMIT_MEGAWATT, MW, RAMP_FROM_S, SETTLE_S, lab_scenario
 from hil.matrix_lab import Lab, in_lab
 
 RECOVER_S = 30.0  # NORMAL within 30 T after the last dwell of 10 T
 DWELL_S = 10.0
+COMES_DOWN_S = 12.0  # from the fault on: what the rows left to come down to the ceiling of the state "limit"
+CEILING_SLACK = 1.002  # of the ceiling, on means of a second: what the load's ripple leaves between two samples
 SEEN_S = 0.25  # two cycles: what a meter says is acted on in the first that hears it
 OWN_AT_LIMIT = frozenset({Flag.ENVELOPE_BUSY})  # the envelope's own doubt of the planner, which is no fault's doing
 
@@ -33,6 +37,7 @@ def play(
     after_start: bool = False,
     reference: Begin | None = None,
     loss: Loss | None = None,
+    stays_s: float = 2.0,
     options: dict[str, Any] | None = None,
     **scenario: Any,
 ) -> Lab:
@@ -40,7 +45,7 @@ def play(
 
     `reference` makes the part of the fault that no knowledge could avoid: the same site with true readings and that
     part alone decides whether a broken limit was forced. `loss`: it is when it is no more than what the battery took
-    with it, by truth.
+    with it, by truth. `stays_s`: what is judged of NORMAL, once it is back. At the limit the ceiling is judged as well.
     """
 
     def story_of(begin_now: Begin, react_now: React, *, is_reference: bool) -> Callable[[Lab], Awaitable[None]]:
@@ -56,7 +61,9 @@ def play(
             (heal or Lab.heal)(lab)
             if not is_reference and recovers:
                 await lab.until(lambda: is_normal(lab, state), within_s=recovery_s(lab))
-                await lab.run(2.0)
+                await lab.run(stays_s)
+            if not is_reference and state == "limit":
+                await lab.run(max(0.0, SETTLE_S[state] + COMES_DOWN_S + 4.0 - lab.now_s))
 
         return story
 
@@ -68,7 +75,15 @@ def play(
         assert reference is not None, f"broken: {broken}"
         twin = in_lab(story_of(reference, _for(20.0), is_reference=True), lab_scenario(state, **scenario))
         assert twin.broken(), f"not forced: {broken}"
+    if is_judged and state == "limit":
+        assert_under_ceiling(lab, from_s=began_s[0] + COMES_DOWN_S, to_s=lab.now_s)
     return lab
+
+
+def assert_under_ceiling(lab: Lab, *, from_s: float, to_s: float) -> None:
+    """The ceiling of the state "limit" between two instants, on means of a second of plant truth. After `verdicts`."""
+    top_w = highest_w(lab, from_s=from_s, to_s=to_s)
+    assert top_w <= CEILING_SLACK * LIMIT_MEGAWATT * MW, f"ceiling: {top_w:.4g} > {LIMIT_MEGAWATT} MW"
 
 
 def recovery_s(lab: Lab) -> float:
@@ -94,9 +109,13 @@ async def flagged(lab: Lab, *flags: Flag, since_s: float, within_s: float) -> No
 
 def second_means(lab: Lab, *, from_s: float, to_s: float) -> tuple[FloatArray, int]:
     """1 s means of true power between two instants, at every step of the plant; how many steps a second has."""
-    per_s = round(1e9 / lab.world.plant.step_ns)
-    means = np.convolve(lab.pcc_w(), np.full(per_s, 1.0 / per_s), mode="valid")
+    means, per_s = _means(lab, lab.pcc_w())
     return means[round(from_s * per_s) : round(to_s * per_s)], per_s
+
+
+def _means(lab: Lab, power_w: FloatArray) -> tuple[FloatArray, int]:
+    per_s = round(1e9 / lab.world.plant.step_ns)
+    return np.convolve(power_w, np.full(per_s, 1.0 / per_s), mode="valid"), per_s
 
 
 def highest_w(lab: Lab, *, from_s: float, to_s: float) -> float:
@@ -109,6 +128,27 @@ def step_w(lab: Lab, *, from_s: float, to_s: float) -> float:
     lab.verdicts()
     means, per_s = second_means(lab, from_s=round(from_s), to_s=round(to_s))
     return float(np.abs(means[per_s:] - means[:-per_s]).max())
+
+
+def load_step_w(lab: Lab, *, from_s: float, to_s: float) -> float:
+    """The same of true load, which nobody follows where there is no controller. After `verdicts`."""
+    means, per_s = _means(lab, lab.pcc_w() + lab.battery_w())
+    part = means[round(from_s) * per_s : round(to_s) * per_s]
+    return float(np.abs(part[per_s:] - part[:-per_s]).max())
+
+
+def broken_between(lab: Lab, from_s: float, to_s: float = math.inf) -> list[str]:
+    """Rows broken on the truth between two instants alone, as of a record that begins with the first. After `verdicts`.
+
+    For stories in which the rows are not asked for all the time: a controller that died, or a machine that stood still.
+    """
+    per_s = round(1e9 / lab.world.plant.step_ns)
+    pcc_w = lab.pcc_w()[round(from_s * per_s) :]
+    pcc_w = pcc_w if math.isinf(to_s) else pcc_w[: round((to_s - from_s) * per_s)]
+    referee = Referee(lab.site.contract)
+    referee.feed(np.arange(pcc_w.size, dtype=np.float64) / per_s, pcc_w)
+    found = [r for r in referee.finish().limits if r.verdict is RowVerdict.BROKEN]
+    return [f"{r.id}: {r.worst:.4g} > {r.limit:.4g} at {from_s + r.worst_t_s:.1f} s" for r in found]
 
 
 def moved_w(lab: Lab, *, from_s: float, to_s: float, window_s: float) -> tuple[float, float]:
@@ -130,6 +170,11 @@ class Loss:
     """What goes without a battery: the load's own change after the fault, which nobody can follow any more."""
 
     change_w: float = 0.0
+
+
+def left_of_drop_w(state: str, lab_s: float) -> float:
+    """What of the ramp's 25 MW in 8 s is still to leave."""
+    return 25 * MW * (1.0 - (lab_s - RAMP_FROM_S) / 8.0) if state == "ramp" else 0.0
 
 
 def beyond_loss(lab: Lab, at_s: float, loss: Loss) -> list[str]:

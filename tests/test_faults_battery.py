@@ -10,15 +10,10 @@ from controller.allocate import worst_case_w
 from controller.modes import Flag
 from controller.types import MeterSample, Mode, Reading
 from controller.view import envelope_battery
-from hil.lab_site import MW, RAMP_FROM_S, SETTLE_S
+from hil.lab_site import MW, SETTLE_S
 from hil.matrix import row
 from hil.matrix_lab import Lab
-from tests.faults_kit import Loss, battery, flagged, play
-
-
-def left_of_drop_w(state: str, lab_s: float) -> float:
-    """What of the ramp's 25 MW in 8 s is still to leave."""
-    return 25 * MW * (1.0 - (lab_s - RAMP_FROM_S) / 8.0) if state == "ramp" else 0.0
+from tests.faults_kit import Loss, battery, flagged, left_of_drop_w, play
 
 
 def caps_w(lab: Lab) -> float:

@@ -33,10 +33,11 @@ from drivers.errors import (
 from drivers.identity import IdentityBook
 from drivers.modbus import ModbusDevice
 from drivers.sunspec import layout
+from hil.lab_site import SETTLE_S
 from hil.matrix import row
 from hil.matrix_lab import Lab
 from hil.modbus_server import ExceptionCode, ModbusServer, RegisterFault
-from tests.faults_kit import flagged
+from tests.faults_kit import Loss, flagged, left_of_drop_w
 from tests.faults_kit import play as play_site
 from tests.modbus_kit import TIMEOUT_S, ScriptedServer, Table, device, reply, u16, until
 from tests.test_sunspec_battery import Rig, opened
@@ -358,9 +359,12 @@ async def refused(attempt: Callable[[], Awaitable[object]]) -> None:
 
 
 def site_loses_battery(state: str) -> None:
-    """The site is told, plans without the battery, and waits for a person."""
+    """The site is told, plans without the battery, and waits for a person.
 
-    def fail(reading: Reading[Any]) -> Reading[Any]:
+    The device takes no order any more, so what the load does meanwhile is on the meter whoever controls.
+    """
+
+    def fail(_: object) -> Any:
         raise DeviceChanged("battery", "scale factor at 40093 is not as when it was armed first")
 
     async def react(lab: Lab, since_s: float) -> None:
@@ -371,10 +375,11 @@ def site_loses_battery(state: str) -> None:
         await lab.run(15.0)
         assert Flag.DEVICE_CHANGED in lab.last.flags, "until an operator acts"
 
-    def forced(lab: Lab) -> None:
-        lab.hooks.battery = fail
+    def begin(lab: Lab) -> None:
+        lab.hooks.battery = lab.hooks.battery_write = fail
 
-    play_site(state, begin=forced, react=react, recovers=False, reference=forced)
+    forced = Loss(left_of_drop_w(state, SETTLE_S[state])) if state in ("limit", "ramp") else None
+    play_site(state, begin=begin, react=react, recovers=False, loss=forced)
 
 
 @row("M8")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from controller.allocate import CLOCK_STEP_MHZ
+from controller.check_death import death_step
 from controller.config.site import parse_site
 from controller.control_socket import Peer
 from controller.modes import DWELL_CYCLES, Flag
@@ -15,17 +18,24 @@ from controller.operator_desk import OperatorDesk
 from controller.reasons import said
 from controller.reload import Reload
 from controller.settings import Settings
-from controller.types import AgentState, GpuCap, Mode, NodeCommand, NodeId, NodeReport, Reading
+from controller.types import AgentState, GpuCap, Mode, NodeCommand, NodeId, NodeReport, RampLimit, Reading
 from drivers.recorder import FileRecorder
 from hil.lab_ports import LabLease
-from hil.lab_site import LIMIT_MEGAWATT, MW, SITE
+from hil.lab_site import MW, SITE, TOP_MHZ
 from hil.matrix import row
 from hil.matrix_lab import Lab
-from tests.faults_kit import flagged, highest_w, play, step_w
+from tests.faults_kit import (
+    COMES_DOWN_S,
+    assert_under_ceiling,
+    broken_between,
+    flagged,
+    load_step_w,
+    play,
+    step_w,
+)
 
-DEATH_STEP_W = 5 * MW  # per second; the nodes' slopes and the battery's own ramp keep within it
 CAPS_BOUNDED_S, BATTERY_AWAY_S, NORMAL_S = 5.0, 30.0, 20.0
-COMES_DOWN_S = 12.0  # what the rows left to come down to the ceiling, and went on doing so by itself
+STAYS_S = 20.0  # of the next controller's work that is judged: longer than the shortest row looks back
 
 
 async def dies_and_returns(lab: Lab, since_s: float, state: str, span: list[tuple[float, float]]) -> None:
@@ -41,7 +51,7 @@ async def dies_and_returns(lab: Lab, since_s: float, state: str, span: list[tupl
     slope_w_per_s = battery._reversion_w_per_s
     away_s = max(BATTERY_AWAY_S, lab.site.ttl_periods * lab.site.planner_period_s + abs(held_w) / slope_w_per_s + 0.5)
     assert slope_w_per_s > 0.25 * MW and (state == "ramp" or away_s == BATTERY_AWAY_S)
-    await lab.run(away_s - CAPS_BOUNDED_S)
+    await keeps_the_slope(lab, away_s - CAPS_BOUNDED_S)
     assert {node.node_id: node._seq for node in lab.link.nodes.values()} == written
     assert abs(battery.power_w) < 0.5 * MW, battery.power_w
     span.append((since_s, lab.now_s))
@@ -53,11 +63,33 @@ async def dies_and_returns(lab: Lab, since_s: float, state: str, span: list[tupl
     assert state == "cold" or lab.saw(Flag.RESTARTED, since_s=since_s)
 
 
+async def keeps_the_slope(lab: Lab, seconds: float) -> None:
+    """What the nodes' caps let GPUs draw comes down at the contract's slope and never steps, whatever the GPUs do."""
+    site, whole_s = lab.site, int(seconds)
+    range_w = site.gpu_peak_w - site.gpu_idle_w
+    slope_w_per_s = min(row.max_w / row.window_s for row in site.contract.limits if isinstance(row, RampLimit))
+    seen_w = [range_w * float(np.mean(lab.caps_mhz())) / TOP_MHZ]
+    for k in range(whole_s + 1):
+        await lab.run(1.0 if k < whole_s else seconds - whole_s)
+        seen_w.append(range_w * float(np.mean(lab.caps_mhz())) / TOP_MHZ)
+    step_w_max = slope_w_per_s + range_w * CLOCK_STEP_MHZ / TOP_MHZ  # all nodes may round to their next clock at once
+    assert all(before - after <= step_w_max for before, after in pairwise(seen_w)), seen_w
+
+
 def assert_held(lab: Lab, state: str, from_s: float, to_s: float) -> None:
-    """From death to re-arming: no step beyond what `rampart check` prints, and the ceiling."""
-    assert step_w(lab, from_s=from_s, to_s=to_s) <= DEATH_STEP_W
+    """From death to re-arming: no step beyond what `rampart check` prints, and the ceiling; before and after, the rows.
+
+    Nobody follows the load between the two, so its own steps are on the meter, and beside them one second of the slope
+    that nodes and battery share.
+    """
+    slope_w_per_s = min(row.max_w / row.window_s for row in lab.site.contract.limits if isinstance(row, RampLimit))
+    printed_w = death_step(lab.site, None, expiry_s=None, bank_slope=None).step_w
+    died_w = step_w(lab, from_s=from_s, to_s=to_s)
+    assert died_w <= printed_w + load_step_w(lab, from_s=from_s, to_s=to_s) + slope_w_per_s
     if state == "limit":
-        assert highest_w(lab, from_s=from_s + COMES_DOWN_S, to_s=to_s) <= LIMIT_MEGAWATT * MW
+        assert_under_ceiling(lab, from_s=from_s + COMES_DOWN_S, to_s=lab.now_s)
+    assert from_s < 1.0 or not (broken := broken_between(lab, 0.0, from_s)), broken
+    assert not (broken := broken_between(lab, to_s)), broken
 
 
 @row("X1")
@@ -68,7 +100,7 @@ def test_kill(state: str) -> None:
     async def react(lab: Lab, since_s: float) -> None:
         await dies_and_returns(lab, since_s, state, span)
 
-    lab = play(state, begin=lambda lab: None, react=react, after_start=True, is_judged=False)
+    lab = play(state, begin=lambda lab: None, react=react, after_start=True, is_judged=False, stays_s=STAYS_S)
     assert_held(lab, state, *span[0])
 
 
@@ -110,7 +142,7 @@ def test_out_of_memory(state: str) -> None:
         await lab.run(0.35)
         await dies_and_returns(lab, since_s, state, span)
 
-    lab = play(state, begin=lambda lab: None, react=react, after_start=True, is_judged=False)
+    lab = play(state, begin=lambda lab: None, react=react, after_start=True, is_judged=False, stays_s=STAYS_S)
     assert_held(lab, state, *span[0])
 
 
@@ -118,9 +150,12 @@ def test_out_of_memory(state: str) -> None:
 def test_two_controllers(state: str) -> None:
     """A node tells of another's epoch: this one writes nothing and stays out; nodes ignore it; the new one controls."""
 
+    span: list[float] = []
+
     async def react(lab: Lab, since_s: float) -> None:
         await lab.run(2.0)
         old = lab.lease
+        span.append(lab.now_s)
 
         def told(reading: Reading[NodeReport]) -> Reading[NodeReport]:
             return replace(reading, value=replace(reading.value, acked_epoch=old.epoch + 1))
@@ -140,6 +175,7 @@ def test_two_controllers(state: str) -> None:
         lab.lease = LabLease(epoch=old.epoch + 1)
         lab.start()
         await lab.run(3.0)
+        span.append(lab.now_s)
         node = next(iter(lab.link.nodes.values()))
         assert node._epoch == old.epoch + 1
         cap_mhz, caps = node.clock_cap_mhz, tuple(GpuCap(g, 300, None) for g in node._ids)
@@ -149,7 +185,9 @@ def test_two_controllers(state: str) -> None:
         assert node._epoch == old.epoch + 1 and node._seq < 10**6, "whoever was deposed is not obeyed"
         assert node.clock_cap_mhz != 300 and (np.isnan(cap_mhz) or node.clock_cap_mhz > 0.5 * cap_mhz)
 
-    play(state, begin=lambda lab: None, react=react, after_start=True, is_judged=False)
+    lab = play(state, begin=lambda lab: None, react=react, after_start=True, is_judged=False, stays_s=STAYS_S)
+    lab.verdicts()
+    assert not (broken := [*broken_between(lab, 0.0, span[0]), *broken_between(lab, span[1])]), broken
 
 
 @row("X4")

@@ -24,7 +24,15 @@ from hil.lab_site import MW, SETTLE_S, lab_scenario
 from hil.matrix import row
 from hil.matrix_lab import Lab, in_lab
 from tests.dsx_kit import grid, issuer, sender
-from tests.faults_kit import DWELL_S, RECOVER_S, flagged, is_normal, recovery_s
+from tests.faults_kit import (
+    COMES_DOWN_S,
+    DWELL_S,
+    RECOVER_S,
+    assert_under_ceiling,
+    flagged,
+    is_normal,
+    recovery_s,
+)
 
 TOPIC = load_target_topic("acme")
 LEVEL = {"steady": 64.0, "limit": 54.0, "ramp": 60.0}
@@ -120,6 +128,8 @@ def play(state: str, folder: Path, react: Any, *, recovers: bool = True, **site:
         await react(lab, desk, lab.now_s)
         if recovers:
             await lab.until(lambda: is_normal(lab, state), within_s=recovery_s(lab))
+        if state == "limit":
+            await lab.run(max(0.0, SETTLE_S[state] + COMES_DOWN_S + 4.0 - lab.now_s))
         desk.source._audit.close()
 
     lab = in_lab(story, lab_scenario("steady", site=site))
@@ -178,7 +188,9 @@ def unchanged(state: str, tmp_path: Path, act: Callable[[Grid], Sequence[Refusal
         assert desk.target_w() == before(state)
 
     sent: set[RefusalReason] = set()
-    play(state, tmp_path, react)
+    lab = play(state, tmp_path, react)
+    if state == "limit":  # what was dropped did not loosen the target in force, on truth
+        assert_under_ceiling(lab, from_s=SETTLE_S[state] + COMES_DOWN_S, to_s=lab.now_s)
     assert {line["reason"] for line in audited(tmp_path, "refused_unverified")} == sent
 
 

@@ -16,7 +16,7 @@ from hil import vtime
 from hil.lab_site import MW
 from hil.matrix import row
 from hil.matrix_lab import Lab
-from tests.faults_kit import SEEN_S, Begin, battery, flagged, mean_at, play, step_w
+from tests.faults_kit import SEEN_S, Begin, battery, broken_between, flagged, mean_at, play, step_w
 
 GPU_PEAK_W = 700.0
 
@@ -118,8 +118,11 @@ def test_solver_crash_ends_the_process_and_the_next_one_takes_over(state: str) -
         span.append((since_s, lab.now_s))
 
     span: list[tuple[float, float]] = []
-    lab = play(state, begin=lambda lab: None, react=react, after_start=True, policy="mpc", is_judged=False)
+    lab = play(
+        state, begin=lambda lab: None, react=react, after_start=True, policy="mpc", is_judged=False, stays_s=20.0
+    )
     assert step_w(lab, from_s=span[0][0], to_s=span[0][1]) <= 5 * MW
+    assert not (broken := broken_between(lab, span[0][0] + 3.0)), broken  # the next controller is there from then on
 
 
 @row("P5")
@@ -197,8 +200,10 @@ def test_event_loop_stalls(state: str) -> None:
         assert [t for t in lab.kicks if t > first.t_s + 0.05], "the next one does"
 
     began_s: list[float] = []
-    lab = play(state, begin=lambda lab: None, react=react, after_start=True, is_judged=False)
-    if broken := lab.broken():
+    lab = play(state, begin=lambda lab: None, react=react, after_start=True, is_judged=False, stays_s=20.0)
+    broken = lab.broken()
+    assert not (after := broken_between(lab, began_s[0] + STALL_S)), after
+    if broken:
         change_w = mean_at(lab, began_s[0]) - mean_at(lab, began_s[0] + STALL_S)
         assert abs(change_w) > 5 * MW, f"not forced: {broken}"
 
@@ -236,5 +241,6 @@ def test_suspend_and_resume(state: str) -> None:
         span.append((at_s, at_s + 14.0))
 
     span: list[tuple[float, float]] = []
-    lab = play(state, begin=lambda lab: None, react=react, after_start=True, is_judged=False)
+    lab = play(state, begin=lambda lab: None, react=react, after_start=True, is_judged=False, stays_s=20.0)
     assert step_w(lab, from_s=span[0][0], to_s=span[0][1]) <= 5 * MW
+    assert not (broken := broken_between(lab, span[0][0] + 12.0)), broken  # resumed: every row, from then on
