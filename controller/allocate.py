@@ -13,7 +13,7 @@ import numpy as np
 
 from controller.fleet import Fleet
 from controller.gpu_model import UNKNOWN, GpuCurve, PowerCurve, curve_for
-from controller.types import FloatArray, IntArray, frozen
+from controller.types import BoolArray, Feeder, FloatArray, IntArray, frozen
 
 TABLE = 2048  # points of a curve for look-up: the steepest curve moves 0.2 % from one to the next
 SHARE_MIN = 0.05  # a GPU slowed further says too little of what it would draw
@@ -123,24 +123,58 @@ def fit_worst_case(
     A clock alone bounds power only by the chord of its curve; where that is not enough every GPU gets the same share
     of its range above idle as a power limit, and the clock that its curve draws there.
     """
-    table = fleet.table
-    range_w = table.peak_w - table.idle_w
     if worst_case_w(fleet, np.vstack((clock_mhz, limit_w))) <= hard_w:
         return clock_mhz, limit_w
-    spare_w = hard_w - float((table.idle_w * table.stands_for).sum())
-    share = np.clip(spare_w / max(float((range_w * table.stands_for).sum()), 1.0), 0.0, 1.0)
+    return _shared(fleet, curves, clock_mhz, limit_w, among=np.ones(fleet.count, dtype=np.bool_), hard_w=hard_w)
+
+
+def fit_feeders(
+    fleet: Fleet, curves: Curves, caps: FloatArray, feeders: Sequence[Feeder], *, fixed_w: FloatArray
+) -> FloatArray:
+    """Caps (2, n), no higher than those given, under which all that hangs on each feeder fits its limit.
+
+    `fixed_w` (n,) is what a GPU draws whatever it is told, NaN where caps count. A job of which a part goes lower does
+    so whole.
+    """
+    found, told = caps, np.isnan(fixed_w)
+    for feeder in feeders:
+        fixed = np.where(told, _drawn_w(fleet, found), fixed_w) * fleet.table.stands_for
+        if float(fixed[feeder.is_below].sum()) <= feeder.room_w:
+            continue
+        among = feeder.is_below & told
+        hard_w = feeder.room_w - float(fixed[feeder.is_below & ~told].sum())
+        found = np.vstack(_shared(fleet, curves, found[0], found[1], among=among, hard_w=hard_w))
+    if found is caps:
+        return caps
+    return np.vstack((np.minimum(found[0], one_clock_per_job(fleet, found[0])), found[1]))
+
+
+def _shared(
+    fleet: Fleet, curves: Curves, clock_mhz: FloatArray, limit_w: FloatArray, *, among: BoolArray, hard_w: float
+) -> tuple[FloatArray, FloatArray]:
+    """The same share of their range to each GPU of `among`, where it is less than it has."""
+    table = fleet.table
+    range_w = table.peak_w - table.idle_w
+    spare_w = hard_w - float((table.idle_w * table.stands_for)[among].sum())
+    share = np.clip(spare_w / max(float((range_w * table.stands_for)[among].sum()), 1.0), 0.0, 1.0)
     shared_w = np.maximum(np.floor((table.idle_w + range_w * share) * 10.0) / 10.0, table.cap_min[1])
     clock = curves.clock_of_group(np.array([share]), np.zeros(fleet.count, dtype=np.int64)) * table.cap_max[0]
     stepped = table.cap_min[0] + np.floor((clock - table.cap_min[0]) / CLOCK_STEP_MHZ) * CLOCK_STEP_MHZ
     bounded = np.clip(stepped, table.floor_mhz, table.cap_max[0])
-    return np.minimum(clock_mhz, bounded), np.minimum(limit_w, shared_w)
+    clock_mhz = np.where(among, np.minimum(clock_mhz, bounded), clock_mhz)
+    return clock_mhz, np.where(among, np.minimum(limit_w, shared_w), limit_w)
 
 
 def worst_case_w(fleet: Fleet, caps: FloatArray) -> float:
     """What all GPUs may draw together under `caps` (2, n), by the chord of their curves; inf is free."""
+    return float((_drawn_w(fleet, caps) * fleet.table.stands_for).sum())
+
+
+def _drawn_w(fleet: Fleet, caps: FloatArray) -> FloatArray:
     table = fleet.table
     chord_w = table.idle_w + (table.peak_w - table.idle_w) * np.minimum(caps[0] / table.cap_max[0], 1.0)
-    return float((np.minimum(chord_w, np.minimum(caps[1], table.peak_w)) * table.stands_for).sum())
+    drawn_w: FloatArray = np.minimum(chord_w, np.minimum(caps[1], table.peak_w))
+    return drawn_w
 
 
 def cap_fall_w(fleet: Fleet, before: FloatArray, after: FloatArray) -> float:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from controller.ballast import declared_floor
 from controller.check_death import battery_away, death_step, direction_of, megawatt
+from controller.feeders import above
 from controller.predict import FREQUENCIES_HZ, Dip, Follower, crash_dip, follower_of, largest_drop_w
 from controller.settings import ContingencySettings, OwnSlope, SiteSettings
 from controller.types import (
@@ -96,7 +97,7 @@ def check_site(
         t_eff_s=follower.t_eff_s if follower else None,
         leftover=leftover,
         rows=tuple(_row(limit, site, follower) for limit in site.contract.limits),
-        proofs=(_fallback_proof(site), *_reserve_proofs(site)),
+        proofs=(_fallback_proof(site), *_feeder_proofs(site), *_reserve_proofs(site)),
         death_step_w=step.step_w,
         battery_away_w=away.power_w,
         battery_away_s=away.full_s,
@@ -282,6 +283,21 @@ def _fallback_proof(site: SiteSettings) -> Proof:
         + f" = {megawatt(worst_w)}; lowest ceiling or registered peak {megawatt(least_w)}"
     )
     return Proof("fallback fits without a controller", words, worst_w <= least_w)
+
+
+def _feeder_proofs(site: SiteSettings) -> tuple[Proof, ...]:
+    """The same of every breaker and feeder, whatever hangs on those below it."""
+    found = []
+    for feeder in site.feeders:
+        below = [f for f in site.feeders if f is feeder or feeder.name in above(f.name, site.feeders)]
+        other_w = sum(f.other_w_max for f in below)
+        words = (
+            f"GPUs below at fallback {megawatt(feeder.gpu_fallback_w)} + other load up to {megawatt(other_w)}"
+            f" = {megawatt(feeder.gpu_fallback_w + other_w)}; it carries {megawatt(feeder.max_w)}"
+        )
+        is_proven = feeder.gpu_fallback_w + other_w <= feeder.max_w
+        found.append(Proof(f"fallback fits feeder {feeder.name}", words, is_proven))
+    return tuple(found)
 
 
 def _reserve_proofs(site: SiteSettings) -> tuple[Proof, ...]:

@@ -17,6 +17,7 @@ from controller.arming import ARRIVAL_S, Arming, holds_back
 from controller.ballast import Ballast
 from controller.decision import Checked, Decision
 from controller.estimate import Estimate, LoadEstimator
+from controller.feeders import FeederTree
 from controller.fleet import FleetWatch, is_any_commandable
 from controller.gpu_floor import steady_floor_w
 from controller.gpu_model import GpuCurve
@@ -83,6 +84,7 @@ class SiteCore:
         self._unheld = Unheld()
         self.planning = Planning(site, planner=planner, curves=curves)
         self._basis = PlanBasis(site)
+        self._feeders = FeederTree(site.feeders)
         self._orders = NodeOrders(site)
         self._proposals = Proposals(site, epoch=epoch, orders=self._orders, proof=self._arming.battery)
         # What a cycle leaves to the next.
@@ -168,7 +170,8 @@ class SiteCore:
         is_narrowed = any(v.subject == "target" for v in verdict.violations)
         if is_narrowed and target_w is not None:
             tracker.corrected(now_s, target_w)
-        self._is_clamped = any(v.invariant == 2 for v in verdict.violations)
+        gpus = decision.fleet.table.index
+        self._is_clamped = any(v.invariant == 2 and v.subject in gpus for v in verdict.violations)
         if verdict.command.nodes:
             self._orders.written()
             self._unheld.wrote(now_s, decision.fleet, verdict.state.caps)
@@ -361,5 +364,6 @@ class SiteCore:
             tracker,
             rings=self._steering.rings,
             state=self._written,
+            feeders=self._feeders.at(decision.fleet.table),
             drift=self._drift,
         )

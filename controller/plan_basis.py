@@ -54,6 +54,7 @@ class PlanBasis:
             gpu_w_max=self.gpu_w_max,
             fall_w=fall_w,
             drift=drift,
+            feeders=view.feeders,
         )
         self.load_rise_w = known.load_rise_w()
         return known

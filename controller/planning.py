@@ -15,6 +15,7 @@ import numpy as np
 from controller.allocate import (
     Curves,
     clocks_of_caps,
+    fit_feeders,
     fit_worst_case,
     has_mixed_jobs,
     held_back_w,
@@ -40,7 +41,7 @@ from controller.settings import ContingencyKind, JobClassSettings, SiteSettings,
 from controller.swing import SwingWatch, limits_of_swing
 from controller.tier_watch import TierState, TierWatch
 from controller.tracker_io import Watch
-from controller.types import CeilingLimit, FloatArray, Mode, frozen
+from controller.types import CeilingLimit, Feeder, FloatArray, Mode, frozen
 from controller.unheld import Drift
 from controller.view import ceiling_w
 
@@ -67,6 +68,7 @@ class Known:
     gpu_w_max: float  # what all GPUs together may draw at their worst under the ceilings in force; inf without any
     fall_w: float = math.inf  # how far this plan may lower that worst case
     drift: Drift | None = None  # where no battery surely holds power on its target
+    feeders: tuple[Feeder, ...] = ()
 
     def load_rise_w(self) -> float:
         """What load may jump to under the caps in force."""
@@ -192,6 +194,7 @@ class Planning:
         self.caps = np.vstack(
             fit_worst_case(known.fleet, curves, clock_mhz=clocks_mhz, limit_w=limits_w, hard_w=hard_w)
         )
+        self.caps = fit_feeders(known.fleet, curves, self.caps, known.feeders, fixed_w=known.readings.acks.fixed_w)
         self._account(known.now_s, given, plan)
         self.armed = Armed.arm(
             known.fleet,

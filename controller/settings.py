@@ -102,6 +102,23 @@ class LoadBankSettings:
 
 
 @frozen
+class FeederSettings:
+    """A breaker or feeder below the point of common coupling, and the feeder it hangs on.
+
+    `gpu_peak_w`, `gpu_fallback_w` and `other_w_max` are of all that hangs on it: GPUs also of feeders below it, other
+    load only what hangs on none of those.
+    """
+
+    name: str
+    max_w: float
+    gpu_peak_w: float  # at their power limits
+    gpu_fallback_w: float  # at their nodes' fallback caps
+    other_w_max: float
+    node_patterns: tuple[str, ...]
+    within: str | None
+
+
+@frozen
 class OwnSlope:
     """What slope the battery can be told for when commands stop: the least, the step between slopes (0: any), where.
 
@@ -170,6 +187,7 @@ class SiteSettings:
     max_export_w: float
     release_stagger_s: float
     load_bank: LoadBankSettings | None = None
+    feeders: tuple[FeederSettings, ...] = ()
 
 
 @frozen

@@ -25,6 +25,7 @@ from controller.types import (
     EnvelopeLoadBank,
     EnvelopeState,
     EnvelopeView,
+    Feeder,
     Following,
     Limit,
     Margin,
@@ -51,11 +52,13 @@ def envelope_view(
     *,
     rings: Rings,
     state: EnvelopeState,
+    feeders: tuple[Feeder, ...] = (),
     drift: Drift | None = None,
 ) -> EnvelopeView:
     """Everything the envelope judges the decision's proposal by; `state` is what it returned last.
 
-    `drift` is how far power goes by itself while no battery surely holds it.
+    `feeders` are the site's breakers laid on its fleet; `drift` is how far power goes by itself while no battery surely
+    holds it.
     """
     track, limits, flags = decision.track, decision.in_force.limits, decision.mode.flags
     assert track is not None
@@ -73,7 +76,7 @@ def envelope_view(
         image=believed(image, decision.estimate),
         fleet=decision.fleet.table,
         acks=decision.readings.acks,
-        feeders=(),
+        feeders=feeders,
         windows=() if is_emergency else window_checks(limits, rings, image.t_mono_s),
         target_step_w=step_w,
         import_w_max=max(ceiling_w(limits, image.t_mono_s), track.low_w),

@@ -24,6 +24,7 @@ CORE_LOW = {
         "gpu_floor",
         "gpu_model",
         "headroom",
+        "feeders",
         "fleet",
         "jobs",
         "rings",

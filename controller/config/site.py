@@ -18,6 +18,7 @@ from controller.config.site_documents import (
     BatteryDoc,
     ClassDoc,
     ContingencyDoc,
+    FeederDoc,
     GridDoc,
     LoadBankDoc,
     MeterDoc,
@@ -32,6 +33,7 @@ from controller.settings import (
     BatterySettings,
     ClassMembers,
     ContingencySettings,
+    FeederSettings,
     GridSettings,
     IssuerSettings,
     JobClassSettings,
@@ -123,6 +125,7 @@ def _site(doc: SiteDoc, base: Path, origin: str) -> SiteSettings:
         max_export_w=commands.max_export_megawatt * W_PER_MEGAWATT,
         release_stagger_s=commands.release_stagger_s,
         load_bank=_load_bank(doc.load_bank) if doc.load_bank else None,
+        feeders=tuple(_feeder(f) for f in doc.feeders),
     )
 
 
@@ -175,6 +178,18 @@ def _load_bank(doc: LoadBankDoc) -> LoadBankSettings:
         step_w=doc.step_megawatt * W_PER_MEGAWATT,
         energy_j=math.inf if hours is None else hours * J_PER_MEGAWATT_HOUR,
         recovery_w=doc.recovery_megawatt * W_PER_MEGAWATT,
+    )
+
+
+def _feeder(doc: FeederDoc) -> FeederSettings:
+    return FeederSettings(
+        name=doc.name,
+        max_w=doc.limit_megawatt * W_PER_MEGAWATT,
+        gpu_peak_w=doc.gpu_peak_megawatt * W_PER_MEGAWATT,
+        gpu_fallback_w=doc.gpu_fallback_megawatt * W_PER_MEGAWATT,
+        other_w_max=doc.other_max_megawatt * W_PER_MEGAWATT,
+        node_patterns=doc.nodes,
+        within=doc.within,
     )
 
 

@@ -17,6 +17,7 @@ from controller.settings import ContingencyKind, ModbusSettings, Policy, Role, S
 from controller.types import Following
 
 CLASSES_MAX = 7  # the planner takes eight; the last is whatever no class names
+FEEDERS_MAX = 256  # each is checked against the whole fleet at every command
 SLEW_PER_S_MIN = 0.01  # a drop slower than this is no contingency: 100 s to lose a load
 TIERS = (0.0, 0.1, 0.25, 0.5)  # tolerated throughput loss, as flexibility programmes grade jobs
 
@@ -98,6 +99,24 @@ class UpsDoc(ModbusDoc):
     """A UPS, which is only read."""
 
     name: Name
+
+
+class FeederDoc(Document):
+    """A breaker or feeder: what it carries, and what hangs on it. `nodes` are shell patterns of node ids."""
+
+    name: Name
+    limit_megawatt: Positive
+    nodes: tuple[str, ...] = ()
+    within: Name | None = None
+    gpu_peak_megawatt: NonNegative
+    gpu_fallback_megawatt: NonNegative
+    other_max_megawatt: NonNegative
+
+    @model_validator(mode="after")
+    def _order(self) -> FeederDoc:
+        if self.gpu_fallback_megawatt > self.gpu_peak_megawatt:
+            raise ValueError("expected gpu_fallback_megawatt <= gpu_peak_megawatt")
+        return self
 
 
 class LoadDoc(Document):
@@ -274,6 +293,7 @@ class SiteDoc(Document):
     load_bank: LoadBankDoc | None = None
     ups: tuple[UpsDoc, ...] = ()
     load: LoadDoc | None = None
+    feeders: Annotated[tuple[FeederDoc, ...], Field(max_length=FEEDERS_MAX)] = ()
     classes: Annotated[tuple[ClassDoc, ...], Field(max_length=CLASSES_MAX)] = ()
     contingencies: tuple[ContingencyDoc, ...] = ()
     commands: CommandsDoc = CommandsDoc()
@@ -316,4 +336,20 @@ class SiteDoc(Document):
         names = [c.name for c in self.classes]
         if len(set(names)) != len(names):
             raise ValueError("classes: names must differ")
+        return self
+
+    @model_validator(mode="after")
+    def _tree(self) -> SiteDoc:
+        above = {feeder.name: feeder.within for feeder in self.feeders}
+        if len(above) != len(self.feeders):
+            raise ValueError("feeders: names must differ")
+        for name in above:
+            path, at = [name], above[name]
+            while at is not None:
+                if at not in above:
+                    raise ValueError(f"feeders: {path[-1]}: within: no feeder is called {at}")
+                if at in path:
+                    raise ValueError(f"feeders: {name} hangs on itself: {', '.join([*path, at])}")
+                path.append(at)
+                at = above[at]
         return self
