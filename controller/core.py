@@ -48,6 +48,7 @@ from controller.types import (
     Trouble,
 )
 from controller.unheld import Drift, Unheld
+from controller.ups_watch import UpsWatch
 from controller.view import battery_sample, envelope_view
 
 ANOTHER_BATTERY = Trouble(SiteFault.DEVICE_CHANGED, "battery")
@@ -85,6 +86,7 @@ class SiteCore:
         self.planning = Planning(site, planner=planner, curves=curves)
         self._basis = PlanBasis(site)
         self._feeders = FeederTree(site.feeders)
+        self._ups = UpsWatch(site.ups, fallback_frac=site.gpu_fallback_w / max(site.gpu_peak_w, 1.0))
         self._orders = NodeOrders(site)
         self._proposals = Proposals(site, epoch=epoch, orders=self._orders, proof=self._arming.battery)
         # What a cycle leaves to the next.
@@ -230,6 +232,7 @@ class SiteCore:
         readings = self._above.counted(now_s, fleet, readings)
         if estimate.is_fresh:
             self.planning.saw(estimate)
+        self._ups.see(now_s, image.ups)
         flags = self._flags(image, estimate, is_leader=is_leader)
         if Flag.RESUMED in flags:
             self._steering.lose(now_s)
@@ -271,6 +274,7 @@ class SiteCore:
                 is_bank_disobeying=self._ballast.is_disobeying,
                 is_above_cap=self._above.is_found,
                 is_plan_blind=self._basis.is_blind,
+                is_ups_low=self._ups.is_low,
             ),
         )
 
@@ -347,7 +351,8 @@ class SiteCore:
     def _plan(self, decision: Decision, tracker: Tracker, *, is_urgent: bool) -> None:
         """Make a plan and its caps; what a ceiling needs goes lower at once, for the envelope counts every moment."""
         now_s, planning = decision.image.t_mono_s, self.planning
-        view = self._view(decision, tracker)
+        # What falls with time is planned as it will stand when the next plan's caps arrive.
+        view = self._view(decision, tracker, ahead_s=2.0 * self.site.planner_period_s)
         known = self._basis.known(decision.situation, view=view, tracker=tracker, drift=self._drift)
         is_over = self._basis.load_rise_w - known.estimate.other_w > known.gpu_w_max
         self._orders.planned(now_s, is_urgent=is_urgent or is_over)
@@ -356,7 +361,9 @@ class SiteCore:
         if known.drift is not None and decision.in_force.exempt_target_w is None:
             planning.caps = room.softened(decision.fleet, planning.caps, self._written, fall_w=known.fall_w)
 
-    def _view(self, decision: Decision, tracker: Tracker) -> EnvelopeView:
+    def _view(self, decision: Decision, tracker: Tracker, *, ahead_s: float = 0.0) -> EnvelopeView:
+        table, at_s = decision.fleet.table, decision.image.t_mono_s + ahead_s
+        low = self._ups.at(table, at_s, slope_w_per_s=tracker.interval.slope_down_w_per_s)
         return envelope_view(
             self.site,
             decision.image,
@@ -364,6 +371,6 @@ class SiteCore:
             tracker,
             rings=self._steering.rings,
             state=self._written,
-            feeders=self._feeders.at(decision.fleet.table),
+            feeders=(*self._feeders.at(table), *low),
             drift=self._drift,
         )

@@ -32,7 +32,7 @@ class FeederTree:
     def _laid(self, table: FleetTable) -> Iterator[Feeder]:
         for feeder in sorted(self._feeders, key=lambda f: -len(above(f.name, self._feeders))):
             branch = [f for f in self._feeders if f.name == feeder.name or feeder.name in above(f.name, self._feeders)]
-            is_below = _hangs(table, [pattern for f in branch for pattern in f.node_patterns])
+            is_below = hangs(table, [pattern for f in branch for pattern in f.node_patterns])
             seen_w = float((table.peak_w * table.stands_for)[is_below].sum())
             else_w = sum(f.other_w_max for f in branch) + max(0.0, feeder.gpu_peak_w - seen_w)
             yield Feeder(feeder.name, feeder.max_w - else_w, is_below)
@@ -49,7 +49,8 @@ def above(name: str, feeders: Sequence[FeederSettings]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _hangs(table: FleetTable, patterns: Sequence[str]) -> BoolArray:
+def hangs(table: FleetTable, patterns: Sequence[str]) -> BoolArray:
+    """The GPUs (n,) of nodes that any of the shell patterns names."""
     is_below = np.zeros(len(table.gpu_ids), dtype=np.bool_)
     for node_id, span in table.spans.items():
         is_below[span] = any(fnmatchcase(node_id, pattern) for pattern in patterns)

@@ -71,6 +71,7 @@ class HealthInput:
     written: EnvelopeState
     is_bank_disobeying: bool = False  # the load bank does not draw what it was told
     is_plan_blind: bool = False  # the plan was made without a battery
+    is_ups_low: bool = False  # GPUs are capped for a UPS on its battery
     is_above_cap: bool = False  # some GPU has been drawing more than its power limit lets it
 
 
@@ -116,7 +117,9 @@ class Health:
         found |= {SIGNAL_FLAGS[reason] for reason in image.signal_alarms if reason in SIGNAL_FLAGS}
         if image.is_raise_held:
             found.add(Flag.SIGNAL_FLAPPING)
-        found |= _troubles(image) | _operator(image)
+        found |= _troubles(image) | _operator(image) | _ups(image)
+        if given.is_ups_low:
+            found.add(Flag.UPS_LOW)
         return frozenset(found)
 
     @staticmethod
@@ -216,6 +219,13 @@ class Health:
         led = (AgentState.ARMED, AgentState.FALLBACK)
         was_led = any(r.acked_epoch not in (0, self._epoch) and r.state in led for r in reports)
         return {Flag.RESTARTED} if was_led else set()
+
+
+def _ups(image: SiteImage) -> set[Flag]:
+    """What feeds the load behind UPSes; they are only read."""
+    heard = [reading.value for reading in image.ups.values() if reading.quality is not Quality.MISSING]
+    found = {Flag.UPS_ON_BATTERY} if any(sample.is_on_battery for sample in heard) else set()
+    return found | ({Flag.UPS_ON_BYPASS} if any(sample.is_on_bypass for sample in heard) else set())
 
 
 def _load_bank(image: SiteImage, *, is_disobeying: bool) -> set[Flag]:

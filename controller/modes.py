@@ -75,6 +75,9 @@ class Flag(StrEnum):
     LOAD_BANK_LIMITED = "load_bank_limited"
     LOAD_BANK_LOST = "load_bank_lost"
     LOAD_BANK_NOT_OBEYING = "load_bank_not_obeying"
+    UPS_ON_BATTERY = "ups_on_battery"
+    UPS_ON_BYPASS = "ups_on_bypass"
+    UPS_LOW = "ups_low"
     # Grid signals
     GRID_LINK_LOST = "grid_link_lost"
     GRID_SILENT = "grid_silent"
@@ -202,6 +205,15 @@ def _rows() -> dict[Flag, Reaction]:
         (f.LOAD_BANK_LIMITED, "B1", degraded, when, "the load bank is off, faulted, hot or in local control; no floor"),
         (f.LOAD_BANK_LOST, "B1", degraded, when, "the load bank does not report; its floor counts for nothing"),
         (f.LOAD_BANK_NOT_OBEYING, "B2", degraded, when, "the load bank does not draw what it is told; no floor"),
+        (
+            f.UPS_ON_BATTERY,
+            "-",
+            degraded,
+            when,
+            "a UPS carries its load from its battery: that load is not on the grid",
+        ),
+        (f.UPS_ON_BYPASS, "-", normal, when, "a UPS is on bypass: its load is not protected"),
+        (f.UPS_LOW, "-", degraded, when, "a UPS's battery is nearly empty: GPUs behind it come down to fallback"),
         (f.OPERATOR_RELEASE, "-", Mode.RELEASE, when, "an operator asked to give all settings back"),
         (f.OPERATOR_FALLBACK, "-", fallback, when, "an operator asked for fallback"),
         (f.OPERATOR_LOCKOUT, "-", Mode.LOCKOUT, operator, "an operator locked the controller out"),

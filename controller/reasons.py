@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from controller.advice import ADVICE
 from controller.fleet import ABOVE_CAP_FRAC
 from controller.modes import Flag, Reason
-from controller.types import WORST_READ, AgentState, Mode, NodeReport, Quality, Reading, SiteImage
+from controller.types import WORST_READ, AgentState, Mode, NodeReport, Quality, Reading, SiteImage, UpsSample
 
 NAMED_MAX = 3  # more are counted
 # What each mode does, for whoever reads it at night.
@@ -37,6 +37,7 @@ def _subjects(flag: Flag, image: SiteImage, epoch: int) -> list[str]:
     found = {trouble.subject for trouble in image.troubles if trouble.fault.value == flag.value}
     if flag in (Flag.NODE_OBEYS_OTHER, Flag.LEADERSHIP_LOST):
         found |= {f"{r.value.node_id}: epoch {r.value.acked_epoch} over our {epoch}" for r in _of_others(image, epoch)}
+    found |= {name for name, ups in image.ups.items() if _tells(flag, ups)}
     for reading in image.nodes:
         report, is_heard = reading.value, reading.quality is not Quality.MISSING
         is_told = is_heard and any(fault.value == flag.value for fault in report.faults)
@@ -48,6 +49,13 @@ def _subjects(flag: Flag, image: SiteImage, epoch: int) -> list[str]:
 def _of_others(image: SiteImage, epoch: int) -> Iterable[Reading[NodeReport]]:
     """Nodes that obey a higher epoch than `epoch`."""
     return (r for r in image.nodes if r.quality is not Quality.MISSING and r.value.acked_epoch > epoch)
+
+
+def _tells(flag: Flag, ups: Reading[UpsSample]) -> bool:
+    if ups.quality is Quality.MISSING:
+        return False
+    is_on_battery = flag in (Flag.UPS_ON_BATTERY, Flag.UPS_LOW) and ups.value.is_on_battery
+    return is_on_battery or (flag is Flag.UPS_ON_BYPASS and ups.value.is_on_bypass)
 
 
 def _shows(flag: Flag, report: NodeReport, *, is_heard: bool) -> bool:

@@ -119,6 +119,15 @@ class FeederSettings:
 
 
 @frozen
+class UpsSettings:
+    """A UPS: whose GPUs it carries, and how much time left is little."""
+
+    name: str
+    node_patterns: tuple[str, ...]
+    low_minutes: float
+
+
+@frozen
 class OwnSlope:
     """What slope the battery can be told for when commands stop: the least, the step between slopes (0: any), where.
 
@@ -188,6 +197,7 @@ class SiteSettings:
     release_stagger_s: float
     load_bank: LoadBankSettings | None = None
     feeders: tuple[FeederSettings, ...] = ()
+    ups: tuple[UpsSettings, ...] = ()
 
 
 @frozen

@@ -130,6 +130,17 @@ class Reporter:
             },
             "load_bank": _load_bank(trace),
             "gpu_floor": _gpu_floor(trace),
+            "ups": [
+                {
+                    "name": name,
+                    "output_w": _number(reading.value.output_w),
+                    "is_on_battery": reading.value.is_on_battery,
+                    "is_on_bypass": reading.value.is_on_bypass,
+                    "minutes_left": _number(reading.value.minutes_left),
+                    "quality": reading.quality.name.lower(),
+                }
+                for name, reading in trace.image.ups.items()
+            ],
             "rows": [_row(row) for row in self._rows],
             "residual_w": {k: _number(v) for k, v in (track.residual_w if track else {}).items()},
             **margin_fields(decision.margins, self._site),
@@ -198,6 +209,10 @@ class Reporter:
             put("rampart_load_bank_armed", float(not decision.why_no_floor))
             put("rampart_floor_w", decision.floor.sure_w)
             put("rampart_floor_quick_w", decision.floor.quick_w)
+        for name, ups in trace.image.ups.items():
+            put("rampart_ups_on_battery", float(ups.value.is_on_battery), {"ups": name})
+            if ups.value.minutes_left is not None:
+                put("rampart_ups_left_s", 60.0 * ups.value.minutes_left, {"ups": name})
         put("rampart_gpu_floor_w", decision.readings.floor.power_w if decision.readings.floor is not None else 0.0)
         put("rampart_gpu_floor_worth_w", decision.held_w)
         for row in self._rows:

@@ -95,8 +95,9 @@ def lab_scenario(
     start_soc: float = 0.5,
     fleet: Mapping[str, Any] | None = None,
     battery_plant: Mapping[str, Any] | None = None,
+    facility: Mapping[str, Any] | None = None,
 ) -> Scenario:
-    """The site of the matrix on its way into `state`, or what `site`, `fleet` and `battery_plant` make of it."""
+    """The site of the matrix on its way into `state`, or what `site`, `fleet`, `facility` and the like make of it."""
     settings = copy.deepcopy(SITE | dict(site or {}))
     settings["controller"] = policy
     if settings.get("battery"):
@@ -113,6 +114,8 @@ def lab_scenario(
         "events": [dict(e) for e in events_docs],
         "signals": [dict(s) for s in signals],
     }
+    if facility is not None:
+        raw["plant"]["facility"] = dict(facility)
     if state == "limit":
         raw["signals"].append({"t_s": 1.0, "kind": "load_target", "megawatt": LIMIT_MEGAWATT, "by_s": LIMIT_BY_S})
     if state == "ramp":

@@ -25,6 +25,7 @@ CORE_LOW = {
         "gpu_model",
         "headroom",
         "feeders",
+        "ups_watch",
         "fleet",
         "jobs",
         "rings",

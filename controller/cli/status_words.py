@@ -5,7 +5,7 @@ Pure; every part of the document may be absent (a controller that only starts ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 SOURCES = {
@@ -29,6 +29,7 @@ def lines(document: dict[str, Any]) -> Iterator[str]:
     yield from _power(document.get("power", {}))
     yield from _fleet(document)
     yield from _bank(document.get("load_bank"))
+    yield from _ups(document.get("ups", ()))
     targets = {f"target.{signal['id']}": f"target of {signal['issuer']}" for signal in document.get("signals", ())}
     for signal in document.get("signals", ()):
         target = f" of {_scaled(signal['target_w'], 'W')}" if signal["target_w"] is not None else ""
@@ -91,6 +92,16 @@ def _bank(bank: dict[str, Any] | None) -> Iterator[str]:
     if bank is not None:
         armed = f"armed, floor {_scaled(bank['floor_w'], 'W')}" if bank["is_armed"] else f"not armed: {bank['why_not']}"
         yield f"load bank {bank['state']}, draws {_scaled(bank['power_w'] or 0.0, 'W')}, {armed}"
+
+
+def _ups(found: Iterable[dict[str, Any]]) -> Iterator[str]:
+    for ups in found:
+        if ups["quality"] == "missing":
+            yield f"UPS     {ups['name']}: does not answer"
+            continue
+        left = f", {ups['minutes_left']:.0f} min left" if ups["minutes_left"] is not None else ""
+        fed = "ON BATTERY" + left if ups["is_on_battery"] else "on bypass" if ups["is_on_bypass"] else "on the grid"
+        yield f"UPS     {ups['name']}: {_scaled(ups['output_w'] or 0.0, 'W')}, {fed}"
 
 
 def _row(row: dict[str, Any], name: str) -> str:

@@ -46,6 +46,7 @@ from controller.settings import (
     Settings,
     SiteSettings,
     SmoothingSettings,
+    UpsSettings,
 )
 from controller.types import ClassId, Contract, Following, NodeId, SmoothingProfile
 
@@ -125,6 +126,7 @@ def _site(doc: SiteDoc, base: Path, origin: str) -> SiteSettings:
         max_export_w=commands.max_export_megawatt * W_PER_MEGAWATT,
         release_stagger_s=commands.release_stagger_s,
         load_bank=_load_bank(doc.load_bank) if doc.load_bank else None,
+        ups=tuple(UpsSettings(name=u.name, node_patterns=u.nodes, low_minutes=u.low_minutes) for u in doc.ups),
         feeders=tuple(_feeder(f) for f in doc.feeders),
     )
 

@@ -96,9 +96,11 @@ class LoadBankDoc(ModbusDoc):
 
 
 class UpsDoc(ModbusDoc):
-    """A UPS, which is only read."""
+    """A UPS, which is only read. `nodes` are shell patterns of the node ids that it carries."""
 
     name: Name
+    nodes: tuple[str, ...] = ("*",)
+    low_minutes: Annotated[float, Field(gt=0, le=120)] = 3.0
 
 
 class FeederDoc(Document):
