@@ -53,6 +53,7 @@ class Factories:
     recorder: Recorder
     lease: Lease
     ups: Mapping[str, Ups] = field(default_factory=dict)
+    sub_meters: Mapping[str, PowerMeter] = field(default_factory=dict)
     grid: GridSource | None = None
     jobs: JobSource | None = None
     load_bank: LoadBank | None = None
@@ -158,6 +159,7 @@ def _sense(site: SiteSettings, factories: Factories, on_change: Callable[[str, s
         meter_delay_s=site.meter.delay_s + site.meter.update_s if site.meter else 0.0,
         battery=factories.battery,
         ups=factories.ups,
+        sub_meters={m.name: (factories.sub_meters[m.name], m.delay_s + m.update_s) for m in site.sub_meters},
         node_link=factories.node_link,
         grid=factories.grid,
         jobs=factories.jobs,

@@ -22,6 +22,7 @@ from controller.estimate_bridge import NodeBridge
 from controller.estimate_checks import METERS_DIFFER_FRAC, MeterCheck, MeterView
 from controller.estimate_delay import KEPT_S, MeterDelay
 from controller.estimate_stamp import SampleClock
+from controller.estimate_subs import SubMeters
 from controller.estimate_trust import OLD_S, MeterRole, MeterTrust
 from controller.settings import SiteSettings
 from controller.types import (
@@ -188,7 +189,7 @@ class LoadEstimator:
         self._late_s, self._load_delay_s = 0.0, self._delay_s
         self._is_revised = False
         self._trust = MeterTrust(site)
-        self._subs: dict[str, MeterCheck] = {}
+        self._subs = SubMeters(site)
         self._held_w: float | None = None  # what a battery that follows by itself keeps on the meter
         self._nodes_key: object = None
         self._reports: dict[NodeId, NodeReport] = {}  # the last ones, with the last power of each GPU
@@ -215,7 +216,7 @@ class LoadEstimator:
 
     def unlock(self) -> None:
         """An operator's reset: meters locked out for their unit are believed again, until they say it again."""
-        for check in (self._meter, *self._subs.values()):
+        for check in (self._meter, *self._subs.checks):
             check.unlock()
 
     def step(
@@ -241,8 +242,10 @@ class LoadEstimator:
             now_s=now_s,
             battery_w=self._battery.newest_w,
             gpu_w=self._nodes.gpu_w if self._nodes.is_known else None,
-            others_w=self._sub_power(now_s, meters),
+            others_w=None,
         )
+        if meters:
+            view = replace(view, others_w=self._subs.take(view, meters=meters, pcc=pcc))
         flags = set(self._meter.check(pcc, view)) if pcc is not None else set()
         self._last_s = now_s
         if late_s := self._lateness(pcc):
@@ -320,14 +323,19 @@ class LoadEstimator:
     def _without_meter(
         self, now_s: float, view: MeterView, flags: frozenset[MeterFlag], *, had_meter: bool
     ) -> Estimate:
-        """Sub-meters, else node reports (both add to the load directly), else the last value and a growing margin."""
+        """Sub-meters where they may, else node reports (both add to the load directly), else the last value.
+
+        The margin of a value that is only held grows with its age.
+        """
         held_s = now_s - self._good_s
         self._bridge.lost()
-        if view.others_w is not None:
-            self._load_w, self._load_s, self._ballast_w = view.others_w + view.battery_w, now_s, self._bank.at_w(now_s)
-            margin_w = METERS_DIFFER_FRAC * abs(view.others_w)
+        if view.others_w is not None and self._subs.may_stand_in:
+            t_s, sum_w = self._subs.t_s, self._subs.sum_w
+            is_fresh = t_s > self._load_s
+            self._load_w, self._load_s, self._ballast_w = sum_w + self._battery.at(t_s), t_s, self._bank.at_w(t_s)
+            margin_w = METERS_DIFFER_FRAC * abs(sum_w)
             return self._made(
-                now_s, margin_w=margin_w, pcc_w=None, source=LoadSource.SUB_METERS, is_fresh=True, flags=flags
+                now_s, margin_w=margin_w, pcc_w=None, source=LoadSource.SUB_METERS, is_fresh=is_fresh, flags=flags
             )
         brief = had_meter and held_s <= (HELD_TICKS - 0.5) * self._site.tracker_period_s
         if self._nodes.is_known and not brief:
@@ -444,19 +452,6 @@ class LoadEstimator:
                     means = self._bridge.means
                     self._late.reported(now_s, load_w=means.load_w, delay_s=means.delay_s, is_usual=is_proven)
                     self._battery.reported(now_s, load_w=means.load_w, delay_s=means.delay_s)
-
-    def _sub_power(self, now_s: float, meters: Mapping[str, Reading[MeterSample]]) -> float | None:
-        """Sum of the sub-meters when every one of them can be trusted."""
-        if not meters:
-            return None
-        total_w = 0.0
-        for name in sorted(meters):
-            check = self._subs.setdefault(name, MeterCheck(self._site))
-            check.check(meters[name], MeterView(now_s=now_s, battery_w=0.0, gpu_w=None, others_w=None))
-            if not check.is_usable:
-                return None
-            total_w += check.power_w
-        return total_w
 
     def _learn_delay(self, age_s: float, *, elapsed_s: float) -> None:
         gain = 1.0 - math.exp(-min(max(elapsed_s, 0.0), DELAY_MEMORY_S) / DELAY_MEMORY_S)

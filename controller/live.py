@@ -62,6 +62,7 @@ class Devices:
     battery: Battery | None
     load_bank: LoadBank | None
     ups: dict[str, Ups]
+    sub_meters: dict[str, PowerMeter]
 
 
 @contextlib.asynccontextmanager
@@ -103,6 +104,7 @@ async def live_factories(
                 battery=devices.battery,
                 load_bank=devices.load_bank,
                 ups=devices.ups,
+                sub_meters=devices.sub_meters,
                 node_link=link,
                 recorder=recorder,
                 lease=lease,
@@ -176,7 +178,17 @@ def _open_devices(
     for k, device in enumerate(settings.ups):
         profile = profile_for(device, Kind.UPS, key=f"ups.{k}")
         ups[device.name] = open_ups(device, profile=profile, clock=clock, pool=pool)
-    return Devices(meter, battery, load_bank, ups)
+    sub_meters: dict[str, PowerMeter] = {}
+    for k, (device, told) in enumerate(zip(settings.sub_meters, site.sub_meters, strict=True)):
+        sub_meters[device.name] = open_meter(
+            device,
+            profile=profile_for(device, Kind.METER, key=f"sub_meters.{k}"),
+            clock=clock,
+            delay_s=told.delay_s,
+            pool=pool,
+            identity=book.of(device.name),
+        )
+    return Devices(meter, battery, load_bank, ups, sub_meters)
 
 
 def _open_sync(settings: Settings, clock: Clock) -> WallSync | None:

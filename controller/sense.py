@@ -129,6 +129,7 @@ class Sense:
         meter_delay_s: float,
         battery: Battery | None,
         ups: Mapping[str, Ups],
+        sub_meters: Mapping[str, tuple[PowerMeter, float]] | None = None,
         node_link: NodeLink,
         grid: GridSource | None,
         on_change: Callable[[str, str], None],
@@ -137,6 +138,7 @@ class Sense:
         load_bank: LoadBank | None = None,
         operator: OperatorSource | None = None,
     ) -> None:
+        """`sub_meters`: each with how old its values may be on arrival."""
         self._clock = clock
         self._sync = sync
         self._operator = operator
@@ -165,7 +167,11 @@ class Sense:
             Source(name, ups[name].read, stand_in=SILENT_UPS, fresh_s=3 * UPS_PERIOD_S, on_change=on_change)
             for name in sorted(ups)
         )
-        self._fast = (self._meter, self._battery, self._load_bank)
+        self._subs = tuple(
+            Source(name, meter.read, stand_in=MeterSample(0.0), fresh_s=period_s + delay_s, on_change=on_change)
+            for name, (meter, delay_s) in sorted((sub_meters or {}).items())
+        )
+        self._fast = (self._meter, self._battery, self._load_bank, *self._subs)
         self._ups_ticks = max(1, round(UPS_PERIOD_S / period_s))
 
     async def image(
@@ -189,6 +195,7 @@ class Sense:
             pcc=pcc,
             battery=battery,
             ups={source.name: source.collect(now_s) for source in self._ups},
+            meters={source.name: _numeric(source.collect(now_s)) for source in self._subs},
             nodes=tuple(_aged(reports[node_id], now_s) for node_id in sorted(reports)),
             signals=self._grid.active(now_s) if self._grid else (),
             is_raise_held=self._grid.is_raise_held if self._grid else False,

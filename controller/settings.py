@@ -198,6 +198,7 @@ class SiteSettings:
     load_bank: LoadBankSettings | None = None
     feeders: tuple[FeederSettings, ...] = ()
     ups: tuple[UpsSettings, ...] = ()
+    sub_meters: tuple[MeterSettings, ...] = ()  # together they show what the PCC meter shows
 
 
 @frozen
@@ -361,3 +362,4 @@ class Settings:
     openadr: OpenAdrSettings | None = None
     jobs: JobsSettings | None = None
     load_bank: ModbusSettings | None = None
+    sub_meters: tuple[ModbusSettings, ...] = ()

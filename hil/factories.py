@@ -41,6 +41,7 @@ def make_factories(
     return Factories(
         clock=clock,
         meter=_meter(scenario, site, world, clock, faults=faults, watch=stopwatch),
+        sub_meters=_sub_meters(scenario, site, world, clock),
         battery=_battery(scenario, site, world, clock, faults=faults, watch=stopwatch),
         node_link=SimNodeLink(world, doc.plant.fleet, doc.plant.nodes, clock, faults),
         recorder=recorder if stopwatch is None else TimedRecorder(recorder, stopwatch),
@@ -66,6 +67,22 @@ def _meter(
     )
     sick = SickMeter(meter, faults, clock, world.rng(1))
     return sick if watch is None else TimedMeter(sick, watch)
+
+
+def _sub_meters(scenario: Scenario, site: SiteSettings, world: World, clock: Clock) -> dict[str, PowerMeter]:
+    """Each shows its share of what the site imports, as old and as often as the site says."""
+    share, doc = 1.0 / max(len(site.sub_meters), 1), scenario.doc.plant.meter
+    return {
+        m.name: SimMeter(
+            world.plant,
+            clock,
+            doc.model_copy(update={"delay_s": m.delay_s, "refresh_s": m.update_s, "gain": share}),
+            believed_delay_s=m.delay_s,
+            believed_update_s=m.update_s,
+            rng=world.rng(100 + k),
+        )
+        for k, m in enumerate(site.sub_meters)
+    }
 
 
 def _battery(

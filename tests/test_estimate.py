@@ -142,8 +142,8 @@ def test_without_any_other_source_the_margin_grows_to_the_sites_peak() -> None:
 
 
 def test_sub_meters_come_before_nodes() -> None:
-    """S2: the sum of the sub-meters stands in at once, with 3 % margin."""
-    bench = Bench()
+    """S2: the sum of the sub-meters stands in at once, with 3 % margin, where the battery follows by itself."""
+    bench = Bench(site=replace(site_of(), following=Following.DEVICE))
     for _ in range(10):
         bench.tick(60e6, subs={"a": 40e6, "b": 20e6})
     found = bench.tick(None, subs={"a": 41e6, "b": 20e6})

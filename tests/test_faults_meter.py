@@ -205,6 +205,74 @@ def test_meters_disagree(state: str) -> None:
         assert found.pcc_w == pytest.approx(meters.load_w(t_s) * max(gain, 1.0))
 
 
+REVENUE = {"name": "revenue", "profile": "sunspec-meter", "delay_s": 0.1, "update_s": 0.2, "nameplate_megawatt": 120}
+
+
+UNSEEN = 1.031  # of the ceiling: two meters differ by up to 3 % before one of them is wrong
+
+
+def wrong_by(share: float, *, within_s: float) -> Any:
+    """A meter hook that comes to read wrong by a share, little by little, from 12 s on: at the limit rows are spent."""
+    begun_s: list[float] = []
+
+    def hook(reading: Reading[MeterSample]) -> Reading[MeterSample]:
+        begun_s[:] = begun_s or [reading.t_mono_s]
+        part = min(1.0, max(0.0, reading.t_mono_s - begun_s[0] - 12.0) / within_s)
+        return replace(reading, value=replace(reading.value, power_w=(1.0 + part * share) * reading.value.power_w))
+
+    return hook
+
+
+@row("S7")
+def test_slow_drift_on_the_site(state: str) -> None:
+    """A second meter is read beside: the drift is a reason of the mode, margin grows, and goes once it is right."""
+
+    async def react(lab: Lab, since_s: float) -> None:
+        await flagged(lab, Flag.METER_DRIFT, since_s=since_s, within_s=200.0)
+        found = lab.traces[-1].decision.estimate
+        assert lab.last.mode >= Mode.DEGRADED and found.margin_w > 0.02 * found.load_w
+
+    begin = lambda lab: setattr(lab.hooks, "meter", wrong_by(-0.02, within_s=150.0))  # noqa: E731
+    play(state, begin=begin, react=react, site={"sub_meters": [REVENUE]}, forgets_s=100.0, ceiling_slack=UNSEEN)
+
+
+@row("S8")
+def test_meters_disagree_on_the_site(state: str) -> None:
+    """5 % apart: a reason of the mode, and the higher import is what counts, which is the other meter's."""
+
+    async def react(lab: Lab, since_s: float) -> None:
+        await flagged(lab, Flag.METERS_DISAGREE, since_s=since_s, within_s=55.0)
+        await lab.run(30.0)
+        found, image = lab.traces[-1].decision.estimate, lab.traces[-1].image
+        assert lab.last.mode >= Mode.DEGRADED and image.pcc is not None
+        highest_w = max(image.pcc.value.power_w, image.meters["revenue"].value.power_w)
+        assert found.pcc_w == pytest.approx(highest_w, rel=0.02)
+
+    begin = lambda lab: setattr(lab.hooks, "meter", wrong_by(-0.05, within_s=25.0))  # noqa: E731
+    play(state, begin=begin, react=react, site={"sub_meters": [REVENUE]}, forgets_s=100.0, ceiling_slack=UNSEEN)
+
+
+@row("S2")
+def test_another_meter_stands_in_for_one_that_is_silent(state: str) -> None:
+    """Where the site has one, and the battery follows by itself: its value with a margin, and not what nodes report.
+
+    Where our loop closes on it nodes go on standing in: see `controller.estimate_subs`.
+    """
+
+    async def react(lab: Lab, since_s: float) -> None:
+        await flagged(lab, Flag.METER_MISSING, since_s=since_s, within_s=1.5)
+        await lab.run(5.0)
+        found, truth_w = lab.traces[-1].decision.estimate, lab.world.plant.now(LOAD)
+        assert found.source is LoadSource.SUB_METERS and found.margin_w > 0.02 * found.load_w
+        assert abs(found.load_w - truth_w) < 3.0 * MW
+        assert lab.last.mode >= Mode.SHED and not lab.raised(since_s + 1.5)
+
+    def begin(lab: Lab) -> None:
+        lab.fault("meter", "off")
+
+    play(state, begin=begin, react=react, site={"sub_meters": [REVENUE]}, following="device")
+
+
 @row("S9")
 def test_slow_meter(state: str) -> None:
     """A sample every 15 s: used with its age or not at all, and never raised on."""

@@ -40,6 +40,7 @@ CORE_MID = {
         "estimate_battery",
         "estimate_bridge",
         "estimate_checks",
+        "estimate_subs",
         "estimate_counter",
         "estimate_delay",
         "estimate_lag",

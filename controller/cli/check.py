@@ -133,6 +133,8 @@ def _by_itself(settings: Settings, config: Path) -> _ByItself:
     try:
         if settings.meter is not None:
             profile_for(settings.meter, Kind.METER, key="pcc_meter")
+        for k, sub_meter in enumerate(settings.sub_meters):
+            profile_for(sub_meter, Kind.METER, key=f"sub_meters.{k}")
         for k, ups in enumerate(settings.ups):
             profile_for(ups, Kind.UPS, key=f"ups.{k}")
         found = _ByItself()

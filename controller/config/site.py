@@ -75,6 +75,7 @@ def _settings(doc: SiteDoc, *, origin: str, base: Path) -> Settings:
         meter=doc.pcc_meter.settings("pcc") if doc.pcc_meter else None,
         battery=doc.battery.settings("battery") if doc.battery else None,
         ups=tuple(u.settings(u.name) for u in doc.ups),
+        sub_meters=tuple(m.settings(m.name) for m in doc.sub_meters),
         mqtt=_mqtt(doc.mqtt, base) if doc.mqtt else None,
         grid=_grid(doc.grid, base) if doc.grid else None,
         state_dir=doc.state_dir or default_dir("STATE_DIRECTORY", "XDG_STATE_HOME", ".local/state"),
@@ -107,7 +108,8 @@ def _site(doc: SiteDoc, base: Path, origin: str) -> SiteSettings:
         tracker_period_s=1.0 / doc.tracker_hz,
         planner_period_s=1.0 / doc.planner_hz,
         following=battery.following if battery else Following.SOFTWARE,
-        meter=_meter(doc.pcc_meter) if doc.pcc_meter else None,
+        meter=_meter(doc.pcc_meter, "pcc") if doc.pcc_meter else None,
+        sub_meters=tuple(_meter(m, m.name) for m in doc.sub_meters),
         battery=battery,
         classes=tuple(_class(c) for c in doc.classes),
         members=tuple(ClassMembers(class_id=ClassId(c.name), node_patterns=c.nodes) for c in doc.classes),
@@ -140,9 +142,9 @@ def _named(names: tuple[str, ...], key: str, *, peak_w: float, base: Path) -> Co
         raise BadInput(f"{key}: {bad}") from None
 
 
-def _meter(doc: MeterDoc) -> MeterSettings:
+def _meter(doc: MeterDoc, name: str) -> MeterSettings:
     return MeterSettings(
-        name="pcc",
+        name=name,
         delay_s=doc.delay_s,
         update_s=doc.update_s,
         nameplate_w=doc.nameplate_megawatt * W_PER_MEGAWATT,

@@ -17,6 +17,7 @@ from controller.settings import ContingencyKind, ModbusSettings, Policy, Role, S
 from controller.types import Following
 
 CLASSES_MAX = 7  # the planner takes eight; the last is whatever no class names
+SUB_METERS_MAX = 16  # read in every cycle
 FEEDERS_MAX = 256  # each is checked against the whole fleet at every command
 SLEW_PER_S_MIN = 0.01  # a drop slower than this is no contingency: 100 s to lose a load
 TIERS = (0.0, 0.1, 0.25, 0.5)  # tolerated throughput loss, as flexibility programmes grade jobs
@@ -48,6 +49,12 @@ class MeterDoc(ModbusDoc):
     delay_s: Annotated[float, Field(ge=0, le=5)]
     update_s: Annotated[float, Field(gt=0, le=60)]
     nameplate_megawatt: Positive
+
+
+class SubMeterDoc(MeterDoc):
+    """Another meter: of all that the site imports, or of a part that never exports; all of them add up to the PCC's."""
+
+    name: Name
 
 
 class BatteryDoc(ModbusDoc):
@@ -291,6 +298,7 @@ class SiteDoc(Document):
     tracker_hz: Annotated[float, Field(ge=1, le=100)] = 20.0
     planner_hz: Annotated[float, Field(ge=0.1, le=10)] = 1.0
     pcc_meter: MeterDoc | None = None
+    sub_meters: Annotated[tuple[SubMeterDoc, ...], Field(max_length=SUB_METERS_MAX)] = ()
     battery: BatteryDoc | None = None
     load_bank: LoadBankDoc | None = None
     ups: tuple[UpsDoc, ...] = ()
@@ -338,6 +346,11 @@ class SiteDoc(Document):
         names = [c.name for c in self.classes]
         if len(set(names)) != len(names):
             raise ValueError("classes: names must differ")
+        meters = [m.name for m in self.sub_meters]
+        if len({"pcc", "battery", "load_bank", *meters}) != 3 + len(meters):
+            raise ValueError("sub_meters: names must differ, and be none of pcc, battery, load_bank")
+        if meters and self.pcc_meter is None:
+            raise ValueError("sub_meters needs pcc_meter: they are held against it")
         return self
 
     @model_validator(mode="after")
