@@ -180,6 +180,49 @@ def test_check_asks_about_a_meter_quicker_than_its_kind(tmp_path: Path, update_s
     assert bool(told) == is_told and all("refresh every 0.1 s" in note for note in told)
 
 
+@pytest.mark.parametrize(
+    ("battery", "is_eligible"),
+    [
+        ({"deadband_megawatt": 1.2}, True),
+        ({"deadband_megawatt": 1.3}, False),
+        ({"dwell_s": 7.0}, True),
+        ({"dwell_s": 8.0}, False),
+        ({"deadband_megawatt": 1.0, "dwell_s": 4.0}, False),
+        ({"deadband_megawatt": 1.3, "dwell_s": 8.0, "following": "device"}, True),
+    ],
+)
+def test_our_loop_closes_on_no_battery_whose_deadband_or_dwell_spends_the_rows(
+    battery: dict[str, object], is_eligible: bool
+) -> None:
+    """5 MW in 15 s: half of it may go unanswered, on both sides of a deadband and in the time of a dwell."""
+    raw = yaml.safe_load(SITE.read_text(encoding="utf-8"))
+    raw["battery"] |= {"following": "software"} | battery
+    if is_eligible:
+        assert parse_site(raw, origin=str(SITE)).site is not None
+    else:
+        with pytest.raises(BadInput, match=r"battery.deadband_megawatt.*swing-15s: not eligible"):
+            parse_site(raw, origin=str(SITE))
+
+
+@pytest.mark.parametrize(("host", "is_allowed"), [("192.0.2.20", False), ("127.0.0.1", True), ("localhost", True)])
+def test_no_password_travels_in_the_clear(host: str, is_allowed: bool) -> None:
+    """A broker password needs TLS unless it never leaves this machine; nor does an address carry one."""
+    raw = yaml.safe_load(SITE.read_text(encoding="utf-8"))
+    raw["mqtt"] = {"host": host, "username": "site", "password_file": "secret"}
+    if is_allowed:
+        assert parse_site(raw, origin=str(SITE)).mqtt is not None
+    else:
+        with pytest.raises(BadInput, match=r"mqtt: .*ca_file"):
+            parse_site(raw, origin=str(SITE))
+    raw["mqtt"] = {"host": host, "ca_file": "ca.pem"}
+    for key in ("openadr", "jobs"):
+        url = "https://user:word@vtn.example"
+        document = {"url": url} if key == "openadr" else {"kubernetes": {"api_url": url}}
+        with pytest.raises(BadInput, match="url") as caught:
+            parse_site(raw | {key: document}, origin=str(SITE))
+        assert key in str(caught.value)
+
+
 def test_every_key_of_a_site_file_is_explained() -> None:
     """In one of the two examples, or on a page that they name; a key that nobody finds is not there."""
     examples = SITE.read_text(encoding="utf-8") + NODE.read_text(encoding="utf-8")

@@ -55,6 +55,7 @@ def broker_settings(
     """Broker settings from a URL and the TLS and password files."""
     from urllib.parse import urlsplit
 
+    from controller.config.fields import is_this_machine
     from controller.settings import MqttSettings
 
     allowed = f"--broker: {url!r}: mqtt://HOST:PORT or mqtts://HOST:PORT is allowed"
@@ -69,6 +70,9 @@ def broker_settings(
         raise BadInput("--broker: a password in the URL is not allowed; use --password-file")
     if parts.scheme == "mqtts" and ca_file is None:
         raise BadInput("--broker: mqtts needs --ca-file")
+    is_clear = parts.scheme == "mqtt" and ca_file is None and cert_file is None
+    if password_file is not None and is_clear and not is_this_machine(parts.hostname):
+        raise BadInput("--password-file: needs mqtts:// and --ca-file: no password travels in the clear")
     default_port = 8883 if parts.scheme == "mqtts" else 1883
     name = username or parts.username
     return MqttSettings(parts.hostname, port or default_port, 2, name, password_file, ca_file, cert_file, key_file)

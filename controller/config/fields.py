@@ -16,3 +16,8 @@ NonNegative = Annotated[float, Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether what goes to `host` stays on this machine, so that no wire carries it."""
+    return host in ("localhost", "::1") or host.startswith("127.")

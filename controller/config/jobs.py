@@ -116,6 +116,8 @@ class KubernetesDoc(Document):
     @classmethod
     def _https(cls, value: str | None) -> str | None:
         url = urllib.parse.urlsplit(value or "https://host")
+        if "@" in url.netloc:
+            raise ValueError("no user or password in it; secrets are files")
         if url.scheme != "https" or not url.hostname:
             raise ValueError(f"{value!r}: https://HOST[:PORT] is allowed")
         return value

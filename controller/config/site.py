@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from controller.config.contract import load_contract, with_local_rows
@@ -48,7 +49,18 @@ from controller.settings import (
     SmoothingSettings,
     UpsSettings,
 )
-from controller.types import ClassId, Contract, Following, NodeId, SmoothingProfile
+from controller.types import (
+    ClassId,
+    Contract,
+    Following,
+    Limit,
+    NodeId,
+    RampLimit,
+    SmoothingProfile,
+    SwingLimit,
+)
+
+LEFT_FRAC_MAX = 0.5  # of a row, to deadband and dwell of a battery: the other half is for the load
 
 
 def load_settings(path: Path) -> Settings:
@@ -100,6 +112,8 @@ def _site(doc: SiteDoc, base: Path, origin: str) -> SiteSettings:
     contract = with_local_rows(named, doc.limits, origin=origin, registered_peak_w=peak_w)
     fallback = _named(doc.fallback_contract, "fallback_contract", peak_w=peak_w, base=base) or contract
     battery = _battery(doc.battery) if doc.battery else None
+    if battery is not None:
+        _may_follow(battery, (*contract.limits, *fallback.limits))
     return SiteSettings(
         name=doc.name,
         contract=contract,
@@ -169,6 +183,25 @@ def _battery(doc: BatteryDoc) -> BatterySettings:
         dwell_s=doc.dwell_s,
         taper_soc_frac=doc.taper_soc,
     )
+
+
+def _may_follow(battery: BatterySettings, rows: Iterable[Limit]) -> None:
+    """Our loop may only close on a battery whose deadband and dwell leave half of every row.
+
+    What a deadband leaves stands on either side of the target; while a dwell lasts grid power goes on as it does, at
+    the row's own slope at least. Raises BadInput.
+    """
+    if battery.following is not Following.SOFTWARE:
+        return
+    for row in rows:
+        if isinstance(row, RampLimit) or (isinstance(row, SwingLimit) and row.band_hz is None):
+            left_w = 2.0 * battery.deadband_w + row.max_w / row.window_s * battery.dwell_s
+            if left_w > LEFT_FRAC_MAX * row.max_w:
+                raise BadInput(
+                    f"battery.deadband_megawatt, battery.dwell_s: {left_w / W_PER_MEGAWATT:.3g} MW go unanswered,"
+                    f" more than half of the {row.max_w / W_PER_MEGAWATT:.3g} MW of {row.id}: not eligible for"
+                    " following: software; following: device is allowed, or no battery"
+                )
 
 
 def _load_bank(doc: LoadBankDoc) -> LoadBankSettings:

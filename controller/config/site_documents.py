@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from controller.config.fields import LARGEST, Fraction, Name, NonNegative, Port, Positive
+from controller.config.fields import LARGEST, Fraction, Name, NonNegative, Port, Positive, is_this_machine
 from controller.config.jobs import JobsDoc
 from controller.config.load import Document
 from controller.settings import ContingencyKind, ModbusSettings, Policy, Role, Stance
@@ -188,6 +188,13 @@ class MqttDoc(Document):
     cert_file: str | None = None
     key_file: str | None = None
 
+    @model_validator(mode="after")
+    def _secret(self) -> MqttDoc:
+        is_clear = self.ca_file is None and self.cert_file is None
+        if self.password_file is not None and is_clear and not is_this_machine(self.host):
+            raise ValueError("password_file needs ca_file beyond this machine: no password travels in the clear")
+        return self
+
 
 class IssuerDoc(Document):
     """Someone whose signed messages are followed, and what they may set."""
@@ -240,6 +247,8 @@ class OpenAdrDoc(Document):
         is_local = self.url.startswith(("http://127.0.0.1", "http://localhost", "http://[::1]"))
         if self.url.startswith("http:") and not is_local:
             raise ValueError("url: https is required beyond this machine")
+        if "@" in self.url.split("/")[2]:
+            raise ValueError("url: no user or password in it; secrets are files")
         return self
 
 
