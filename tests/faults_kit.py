@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from controller.audit.referee import Referee
-from controller.modes import TABLE, Flag
+from controller.modes import Flag
 from controller.types import FloatArray, Mode, RampLimit, RowVerdict, SwingLimit
 from hil.lab_site import LIMIT_MEGAWATT, MW, RAMP_FROM_S, SETTLE_S, lab_scenario
 from hil.matrix_lab import Lab, in_lab
@@ -20,7 +20,6 @@ DWELL_S = 10.0
 COMES_DOWN_S = 12.0  # from the fault on: what the rows left to come down to the ceiling of the state "limit"
 CEILING_SLACK = 1.002  # of the ceiling, on means of a second: what the load's ripple leaves between two samples
 SEEN_S = 0.25  # two cycles: what a meter says is acted on in the first that hears it
-OWN_AT_LIMIT = frozenset({Flag.ENVELOPE_BUSY})  # the envelope's own doubt of the planner, which is no fault's doing
 
 Begin = Callable[[Lab], object]
 React = Callable[[Lab, float], Awaitable[None]]
@@ -63,7 +62,7 @@ def play(
             await react_now(lab, lab.now_s)
             (heal or Lab.heal)(lab)
             if not is_reference and recovers:
-                await lab.until(lambda: is_normal(lab, state), within_s=forgets_s + recovery_s(lab))
+                await recovered(lab, forgets_s=forgets_s)
                 await lab.run(stays_s)
             if not is_reference and state == "limit":
                 await lab.run(max(0.0, SETTLE_S[state] + COMES_DOWN_S + 4.0 - lab.now_s))
@@ -94,13 +93,17 @@ def recovery_s(lab: Lab) -> float:
     return DWELL_S + RECOVER_S + (60.0 if lab.saw(Flag.ENVELOPE_BUSY) else 0.0)
 
 
-def is_normal(lab: Lab, state: str) -> bool:
-    """NORMAL, but for the envelope's own doubt where the site stands at its limit."""
-    if not lab.ticks or lab.now_s - lab.last.t_s > 1.0:
-        return False
-    own = OWN_AT_LIMIT if state == "limit" else frozenset()
-    worse = {flag for flag in lab.last.flags if TABLE[flag].mode is not Mode.NORMAL}
-    return lab.last.mode is Mode.NORMAL or (bool(worse) and worse <= own)
+async def recovered(lab: Lab, *, forgets_s: float = 0.0) -> None:
+    """NORMAL within the time that is allowed for it; an AssertionError after that."""
+    since_s = lab.now_s
+    while not is_normal(lab):
+        assert lab.now_s - since_s < forgets_s + recovery_s(lab), f"not NORMAL in time; now {lab.last}"
+        await lab.run(0.25)
+
+
+def is_normal(lab: Lab) -> bool:
+    """NORMAL, by a cycle of now."""
+    return bool(lab.ticks) and lab.now_s - lab.last.t_s <= 1.0 and lab.last.mode is Mode.NORMAL
 
 
 async def flagged(lab: Lab, *flags: Flag, since_s: float, within_s: float) -> None:

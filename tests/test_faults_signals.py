@@ -30,8 +30,7 @@ from tests.faults_kit import (
     RECOVER_S,
     assert_under_ceiling,
     flagged,
-    is_normal,
-    recovery_s,
+    recovered,
 )
 
 TOPIC = load_target_topic("acme")
@@ -127,7 +126,7 @@ def play(state: str, folder: Path, react: Any, *, recovers: bool = True, **site:
             await lab.run({"steady": SETTLE_S["steady"], "limit": SETTLE_S["limit"], "ramp": 4.0}[state])
         await react(lab, desk, lab.now_s)
         if recovers:
-            await lab.until(lambda: is_normal(lab, state), within_s=recovery_s(lab))
+            await recovered(lab)
         if state == "limit":
             await lab.run(max(0.0, SETTLE_S[state] + COMES_DOWN_S + 4.0 - lab.now_s))
         desk.source._audit.close()
