@@ -20,7 +20,7 @@ from controller.situation import Situation
 from controller.tracker import Tracker
 from controller.types import EnvelopeState, EnvelopeView, FloatArray, Limit, RampLimit, SwingLimit
 from controller.unheld import Drift
-from controller.view import ballast_w_max, battery_sample, ceiling_w, envelope_battery, unmanaged_w
+from controller.view import ballast_w_max, battery_sample, ceiling_w, envelope_battery, ordered_w, unmanaged_w
 
 MARGIN_MEMORY_S = 60.0
 BISECTIONS = 12  # of a share of all falls: what is left is a clock step at most
@@ -85,6 +85,7 @@ def fall_w_max(site: SiteSettings, now: Situation, tracker: Tracker, *, drift: D
     if drift is not None:
         return max(0.0, left_w - drift.sag_w) / STEEPNESS
     sample = battery_sample(now.image)
+    left_w -= ordered_w(now.estimate, tracker)  # what the target took of the rows in this cycle is not there twice
     catch_w = max(0.0, tracker.battery_now(sample).charge_w_max + (sample.power_w if sample is not None else 0.0))
     return max(0.0, left_w) / STEEPNESS + min(catch_w, dip_w_max(now.in_force.limits, t_eff_s=now.estimate.t_eff_s))
 

@@ -98,9 +98,14 @@ def envelope_view(
         state=state,
         load_bank=_envelope_load_bank(site, image, flags),
         is_held=drift is None,
-        sag_w=drift.sag_w if drift is not None else 0.0,
+        sag_w=drift.sag_w if drift is not None else ordered_w(decision.estimate, tracker),
         swell_w=drift.swell_w if drift is not None else 0.0,
     )
+
+
+def ordered_w(estimate: Estimate, tracker: Tracker) -> float:
+    """How far the battery that holds the target takes power below what the meter shows, W: on its way, and so spent."""
+    return max(0.0, estimate.grid_w - tracker.g_ref_w)
 
 
 def _margins(site: SiteSettings, margins: Iterable[Margin]) -> tuple[Margin, ...]:

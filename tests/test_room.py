@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from controller.fleet import FleetBook
+from controller.glide import STEEPNESS
 from controller.node_orders import is_settled
-from controller.room import MARGIN_MEMORY_S, HeldMargin, dip_w_max
+from controller.room import MARGIN_MEMORY_S, HeldMargin, dip_w_max, fall_w_max
 from controller.settings import SiteSettings
 from controller.types import EnvelopeState, LimitId, SwingLimit
 from tests.test_identify import TOP_MHZ, fleet_of
@@ -60,3 +63,18 @@ def test_what_caps_let_go_at_once_fits_the_row_with_the_shortest_mean() -> None:
     assert dip_w_max([usual, brief], t_eff_s=0.023) == pytest.approx(0.3e6 * 0.2 / 0.023)
     assert dip_w_max([usual, brief], t_eff_s=2.0) == pytest.approx(0.15e6), "all of a fall that stays is in every mean"
     assert dip_w_max([], t_eff_s=0.023) == np.inf
+
+
+@pytest.mark.parametrize(("target_w", "left_w"), [(60e6, 8e6), (63e6, 8e6), (54e6, 2e6), (52e6, 0.0)])
+def test_what_the_target_took_of_the_rows_is_not_there_for_caps_as_well(target_w: float, left_w: float) -> None:
+    """Rows leave 8 MW below the 60 that are metered; a target already 6 MW lower has its battery do that (1000054)."""
+    row = SwingLimit(LimitId("usual"), 5e6, 15.0, 1.0, HERE)
+    estimate = SimpleNamespace(grid_w=60e6, t_eff_s=0.15)
+    now: Any = SimpleNamespace(
+        now_s=0.0, estimate=estimate, image=SimpleNamespace(battery=None), in_force=SimpleNamespace(limits=(row,))
+    )
+    interval = SimpleNamespace(project=lambda times_s: (np.array([52e6]), np.array([70e6])))
+    bounds = SimpleNamespace(charge_w_max=30e6)
+    tracker: Any = SimpleNamespace(interval=interval, g_ref_w=target_w, battery_now=lambda sample: bounds)
+    found_w = fall_w_max(SimpleNamespace(planner_period_s=1.0), now, tracker, drift=None)  # type: ignore[arg-type]
+    assert found_w == pytest.approx(left_w / STEEPNESS + 1e6)
