@@ -61,6 +61,7 @@ class MeterDelay:
         self._is_apart = False
         self._astray_s = -math.inf  # when stamps last were beyond what is usual
         self._told_s = -math.inf  # when the counter changed its word
+        self._forgot_s = -math.inf  # moves before it are not known
         self._quiet_since_s = self._explained_s = -math.inf
         self._tried_s = self._reported_s = -math.inf
 
@@ -128,6 +129,7 @@ class MeterDelay:
 
     def forget_moves(self) -> None:
         """What was said of the battery until now was not true."""
+        self._forgot_s = self._quick[-1][0] if self._quick else self._forgot_s
         self._quick.clear()
         self._echo_count = 0
 
@@ -135,6 +137,8 @@ class MeterDelay:
         """What nodes make of the load of `delay_s` ago: hold the meter against it; in doubt nothing is `is_usual`."""
         half_s, t_s = min(HALF_WINDOW_S, delay_s), now_s - delay_s
         self._reported_s = now_s
+        if t_s - half_s <= self._forgot_s:
+            return  # a mean of its second half alone is off by what the battery moved
         since = takewhile(lambda sample: sample[0] >= t_s - half_s, reversed(self._quick))
         span = [(power_w, battery_w) for at_s, power_w, battery_w in since if at_s <= t_s + half_s]
         if not span or (self._means and t_s - self._means[-1][0] < 0.5 * GRID_S):
