@@ -12,36 +12,29 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum, unique
-from functools import lru_cache
-
-import numpy as np
 
 from controller.estimate_bank import BankHistory
 from controller.estimate_battery import BatteryAccount
 from controller.estimate_bridge import NodeBridge
 from controller.estimate_checks import METERS_DIFFER_FRAC, MeterCheck, MeterView
 from controller.estimate_delay import KEPT_S, MeterDelay
+from controller.estimate_nodes import NodeBook
 from controller.estimate_stamp import SampleClock
 from controller.estimate_subs import SubMeters
 from controller.estimate_trust import OLD_S, MeterRole, MeterTrust
 from controller.settings import SiteSettings
 from controller.types import (
-    WORST_READ,
     BatterySample,
-    FloatArray,
     Following,
     LoadBankSample,
     MeterFlag,
     MeterSample,
-    NodeId,
     NodeReport,
     Quality,
     Reading,
     frozen,
 )
 
-NODES_PERIOD_S = 0.1  # reports come at a few hertz; thousands of them are not added up on every tick
-NODES_PERIOD_S_PER_NODE = 1e-4
 HISTORY_S = KEPT_S  # of battery power: what a late meter is held against
 DELAY_MEMORY_S = 10.0
 GROWTH_FRAC_PER_S = 0.3  # of the registered peak: the margin of a held value grows by this (measured starts: 0.2/s)
@@ -61,27 +54,6 @@ class LoadSource(StrEnum):
 
 
 UNMEASURED = frozenset({LoadSource.HELD, LoadSource.LOST})
-
-
-@frozen
-class NodePower:
-    """Sum of node reports: a GPU without a fresh reading counts at its last power, in `gpu_w_max` at its cap.
-
-    `gpu_w` is a mean of about a second, `sample_w` made of the GPUs' newest samples.
-    """
-
-    gpu_w: float
-    sample_w: float
-    gpu_w_max: float
-    other_w: float
-    missing_count: int
-    gpu_count: int
-    t_s: float  # of the oldest report that counts
-
-    @property
-    def is_known(self) -> bool:
-        """Some GPU's power was read; the last values of all of them tell nothing of now."""
-        return self.missing_count < self.gpu_count
 
 
 @frozen
@@ -121,61 +93,6 @@ class Estimate:
         return self.load_w - self.ballast_w
 
 
-def sum_nodes(nodes: Sequence[Reading[NodeReport]], *, gpu_peak_w: float) -> NodePower:
-    """Add up node reports; sampled nodes count for all they stand for. Without any node the peak is the bound."""
-    if not nodes:
-        return NodePower(0.0, 0.0, gpu_peak_w, 0.0, 0, 0, -math.inf)
-    reports = [reading.value for reading in nodes]
-    live = [reading.quality <= WORST_READ for reading in nodes]
-    counts = [len(report.gpu_ids) for report in reports]
-    share = _shares(tuple((report.stands_for, count) for report, count in zip(reports, counts, strict=True)))
-    power_w = np.concatenate([report.power_w for report in reports])
-    sample_w = np.concatenate([report.power_w if report.instant_w is None else report.instant_w for report in reports])
-    is_known = np.concatenate([report.quality for report in reports]) <= WORST_READ
-    if not all(live):
-        is_known &= np.repeat(live, counts)
-    is_known &= np.isfinite(power_w)
-    if is_known.all():
-        gpu_w = gpu_w_max = float(share @ power_w)
-        missing_count = 0
-    else:
-        caps_w = np.concatenate([report.power_limit_w for report in reports])
-        caps_w = np.where(np.isfinite(caps_w), caps_w, 0.0)
-        last_w = np.where(np.isfinite(power_w), power_w, caps_w)
-        gpu_w = float(share @ last_w)
-        gpu_w_max = float(share @ np.where(is_known, last_w, np.maximum(last_w, caps_w)))
-        missing_count = round(float(share @ ~is_known))
-        power_w = last_w
-    is_sampled = is_known & np.isfinite(sample_w)
-    return NodePower(
-        gpu_w=gpu_w,
-        sample_w=float(share @ np.where(is_sampled, sample_w, power_w)),
-        gpu_w_max=gpu_w_max,
-        other_w=sum(report.stands_for * report.other_w for report in reports),
-        missing_count=missing_count,
-        gpu_count=sum(report.stands_for * count for report, count in zip(reports, counts, strict=True)),
-        t_s=min((r.t_mono_s for r, is_live in zip(nodes, live, strict=True) if is_live), default=-math.inf),
-    )
-
-
-@lru_cache(maxsize=4)
-def _shares(nodes: tuple[tuple[int, int], ...]) -> FloatArray:
-    """What each GPU of nodes counts for: each node stands for so many, and has so many GPUs."""
-    return np.repeat([float(stands_for) for stands_for, _ in nodes], [count for _, count in nodes])
-
-
-def _with_last_power(reading: Reading[NodeReport], before: Mapping[NodeId, NodeReport]) -> Reading[NodeReport]:
-    """A GPU whose power is no number draws what it drew; what it may draw beyond that is a matter of bounds."""
-    report = reading.value
-    last = before.get(report.node_id)
-    if last is None or last.gpu_ids != report.gpu_ids:
-        return reading
-    is_number = np.isfinite(report.power_w)
-    power_w = np.where(is_number, report.power_w, last.power_w)
-    quality = np.where(is_number, report.quality, np.int8(Quality.MISSING))
-    return replace(reading, value=replace(report, power_w=power_w, quality=quality))
-
-
 class LoadEstimator:
     """One per site; `step` once per tick, `commanded` after every battery write."""
 
@@ -191,10 +108,9 @@ class LoadEstimator:
         self._trust = MeterTrust(site)
         self._subs = SubMeters(site)
         self._held_w: float | None = None  # what a battery that follows by itself keeps on the meter
-        self._nodes_key: object = None
-        self._reports: dict[NodeId, NodeReport] = {}  # the last ones, with the last power of each GPU
-        self._nodes_s, self._nodes_count = -math.inf, -1
-        self._nodes = sum_nodes((), gpu_peak_w=site.gpu_peak_w)
+        self._book = NodeBook(gpu_peak_w=site.gpu_peak_w, scale_w=site.registered_peak_w)
+        self._nodes = self._book.power
+        self._source = LoadSource.HELD  # as of the last tick
         self._load_w = site.other_load_w + site.gpu_idle_w
         self._load_s = -math.inf
         self._good_s = -math.inf
@@ -366,7 +282,7 @@ class LoadEstimator:
         is_fresh: bool,
         flags: frozenset[MeterFlag],
     ) -> Estimate:
-        nodes = self._nodes
+        self._source, nodes = source, self._nodes
         battery = self._battery.believed()
         self._find_held(pcc_w, battery)
         is_measured = source not in UNMEASURED
@@ -421,37 +337,27 @@ class LoadEstimator:
         self._held_w = sample.reference_w if sample.is_following and has_room else None
 
     def _take_nodes(self, now_s: float, nodes: Sequence[Reading[NodeReport]]) -> None:
-        """Sum the reports when any of them is another than before.
-
-        A report is known by what it says, never by being the same object: a replay has none twice.
-        """
-        period_s = max(NODES_PERIOD_S, NODES_PERIOD_S_PER_NODE * len(nodes))
-        if now_s - self._nodes_s < period_s and len(nodes) == self._nodes_count:
+        """Hold a new sum of the reports against the meter."""
+        metered_w = self._load_w - self._ballast_w if self._source is LoadSource.METER else None
+        if not self._book.take(now_s, nodes, metered_w=metered_w):
             return
-        self._nodes_s, self._nodes_count = now_s, len(nodes)
-        reports = ((reading.value, reading.quality) for reading in nodes)
-        key = tuple((r.node_id, r.t_mono_s, quality, r.power_w.tobytes()) for r, quality in reports)
-        if key != self._nodes_key:
-            self._nodes_key = key
-            self._nodes = sum_nodes(nodes, gpu_peak_w=self._site.gpu_peak_w)
-            if self._nodes.missing_count:
-                nodes = [_with_last_power(reading, self._reports) for reading in nodes]
-                self._nodes = sum_nodes(nodes, gpu_peak_w=self._site.gpu_peak_w)
-            self._reports = {reading.value.node_id: reading.value for reading in nodes}
-            if self._nodes.is_known:
-                is_proven = not self._trust.is_doubted
-                is_learning = is_proven and not self._late.is_in_doubt and not self._battery.is_doubtful
-                self._bridge.reported(
-                    now_s,
-                    mean_w=self._nodes.gpu_w,
-                    sample_w=self._nodes.sample_w,
-                    other_w=self._nodes.other_w,
-                    is_learning=is_learning,
-                )
-                if self._bridge.is_taught and not self._nodes.missing_count:
-                    means = self._bridge.means
-                    self._late.reported(now_s, load_w=means.load_w, delay_s=means.delay_s, is_usual=is_proven)
-                    self._battery.reported(now_s, load_w=means.load_w, delay_s=means.delay_s)
+        found = self._nodes = self._book.power
+        if not found.is_known:
+            return
+        is_proven = not self._trust.is_doubted
+        is_learning = is_proven and not self._late.is_in_doubt and not self._battery.is_doubtful
+        self._bridge.reported(
+            now_s,
+            mean_w=found.gpu_w,
+            sample_w=found.sample_w,
+            other_w=found.other_w,
+            returned=self._book.returned,
+            is_learning=is_learning,
+        )
+        if self._bridge.is_taught and not found.missing_count:
+            means = self._bridge.means
+            self._late.reported(now_s, load_w=means.load_w, delay_s=means.delay_s, is_usual=is_proven)
+            self._battery.reported(now_s, load_w=means.load_w, delay_s=means.delay_s)
 
     def _learn_delay(self, age_s: float, *, elapsed_s: float) -> None:
         gain = 1.0 - math.exp(-min(max(elapsed_s, 0.0), DELAY_MEMORY_S) / DELAY_MEMORY_S)

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
 
+from controller.estimate_nodes import Returned
 from controller.types import FloatArray
 
 DELAYS_S = np.arange(0.1, 3.01, 0.1)  # reports of 1 s means at 5 Hz are 0.6 s late; slow links and large sites more
@@ -105,13 +107,22 @@ class NodeBridge:
             self._loads_w.popleft()
 
     def reported(
-        self, now_s: float, *, mean_w: float, sample_w: float, other_w: float, is_learning: bool = True
+        self,
+        now_s: float,
+        *,
+        mean_w: float,
+        sample_w: float,
+        other_w: float,
+        returned: Iterable[Returned] = (),
+        is_learning: bool = True,
     ) -> None:
         """New sums of what nodes report of their GPUs and of themselves beside these, read at `now_s`.
 
-        Nothing is learnt of them while the meter is in doubt.
+        `returned` is what of them was not read for a while. Nothing is learnt while the meter is in doubt.
         """
         self.means.sum_w, self._samples.sum_w = mean_w + other_w, sample_w + other_w
+        for back in returned:
+            self._counted_before(now_s, back)
         elapsed_s, self._reported_s = now_s - self._reported_s, now_s
         if not self.is_taught:
             for fit in (self.means, self._samples):
@@ -129,6 +140,11 @@ class NodeBridge:
         for fit in (self.means, self._samples):
             fit.learn(loads_w, elapsed_s=elapsed_s, learnt_s=self._learnt_s)
         self._serving = self._samples if self._are_samples_better() else self.means
+
+    def _counted_before(self, now_s: float, back: Returned) -> None:
+        """What a GPU did while it was not read is in the meter's last word, where that is most of the time."""
+        if self._apart_w is not None and self._metered_s - back.since_s > now_s - self._metered_s:
+            self._apart_w -= back.mean_w if self._serving is self.means else back.sample_w
 
     def _are_samples_better(self) -> bool:
         means, samples = self.means, self._samples
@@ -148,9 +164,14 @@ class NodeBridge:
         faded = math.exp(-(true_s - self._metered_s) / FADE_S) if self.is_taught else 1.0
         return true_s, reported_w + self._apart_w * faded
 
+    @property
+    def _was_compared(self) -> bool:
+        """What reports leave out was held against the meter until it went."""
+        return self._metered_s - self._compared_s <= LATELY_S
+
     def _apart_now_w(self) -> float:
         """What meter and reports differ by lately, beyond what these leave out."""
-        if self._metered_s - self._compared_s <= LATELY_S:
+        if self._was_compared:
             return self._serving.off_w
         return self._metered_w - self._serving.load_w if math.isfinite(self._metered_s) else 0.0
 
@@ -162,7 +183,7 @@ class NodeBridge:
         end_s = self._reported_s - self.delay_s + WINDOW_S / 2.0
         new_s = end_s - self._metered_s
         is_of_means = self.is_taught and self._serving is self.means and self.means.delay_s >= WINDOW_S / 2.0
-        if not is_of_means or not SHARE_MIN * WINDOW_S <= new_s < WINDOW_S:
+        if not is_of_means or not self._was_compared or not SHARE_MIN * WINDOW_S <= new_s < WINDOW_S:
             return None
         times, loads = _array(self._times_s), _array(self._loads_w)
         if not len(times) or times[0] > end_s - WINDOW_S or times[-1] != self._metered_s:

@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from controller.estimate import LoadEstimator, LoadSource, sum_nodes
+from controller.estimate import LoadEstimator, LoadSource
 from controller.estimate_lag import LagEstimate
+from controller.estimate_nodes import sum_nodes
 from controller.types import (
     Following,
     MeterFlag,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from controller.estimate_bridge import MARGIN_FRAC, WINDOW_S, NodeBridge
+from controller.estimate_nodes import Returned
 
 PEAK_W, OTHER_W, LATE_S = 100e6, 9e6, 0.12
 SAMPLE_S = 0.1  # sensors out of step with each other
@@ -85,6 +86,32 @@ def test_an_edge_just_after_the_loss_shows_before_the_reports_mean_has_it() -> N
     true_s, load_w = bridge.load()
     assert 60.0 < true_s < 60.5
     assert abs(load_w - 57e6) < 0.5 * abs(report_w(load, 60.5) + OTHER_W - 57e6)
+
+
+def silent_then_lost(*, until_s: float) -> NodeBridge:
+    """Nodes say nothing from 60 s on and the meter is there until `until_s`; load falls 10 MW meanwhile."""
+    bridge = taught(square_w, until_s=60.0)
+    for k in range(601, round(until_s * 10) + 1):
+        bridge.metered(k / 10, square_w(k / 10) - (10e6 if k > 650 else 0.0), is_repeated=False)
+    return bridge
+
+
+def test_what_reports_of_before_leave_out_is_not_blown_up_by_their_mean() -> None:
+    """The first report after a silence counts some nodes at what they drew long ago: no word on the last second."""
+    bridge = silent_then_lost(until_s=90.0)
+    hear(bridge, 90.6, report_w(square_w, 90.6), other_w=0.0)
+    assert bridge.load()[1] == pytest.approx(50e6, abs=1.5e6)
+
+
+@pytest.mark.parametrize(("since_s", "is_news"), [(60.0, False), (90.5, True)])
+def test_what_was_not_read_for_long_is_news_only_where_no_meter_saw_it(since_s: float, is_news: bool) -> None:
+    """The rest of the nodes, 10 MW lower: in the meter's last word, or from after it."""
+    bridge = silent_then_lost(until_s=90.0)
+    hear(bridge, 91.0, 51e6, other_w=0.0)
+    before_w = bridge.load()[1]
+    back = Returned(since_s, -10e6, -10e6)
+    bridge.reported(91.2, mean_w=41e6, sample_w=41e6, other_w=0.0, returned=(back,))
+    assert bridge.load()[1] == pytest.approx(before_w - (10e6 if is_news else 0.0), abs=1e6)
 
 
 def test_time_never_goes_back_when_the_meter_goes() -> None:

@@ -44,6 +44,7 @@ CORE_MID = {
         "estimate_counter",
         "estimate_delay",
         "estimate_lag",
+        "estimate_nodes",
         "estimate_stamp",
         "estimate_trust",
         "estimate_witness",
