@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from controller.contract import AdmissibleInterval
 from controller.doubt import StepDoubt
-from controller.estimate import LoadSource
+from controller.estimate import Estimate, LoadSource
 from controller.reserve import ReserveRow, late_dip_w, reserve_rows, transient_dip_w
 from controller.residual import METERED_MEAN_S, Residual, Unseen
 from controller.settings import SiteSettings
@@ -26,6 +26,7 @@ from controller.types import (
     Following,
     Limit,
     LimitId,
+    MeterFlag,
     OscillationLimit,
     RateLimit,
 )
@@ -35,7 +36,8 @@ from controller.types import (
 UNSEEN_FRAC = 0.03
 # Of a row, together with that: a crash leaves ripple of its own, and the slope it is ridden down at must not fall then.
 SPENT_FRAC_MIN = 0.045
-# Of a row while the ripple of the site is still unknown: a record that begins with a jump passed the 15 s row by 1 %.
+# Of a row while the ripple of the site is not known, as long as that is in its window: a record that begins with a jump
+# passed the 15 s row by 1 %.
 STARTUP_FRAC, STARTUP_S = 0.09, 60.0
 # The same of a ceiling or floor, which is a level and not a change: half of what a meter of class 0.5 may be off. At a
 # tenth of a percent, slopes steeper than any of the last minutes took a measured record 17 kW over a target of 65.8 MW.
@@ -84,13 +86,15 @@ class Allowances:
     def renew(self, given: TrackerInput, *, is_riding_down: bool, ripple_w: float) -> None:
         """Take off the interval's rows what is to be kept now, once a second and when a contingency begins or ends.
 
-        Where following goes by no meter it is due at once as well, and all of the load's ripple, `ripple_w`, is unseen.
+        Where following goes by no meter, or by a late one, it is due at once as well, and all of the load's ripple,
+        `ripple_w`, is unseen.
         """
         now_s = given.now_s
         was_blind = self._is_blind
-        self._is_blind = self._needs_meter and given.estimate.source not in (LoadSource.METER, LoadSource.SUB_METERS)
+        self._is_blind = self._needs_meter and not _is_seen(given.estimate)
         if self._is_blind:
-            self._unseen.missed(now_s, ripple_w=ripple_w)
+            is_followed = given.estimate.source is not LoadSource.LOST
+            self._unseen.missed(now_s, ripple_w=ripple_w, is_followed=is_followed)
         is_due = now_s - self._renewed_s >= RENEW_PERIOD_S or (self._is_blind and not was_blind)
         if not is_due and is_riding_down == self._was_riding_down:
             return
@@ -114,7 +118,8 @@ class Allowances:
             if isinstance(limit, ChangeLimit):
                 max_w, window_s = _bound_of(limit)
                 left_w = max(track.spread_w, self._unseen.left_w(now_s, window_s))
-                found[limit.id] = _kept_w(left_w, max_w, is_new=is_new)
+                is_unknown = is_new or self._unseen.is_within(now_s, window_s)
+                found[limit.id] = _kept_w(left_w, max_w, is_new=is_unknown)
             elif isinstance(limit, CeilingLimit):
                 found[limit.id] = max(track.high_w, RESIDUAL_FRAC_LEVEL * limit.max_w)
             elif isinstance(limit, FloorLimit):
@@ -138,6 +143,11 @@ class Allowances:
 def _kept_w(measured_w: float, limit_w: float, *, is_new: bool) -> float:
     """What is taken off a row: the residual as measured, and what no measurement shows, more while little is known."""
     return max(measured_w + UNSEEN_FRAC * limit_w, (STARTUP_FRAC if is_new else SPENT_FRAC_MIN) * limit_w)
+
+
+def _is_seen(estimate: Estimate) -> bool:
+    """A meter shows what following leaves, in time."""
+    return estimate.source in (LoadSource.METER, LoadSource.SUB_METERS) and MeterFlag.METER_LATE not in estimate.flags
 
 
 def _bound_of(limit: ChangeLimit) -> tuple[float, float]:

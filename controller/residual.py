@@ -141,12 +141,22 @@ class Unseen:
     def __init__(self, mean_s: float, *, event_w: float) -> None:
         self._mean_s = mean_s
         self._residual = Residual((mean_s,), event_w=event_w)
-        self._missed_s = self._known_s = -math.inf
+        self._missed_s = self._loose_s = self._unknown_s = self._known_s = -math.inf
+        self._since_s = math.inf
         self._ripple_w = 0.0
 
-    def missed(self, now_s: float, *, ripple_w: float) -> None:
-        """No meter at `now_s`; the load usually is as far as `ripple_w` from its mean."""
+    def missed(self, now_s: float, *, ripple_w: float, is_followed: bool) -> None:
+        """No meter at `now_s`; the load usually is as far as `ripple_w` from its mean, up and down.
+
+        `is_followed`: somebody else tells of the load, so that not all of it is left.
+        """
+        if now_s - self._missed_s > self._mean_s:
+            self._since_s = now_s
         self._missed_s, self._ripple_w = now_s, ripple_w
+        if now_s - self._since_s > 0.5 * self._mean_s:  # a sample or two are in no mean's greater part
+            self._unknown_s = now_s
+        if not is_followed:
+            self._loose_s = now_s
 
     def add(self, t_s: float, deviation_w: float | None) -> None:
         """What would be metered less reference at `t_s`; None while the battery cannot hold it."""
@@ -156,8 +166,13 @@ class Unseen:
             self._residual.add(t_s, deviation_w)
             self._known_s = t_s
 
+    def is_within(self, now_s: float, window_s: float) -> bool:
+        """A row of this window looks back on a time that no meter showed, of more than a sample or two."""
+        return now_s - self._unknown_s <= window_s
+
     def left_w(self, now_s: float, window_s: float) -> float:
         """r of a row of this window; 0 where a meter showed all of it."""
         if now_s - self._missed_s > window_s:
             return 0.0
-        return max(self._ripple_w, self._residual.track(self._mean_s).spread_w)
+        ways = 1.0 if now_s - self._loose_s > window_s else 2.0
+        return max(ways * self._ripple_w, self._residual.track(self._mean_s).spread_w)

@@ -43,7 +43,7 @@ def unseen(*, amplitude_w: float) -> Unseen:
     found = Unseen(1.0, event_w=5e6)
     for k in range(400):
         t_s = k * TICK_S
-        found.missed(t_s, ripple_w=RIPPLE_W)
+        found.missed(t_s, ripple_w=RIPPLE_W, is_followed=True)
         found.add(t_s - 0.7, amplitude_w * math.sin(2.0 * math.pi * t_s / 4.0))
     return found
 
@@ -66,5 +66,23 @@ def test_what_a_battery_cannot_hold_is_not_what_following_leaves() -> None:
     found = Unseen(1.0, event_w=5e6)
     for k in range(200):
         found.add(k * TICK_S, None if 2.0 < k * TICK_S < 7.0 else 0.0)
-        found.missed(k * TICK_S, ripple_w=0.0)
+        found.missed(k * TICK_S, ripple_w=0.0, is_followed=True)
     assert found.left_w(10.0, 15.0) == 0.0
+
+
+def test_where_nobody_tells_of_the_load_all_of_its_ripple_is_left_both_ways() -> None:
+    """A pair of instants has one at the top and one at the bottom, for as long as a window reaches back (seed 7100)."""
+    found = Unseen(1.0, event_w=5e6)
+    found.missed(10.0, ripple_w=RIPPLE_W, is_followed=False)
+    found.missed(20.0, ripple_w=RIPPLE_W, is_followed=True)
+    assert found.left_w(20.0, 15.0) == 2.0 * RIPPLE_W
+    assert found.left_w(26.0, 15.0) == RIPPLE_W < found.left_w(26.0, 60.0)
+
+
+def test_a_sample_that_is_missed_leaves_nothing_unknown_a_second_does() -> None:
+    found = Unseen(1.0, event_w=5e6)
+    found.missed(10.0, ripple_w=0.0, is_followed=True)
+    assert not found.is_within(10.0, 15.0)
+    for k in range(20):
+        found.missed(20.0 + k * TICK_S, ripple_w=0.0, is_followed=True)
+    assert found.is_within(30.0, 15.0) and not found.is_within(37.0, 15.0)

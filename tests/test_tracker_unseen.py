@@ -6,12 +6,14 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from controller.allowances import SPENT_FRAC_MIN, STARTUP_FRAC
 from controller.estimate import LoadSource
 from controller.modes import Flag
 from controller.tracker import Tracker
 from controller.tracker_io import TrackerOutput
-from controller.types import LimitId, Mode, Quality
+from controller.types import LimitId, MeterFlag, Mode, Quality
 from hil.lab_site import lab_scenario
 from hil.matrix_lab import Lab, in_lab
 from tests.tracker_kit import estimate_without_meter, quiet_input, sample_of, site_of
@@ -46,6 +48,21 @@ def test_rows_keep_free_what_nodes_say_that_following_leaves() -> None:
         sample = sample_of(site, 0.0, 17e6 * 3600.0, 0.0)
         found = tracker.step(quiet_input(now_s, estimate, battery=sample, target_w=60e6, mode=Mode.SHED))
     assert found.residual_w[LimitId("swing")] > 2.5e6
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_rows_keep_as_much_free_as_in_the_first_minute_while_the_meter_is_late(*, is_late: bool) -> None:
+    """What following leaves is not seen in time, for as long as a window reaches back to it (seed 7070)."""
+    site, known = site_of(), estimate_without_meter(load_w=60e6, grid_w=60e6)
+    known = replace(known, source=LoadSource.METER, pcc_w=60e6, quality=Quality.GOOD)
+    tracker = Tracker(site, start_s=0.0, start_w=60e6)
+    for tick in range(1500):
+        now_s = tick * TICK_S
+        flags = frozenset({MeterFlag.METER_LATE} if is_late and 65.0 < now_s < 67.0 else ())
+        sample = sample_of(site, 0.0, 17e6 * 3600.0, 0.0)
+        estimate = replace(known, t_s=now_s - 0.03, is_fresh=True, flags=flags)
+        found = tracker.step(quiet_input(now_s, estimate, battery=sample, target_w=60e6, mode=Mode.DEGRADED))
+    assert found.residual_w[LimitId("swing")] == pytest.approx((STARTUP_FRAC if is_late else SPENT_FRAC_MIN) * 5e6)
 
 
 def test_a_battery_in_local_control_whose_readings_stand_still_lets_the_target_go() -> None:

@@ -1,0 +1,30 @@
+"""Stories that the swarm failed on, up to where they broke: site, workload, signals and faults as a seed draws them."""
+
+from __future__ import annotations
+
+import pytest
+
+from hil import swarm as swarms
+from hil.faults import Fault
+from hil.matrix_lab import Lab, in_lab
+from hil.swarm import draw
+
+
+@pytest.mark.parametrize(
+    ("seed", "until_s"),
+    [
+        (1000054, 62.0),  # the target took what its row left, and caps the same in the same cycle: 10.3 of 10 MW
+        (6169, 71.5),  # nodes back one after the other, held against the last numbers of the rest: 12.4 of 10 MW
+    ],
+)
+def test_a_story_that_broke_a_row_holds(seed: int, until_s: float) -> None:
+    tale = draw(seed)
+
+    async def story(lab: Lab) -> None:
+        for k, b in enumerate(tale.blows):
+            value = 0.0 if b.value is None else b.value
+            lab.plan.add(Fault(str(k), b.port, b.verb, b.from_s, b.from_s + b.for_s, value))  # type: ignore[arg-type]
+        lab.start()
+        await lab.run(until_s)
+
+    assert in_lab(story, swarms._scenario(tale)).broken() == []
