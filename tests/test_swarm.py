@@ -214,12 +214,12 @@ def test_the_reference_has_no_battery_where_its_wire_takes_no_command(plays: Pla
 
 @pytest.mark.parametrize(
     ("factor", "excess_w", "is_forced"),
-    [(1.02, 1.1e6, True), (0.98, 1.1e6, True), (1.02, 1.3e6, False), (10.0, 1.1e6, False)],
+    [(1.02, 1.1e6, True), (0.97, 1.7e6, True), (1.02, 1.3e6, False), (10.0, 1.1e6, False)],
 )
 def test_a_break_within_an_error_that_nobody_can_see_is_forced(
     plays: Plays, factor: float, excess_w: float, is_forced: bool
 ) -> None:
-    """2 % of 60 MW are 1.2 MW; what is broken by more, or by a meter that is seen to be wrong, is ours."""
+    """2 % of 60 MW are 1.2 MW, 3 % are 1.8; what is broken by more, or by a meter that is seen to be wrong, is ours."""
     plays(lambda blows: Played(swing=5e6 + excess_w if any(b.verb == "wrong" for b in blows) else 0.0))
     misread = replace(CALM, blows=(Blow("meter", "wrong", 5.0, 5.0, factor), Blow("battery", "off", 5.0, 5.0, None)))
     assert run_tale(misread).is_forced == is_forced
