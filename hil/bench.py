@@ -87,6 +87,7 @@ class WireFacts:
     plan_count: int
     plan_ms: Mapping[str, float]
     fallbacks: int
+    violations: Mapping[int, int]  # how often the envelope narrowed a command, by invariant
     left_all_clean: bool  # no GPU throttled, no process that had to be killed
     facts: Mapping[str, object]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,13 +65,18 @@ def result_of(record: RunRecord) -> dict[str, object]:
             {"t_s": round(change.t_s, 3), "mode": Mode(change.mode).name.lower(), "because": list(change.reasons)}
             for change in record.modes.changes
         ],
-        "envelope": {"violations": {str(k): n for k, n in sorted(record.modes.violations.items())}},
+        "envelope": {"violations": {str(k): n for k, n in sorted(_violations(record).items())}},
         "faults": _faults(record),
         "events": [_happening(h) for h in record.world.diary],
         "wall_ms": record.wall_s * 1e3,
         "cpu_ms": record.cpu_s * 1e3,
         **({"on_wires": dict(record.wire.facts)} if record.wire is not None else {}),
     }
+
+
+def _violations(record: RunRecord) -> Mapping[int, int]:
+    """How often the envelope narrowed a command; of a daemon in another process, by its own count."""
+    return record.modes.violations if record.wire is None else record.wire.violations
 
 
 def exit_code(result: dict[str, object]) -> int:

@@ -22,6 +22,7 @@ from hil.truth_log import ROW_S, Rows
 from hil.wire_signals import Answer
 from hil.world import Happening
 
+OVER = " (over): "  # the status' mark of a reason whose cause is gone
 CRASH_S = 2.0  # how long after a crash its reading is looked for
 
 
@@ -107,8 +108,14 @@ def view_of(status: dict[str, Any], *, begin_s: float) -> TickView | None:
         is_fallback=False,
         plan_ms=0.0,
         overrun_count=int(tick["overruns"]),
-        reasons=tuple(said.rpartition("; clears ")[0] for said in status["reasons"] if " (over): " not in said),
+        reasons=_reasons(status["reasons"]),
     )
+
+
+def _reasons(told: Sequence[str]) -> tuple[str, ...]:
+    """What stands, without what clears it. Where all of it is over, that: the mode waits for its end to be sure."""
+    standing = [said for said in told if OVER not in said]
+    return tuple(said.rpartition("; clears ")[0] for said in standing or told)
 
 
 class Checkpoints:
@@ -153,7 +160,7 @@ class Crash:
 def dropped_w(rows: Rows, happening: Happening) -> float:
     """How much load fell in an event, from just before it to just after."""
     t_s, load_w = rows.columns["t_s"], rows.columns["load_w"]
-    before = load_w[t_s <= happening.t_s]
+    before = load_w[t_s + ROW_S <= happening.t_s + 1e-9]  # a row is the mean of the interval that begins at its time
     after = load_w[t_s >= happening.t_s + happening.within_s + ROW_S]
     return max(0.0, float(before[-1] - after[0])) if before.size and after.size else 0.0
 
@@ -218,7 +225,7 @@ def _quantiles(values_ms: Sequence[float]) -> dict[str, float]:
 
 def wire_facts(account: Account, facts: dict[str, object]) -> WireFacts:
     """What goes into `result.json` of a run on wires beside what any run has."""
-    tick = account.status.get("tick", {})
+    tick, envelope = account.status.get("tick", {}), account.status.get("envelope", {})
     return WireFacts(
         tick_count=int(tick.get("count", 0)),
         tick_ms=tick.get("tick_ms", {"p50": 0.0, "p99": 0.0, "max": 0.0}),
@@ -226,6 +233,7 @@ def wire_facts(account: Account, facts: dict[str, object]) -> WireFacts:
         plan_count=int(tick.get("plans", 0)),
         plan_ms=tick.get("plan_ms", {"p50": 0.0, "p99": 0.0, "max": 0.0}),
         fallbacks=int(tick.get("fallback_plans", 0)),
+        violations={int(n): int(count) for n, count in envelope.get("by_invariant", {}).items()},
         left_all_clean=not account.left_throttled and not account.processes_left,
         facts=facts,
     )

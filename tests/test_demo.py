@@ -28,7 +28,7 @@ from hil.truth_log import CSV_COLUMNS, ROW_S, Rows
 from hil.wire import Snapshot
 from hil.wire_config import Ports, filled_node, filled_site, write_files
 from hil.wire_gpus import check_sample
-from hil.wire_record import Crash, cut, dropped_w, predictions, view_of, words_of
+from hil.wire_record import Account, Crash, cut, dropped_w, predictions, view_of, wire_facts, words_of
 from hil.wire_run import run_wire
 from hil.wire_signals import payload_of
 from hil.world import Happening, build_world
@@ -168,6 +168,15 @@ def test_a_status_becomes_a_tick_on_the_runs_time() -> None:
     assert [m.name for m in view.margins] == ["power"]
     assert view.reasons == ("the site meter is silent: look at its wire",)
     assert view_of({"mode": "STARTING"}, begin_s=100.0) is None
+    waiting = view_of(status | {"mode": "SHED", "reasons": status["reasons"][1:]}, begin_s=100.0)
+    assert waiting is not None and waiting.reasons == ("a node is lost (over): look",)
+
+
+def test_what_the_envelope_narrowed_is_counted_by_the_controller_itself() -> None:
+    """The bench sees a few status documents a second, not every cycle: a narrowed command between two would be lost."""
+    account = Account(status={"envelope": {"by_invariant": {"6": 2, "11": 1}}})
+    assert wire_facts(account, {}).violations == {6: 2, 11: 1}
+    assert wire_facts(Account(), {}).violations == {}
 
 
 def software_site() -> Any:
@@ -207,6 +216,8 @@ def test_the_drop_that_came_is_read_from_the_load() -> None:
     rows = Rows({"t_s": t_s, "load_w": load_w})
     happening = Happening(t_s=4.98, id="drop", kind="drop", detail="", drop_w=2.2e7, within_s=0.526)
     assert dropped_w(rows, happening) == 2e7
+    load_w[t_s == t_s[t_s <= happening.t_s][-1]] = 2.6e7  # the row in which it begins holds a part of the fall
+    assert dropped_w(Rows({"t_s": t_s, "load_w": load_w}), happening) == 2e7
 
 
 def test_without_a_crash_nothing_is_compared() -> None:
