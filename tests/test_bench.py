@@ -26,7 +26,7 @@ from hil.command import run_and_report
 from hil.console import WIDE_COLUMNS, _limits
 from hil.declared import beyond_declared
 from hil.report_curves import thin
-from hil.report_page import _head, mode_events
+from hil.report_page import mode_events, verdict
 from hil.result import alone, exit_code, result_of
 from hil.scenario import Overrides, Scenario, load_scenario, parse_scenario
 from hil.truth_log import CSV_COLUMNS, TickLog
@@ -260,6 +260,8 @@ def test_a_change_of_mode_is_told_with_its_reason() -> None:
     assert told[-2]["id"] == "mode shed" and "the site meter gives no usable value" in told[-2]["detail"]
     calm: Any = result | {"mode_changes": [first]}
     assert mode_events(calm) == []
+    (held_on,) = mode_events(result | {"mode_changes": [{"t_s": 0.1, "mode": "shed", "because": []}]})
+    assert held_on["detail"] == "its cause is over; it ends after a wait"
 
 
 def test_a_fault_of_nobody_is_refused() -> None:
@@ -330,17 +332,41 @@ def test_the_report_is_one_file_that_needs_no_network(crash: Any, tmp_path: Path
     markup = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     assert "http" not in markup and "<link" not in markup and not re.search(r"<script[^>]+src=", page)
     assert "ieso-ramp.swing-15s" in markup and "drop-0" in markup
-    assert page.count("Plotly.newPlot") >= 2  # the course of the run, and the crash alone
+    assert page.count('Plotly.newPlot("plot-') >= 3  # the course of the run, the windows, and the crash alone
+    assert "at most 5 MW" in markup and "Every limit held" in markup.partition("<table")[0]  # the verdict comes first
+
+
+def test_no_figure_of_a_report_offers_to_upload_its_data(crash: Any, tmp_path: Path) -> None:
+    """Plotly's toolbar has a button that sends a chart to its maker's cloud, and shows it unless told not to."""
+    from hil.report_page import write_report
+
+    write_report(*crash[:2], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    drawn = page.count('Plotly.newPlot("plot-')
+    assert drawn >= 3 and page.count('"showSendToCloud": false') == drawn
+
+
+def test_every_curve_of_a_report_is_named_at_its_own_plot(crash: Any) -> None:
+    from hil.report_curves import course_figure
+
+    figure = course_figure(crash[0])
+    for trace in figure.data:
+        place = figure.layout[trace.legend]
+        left = figure.layout["yaxis" + (trace.yaxis or "y")[1:]]
+        if left.side != "right":
+            assert left.domain[1] <= place.y <= left.domain[1] + 0.01
+    assert all(", " in figure.layout[name].title.text for name in {t.legend for t in figure.data})  # its unit
+    assert figure.layout.xaxis5.title.text == "Time, s"
 
 
 def test_a_limit_that_was_not_judged_is_not_said_to_have_held() -> None:
     """The headline is what a utility reads first."""
-    result = {"scenario": "s", "contract": "c", "controller": "mpc", "follow": None, "trace": [], "duration_s": 9.0,
-              "seed": 1, "compliant": True, "not_assessed": []}  # fmt: skip
-    assert "Every limit held" in _head(result)
-    partly = _head(result | {"not_assessed": ["lipa.band-slow"]})
+    result = {"compliant": True, "not_assessed": [], "limits": [{"id": "lipa.band-slow", "verdict": "broken"}]}
+    assert "Every limit held" in verdict(result)
+    partly = verdict(result | {"not_assessed": ["lipa.band-slow"]})
     assert "No limit was broken, 1 not assessed" in partly and "held" not in partly
-    assert "A limit was broken" in _head(result | {"compliant": False, "not_assessed": ["lipa.band-slow"]})
+    broken = verdict(result | {"compliant": False, "not_assessed": ["lipa.band-slow"]})
+    assert "A limit was broken" in broken and "lipa.band-slow." in broken
 
 
 @pytest.mark.parametrize(

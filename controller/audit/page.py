@@ -22,6 +22,14 @@ RED = "#c0392b"
 GREEN = "#2b7a4b"
 AMBER = "#b7791f"
 GREY = "#7a8794"
+# Plotly, in the reader's browser, offers to upload a chart to its maker's cloud unless told not to: a power record
+# stays with its owner.
+PLOT_CONFIG: dict[str, object] = {
+    "responsive": True,
+    "displaylogo": False,
+    "showSendToCloud": False,
+    "toImageButtonOptions": {"format": "svg"},
+}
 
 STYLE = """
 :root { color-scheme: light; }
@@ -51,6 +59,8 @@ td.n { white-space: nowrap; }
 .facts span { font-size: 12.5px; color: #5b6875; }
 .plot { width: 100%; height: 330px; margin: 4px 0 10px; }
 footer { margin-top: 40px; font-size: 12.5px; color: #7a8794; }
+.wide { overflow-x: auto; }
+@media (max-width: 700px) { main { padding: 16px 12px 40px; } .wide table { width: auto; min-width: 100%; } }
 @media print { body { background: #fff; } main { padding: 0; max-width: none; } .plot { break-inside: avoid; } }
 """
 
@@ -106,7 +116,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Seq
 
     head = f"<thead><tr>{cells('th', columns)}</tr></thead>"
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table>{head}<tbody>{body}</tbody></table>"
+    return f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
@@ -136,8 +146,8 @@ def text(value: str) -> str:
     return html.escape(value)
 
 
-def style_figure(figure: go.Figure, *, x_title: str, y_title: str) -> go.Figure:
-    """The common look: white, thin grid, legend on top, drag to zoom."""
+def style_figure(figure: go.Figure, *, x_title: str | None = None, y_title: str | None = None) -> go.Figure:
+    """The common look: white, thin grid, legend on top, drag to zoom. A title that is not given stays as it is."""
     axis = {"gridcolor": "#e6eaee", "zerolinecolor": "#c9d1d9", "linecolor": "#c9d1d9", "ticks": "outside"}
     figure.update_layout(
         template="none",
@@ -149,16 +159,20 @@ def style_figure(figure: go.Figure, *, x_title: str, y_title: str) -> go.Figure:
         plot_bgcolor="#fff",
         dragmode="zoom",
     )
-    figure.update_xaxes(title_text=x_title, **axis)
-    figure.update_yaxes(title_text=y_title, **axis)
+    figure.update_xaxes(**axis, **({} if x_title is None else {"title_text": x_title}))
+    figure.update_yaxes(**axis, **({} if y_title is None else {"title_text": y_title}))
     return figure
+
+
+def bullets(lines: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{text(line)}</li>" for line in lines) + "</ul>"
 
 
 def _plot(figure: Figure, name: str) -> str:
     spec = json.loads(figure.figure.to_json())
     # A closing script tag inside a string would end the script.
     data = json.dumps({"data": spec["data"], "layout": spec["layout"]}).replace("</", "<\\/")
-    config = '{responsive:true,displaylogo:false,toImageButtonOptions:{format:"svg"}}'
+    config = json.dumps(PLOT_CONFIG)
     caption = f'<p class="small">{text(figure.caption)}</p>' if figure.caption else ""
     return (
         f'{caption}<div class="plot" id="{name}" style="height:{figure.height_px}px"></div>'

@@ -95,7 +95,7 @@ def verdict_section(verdicts: Verdicts) -> Section:
         tone = "part" if verdicts.not_assessed else "good"
         head = banner("Compliant: no row is broken", (missing or " Every row was assessed.").strip(), tone=tone)
     rows = [_verdict_row(row) for row in verdicts.limits]
-    names = ("Row", "Verdict", "Worst", "Limit", "Of limit", "Raw", "At", "Broken for", "Episodes", "Mean")
+    names = ("Row", "Verdict", "Worst", "Limit", "Of limit", "Unaveraged", "At", "Broken for", "Episodes", "Mean")
     return Section("", head + table(names, rows, numeric=range(2, 10)))
 
 
