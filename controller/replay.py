@@ -12,6 +12,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,12 +51,16 @@ class Difference:
 
 @frozen
 class Replayed:
-    """What a replay found. `missing_seq` is the first command number that the recording lacks, where it lacks one."""
+    """What a replay found. `missing_seq` is the first command number that the recording lacks, where it lacks one.
+
+    `is_cut_short`: the file ends in the middle of a record, as one does whose writer was killed.
+    """
 
     cycles: int
     different: int
     first: Difference | None
     missing_seq: int | None
+    is_cut_short: bool = False
 
 
 @frozen
@@ -74,7 +79,8 @@ def replay(path: Path, build: CoreBuilder) -> Replayed:
 
     Command 1 is a start: what a controller that was restarted recorded after it goes through a core of its own.
     """
-    lines = _lines(path)
+    end = _End()
+    lines = _lines(path, end)
     site = _header(path, lines)
     core: SiteCore | None = None
     cycles = different = last_seq = 0
@@ -102,7 +108,7 @@ def replay(path: Path, build: CoreBuilder) -> Replayed:
             first = first or _difference(cycle, command)
     if not cycles:
         raise BadInput(f"{path}: holds no cycle; allowed: a recording of at least one")
-    return Replayed(cycles, different, first, missing_seq=None)
+    return Replayed(cycles, different, first, missing_seq=None, is_cut_short=end.is_cut_short)
 
 
 def _built(path: Path, build: CoreBuilder, site: SiteSettings, epoch: int) -> SiteCore:
@@ -125,7 +131,14 @@ def step(core: SiteCore, cycle: Cycle) -> Checked:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+@dataclass(slots=True)
+class _End:
+    """How a recording ended, once it was read."""
+
+    is_cut_short: bool = False
+
+
+def _lines(path: Path, end: _End) -> Iterator[dict[str, Any]]:
     """Each line as an object. A last line cut short (kill -9 of the writer) ends the recording."""
     number, held = 0, ""
     try:
@@ -133,10 +146,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             while line := file.readline(LINE_BYTES_MAX):
                 number += 1
                 if not line.endswith("\n"):
-                    held = line
+                    held, end.is_cut_short = line, True
                     break
                 yield _object(path, number, line)
     except EOFError:
+        end.is_cut_short = True
         if number == 0:
             raise _refused(path, "a gzip file that ends before its first line") from None
     except (gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:

@@ -7,9 +7,12 @@
 
 from __future__ import annotations
 
+import re
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum, unique
+from ipaddress import ip_address
 from urllib.parse import parse_qsl, urlsplit
 
 from controller.errors import BadInput
@@ -67,6 +70,8 @@ class Endpoint:
 def parse_endpoint(host: str, port: int) -> Endpoint:
     """`host` and `port` of a configuration as an endpoint; BadInput names what is wrong with it."""
     if "://" not in host:
+        if not _is_host(host):
+            raise BadInput(f"host: {host!r}: a name or an address is allowed; its port stands in the key port")
         return Endpoint(host=host, port=port)
     url = urlsplit(host)
     known = ", ".join(framing.value for framing in Framing)
@@ -99,3 +104,12 @@ def parse_endpoint(host: str, port: int) -> Endpoint:
         cert_file=options.get("cert"),
         key_file=options.get("key"),
     )
+
+
+def _is_host(host: str) -> bool:
+    """Whether it could be a name or an address: an address of IPv6 has colons, nothing else that is either."""
+    if ":" in host:
+        with suppress(ValueError):
+            ip_address(host)
+            return True
+    return re.fullmatch(r"[^\s:/@\[\]]+", host) is not None

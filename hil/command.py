@@ -31,6 +31,8 @@ def run_and_report(name_or_file: str, overrides: Overrides, *, out: Path | None,
         overrides = _in_real_time(overrides)
     scenario = load_scenario(name_or_file, overrides)
     folder = out or Path("out") / "hil" / scenario.doc.name
+    if folder.is_file():
+        raise BadInput(f"--out {folder}: is a file; a folder is allowed")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

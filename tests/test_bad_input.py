@@ -6,6 +6,7 @@ All in one process: `main` maps errors to lines and exit codes, so it is what is
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -177,6 +178,10 @@ def test_a_key_given_twice_is_refused(rampart: Rampart, tmp_path: Path) -> None:
         (("contract",), [], "contract"),
         (("pcc_meter", "profile"), "sunspec-metre", "pcc_meter.profile"),
         (("pcc_meter", "port"), 99_999, "pcc_meter.port"),
+        (("pcc_meter", "host"), "http://192.0.2.10", "pcc_meter.host"),
+        (("battery", "host"), "192.0.2.11:502", "battery.host"),
+        (("ups", 0, "host"), "192.0.2.12 ", "ups.0.host"),
+        (("name",), "", "name: '': text that is not empty is allowed"),
         (("pcc_meter", "delay_s"), float("inf"), "pcc_meter.delay_s"),
         (("battery", "profile"), "../../etc/passwd", "battery.profile"),
         (("battery", "charge_megawatt"), 1e300, "battery.charge_megawatt"),
@@ -242,6 +247,22 @@ def test_a_record_scaled_beyond_numbers(rampart: Rampart, tmp_path: Path) -> Non
     """A scale that makes watts infinite is the person's mistake, not ours."""
     said = rampart("audit", good_record(tmp_path), "--contract", "ieso-ramp", "--scale", "1e308")
     assert is_one_line(said, holds="--scale")
+
+
+def test_a_record_of_one_sample_is_none(rampart: Rampart, tmp_path: Path) -> None:
+    """Nothing can be judged on it, so nothing may be called compliant."""
+    (tmp_path / "one.csv").write_text("t_s,pcc_w\n0,1\n")
+    said = rampart("audit", tmp_path / "one.csv", "--contract", "ieso-ramp")
+    assert is_one_line(said, holds="one sample below the header; at least two are needed"), said
+
+
+def test_rows_are_told_apart_on_a_narrow_terminal(
+    rampart: Rampart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    said = rampart("audit", good_record(tmp_path), "--contract", "ieso-ramp")
+    told = "".join(line.split()[0] for line in said.out.splitlines() if line.startswith("  ") and line.split())
+    assert "ieso-ramp.ramp-60s" in told and "ieso-ramp.swing-15s" in told, said.out
 
 
 def test_a_report_overwrites_reports_only(rampart: Rampart, tmp_path: Path) -> None:
@@ -366,6 +387,14 @@ def test_a_status_socket_that_is_none(rampart: Rampart, tmp_path: Path) -> None:
     for name in ("absent", "text", "folder", "pipe", "two\nlines"):
         said = rampart("status", "--socket", name)
         assert said.status == 1 and len(said.err.splitlines()) == 1 and "no controller answers" in said.err
+
+
+def test_output_that_a_full_disk_takes_is_said() -> None:
+    """`rampart check > file` on a full disk: one line, no traceback, and not a status that means something else."""
+    command = [sys.executable, "-m", "controller.cli.main", "check", "-c", str(SITE)]
+    with os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb", buffering=0) as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (3, "rampart: output: No space left on device\n")
 
 
 def commands() -> list[tuple[str, ...]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from controller.config.explain import PATTERNS
 from controller.config.load import read_yaml
 from controller.config.site import parse_site
 from controller.errors import BadInput
@@ -27,6 +29,16 @@ def changed(path: Path, key: str, value: object) -> dict[str, Any]:
         at = at[step]
     at[last] = value
     return raw
+
+
+def test_no_pattern_is_told_as_a_programmer_writes_it() -> None:
+    """Every pattern of a document that people write has words."""
+    written = {
+        pattern
+        for path in sorted((ROOT / "controller" / "config").glob("*.py"))
+        for pattern in re.findall(r'pattern=r"([^"]+)"', path.read_text(encoding="utf-8"))
+    }
+    assert written and written <= set(PATTERNS)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +61,7 @@ def changed(path: Path, key: str, value: object) -> dict[str, Any]:
         ("tracker_hz", float("nan"), "tracker_hz: nan: a finite number is allowed"),
         ("mqtt", [], "mqtt: []: keys and values are allowed"),
         ("pcc_meter.host", 5, "pcc_meter.host: 5: text is allowed"),
+        ("name", "a b/c", "name: 'a b/c': letters, digits and . _ - are allowed, a letter or digit first"),
     ],
 )
 def test_a_site_file(key: str, value: object, line: str) -> None:

@@ -274,6 +274,7 @@ async def test_no_socket_is_left_behind_by_any_way_to_fail(framing: Framing) -> 
 
 def test_endpoints_are_read_from_a_host_or_a_url() -> None:
     assert parse_endpoint("10.0.0.7", 502) == Endpoint("10.0.0.7", 502)
+    assert parse_endpoint("fe80::1", 502).host == "fe80::1" and parse_endpoint("meter-1.site.lan", 502).port == 502
     assert parse_endpoint("rtu+tcp://gw:4001", 502) == Endpoint("gw", 4001, Framing.RTU_OVER_TCP)
     serial = parse_endpoint("serial:///dev/ttyUSB0?baudrate=9600&parity=e", 502)
     assert (serial.host, serial.baudrate, serial.parity, serial.is_rtu) == ("/dev/ttyUSB0", 9600, "E", True)
@@ -281,7 +282,19 @@ def test_endpoints_are_read_from_a_host_or_a_url() -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["http://x", "tcp://", "serial://", "tcp://x?baudrate=1", "serial:///dev/x?parity=Q", "tcp://x:99999"]
+    "host",
+    [
+        "http://x",
+        "tcp://",
+        "serial://",
+        "tcp://x?baudrate=1",
+        "serial:///dev/x?parity=Q",
+        "tcp://x:99999",
+        "10.0.0.7:502",
+        "10.0.0.7 ",
+        "[::1]",
+        "a/b",
+    ],
 )
 def test_a_host_that_cannot_be_is_refused_with_a_reason(host: str) -> None:
     with pytest.raises(BadInput, match="host"):

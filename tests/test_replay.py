@@ -153,6 +153,7 @@ def test_a_recording_cut_by_a_kill_is_replayed_to_its_last_whole_record(recordin
     path = tmp_path / "cut.jsonl.gz"
     path.write_bytes(recording.read_bytes()[: recording.stat().st_size // 2])
     found = replay(path, make_core)
+    assert found.is_cut_short and not replay(recording, make_core).is_cut_short
     assert found.cycles > 20 and found.different == 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -120,7 +120,9 @@ def _print_table(verdicts: Verdicts, record: RecordFile, assumed_peak: float | N
     title = f"{record.path.name} against {verdicts.contract}"
     table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
     for name in ("row", "verdict", "worst", "limit", *(("raw", "mean") if is_wide else ()), "at", "broken for"):
-        table.add_column(name, justify="left" if name in ("row", "verdict") else "right", no_wrap=name != "row")
+        is_row = name == "row"  # broken over lines where there is no room, for its end tells one row from the next
+        justify: Literal["left", "right"] = "left" if name in ("row", "verdict") else "right"
+        table.add_column(name, justify=justify, no_wrap=not is_row, overflow="fold" if is_row else "ellipsis")
     for row in verdicts.limits:
         is_seen = row.verdict.value != "not_covered"
         wide = (amount(row.worst_raw, row.unit) if is_seen else "-", f"{row.mean_s:g} s" if row.mean_s else "none")
@@ -148,6 +150,7 @@ def _print_table(verdicts: Verdicts, record: RecordFile, assumed_peak: float | N
 def _write_report(path: Path, verdicts: Verdicts, record: RecordFile, assumed_peak: float | None) -> None:
     from controller.audit.report import audit_report
     from controller.errors import BadInput
+    from controller.files import write_whole
 
     page = audit_report(
         verdicts,
@@ -157,7 +160,6 @@ def _write_report(path: Path, verdicts: Verdicts, record: RecordFile, assumed_pe
         assumed_peak_w=assumed_peak,
     )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+        write_whole(path, page)
     except OSError as error:
         raise BadInput(f"--html {path}: {error.strerror or error}") from None

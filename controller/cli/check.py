@@ -36,6 +36,7 @@ def check(
     from controller.config.site import load_settings
 
     settings = load_settings(config)
+    _is_reachable_by_name(settings, config)
     by_itself = _by_itself(settings, config)
     absent = tuple(f"not on this machine: {key}: {path}" for key, path in _absent_files(settings, ""))
     if settings.site is None:
@@ -112,6 +113,21 @@ def _with_ramp(site: SiteSettings, text: str) -> SiteSettings:
         raise BadInput(f"--ramp: {text!r}: MEGAWATT/SECONDS is allowed, both above 0, as in 2/5")
     mean_s = default_mean_s("ramp", window_s=window_s, is_filtered=False)
     return with_ramp(site, max_w=max_w, window_s=window_s, mean_s=mean_s)
+
+
+def _is_reachable_by_name(settings: Settings, config: Path) -> None:
+    """Whether every device's host can be one: `rampart run` would refuse it, or wait for it for ever."""
+    from controller.errors import BadInput
+    from drivers.modbus_endpoint import parse_endpoint
+
+    devices = [("pcc_meter", settings.meter), ("battery", settings.battery), ("load_bank", settings.load_bank)]
+    devices += [(f"ups.{k}", ups) for k, ups in enumerate(settings.ups)]
+    for key, device in devices:
+        try:
+            if device is not None:
+                parse_endpoint(device.host, device.port)
+        except BadInput as bad:
+            raise BadInput(f"{config}: {key}.{bad}") from None
 
 
 class _ByItself(NamedTuple):

@@ -5,6 +5,7 @@ Exit status: 0 good, 1 a limit was broken or a check failed, 2 bad input, 3 inte
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 
@@ -12,6 +13,8 @@ import typer
 
 from controller.cli import registry
 from controller.errors import BadInput, CheckFailed
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     name="rampart",
@@ -53,6 +56,12 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            traceback.print_exc()
+        else:
+            typer.echo(f"rampart: output: {error.strerror}", err=True)
+        sys.exit(3)
     except Exception:  # noqa: BLE001 - an error of ours, not of the person: all of it on standard error, and its own status
         traceback.print_exc()
         sys.exit(3)

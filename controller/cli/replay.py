@@ -32,4 +32,7 @@ def replay(
             f"{found.cycles} commands are the same; command {found.missing_seq} and what follows is not recorded"
         )
         raise typer.Exit(1)
-    typer.echo(f"{found.cycles} commands, every one the same")
+    end = (
+        "; the file ends in the middle of a record: its writer was killed, or it was cut" if found.is_cut_short else ""
+    )
+    typer.echo(f"{found.cycles} commands, every one the same{end}")

@@ -25,6 +25,16 @@ ALLOWED = {
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false is allowed"),
     "string_type": "text is allowed",
     "finite_number": "a finite number is allowed",
+    "string_too_short": "text that is not empty is allowed",
+}
+# And its patterns are a programmer's.
+PATTERNS = {
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "letters, digits and . _ - are allowed, a letter or digit first",
+    r"^[a-z0-9][a-z0-9-]*$": "small letters, digits and - are allowed, a letter or digit first",
+    r"^[a-z0-9-]+$": "small letters, digits and - are allowed",
+    r"^\d{4}(-\d{2}(-\d{2})?)?$": "a date as in 2026, 2026-09 or 2026-09-03 is allowed",
+    r"^https?://[^\s?#]+$": "a URL as in https://vtn.example/openadr3 is allowed, without ? and #",
+    r"^[^#+\x00]+$": "a topic without # and + is allowed",
 }
 BOUNDS = {
     "greater_than": ("above", "gt"),
@@ -87,6 +97,8 @@ def _allowed(fault: Any) -> str:
         return _one_of(given, _quoted(context["expected"]))
     if kind in ("tuple_type", "list_type") and isinstance(given, str) and len(given) <= VALUE_CHARS_MAX:
         return f"{ALLOWED[kind]}, as in [{_printable(given)}]"
+    if kind == "string_pattern_mismatch" and context["pattern"] in PATTERNS:
+        return PATTERNS[context["pattern"]]
     return ALLOWED.get(kind, str(fault["msg"]).removeprefix("Value error, "))
 
 

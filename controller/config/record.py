@@ -74,8 +74,9 @@ class RecordFile:
                 continue
             found += table.shape[0]
             yield self._block(table, text, line_number, done)
-        if not found:
-            raise BadInput(f"{self.path}: no samples below the header")
+        if found < 2:
+            told = "one sample" if found else "no samples"
+            raise BadInput(f"{self.path}: {told} below the header; at least two are needed")
 
     def highest_w(self) -> float:
         """The record's highest power: one pass over the file."""
