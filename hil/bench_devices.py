@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import math
+import signal
 import struct
 import subprocess
 import sys
@@ -183,4 +184,5 @@ async def _serve(meters: int) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent ends us by our input
     asyncio.run(_serve(int(sys.argv[1])))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import sys
 import tempfile
 import time
@@ -114,5 +115,8 @@ async def _measure(hz: float, seconds: float) -> GpuCost:
 
 if __name__ == "__main__":
     logging.disable(logging.CRITICAL)
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Ctrl-C reaches the whole group: what there is to say, the parent says
     cost = asyncio.run(_measure(float(sys.argv[1]), float(sys.argv[2])))
     Path(sys.argv[3]).write_text(json.dumps(asdict(cost)), encoding="utf-8")

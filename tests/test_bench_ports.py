@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -364,3 +368,15 @@ def test_the_grid_speaks_when_its_time_has_come_and_not_through_a_cut_wire() -> 
         assert len(grid.active(25.0)) == 1
 
     stage(story, change=change, plan=FaultPlan([fault("off", port="grid", until_s=8.0)]))
+
+
+def test_the_meters_of_a_bench_say_nothing_of_ctrl_c() -> None:
+    """A terminal's Ctrl-C reaches them, too; they end when whoever started them lets go, without a traceback."""
+    command = [sys.executable, "-m", "hil.bench_devices", "1"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as meters:
+        assert meters.stdout is not None and len(json.loads(meters.stdout.readline())) == 1
+        meters.send_signal(signal.SIGINT)
+        _, told = meters.communicate(timeout=30)
+    assert (meters.returncode, told) == (0, "")
