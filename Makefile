@@ -61,7 +61,7 @@ swarm: setup ## HOURS of seeded fault swarms from FIRST_SEED on, in virtual time
 wire: setup ## everything that needs real sockets, files or the C ABI
 	$(BIN)/python -m pytest -m wire
 
-wire-slow: setup ## of these, what the default suite leaves out
+wire-slow: setup ## of `wire`, what the default suite leaves out
 	$(BIN)/python -m pytest -m 'wire and slow'
 
 process: setup ## death of real processes under what plays systemd: kill -9, stops, full disk, split brain

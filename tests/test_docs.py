@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 import typer.main
+import yaml
 
 from controller.cli.main import app
+from controller.config.contract import load_contract
+from controller.config.site import parse_site
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RAMPART: Any = typer.main.get_command(app)
 SHOWN = re.compile(rf"(?:^|[\s`/])rampart ((?:{'|'.join(sorted(RAMPART.commands))})\b[^`#|)]*)")
+PING = "rampart/v1/ping/{client}"
 NAMED = re.compile(r"`((?:controller|drivers|hil|tests|configs|docs|systemd)/[\w./-]+)`")
 
 
@@ -49,3 +53,61 @@ def test_every_shipped_file_is_named(folder: str, page: str) -> None:
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     names = {path.stem for path in (ROOT / "configs" / folder).glob("*.yaml")}
     assert names and {name for name in names if f"`{name}`" not in text} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    asked = set(re.findall(r"(?:`|^)make\s+([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
+    assert asked <= targets, f"{page.name}: make {asked - targets}"
+
+
+def test_a_profile_of_ones_own_can_be_copied_from_the_page(tmp_path: Path) -> None:
+    (example,) = blocks("contracts", "yaml")
+    (tmp_path / "north-grid.yaml").write_text(example, encoding="utf-8")
+    rows = load_contract([str(tmp_path / "north-grid.yaml")], registered_peak_w=100e6).limits
+    assert "north-grid.ramp-60s" in {str(row.id) for row in rows} and len(rows) > 1  # the included ones, too
+
+
+@pytest.mark.parametrize("page", ["emergency", "jobs"])
+def test_sections_of_a_site_file_can_be_copied_from_the_page(page: str, tmp_path: Path) -> None:
+    site = yaml.safe_load((ROOT / "configs" / "site.example.yaml").read_text(encoding="utf-8"))
+    for example in blocks(page, "yaml"):
+        parse_site(site | yaml.safe_load(example), origin=f"docs/{page}.md")
+
+
+def test_topics_of_the_page_are_those_of_the_interface() -> None:
+    """All channels but those between a site and its nodes; and the ping, which is none."""
+    told = set(re.findall(r"^\| `((?:grid|rampart)/v1/[^`]+)` \|", text_of("grid"), re.MULTILINE))
+    interface = yaml.safe_load((ROOT / "docs" / "asyncapi.yaml").read_text(encoding="utf-8"))
+    described = {channel["address"] for channel in interface["channels"].values()}
+    assert told ^ described == {"rampart/v1/node/{node}/command", "rampart/v1/node/{node}/report", PING}
+
+
+def test_code_and_tests_that_a_rule_names_are_there() -> None:
+    """The table of rules on the grid's page: `S._may` is a function of controller/signals.py, `test_jws` a file."""
+    table = text_of("grid").partition("## Rule, code, test")[2]
+    source = {
+        "S": "".join(p.read_text(encoding="utf-8") for p in sorted((ROOT / "controller").glob("signal*.py"))),
+        "D": "".join(p.read_text(encoding="utf-8") for p in sorted((ROOT / "drivers").glob("dsx*.py"))),
+    }
+    everything = "".join(
+        p.read_text(encoding="utf-8") for folder in ("controller", "drivers") for p in (ROOT / folder).rglob("*.py")
+    )
+    named = set(re.findall(r"`([A-Za-z_]\w*(?:\.\w+)?)`", table)) - {"S", "D", "jti", "iat", "source", "cty"}
+    assert len(named) > 30
+    for name in sorted(named):
+        owner, _, last = name.rpartition(".")
+        if name.startswith("test_"):
+            assert (ROOT / "tests" / f"{name}.py").exists(), name
+        else:
+            assert re.search(rf"\b{last}\b", source.get(owner, everything)), name
+
+
+def text_of(page: str) -> str:
+    return (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced examples of a page in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", text_of(page), re.DOTALL)
