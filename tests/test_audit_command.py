@@ -85,3 +85,17 @@ def test_the_page_escapes_what_a_file_is_called() -> None:
     page = audit_report(verdicts, subject="<script>alert(1)</script>", columns=("a</script>b",))
     body = page.split("<body>")[1]
     assert "<script>alert" not in body and "a</script>b" not in body
+
+
+def test_the_limit_is_drawn_inside_the_frame() -> None:
+    """A dashed line on the frame is none to see."""
+    from controller.audit.figures import moment_figure
+
+    t_s = np.arange(0.0, 60.0, 0.05)
+    power_w = np.where(t_s < 30.0, 80e6, 77e6)
+    for row in judge(t_s, power_w, load_contract(["ieso-ramp"], registered_peak_w=None)).limits:
+        shown = moment_figure(row)
+        assert shown is not None
+        low, high = shown.figure.layout.yaxis.range
+        levels = [shape.y0 for shape in shown.figure.layout.shapes if shape.type == "line"]
+        assert len(levels) == 2 and low < min(levels) and max(levels) < high
