@@ -18,6 +18,7 @@ from hil.console import LiveLine, print_beyond, print_result
 from hil.declared import beyond_declared
 from hil.report_page import write_report
 from hil.result import exit_code, result_of, write_result
+from hil.run_log import alone_in
 from hil.scenario import Overrides, Scenario, load_scenario
 from hil.world import World
 
@@ -40,9 +41,11 @@ def run_and_report(name_or_file: str, overrides: Overrides, *, out: Path | None,
     except OSError as error:
         raise BadInput(f"--out {folder}: {error.strerror or error}") from None
     console = open_console()
-    if is_wire:
-        return _on_wires(scenario, console, folder)
+    with alone_in(folder):
+        return _on_wires(scenario, console, folder) if is_wire else _in_process(scenario, console, folder)
 
+
+def _in_process(scenario: Scenario, console: Console, folder: Path) -> int:
     def warn(world: World) -> None:
         assert scenario.settings.site is not None
         print_beyond(console, beyond_declared(world, scenario.settings.site))

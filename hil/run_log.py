@@ -6,8 +6,10 @@ Real time is read here, and only to time the computation; nothing in a run depen
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gzip
 import json
+import os
 import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +18,7 @@ from typing import TextIO
 
 from controller.clock import MonotonicClock
 from controller.codec import encode
+from controller.errors import BadInput
 from controller.ports import Battery, Clock, PowerMeter, Recorder
 from controller.types import BatteryCommand, BatterySample, Margin, MeterSample, Reading, frozen
 from hil.vtime import NS_PER_S
@@ -210,6 +213,20 @@ class OffsetClock:
 
     async def sleep_until_ns(self, t_ns: int) -> None:
         await self._inner.sleep_until_ns(t_ns + self._start_ns)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Two runs must not share a folder: each would replace, or run from, the other's files. BadInput where one does."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"--out {folder}: another run is writing there; give another folder") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A run on wires as a person starts it: alone in its folder, and ended in order by Ctrl-C or SIGTERM.
+"""A run on wires as a person starts it: ended in order by Ctrl-C or SIGTERM.
 
 `pcc.csv` is whole or not there, and what an earlier run left is gone before this one begins: an interrupted run must
 not look finished.
@@ -7,10 +7,8 @@ not look finished.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from controller.errors import BadInput
@@ -36,22 +34,11 @@ def run_wire(scenario: Scenario, *, out: Path, show: Callable[[Snapshot], None])
         raise BadInput("--controller none: --wire runs the shipped processes; leave one of the two out")
     if scenario.settings.grid is None or site.meter is None or site.battery is None:
         raise BadInput(f"{scenario.doc.name}: --wire needs pcc_meter, battery and grid in the site file")
-    with _alone_in(out), whole_file(out / "pcc.csv") as csv_file:
+    with whole_file(out / "pcc.csv") as csv_file:
         for stale in ("result.json", "report.html", "recording.jsonl.gz"):
             (out / stale).unlink(missing_ok=True)  # of an earlier run: an interrupted one must not look finished
         bench = WireBench(scenario, site, out=out, csv_file=csv_file, show=show)
         return asyncio.run(supervised(bench))
-
-
-@contextlib.contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Two runs must not share a folder: the files of one are what the processes of the other run from."""
-    with (out / ".lock").open("w", encoding="ascii") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(f"--out {out}: another run is writing there; give another folder") from None
-        yield
 
 
 async def supervised(bench: WireBench) -> RunRecord:

@@ -28,6 +28,7 @@ from hil.declared import beyond_declared
 from hil.report_curves import thin
 from hil.report_page import mode_events, verdict
 from hil.result import alone, exit_code, result_of
+from hil.run_log import alone_in
 from hil.scenario import Overrides, Scenario, load_scenario, parse_scenario
 from hil.truth_log import CSV_COLUMNS, TickLog
 from hil.world import build_world
@@ -384,6 +385,16 @@ def test_bad_input_leaves_nothing_behind(arguments: list[str], tmp_path: Path) -
     done = CliRunner().invoke(app, ["hil", "run", *arguments, "--out", str(out)])
     assert isinstance(done.exception, BadInput) and "\n" not in str(done.exception)
     assert not out.exists() or not list(out.iterdir())
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    """The second is refused before it writes: each would replace what the other has half written."""
+    with alone_in(tmp_path):
+        done = CliRunner().invoke(app, ["hil", "run", "campus-90mw", "--duration", "1", "--out", str(tmp_path)])
+    assert isinstance(done.exception, BadInput) and "another run is writing there" in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
+    with alone_in(tmp_path):
+        pass  # free again
 
 
 def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:

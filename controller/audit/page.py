@@ -152,8 +152,8 @@ def style_figure(figure: go.Figure, *, x_title: str | None = None, y_title: str 
     figure.update_layout(
         template="none",
         font={"family": "Segoe UI, Helvetica Neue, Arial, sans-serif", "size": 12, "color": INK},
-        margin={"l": 64, "r": 20, "t": 34, "b": 46},
-        legend={"orientation": "h", "y": 1.13, "x": 0.0},
+        margin={"l": 64, "r": 20, "t": 56, "b": 46},  # on top the toolbar, below it the legend
+        legend={"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 0.0},
         hovermode="x unified",
         paper_bgcolor="#fff",
         plot_bgcolor="#fff",
