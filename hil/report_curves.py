@@ -22,7 +22,7 @@ from hil.truth_log import Rows
 BUCKETS = 3_000  # per curve: two points each, about one per pixel of a wide screen twice over
 BLUE, ORANGE, GREEN, RED, GREY, VIOLET = "#1f5fa8", "#c8641b", "#2f7d4f", "#b3261e", "#6b7280", "#6d4aa8"
 LIMIT_LINE = {"color": RED, "width": 1.5, "dash": "dash"}
-COLOURS = [BLUE, ORANGE, VIOLET, GREEN, RED, GREY]
+COLOURS = [BLUE, ORANGE, VIOLET, GREEN, GREY]  # of rows: red is the limit
 PLOT_BAND = "rgba(31, 95, 168, 0.12)"
 
 
@@ -72,6 +72,8 @@ def hang_legends(figure: Any, titles: Sequence[str]) -> None:
     for trace in figure.data:
         axis = figure.layout["yaxis" + (trace.yaxis or "y")[1:]]
         row = next(k for k, left in enumerate(lefts) if left.anchor == axis.anchor)
+        if trace.showlegend is None:  # by itself a curve that is alone has no legend, and its plot then no name
+            trace.showlegend = True
         trace.legend = places[row] = f"legend{row + 1}" if row else "legend"
     for row, name in sorted(places.items()):
         figure.layout[name] = {

@@ -17,7 +17,7 @@ from hil.report_curves import BUCKETS, course_figure
 from hil.report_windows import event_figure, window_figure
 
 TONES = {"held": "good", "held_partial": "part", "broken": "bad", "not_covered": "part", "not_binding": "none"}
-LIMIT_HEADS = ("Limit", "Verdict", "Worst", "Allowed", "Of it", "Unaveraged", "At", "Broken for", "Mean")
+LIMIT_HEADS = ("Row", "Verdict", "Worst", "Limit", "Of limit", "Unaveraged", "At", "Broken for", "Mean")
 
 
 def write_report(record: RunRecord, result: dict[str, Any], path: Path) -> None:

@@ -13,6 +13,7 @@ from hil.report_curves import BLUE, COLOURS, GREY, LIMIT_LINE, ORANGE, PLOT_BAND
 from hil.report_limits import WindowUse, window_uses
 from hil.signal_plan import grid_signals
 
+DASHES = ("solid", "dot", "dashdot")  # of rows beyond the colours
 EVENT_AFTER_S = 20.0
 LEGEND_COLUMNS = 2  # of names as long as a row's, on a narrow screen
 
@@ -28,7 +29,8 @@ def window_figure(record: RunRecord) -> Any:
     if not uses:
         return None
     figure = go.Figure()
-    for use, colour in zip(uses, COLOURS * len(uses), strict=False):
+    for k, use in enumerate(uses):
+        dash = DASHES[k // len(COLOURS) % len(DASHES)]
         x, y = thin(use.t_s, use.change_w)
         figure.add_trace(
             go.Scattergl(
@@ -37,7 +39,7 @@ def window_figure(record: RunRecord) -> Any:
                 customdata=finite(y / 1e6),
                 hovertemplate="%{y:.0f} %, %{customdata:.2f} MW",
                 name=f"{use.label} ({use.max_w / 1e6:g} MW)",
-                line={"color": colour, "width": 1.4},
+                line={"color": COLOURS[k % len(COLOURS)], "width": 1.4, "dash": dash},
             )
         )
     span = [min(float(use.t_s[0]) for use in uses), max(float(use.t_s[-1]) for use in uses)]

@@ -357,6 +357,7 @@ def test_every_curve_of_a_report_is_named_at_its_own_plot(crash: Any) -> None:
         if left.side != "right":
             assert left.domain[1] <= place.y <= left.domain[1] + 0.01
     assert all(", " in figure.layout[name].title.text for name in {t.legend for t in figure.data})  # its unit
+    assert all(trace.showlegend is not None for trace in figure.data)  # else a curve that is alone goes without a name
     assert figure.layout.xaxis5.title.text == "Time, s"
 
 
