@@ -122,6 +122,7 @@ def _is_reachable_by_name(settings: Settings, config: Path) -> None:
 
     devices = [("pcc_meter", settings.meter), ("battery", settings.battery), ("load_bank", settings.load_bank)]
     devices += [(f"ups.{k}", ups) for k, ups in enumerate(settings.ups)]
+    devices += [(f"sub_meters.{k}", meter) for k, meter in enumerate(settings.sub_meters)]
     for key, device in devices:
         try:
             if device is not None:
