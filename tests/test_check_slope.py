@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from controller import live
 from controller.check_death import _death_step
-from controller.cli.check import _by_itself
+from controller.cli.check import _from_profiles
 from controller.cli.main import app
 from controller.config.site import load_settings
 from controller.errors import BadInput
@@ -42,7 +42,7 @@ def death(folder: Path, **battery: object) -> tuple[float, str]:
     path = site_file(folder, **battery)  # type: ignore[arg-type]
     settings = load_settings(path)
     assert settings.site is not None
-    return _death_step(settings.site, _by_itself(settings, path)[0])
+    return _death_step(settings.site, _from_profiles(settings, path)[0])
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def check(
 
     settings = load_settings(config)
     _is_reachable_by_name(settings, config)
-    by_itself = _by_itself(settings, config)
+    known = _from_profiles(settings, config)
     absent = tuple(f"not on this machine: {key}: {path}" for key, path in _absent_files(settings, ""))
     if settings.site is None:
         if as_json:
@@ -48,8 +48,8 @@ def check(
                 typer.echo(f"note: {note}")
         return
     site = settings.site if ramp is None else _with_ramp(settings.site, ramp)
-    findings = check_site(site, own_slope=by_itself.slope, expiry_s=by_itself.expiry_s, bank_slope=by_itself.bank_slope)
-    findings = replace(findings, notes=(*absent, *_quicker_than_its_kind(settings), *findings.notes))
+    findings = check_site(site, own_slope=known.slope, expiry_s=known.expiry_s, bank_slope=known.bank_slope)
+    findings = replace(findings, notes=(*absent, *_quicker_than_its_kind(settings, known.update_s), *findings.notes))
     if as_json:
         typer.echo(json.dumps({**asdict(findings), "role": settings.role.value, "valid": True}))
     else:
@@ -73,19 +73,15 @@ def _absent_files(settings: object, where: str) -> Iterator[tuple[str, str]]:
                     yield from _absent_files(item, f"{key}.{k}.")
 
 
-def _quicker_than_its_kind(settings: Settings) -> Iterator[str]:
-    """A meter that is declared to refresh sooner than its profile knows: a loop that believes it answers itself."""
-    from controller.live_profiles import profile_for
-    from drivers.profile import Kind
-
-    if settings.meter is None or settings.site is None or settings.site.meter is None:
+def _quicker_than_its_kind(settings: Settings, usual_s: float | None) -> Iterator[str]:
+    """A meter that is declared to refresh sooner than the `usual_s` of its profile."""
+    if usual_s is None or settings.meter is None or settings.site is None or settings.site.meter is None:
         return
     declared_s = settings.site.meter.update_s
-    usual_s = profile_for(settings.meter, Kind.METER, key="pcc_meter").update_s
     if declared_s < usual_s:
         yield (
             f"pcc_meter.update_s {declared_s:g}: {settings.meter.profile} is known to refresh every {usual_s:g} s; "
-            "measure it, for a value that stands longer than declared shows our last moves as load"
+            "measure it, for until a longer one is found out our last moves show as load"
         )
 
 
@@ -131,15 +127,16 @@ def _is_reachable_by_name(settings: Settings, config: Path) -> None:
             raise BadInput(f"{config}: {key}.{bad}") from None
 
 
-class _ByItself(NamedTuple):
-    """What devices do when their controller is dead, as far as their profiles can be told: slopes, end of a command."""
+class _FromProfiles(NamedTuple):
+    """What profiles tell: what devices do when their controller is dead, and how often the meter refreshes."""
 
     slope: OwnSlope | None = None  # of the battery
     expiry_s: float | None = None
     bank_slope: OwnSlope | None = None  # of the load bank
+    update_s: float | None = None  # of the meter
 
 
-def _by_itself(settings: Settings, config: Path) -> _ByItself:
+def _from_profiles(settings: Settings, config: Path) -> _FromProfiles:
     """What `rampart run` would refuse of the profiles at its start is refused here."""
     from controller.errors import BadInput
     from controller.live_profiles import battery_profile_for, load_bank_profile_for, profile_for
@@ -148,18 +145,18 @@ def _by_itself(settings: Settings, config: Path) -> _ByItself:
 
     site = settings.site
     try:
+        found = _FromProfiles()
         if settings.meter is not None:
-            profile_for(settings.meter, Kind.METER, key="pcc_meter")
+            found = found._replace(update_s=profile_for(settings.meter, Kind.METER, key="pcc_meter").update_s)
         for k, sub_meter in enumerate(settings.sub_meters):
             profile_for(sub_meter, Kind.METER, key=f"sub_meters.{k}")
         for k, ups in enumerate(settings.ups):
             profile_for(ups, Kind.UPS, key=f"ups.{k}")
-        found = _ByItself()
         if settings.battery is not None and site is not None and site.battery is not None:
             profile, dispatch = battery_profile_for(settings.battery, site.battery.following)
             slope = own_slope(profile, dispatch, rating_w=max(site.battery.charge_w_max, site.battery.discharge_w_max))
             expiry_s = own_expiry_s(profile, dispatch, ttl_s=site.ttl_periods * site.planner_period_s)
-            found = _ByItself(slope, expiry_s)
+            found = found._replace(slope=slope, expiry_s=expiry_s)
         if settings.load_bank is not None and site is not None and site.load_bank is not None:
             profile, dispatch = load_bank_profile_for(settings.load_bank)
             found = found._replace(bank_slope=own_slope(profile, dispatch, rating_w=site.load_bank.power_w_max))
