@@ -86,6 +86,8 @@ class Estimate:
     ballast_w: float = 0.0  # of `load_w`, what a load bank drew at `t_s`
     battery: Reading[BatterySample] | None = None  # as it is believed: its own word, or what it was told
     is_battery_misread: bool = False  # what it was told counts, and is not what it says
+    dead_s: float = 0.0  # that the battery lets pass before it acts on an order
+    refresh_s: float = 0.0  # for how long the site meter's values stand, as seen or declared
 
     @property
     def own_load_w(self) -> float:
@@ -101,7 +103,8 @@ class LoadEstimator:
         self._battery = BatteryAccount(site, kept_s=HISTORY_S)
         self._delay_s = site.meter.delay_s if site.meter is not None else 0.0
         self._meter = MeterCheck(site)
-        self._clock = SampleClock(site.meter.update_s if site.meter is not None else 0.0)
+        update_s = site.meter.update_s if site.meter is not None else 0.0
+        self._clock = SampleClock(update_s, tick_s=site.tracker_period_s, scale_w=site.registered_peak_w)
         self._late = MeterDelay(scale_w=site.registered_peak_w)
         self._late_s, self._load_delay_s = 0.0, self._delay_s
         self._is_revised = False
@@ -162,7 +165,9 @@ class LoadEstimator:
         )
         if meters:
             view = replace(view, others_w=self._subs.take(view, meters=meters, pcc=pcc))
-        flags = set(self._meter.check(pcc, view)) if pcc is not None else set()
+        flags = set(self._meter.check(pcc, view, held_s=self._clock.held_s)) if pcc is not None else set()
+        if self._clock.is_slower:
+            flags.add(MeterFlag.METER_REFRESH)
         self._last_s = now_s
         if late_s := self._lateness(pcc):
             flags |= {MeterFlag.METER_LATE, MeterFlag.METER_MISSING} if late_s > OLD_S else {MeterFlag.METER_LATE}
@@ -290,7 +295,7 @@ class LoadEstimator:
         if source is LoadSource.METER and not flags & DOUBTS:
             quality = Quality.GOOD
         gpu_w = nodes.gpu_w if nodes.gpu_count else max(0.0, self._load_w - self._ballast_w - self._other_w)
-        lag_s = self._battery.lag_s
+        lag_s, dead_s = self._battery.lag_s, self._battery.dead_s
         period_s = self._site.tracker_period_s
         is_device = self._site.following is Following.DEVICE
         if source is LoadSource.NODES:
@@ -314,11 +319,13 @@ class LoadEstimator:
             delay_s=delay_s,
             lag_s=lag_s,
             t_eff_s=lag_s if is_device else delay_s + period_s + lag_s,
+            dead_s=dead_s,
             flags=flags,
             is_revised=self._is_revised,
             ballast_w=self._ballast_w,
             battery=battery,
             is_battery_misread=self._battery.is_misread,
+            refresh_s=self._clock.refresh_s,
         )
 
     def _grid_w(self) -> float:

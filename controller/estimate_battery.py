@@ -56,6 +56,11 @@ class BatteryAccount:
         return self._lag.lag_s
 
     @property
+    def dead_s(self) -> float:
+        """How long after an order it begins to move, beyond its lag."""
+        return self._lag.dead.dead_s(self._now_s)
+
+    @property
     def is_doubtful(self) -> bool:
         """It says something else than it was told, and nobody knows yet which is true."""
         return not self.is_told and self._witness.are_apart(self._now_s)
@@ -100,7 +105,8 @@ class BatteryAccount:
             self._witness.compared(t_s, read_w=power_w, told_w=self._lag.as_told(t_s))
         # A value that is repeated is no answer, and one that meter and nodes gainsay teaches nothing.
         if self._is_loop_ours and power_w != before_w and not self._witness.doubts_reading and not self.is_told:
-            self._lag.measured(t_s, power_w, is_true=self._witness.proves_reading)
+            is_true = self._witness.proves_reading
+            self._lag.measured(t_s, power_w, is_true=is_true, is_shown=is_true or self._witness.shows_reading)
         while len(self._read) > 1 and self._read[1][0] < t_s - self._kept_s:
             self._read.popleft()
 

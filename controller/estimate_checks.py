@@ -102,8 +102,8 @@ class MeterCheck:
         self._found -= {MeterFlag.METER_UNIT_WRONG}
         self._is_good = not self._found & UNUSABLE
 
-    def check(self, reading: Reading[MeterSample], view: MeterView) -> frozenset[MeterFlag]:
-        """Take the newest reading; returns what is wrong with it."""
+    def check(self, reading: Reading[MeterSample], view: MeterView, *, held_s: float = 0.0) -> frozenset[MeterFlag]:
+        """Take the newest reading; returns what is wrong with it. `held_s`: how long a value may keep its time."""
         pause_s, self._checked_s = view.now_s - self._checked_s, view.now_s
         self._is_paused = pause_s > SLOW_S  # nobody looked: how long the meter was silent is not known
         self._is_heard = False
@@ -111,7 +111,7 @@ class MeterCheck:
             self.is_usable = False
             return frozenset({MeterFlag.METER_MISSING})
         age_s = view.now_s - reading.t_mono_s
-        if age_s > self._delay_s + AGE_PERIODS * self._update_s:
+        if age_s > self._delay_s + max(AGE_PERIODS * self._update_s, held_s):
             self.is_usable = False
             return frozenset({MeterFlag.METER_STALE})
         self._is_heard = True

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections import deque
 
+from controller.estimate_dead import DeadTime
+
 LAGS_PER_OCTAVE = 2
 OCTAVES = 3  # the bank reaches from an eighth of the declared lag to eight times it
 LAG_S_MIN = 0.002
@@ -34,7 +36,8 @@ class LagEstimate:
         self._commands: deque[tuple[float, float]] = deque()
         self._told_w: deque[float] = deque()  # what it gave by its orders alone when each command came
         self._last: tuple[float, float] | None = None
-        self.lag_s = declared_s
+        self.lag_s = self._declared_s = declared_s
+        self.dead = DeadTime()
 
     def commanded(self, t_s: float, reference_w: float) -> None:
         """The set-point in force from `t_s` on."""
@@ -61,14 +64,17 @@ class LagEstimate:
             gap_w, for_s = gap_w - self._slope_w_per_s * sloped_s, for_s - sloped_s
         return reference_w - math.copysign(gap_w * math.exp(-for_s / lag_s), reference_w - power_w)
 
-    def measured(self, t_s: float, power_w: float, *, is_true: bool = False) -> None:
+    def measured(self, t_s: float, power_w: float, *, is_true: bool = False, is_shown: bool = False) -> None:
         """A battery sample, for all that is known true at `t_s`; where it surely `is_true` the best lag is one at all.
 
-        Answers that no lag explains are late, or the battery acts late; a lag stands for the second, not for the first.
+        Answers that no lag explains are late, or the battery acts late; a lag stands for the second, not for the first,
+        and so does a dead time, where the meter shows it (`is_shown`).
         """
         last, self._last = self._last, (t_s, power_w)
         if last is None or not self._commands or not 0.0 < t_s - last[0] < 1.0 or last[0] < self._commands[0][0]:
             return
+        if is_shown:
+            self._look_for_dead_time(last, t_s, power_w)
         pieces = self._pieces(last[0], t_s)
         if max(abs(reference_w - last[1]) for _, reference_w in pieces) < self._moved_w:
             return
@@ -80,6 +86,16 @@ class LagEstimate:
         self._count += 1
         if self._count >= SAMPLES_MIN and (is_true or min(self._errors) < FIT_FRAC * self._moved_w2):
             self.lag_s = self._best_s()
+
+    def _look_for_dead_time(self, last: tuple[float, float], t_s: float, power_w: float) -> None:
+        """Whether it answers orders of some time ago."""
+        (before_s, before_w), lag_s = last, max(self._declared_s, LAG_S_MIN)
+
+        def predict(dead_s: float) -> float:
+            return _answer(before_w, self._pieces(before_s - dead_s, t_s - dead_s), lag_s)
+
+        if max(abs(power_w - before_w), abs(predict(0.0) - before_w)) >= self._moved_w:
+            self.dead.answered(t_s, power_w, before_w=before_w, predict=predict)
 
     def moved_on(self, power_w: float, from_s: float, to_s: float) -> float:
         """Battery power at `to_s`, after its newest sample, under the commands given since."""

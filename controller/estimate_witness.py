@@ -50,6 +50,7 @@ class AccountWitness:
         self.turn_count = 0
         self.doubts_reading = False  # orders explain the meter, what the battery says does not
         self.proves_reading = False  # what it says moves as meter and nodes show, what it was told does not
+        self.shows_reading = False  # the same of the last second, by the meter alone
 
     def are_apart(self, now_s: float) -> bool:
         """The two accounts differ by more than an edge explains, or did within the last seconds."""
@@ -108,6 +109,7 @@ class AccountWitness:
         while self._quick[0][0] < t_s - QUICK_S:
             self._quick.popleft()
         _, read, told, metered = zip(*self._quick, strict=True)
+        self.shows_reading = self._is_off(_square(told), _square(read), self._little_w2)
         this_w, other_w = (read, told) if self._account is Account.READ else (told, read)
         is_off = self._is_off(_square(this_w), _square(other_w), self._little_w2)
         is_other = is_off and _square(metered) > self._little_w2

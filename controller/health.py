@@ -38,6 +38,7 @@ from controller.types import (
 WALL_STEP_S = 0.5  # between two cycles; slewing by NTP moves 500 ppm
 STALL_PERIODS = 1.0
 LED_BY_OTHER = frozenset({Flag.NODE_OBEYS_OTHER})
+DEAD_S_MAX = 0.3  # of a battery that follows load by our orders: with 0.4 s rows hold, with 0.8 s they do not
 # Rows Q of the fault catalogue. What is not named here is an issuer's own affair: it is answered, and audited.
 SIGNAL_FLAGS = {
     RefusalReason.DUPLICATE: Flag.SIGNAL_DUPLICATE,
@@ -153,15 +154,16 @@ class Health:
             found.add(Flag.BATTERY_LOST)
         elif not sample.is_remote or sample.state in (BatteryState.OFF, BatteryState.FAULT):
             found.add(Flag.BATTERY_LIMITED)
+        late = {Flag.BATTERY_LATE} if given.estimate.dead_s >= DEAD_S_MAX else set()
         if self._watch is None:
-            return found
+            return found | late
         asked_w, estimate = given.written.reference_w, given.estimate
         import_w = estimate.pcc_w if estimate.quality is Quality.GOOD else None
         if found or asked_w is None:
             self._watch.forget()
         elif self._watch.is_off(image.t_mono_s, sample, asked_w=asked_w, import_w=import_w):
             found.add(Flag.BATTERY_NOT_FOLLOWING)
-        return found
+        return found | late
 
     def _is_solver_wrong(self, given: HealthInput) -> bool:
         """The program was asked and did not answer. Without a battery it is not asked, which has a row of its own."""

@@ -45,6 +45,7 @@ class Flag(StrEnum):
     METERS_DISAGREE = MeterFlag.METERS_DISAGREE
     METER_SLOW = MeterFlag.METER_SLOW
     METER_LATE = MeterFlag.METER_LATE
+    METER_REFRESH = MeterFlag.METER_REFRESH
     COUNTER_RESET = MeterFlag.COUNTER_RESET
     IMAGE_LOST = "image_lost"
     # GPUs and their nodes
@@ -72,6 +73,7 @@ class Flag(StrEnum):
     BATTERY_LOST = "battery_lost"
     BATTERY_MISREAD = "battery_misread"
     BATTERY_NOT_FOLLOWING = "battery_not_following"
+    BATTERY_LATE = "battery_late"
     LOAD_BANK_LIMITED = "load_bank_limited"
     LOAD_BANK_LOST = "load_bank_lost"
     LOAD_BANK_NOT_OBEYING = "load_bank_not_obeying"
@@ -139,6 +141,7 @@ def _rows() -> dict[Flag, Reaction]:
         (f.METERS_DISAGREE, "S8", degraded, when, "two meters disagree; the higher import counts"),
         (f.METER_SLOW, "S9", degraded, when, "the site meter is slower than declared; rises are limited"),
         (f.METER_LATE, "S4", degraded, when, "the site meter shows what was true before its time stamp"),
+        (f.METER_REFRESH, "S9", normal, when, "the site meter's values stand for longer than declared"),
         (f.COUNTER_RESET, "S10", normal, when, "an energy counter wrapped or was reset; re-based"),
         (f.IMAGE_LOST, "S2", hold, when, "neither meter nor node reports: site power is unknown"),
         (f.GPU_HUNG, "G1", degraded, when, "an NVML call hangs; that GPU counts at its largest cap"),
@@ -202,6 +205,7 @@ def _rows() -> dict[Flag, Reaction]:
             "the battery obeys, but its readings are old, stand still or are missing",
         ),
         (f.BATTERY_NOT_FOLLOWING, "B2", degraded, when, "the battery does not follow; it is let go of"),
+        (f.BATTERY_LATE, "B2", degraded, when, "the battery acts late on its orders: unfit to follow load"),
         (f.LOAD_BANK_LIMITED, "B1", degraded, when, "the load bank is off, faulted, hot or in local control; no floor"),
         (f.LOAD_BANK_LOST, "B1", degraded, when, "the load bank does not report; its floor counts for nothing"),
         (f.LOAD_BANK_NOT_OBEYING, "B2", degraded, when, "the load bank does not draw what it is told; no floor"),

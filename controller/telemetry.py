@@ -17,6 +17,7 @@ from controller.core import SiteCore
 from controller.cycle import TickTrace
 from controller.fleet import mean_cap_frac
 from controller.headroom import Headroom, RowHeadroom
+from controller.modes import Flag
 from controller.reasons import MEANS, said
 from controller.settings import SiteSettings
 from controller.survival import smallest
@@ -302,7 +303,9 @@ def _mode_means(trace: TickTrace) -> str:
 def _reasons(trace: TickTrace) -> list[str]:
     if trace.decision.held_back:
         return [f"waiting: {words}; nothing is written before" for words in trace.decision.held_back]
-    return [said(reason, trace.image, epoch=trace.checked.command.epoch) for reason in trace.decision.mode.reasons]
+    estimate, epoch = trace.decision.estimate, trace.checked.command.epoch
+    seconds = {Flag.METER_REFRESH: estimate.refresh_s, Flag.BATTERY_LATE: estimate.dead_s}
+    return [said(reason, trace.image, epoch=epoch, seconds=seconds) for reason in trace.decision.mode.reasons]
 
 
 def _number(value: float | None) -> float | None:

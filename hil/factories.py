@@ -108,4 +108,5 @@ def _delays(shown: BatteryPlantDoc | LoadBankPlantDoc, site: SiteSettings) -> De
     """As late as the meter, and believed to be, where the scenario does not say otherwise."""
     meter_s = site.meter.delay_s if site.meter else 0.0
     read_s = meter_s if shown.read_delay_s is None else shown.read_delay_s
-    return Delays(read_s=read_s, believed_s=meter_s, write_s=shown.write_latency_s)
+    dead_s = shown.dead_s if isinstance(shown, BatteryPlantDoc) else 0.0
+    return Delays(read_s=read_s, believed_s=meter_s, write_s=shown.write_latency_s, dead_s=dead_s)

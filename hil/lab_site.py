@@ -96,6 +96,7 @@ def lab_scenario(
     fleet: Mapping[str, Any] | None = None,
     battery_plant: Mapping[str, Any] | None = None,
     facility: Mapping[str, Any] | None = None,
+    meter_plant: Mapping[str, Any] | None = None,
 ) -> Scenario:
     """The site of the matrix on its way into `state`, or what `site`, `fleet`, `facility` and the like make of it."""
     settings = copy.deepcopy(SITE | dict(site or {}))
@@ -110,6 +111,7 @@ def lab_scenario(
         "plant": {
             "fleet": [FLEET | dict(fleet or {}) | {"workload": FLEET["workload"] | dict(workload or {})}],
             "battery": {"reversion_megawatt_per_s": 0.3, "start_soc": start_soc} | dict(battery_plant or {}),
+            "meter": dict(meter_plant or {}),
         },
         "events": [dict(e) for e in events_docs],
         "signals": [dict(s) for s in signals],

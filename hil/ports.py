@@ -6,6 +6,7 @@ plant has come; every port moves it there before it looks. Nodes are in `hil.nod
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -96,11 +97,14 @@ class SimMeter:
 
 @frozen
 class Delays:
-    """Age of a device's readings on arrival, the age the controller takes them for, and how long a write takes."""
+    """Age of a device's readings on arrival, the age the controller takes them for, how long a write takes, and how
+    long after it the device acts.
+    """
 
     read_s: float
     believed_s: float
     write_s: float
+    dead_s: float = 0.0
 
 
 class SimBattery:
@@ -114,6 +118,8 @@ class SimBattery:
         delays: Delays,
     ) -> None:
         self._plant, self._clock, self._battery, self._delays = plant, clock, battery, delays
+        self._asked_w: float | None = None  # a set-point that does not act yet is shown all the same
+        self._late: set[asyncio.Task[None]] = set()
 
     async def read(self) -> Reading[BatterySample]:
         now_ns = self._clock.now_ns()
@@ -127,7 +133,7 @@ class SimBattery:
             discharge_w_max=b.discharge_w_limit,
             state=b.state,
             is_remote=b.is_remote,
-            reference_w=b.reference_w,
+            reference_w=b.reference_w if self._asked_w is None else self._asked_w,
             is_following=b.is_following,
             reversion_s_left=b.reversion_s_left,
         )
@@ -143,12 +149,23 @@ class SimBattery:
             raise DeviceFault("battery", "tripped")
         if command.following is Following.DEVICE:
             b.set_follow_target(command.reference_w, command.ramp_w_per_s)
+        elif self._delays.dead_s > 0.0:
+            self._asked_w = command.reference_w
+            task = asyncio.ensure_future(self._act_later(command))
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
         else:
             b.set_setpoint(command.reference_w, command.ramp_w_per_s)
         expiry_w_per_s = command.ramp_w_per_s if command.expiry_w_per_s is None else command.expiry_w_per_s
         b.arm_reversion(command.ttl_s, slope_w_per_s=min(expiry_w_per_s, b.params.reversion_w_per_s))
         if self._delays.write_s > 0.0:
             await self._clock.sleep_until_ns(self._clock.now_ns() + round(self._delays.write_s * NS_PER_S))
+
+    async def _act_later(self, command: BatteryCommand) -> None:
+        """What a dead time puts off."""
+        await self._clock.sleep_until_ns(self._clock.now_ns() + round(self._delays.dead_s * NS_PER_S))
+        self._plant.advance_ns(self._clock.now_ns())
+        self._battery.set_setpoint(command.reference_w, command.ramp_w_per_s)
 
 
 class SimLoadBank:

@@ -142,6 +142,7 @@ class BatteryPlantDoc(Document):
     reversion_megawatt_per_s: Positive = 0.3
     read_delay_s: NonNegative | None = None  # age of a reading on arrival; None: as the meter's
     write_latency_s: NonNegative = 0.0  # from write to acknowledgement
+    dead_s: NonNegative = 0.0  # from write until it acts
 
 
 class LoadBankPlantDoc(Document):

@@ -42,6 +42,7 @@ CORE_MID = {
         "estimate_checks",
         "estimate_subs",
         "estimate_counter",
+        "estimate_dead",
         "estimate_delay",
         "estimate_lag",
         "estimate_nodes",

@@ -18,6 +18,26 @@ from hil.lab_site import lab_scenario
 from hil.matrix_lab import Lab, in_lab
 
 
+def test_a_refresh_declared_too_short_is_told_with_what_it_is_and_what_to_correct() -> None:
+    told: list[object] = []
+
+    async def story(lab: Lab) -> None:
+        lab.start()
+        assert lab.daemon is not None
+        reporter = Reporter(lab.site, metrics=Metrics(None), core=lab.daemon.core)
+        lab.daemon.observe(reporter.observe)
+        await lab.run(4.0)
+        told.append(reporter.document()["reasons"])
+
+    in_lab(story, lab_scenario("steady", meter_plant={"refresh_s": 0.2}))
+    assert told == [
+        [
+            "the site meter's values stand for longer than declared (0.2 s): correct pcc_meter.update_s in the site"
+            " file; clears once its cause has been gone for ten planner periods"
+        ]
+    ]
+
+
 def test_a_reason_names_who_is_meant_what_to_do_and_what_ends_it() -> None:
     sentences: list[str] = []
 

@@ -38,6 +38,7 @@ class MeterFlag(StrEnum):
     METERS_DISAGREE = "meters_disagree"
     METER_SLOW = "meter_slow"
     METER_LATE = "meter_late"
+    METER_REFRESH = "meter_refresh"
     COUNTER_RESET = "counter_reset"
 
 
