@@ -85,7 +85,9 @@ def fall_w_max(site: SiteSettings, now: Situation, tracker: Tracker, *, drift: D
     if drift is not None:
         return max(0.0, left_w - drift.sag_w) / STEEPNESS
     sample = battery_sample(now.image)
-    left_w -= ordered_w(now.estimate, tracker)  # what the target took of the rows in this cycle is not there twice
+    # What the target took of the rows in this cycle is not there twice.
+    battery = envelope_battery(site, now.image, now.mode.flags)
+    left_w -= ordered_w(now.image, now.estimate, tracker, battery=battery)
     catch_w = max(0.0, tracker.battery_now(sample).charge_w_max + (sample.power_w if sample is not None else 0.0))
     return max(0.0, left_w) / STEEPNESS + min(catch_w, dip_w_max(now.in_force.limits, t_eff_s=now.estimate.t_eff_s))
 

@@ -72,6 +72,7 @@ def envelope_view(
     if Flag.RESUMED in flags:  # what moved while nothing ran is not taken back in one step
         step_w = min(step_w, RESUMED_FRAC_PER_S * smallest_row_w(limits) * two_ticks_s)
     meter_s = site.meter.delay_s + site.meter.update_s if site.meter is not None else 0.0
+    battery = envelope_battery(site, image, flags)
     return EnvelopeView(
         image=believed(image, decision.estimate),
         fleet=decision.fleet.table,
@@ -84,7 +85,7 @@ def envelope_view(
         unmanaged_w_max=unmanaged_w(decision.fleet, other_w_max=site.other_load_w_max, gpu_peak_w=site.gpu_peak_w)
         + ballast_w_max(site, image, written_w=state.ballast_w),
         load_w=load_w,
-        battery=envelope_battery(site, image, flags),
+        battery=battery,
         drop_safe_target_w=max(track.g_safe_w, tracker.g_ref_w),
         margins=() if track.is_riding_down else _margins(site, track.margins),
         mode=decision.mode.mode,
@@ -98,14 +99,21 @@ def envelope_view(
         state=state,
         load_bank=_envelope_load_bank(site, image, flags),
         is_held=drift is None,
-        sag_w=drift.sag_w if drift is not None else ordered_w(decision.estimate, tracker),
+        sag_w=drift.sag_w if drift is not None else ordered_w(image, decision.estimate, tracker, battery=battery),
         swell_w=drift.swell_w if drift is not None else 0.0,
     )
 
 
-def ordered_w(estimate: Estimate, tracker: Tracker) -> float:
-    """How far the battery that holds the target takes power below what the meter shows, W: on its way, and so spent."""
-    return max(0.0, estimate.grid_w - tracker.g_ref_w)
+def ordered_w(image: SiteImage, estimate: Estimate, tracker: Tracker, *, battery: EnvelopeBattery | None) -> float:
+    """How far the battery that holds the target takes power below what the meter shows, W: on its way, and so spent.
+
+    One that is tripped, in local control or at its limit takes off no more than it still can.
+    """
+    sample = battery_sample(image)
+    if battery is None or sample is None or not battery.is_eligible:
+        return 0.0
+    most_w = battery.spare_w + max(0.0, -sample.power_w)
+    return min(most_w, max(0.0, estimate.grid_w - tracker.g_ref_w))
 
 
 def _margins(site: SiteSettings, margins: Iterable[Margin]) -> tuple[Margin, ...]:

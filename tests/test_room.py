@@ -14,10 +14,10 @@ from controller.glide import STEEPNESS
 from controller.node_orders import is_settled
 from controller.room import MARGIN_MEMORY_S, HeldMargin, dip_w_max, fall_w_max
 from controller.settings import SiteSettings
-from controller.types import EnvelopeState, LimitId, SwingLimit
+from controller.types import EnvelopeState, LimitId, Quality, Reading, SwingLimit
 from tests.test_identify import TOP_MHZ, fleet_of
 from tests.test_jobs import report, site
-from tests.tracker_kit import HERE
+from tests.tracker_kit import HERE, sample_of, site_of
 
 __all__ = ["site"]  # the fixture
 
@@ -65,16 +65,31 @@ def test_what_caps_let_go_at_once_fits_the_row_with_the_shortest_mean() -> None:
     assert dip_w_max([], t_eff_s=0.023) == np.inf
 
 
-@pytest.mark.parametrize(("target_w", "left_w"), [(60e6, 8e6), (63e6, 8e6), (54e6, 2e6), (52e6, 0.0)])
-def test_what_the_target_took_of_the_rows_is_not_there_for_caps_as_well(target_w: float, left_w: float) -> None:
+@pytest.mark.parametrize(
+    ("target_w", "discharge_w_max", "is_remote", "left_w"),
+    [
+        (60e6, 70e6, True, 8e6),
+        (63e6, 70e6, True, 8e6),
+        (54e6, 70e6, True, 2e6),
+        (52e6, 70e6, True, 0.0),
+        (54e6, 1e6, True, 5e6),  # 2 MW of charging and 1 MW that it can give
+        (54e6, 0.0, False, 8e6),  # tripped, or in local control: nobody takes it
+    ],
+)
+def test_what_the_target_took_of_the_rows_is_not_there_for_caps_as_well(
+    target_w: float, discharge_w_max: float, is_remote: bool, left_w: float
+) -> None:
     """Rows leave 8 MW below the 60 that are metered; a target already 6 MW lower has its battery do that (1000054)."""
-    row = SwingLimit(LimitId("usual"), 5e6, 15.0, 1.0, HERE)
-    estimate = SimpleNamespace(grid_w=60e6, t_eff_s=0.15)
+    row, site = SwingLimit(LimitId("usual"), 5e6, 15.0, 1.0, HERE), site_of()
+    sample = replace(sample_of(site, -2e6, 5e10, 0.0), discharge_w_max=discharge_w_max, is_remote=is_remote)
     now: Any = SimpleNamespace(
-        now_s=0.0, estimate=estimate, image=SimpleNamespace(battery=None), in_force=SimpleNamespace(limits=(row,))
+        now_s=0.0,
+        estimate=SimpleNamespace(grid_w=60e6, t_eff_s=0.15),
+        image=SimpleNamespace(battery=Reading(sample, 0.0, Quality.GOOD, "battery")),
+        in_force=SimpleNamespace(limits=(row,)),
+        mode=SimpleNamespace(flags=frozenset()),
     )
     interval = SimpleNamespace(project=lambda times_s: (np.array([52e6]), np.array([70e6])))
     bounds = SimpleNamespace(charge_w_max=30e6)
     tracker: Any = SimpleNamespace(interval=interval, g_ref_w=target_w, battery_now=lambda sample: bounds)
-    found_w = fall_w_max(SimpleNamespace(planner_period_s=1.0), now, tracker, drift=None)  # type: ignore[arg-type]
-    assert found_w == pytest.approx(left_w / STEEPNESS + 1e6)
+    assert fall_w_max(site, now, tracker, drift=None) == pytest.approx(left_w / STEEPNESS + 1e6)
