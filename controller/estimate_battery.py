@@ -85,7 +85,7 @@ class BatteryAccount:
             reading is None or reading.quality is Quality.MISSING or not math.isfinite(reading.value.power_w)
         )
         is_acked = now_s - self._acked_s <= ACKED_TICKS * self._tick_s
-        self._takes_orders = reading is not None and is_acked and not is_another and _is_led(reading.value)
+        self._takes_orders = reading is not None and is_acked and not is_another and is_led(reading.value)
         self._settle()
         if reading is not None and not self._is_silent:
             self._hear(reading.t_mono_s, float(reading.value.power_w))
@@ -174,6 +174,6 @@ class BatteryAccount:
         return after_w
 
 
-def _is_led(sample: BatterySample) -> bool:
-    """It does not say that it does what it likes."""
+def is_led(sample: BatterySample) -> bool:
+    """It does not say that it does what it likes, or nothing at all."""
     return sample.is_remote and sample.state not in (BatteryState.OFF, BatteryState.FAULT)

@@ -13,12 +13,14 @@ from collections import deque
 from controller.allocate import cap_fall_w
 from controller.demand import Stretch
 from controller.estimate import Estimate
+from controller.estimate_battery import is_led
 from controller.fleet import Fleet
 from controller.glide import STEEPNESS
 from controller.modes import Flag
 from controller.types import BatteryCommand, BatterySample, FloatArray, Quality, Reading, frozen
 
 CAPS_S = 0.8  # V100 record: within 1 % of its end 0.53 s after a limit was raised, and the driver takes GPUs in turn
+NOBODY_HOLDS = frozenset({Flag.BATTERY_LOST, Flag.BATTERY_NOT_FOLLOWING})
 FORGET_S = 5.0  # no estimate that caps wait for is older
 GONE_SPARE = 1.5  # a battery may let go at a slope of its own, slower than told
 
@@ -66,8 +68,8 @@ class Unheld:
         `lately` is the range of the site's own load, `flags` are those of the mode.
         """
         late_s = CAPS_S + max(0.0, now_s - estimate.t_s)
-        is_there = battery is not None and battery.quality is not Quality.MISSING and Flag.BATTERY_LOST not in flags
-        if is_there and Flag.BATTERY_NOT_FOLLOWING not in flags:
+        is_there = battery is not None and battery.quality is not Quality.MISSING and is_led(battery.value)
+        if is_there and not flags & NOBODY_HOLDS:
             return None
         held_w = self._held_w(now_s, battery) if battery is not None else 0.0
         falling_w, rising_w = self._under_way(now_s - late_s)

@@ -13,6 +13,7 @@ from controller.estimate import LoadEstimator, LoadSource
 from controller.estimate_lag import LagEstimate
 from controller.estimate_nodes import sum_nodes
 from controller.types import (
+    BatteryState,
     Following,
     MeterFlag,
     NodeId,
@@ -208,6 +209,17 @@ def test_a_battery_that_follows_by_itself_knows_what_the_meter_would_show() -> N
         if 2 < k < 15:
             assert found.pcc_w is None and found.grid_w == 58e6
     assert found.grid_w == pytest.approx(58e6)  # the load last known, less what the battery gave then
+
+
+def test_a_battery_that_tripped_holds_no_target() -> None:
+    """It still says what it was told to hold; the meter goes, and what it showed last is what is known."""
+    estimator = LoadEstimator(site_of(following=Following.DEVICE))
+    for k in range(40):
+        t_s = k * TICK_S
+        sample = replace(battery(0.0, t_s).value, reference_w=71e6, is_following=True, state=BatteryState.FAULT)
+        metered = meter(58e6, t_s) if k < 20 else meter(math.nan, t_s, quality=Quality.MISSING)
+        found = estimator.step(t_s, pcc=metered, battery=Reading(sample, t_s, Quality.GOOD, "b"), nodes=(), meters={})
+        assert found.grid_w == pytest.approx(58e6)
 
 
 def test_a_battery_that_follows_by_itself_goes_on_while_it_is_silent() -> None:

@@ -59,7 +59,7 @@ def test_battery_limited(state: str, kind: str) -> None:
         assert bounds.discharge_w_max <= 0.05 * 12 * MW + 1.0
         shown = envelope_battery(lab.site, lab.traces[-1].image, lab.last.flags)
         assert shown is not None and shown.supply_w <= 0.05 * 12 * MW + 1.0, "no credit for what is gone"
-        await lab.run(14.0)
+        await lab.run(14.0 if state != "limit" else 29.0)
         assert state != "limit" or caps_w(lab) < before_w - 2.5 * MW, "caps take over, as fast as the rows let them"
 
     forced = Loss(left_of_drop_w(state, SETTLE_S[state])) if state in ("limit", "ramp") else None

@@ -15,6 +15,7 @@ from hil.swarm import draw
     [
         (1000054, 62.0),  # the target took what its row left, and caps the same in the same cycle: 10.3 of 10 MW
         (6169, 71.5),  # nodes back one after the other, held against the last numbers of the rest: 12.4 of 10 MW
+        (1000242, 95.0),  # a battery that tripped while a ceiling is met: caps took what the ripple needed, 31 of 20 MW
     ],
 )
 def test_a_story_that_broke_a_row_holds(seed: int, until_s: float) -> None:

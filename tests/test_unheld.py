@@ -55,6 +55,14 @@ def test_a_battery_that_holds_leaves_nothing_adrift() -> None:
     assert drift(unheld, 1.0, silent(0.0, Quality.GOOD)) == Drift(sag_w=2 * MW, swell_w=1 * MW)
 
 
+@pytest.mark.parametrize("changes", [{"state": BatteryState.FAULT}, {"state": BatteryState.OFF}, {"is_remote": False}])
+def test_a_battery_that_answers_and_does_not_take_orders_holds_nothing(changes: dict[str, Any]) -> None:
+    """Tripped, off, or led from its own panel: it says so at once, and nobody holds the ripple from then on."""
+    found = silent(0.0, Quality.GOOD)
+    battery = replace(found, value=replace(found.value, **changes))
+    assert drift(Unheld(), 1.0, battery, flags=frozenset()) == Drift(sag_w=2 * MW, swell_w=1 * MW)
+
+
 @pytest.mark.parametrize(("power_w", "sag_w", "swell_w"), [(5 * MW, 2 * MW, 6 * MW), (-5 * MW, 7 * MW, 1 * MW)])
 def test_what_a_silent_battery_holds_comes_back_until_it_can_be_gone(
     power_w: float, sag_w: float, swell_w: float
