@@ -14,7 +14,7 @@ from dataclasses import replace
 from enum import StrEnum, unique
 
 from controller.estimate_bank import BankHistory
-from controller.estimate_battery import BatteryAccount, is_led
+from controller.estimate_battery import BatteryAccount
 from controller.estimate_bridge import NodeBridge
 from controller.estimate_checks import METERS_DIFFER_FRAC, MeterCheck, MeterView
 from controller.estimate_delay import KEPT_S, MeterDelay
@@ -344,7 +344,7 @@ class LoadEstimator:
             return
         sample = battery.value
         has_room = -ROOM_FRAC * sample.charge_w_max < sample.power_w < ROOM_FRAC * sample.discharge_w_max
-        self._held_w = sample.reference_w if sample.is_following and has_room and is_led(sample) else None
+        self._held_w = sample.reference_w if sample.is_following and has_room and sample.takes_orders else None
 
     def _take_nodes(self, now_s: float, nodes: Sequence[Reading[NodeReport]]) -> None:
         """Hold a new sum of the reports against the meter."""

@@ -17,7 +17,7 @@ from controller.estimate_checks import METERS_DIFFER_FRAC
 from controller.estimate_lag import LagEstimate
 from controller.estimate_witness import AccountWitness
 from controller.settings import SiteSettings
-from controller.types import BatterySample, BatteryState, Following, Quality, Reading
+from controller.types import BatterySample, Following, Quality, Reading
 
 KNOWN_TICKS = 2.5
 ACKED_TICKS = 3.5  # what took no order for longer is no account of what it gives
@@ -85,7 +85,7 @@ class BatteryAccount:
             reading is None or reading.quality is Quality.MISSING or not math.isfinite(reading.value.power_w)
         )
         is_acked = now_s - self._acked_s <= ACKED_TICKS * self._tick_s
-        self._takes_orders = reading is not None and is_acked and not is_another and is_led(reading.value)
+        self._takes_orders = reading is not None and is_acked and not is_another and reading.value.takes_orders
         self._settle()
         if reading is not None and not self._is_silent:
             self._hear(reading.t_mono_s, float(reading.value.power_w))
@@ -172,8 +172,3 @@ class BatteryAccount:
                 return self._lag.between(before_w, before_s, after_w, after_s, t_s)
             after_s, after_w = before_s, before_w
         return after_w
-
-
-def is_led(sample: BatterySample) -> bool:
-    """It does not say that it does what it likes, or nothing at all."""
-    return sample.is_remote and sample.state not in (BatteryState.OFF, BatteryState.FAULT)

@@ -152,7 +152,7 @@ class Health:
             found.add(Flag.BATTERY_MISREAD)
         if image.battery.quality is Quality.MISSING:
             found.add(Flag.BATTERY_LOST)
-        elif not sample.is_remote or sample.state in (BatteryState.OFF, BatteryState.FAULT):
+        elif not sample.takes_orders:
             found.add(Flag.BATTERY_LIMITED)
         late = {Flag.BATTERY_LATE} if given.estimate.dead_s >= DEAD_S_MAX else set()
         if self._watch is None:

@@ -35,7 +35,7 @@ class PlanBasis:
         bounds = tracker.battery_now(sample)
         self.is_blind = bounds is NO_BATTERY
         margin_w = self._margin.step(now.now_s, view.margin_w)
-        fall_w = room.fall_w_max(site, now, tracker, drift=drift)
+        fall_w = room.fall_w_max(site, now, tracker, view=view)
         self.gpu_w_max = room.under_ceilings_w(site, view, now, tracker, margin_w=margin_w, fall_w=fall_w)
         energy_j = 0.0  # what a battery that is lost or disobeys holds is nobody's to bring back to its middle
         if sample is not None and site.battery is not None and not self.is_blind:

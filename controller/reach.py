@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from controller.reserve import NO_BATTERY, BatteryBounds, battery_bounds
 from controller.settings import BatterySettings
-from controller.types import BatterySample, BatteryState
+from controller.types import BatterySample
 
 STALE_SOC_S = 1.0  # how much older than the limits beside it a state of charge may be: devices renew it slowly
 
@@ -28,7 +28,7 @@ class BatteryReach:
 
     def now(self, sample: BatterySample | None) -> BatteryBounds:
         """The nameplate bounds, cut to what the battery says it can do now; NO_BATTERY when it takes no orders."""
-        if sample is None or not sample.is_remote or sample.state in (BatteryState.OFF, BatteryState.FAULT):
+        if sample is None or not sample.takes_orders:
             return NO_BATTERY
         nameplate = self._nameplate
         charge_w, discharge_w = nameplate.charge_w_max, min(sample.discharge_w_max, nameplate.discharge_w_max)

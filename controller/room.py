@@ -19,8 +19,7 @@ from controller.settings import SiteSettings
 from controller.situation import Situation
 from controller.tracker import Tracker
 from controller.types import EnvelopeState, EnvelopeView, FloatArray, Limit, RampLimit, SwingLimit
-from controller.unheld import Drift
-from controller.view import ballast_w_max, battery_sample, ceiling_w, envelope_battery, ordered_w, unmanaged_w
+from controller.view import ballast_w_max, battery_sample, ceiling_w, envelope_battery, unmanaged_w
 
 MARGIN_MEMORY_S = 60.0
 BISECTIONS = 12  # of a share of all falls: what is left is a clock step at most
@@ -74,20 +73,17 @@ def under_ceilings_w(
     return max(hard_w, worst_case_w(now.fleet, written.caps) - fall_w)
 
 
-def fall_w_max(site: SiteSettings, now: Situation, tracker: Tracker, *, drift: Drift | None) -> float:
+def fall_w_max(site: SiteSettings, now: Situation, tracker: Tracker, *, view: EnvelopeView) -> float:
     """How far one plan may lower what all GPUs may draw at their worst: what is let go must be caught by someone.
 
-    A ceiling that a lost battery no longer helps to keep is come down to inside the rows, as any other. `drift` is how
-    far power goes by itself where no battery surely catches.
+    A ceiling that a lost battery no longer helps to keep is come down to inside the rows, as any other. What goes down
+    by itself, or by the target in this cycle, is in the view and not there twice.
     """
     low_w = float(tracker.interval.project([now.now_s + site.planner_period_s])[0][0])
-    left_w = now.estimate.grid_w - low_w
-    if drift is not None:
-        return max(0.0, left_w - drift.sag_w) / STEEPNESS
+    left_w = now.estimate.grid_w - low_w - view.sag_w
+    if not view.is_held:
+        return max(0.0, left_w) / STEEPNESS
     sample = battery_sample(now.image)
-    # What the target took of the rows in this cycle is not there twice.
-    battery = envelope_battery(site, now.image, now.mode.flags)
-    left_w -= ordered_w(now.image, now.estimate, tracker, battery=battery)
     catch_w = max(0.0, tracker.battery_now(sample).charge_w_max + (sample.power_w if sample is not None else 0.0))
     return max(0.0, left_w) / STEEPNESS + min(catch_w, dip_w_max(now.in_force.limits, t_eff_s=now.estimate.t_eff_s))
 

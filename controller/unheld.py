@@ -13,7 +13,6 @@ from collections import deque
 from controller.allocate import cap_fall_w
 from controller.demand import Stretch
 from controller.estimate import Estimate
-from controller.estimate_battery import is_led
 from controller.fleet import Fleet
 from controller.glide import STEEPNESS
 from controller.modes import Flag
@@ -68,7 +67,7 @@ class Unheld:
         `lately` is the range of the site's own load, `flags` are those of the mode.
         """
         late_s = CAPS_S + max(0.0, now_s - estimate.t_s)
-        is_there = battery is not None and battery.quality is not Quality.MISSING and is_led(battery.value)
+        is_there = battery is not None and battery.quality is not Quality.MISSING and battery.value.takes_orders
         if is_there and not flags & NOBODY_HOLDS:
             return None
         held_w = self._held_w(now_s, battery) if battery is not None else 0.0

@@ -18,7 +18,6 @@ from controller.settings import SiteSettings, Stance
 from controller.tracker import Tracker
 from controller.types import (
     BatterySample,
-    BatteryState,
     CeilingLimit,
     Direction,
     EnvelopeBattery,
@@ -191,9 +190,8 @@ def envelope_battery(site: SiteSettings, image: SiteImage, flags: frozenset[Flag
     if settings is None or sample is None:
         return None
     is_trusted = Flag.BATTERY_NOT_FOLLOWING not in flags
-    is_usable = sample.is_remote and sample.state not in (BatteryState.OFF, BatteryState.FAULT)
     stock_j = max(0.0, sample.soc_frac - settings.soc_frac_min) * settings.energy_j
-    gives_w = min(sample.discharge_w_max, settings.discharge_w_max) if is_usable and stock_j > 0.0 else 0.0
+    gives_w = min(sample.discharge_w_max, settings.discharge_w_max) if sample.takes_orders and stock_j > 0.0 else 0.0
     reach_w = max(0.0, sample.power_w) + settings.ramp_w_per_s_max * 2.0 * site.tracker_period_s
     return EnvelopeBattery(
         charge_w_max=min(sample.charge_w_max, settings.charge_w_max),
@@ -203,7 +201,7 @@ def envelope_battery(site: SiteSettings, image: SiteImage, flags: frozenset[Flag
         spare_w=max(0.0, gives_w - max(0.0, sample.power_w)) if is_trusted else 0.0,
         deadband_w=settings.deadband_w,
         dwell_s=settings.dwell_s,
-        is_eligible=is_usable,
+        is_eligible=sample.takes_orders,
     )
 
 

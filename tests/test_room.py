@@ -15,6 +15,7 @@ from controller.node_orders import is_settled
 from controller.room import MARGIN_MEMORY_S, HeldMargin, dip_w_max, fall_w_max
 from controller.settings import SiteSettings
 from controller.types import EnvelopeState, LimitId, Quality, Reading, SwingLimit
+from controller.view import envelope_battery, ordered_w
 from tests.test_identify import TOP_MHZ, fleet_of
 from tests.test_jobs import report, site
 from tests.tracker_kit import HERE, sample_of, site_of
@@ -92,4 +93,6 @@ def test_what_the_target_took_of_the_rows_is_not_there_for_caps_as_well(
     interval = SimpleNamespace(project=lambda times_s: (np.array([52e6]), np.array([70e6])))
     bounds = SimpleNamespace(charge_w_max=30e6)
     tracker: Any = SimpleNamespace(interval=interval, g_ref_w=target_w, battery_now=lambda sample: bounds)
-    assert fall_w_max(site, now, tracker, drift=None) == pytest.approx(left_w / STEEPNESS + 1e6)
+    battery = envelope_battery(site, now.image, now.mode.flags)
+    view: Any = SimpleNamespace(is_held=True, sag_w=ordered_w(now.image, now.estimate, tracker, battery=battery))
+    assert fall_w_max(site, now, tracker, view=view) == pytest.approx(left_w / STEEPNESS + 1e6)

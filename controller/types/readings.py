@@ -88,6 +88,11 @@ class BatterySample:
     reversion_s_left: float | None = None
     temperature_c: float | None = None
 
+    @property
+    def takes_orders(self) -> bool:
+        """By its own word: not tripped, not off, and not led from its own panel."""
+        return self.is_remote and self.state not in (BatteryState.OFF, BatteryState.FAULT)
+
 
 @unique
 class LoadBankState(StrEnum):
