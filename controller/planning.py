@@ -302,6 +302,7 @@ class Planning:
         # The contingency that leaves the least binds; without one the bottom of the ripple must be absorbed.
         worst = min(enforced, key=lambda w: w.contingency.load_left_w, default=None)
         left_w = worst.contingency.load_left_w if worst else demand.load_w - demand.ripple_down_w
+        busiest_w = self._busiest_w()
         return PlanInput(
             t_s=known.now_s,
             classes=self._job_classes(known, curves),
@@ -322,12 +323,14 @@ class Planning:
                 rise_w_per_s=interval.contingency_rise_w_per_s,
             ),
             load_left_w=np.full(STEPS, left_w),
-            load_return_w=np.full(STEPS, self._busiest_w()),
+            load_return_w=np.full(STEPS, busiest_w),
             contingency_ripple_w=worst.contingency.ripple_w if worst else 0.0,
             spent_w=interval.contingency_excess_w,
             spent_rise_w=interval.contingency_excess_up_w,
             is_rise_enforced=any(w.enforces_rise for w in watches) or site.battery is None,
             ballast_w_max=self.floor.sure_w,
+            # A connection and its meter are made for the registered peak; what charges the battery can wait.
+            import_w_max=max(site.registered_peak_w, busiest_w + known.estimate.margin_w),
         )
 
     def _busiest_w(self) -> float:

@@ -70,6 +70,17 @@ def test_a_full_battery_is_brought_to_its_middle_by_itself_and_never_by_caps() -
     assert bool(np.isinf(plan.cap_path_w).all())
 
 
+def test_charging_stops_at_the_registered_peak_and_never_asks_for_caps() -> None:
+    """A battery near its bottom would take 1 MW; the peak leaves it 0.9. A contract that keeps power up comes first."""
+    low = plan_kit.given(energy=40.0, demand=(2.0, 1.0), target=7.4)
+    bound = replace(low, import_w_max=7.4 * MEGA)
+    free, plan = RulePlanner().plan(low), RulePlanner().plan(bound)
+    assert free.target_w.max() > 7.5 * MEGA, "the story"
+    assert plan.target_w.max() == pytest.approx(7.4 * MEGA) and bool(np.isinf(plan.cap_path_w).all())
+    kept_up = RulePlanner().plan(replace(bound, low_w=np.full(STEPS, 7.45 * MEGA)))
+    assert kept_up.target_w.min() == pytest.approx(7.45 * MEGA)
+
+
 def test_an_empty_battery_caps_what_is_left() -> None:
     """No energy: peaks together fit under target less other load, shared in proportion or cheapest first."""
     site = plan_kit.given(energy=0.0, target=8.5, demand=(3.0, 2.3), weight=(2.0, 1.0))

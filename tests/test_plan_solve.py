@@ -162,6 +162,19 @@ def test_a_ceiling_ahead_is_prepared() -> None:
     assert plan.target_w[0] > 7.8 * MEGA
 
 
+def test_charging_stops_at_the_registered_peak_and_has_no_price_there() -> None:
+    """What is stored has a worth, and no row of the contract is what keeps it out."""
+    planner = mpc()
+    low = plan_kit.given(energy=40.0, demand=(2.0, 1.0), target=7.9)
+    free = planner.plan(low)
+    plan = planner.plan(replace(low, import_w_max=7.9 * MEGA))
+    assert plan.status is PlanStatus.SOLVED and bool(np.isinf(plan.cap_path_w).all())
+    assert free.target_w.max() > 8.1 * MEGA, "the story"
+    assert plan.target_w.max() <= 7.9 * MEGA + 1.0
+    rises = {p.kind: p.joule_per_w for p in plan.prices}, {p.kind: p.joule_per_w for p in free.prices}
+    assert rises[0].get(PriceKind.RAMP_UP, 0.0) <= rises[1].get(PriceKind.RAMP_UP, 0.0) + 1e-6
+
+
 def test_prices_appear_where_a_limit_costs_work() -> None:
     """Energy is out and the reserve binds: a watt of floor is worth work. With plenty of everything nothing is."""
     planner = mpc()

@@ -19,7 +19,7 @@ def reachable(given: PlanInput) -> tuple[FloatArray, FloatArray, FloatArray, Flo
     """
     steps = given.steps
     low_w = np.minimum(given.low_w, given.high_w)
-    high_w = np.maximum(given.low_w, given.high_w)
+    high_w = np.maximum(given.low_w, given.target_w_max())
     fall_w = given.slope_down_w_per_s * STEP_S[:steps]
     rise_w = given.slope_up_w_per_s * STEP_S[:steps]
     if not math.isfinite(given.slope_down_w_per_s):

@@ -6,6 +6,7 @@ Watts, joules and seconds throughout; the quadratic program scales to megawatts 
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum, unique
 from typing import Protocol
 
@@ -87,6 +88,7 @@ class PlanInput:
     spent_rise_w: float
     is_rise_enforced: bool
     ballast_w_max: float = 0.0  # a load bank that may be switched on to hold the target up; part of `load_left_w`
+    import_w_max: float = math.inf  # to which a battery may be charged; never below what load may come to by itself
 
     @property
     def steps(self) -> int:
@@ -96,6 +98,11 @@ class PlanInput:
         """Mean uncapped site load per step, shape (H,)."""
         total: FloatArray = self.demand_w.sum(axis=0) + self.other_w
         return total
+
+    def target_w_max(self) -> FloatArray:
+        """How high the target may go, shape (H,): what `low_w` asks for comes before the bound on charging."""
+        most: FloatArray = np.minimum(self.high_w, np.maximum(self.low_w, self.import_w_max))
+        return most
 
     def cover_w(self, energy_j: float) -> float:
         """How much load above the target the battery may be counted on for at `energy_j`."""

@@ -75,7 +75,7 @@ def follow(given: PlanInput, wish_w: FloatArray, *, policy: str, sharing: Sharin
     # One pass over arrays before the walk, floats in it: thirty small slices cost more than all of its arithmetic.
     load_w, other_w, left_w = given.load_w().tolist(), given.other_w.tolist(), given.load_left_w.tolist()
     wishes_w, ceiling_w = wish_w.tolist(), given.ceiling_w.tolist()
-    lows_w, highs_w = given.low_w.tolist(), given.high_w.tolist()
+    lows_w, highs_w, mosts_w = given.low_w.tolist(), given.high_w.tolist(), given.target_w_max().tolist()
     peak_w = class_peaks_w(given)
     top_w = peak_w.sum(axis=0).tolist()
     target_w, energy_j = given.target_w, given.energy_j
@@ -90,7 +90,7 @@ def follow(given: PlanInput, wish_w: FloatArray, *, policy: str, sharing: Sharin
         if h > 0:  # the first step is free in the interval, later ones have slopes
             low_w = max(low_w, target_w - given.slope_down_w_per_s * step_s)
             high_w = max(low_w, min(high_w, target_w + given.slope_up_w_per_s * step_s))
-        target_w = min(max(min(wishes_w[h], safe_w, full_w), low_w), high_w)
+        target_w = min(max(min(wishes_w[h], safe_w, full_w, mosts_w[h]), low_w), high_w)
         give_w = max(0.0, energy_j - bounds.energy_j_min) * bounds.eta / step_s
         cover_w = min(given.cover_w(energy_j), give_w)
         site_w_max = target_w + cover_w

@@ -372,7 +372,8 @@ def _prices(given: PlanInput, gradient: FloatArray, slices: dict[str, slice], *,
     """Saved curtailment per watt of relaxation; ramps per watt per minute of slope."""
     minute_share = STEP_S[: given.steps] / 60.0
     at_ceiling = given.high_w >= given.ceiling_w - 1.0
-    high = -gradient[slices["high"]]
+    is_charge_bound = given.target_w_max() < given.high_w  # no row of the contract is what costs there
+    high = np.where(is_charge_bound, 0.0, -gradient[slices["high"]])
     found = {
         PriceKind.RAMP_DOWN: float(-gradient[slices["fall"]] @ minute_share)
         + float(gradient[slices["low"]][0] * minute_share[0]),
