@@ -42,7 +42,8 @@ class CounterClock:
         self._read: deque[tuple[float, float]] = deque()  # (time, count)
         self._believed: deque[tuple[float, float]] = deque()  # the same, after the newest that was read
         self._first_s = math.nan  # of the first count that was kept
-        self._unsure_wh = 0.0  # how much too high the end of the line may be
+        self._unsure_wh = 0.0  # how much too high the end of the line may be, beside its counts:
+        self._placed_wh = 0.0  # they were placed where the line was believed to be, and it may have been as far off
         self._heard_s, self._last_wh, self._last_w = -math.inf, math.nan, 0.0
         self._since_s = math.nan  # when the last count was first read
         self._usual: deque[tuple[float, float]] = deque(maxlen=CHANGES)  # (time it stood, step)
@@ -69,20 +70,24 @@ class CounterClock:
         if self._is_other(t_s, count_wh, power_w=power_w):
             self.forget()
         moved_wh, pause_s = count_wh - self._last_wh, t_s - self._heard_s
-        goes_on = not self.late_s and self._goes_on(moved_wh, t_s - self._since_s, power_w)
+        is_as_late = self._goes_on(moved_wh, t_s - self._since_s, power_w)
         self._heard_s, self._last_wh, self._last_w = t_s, count_wh, power_w
         if pause_s > PAUSE_S:
             self._since_s = math.nan
-        if goes_on:
+        if is_as_late and not self.late_s:
             self._changed(t_s, moved_wh)
             self._keep(t_s, count_wh, power_w=power_w)
             return
         usual_s, usual_wh = self._usually()
         if not moved_wh and (t_s - self._since_s <= usual_s or self._due_wh(t_s) <= count_wh + usual_wh):
             return
-        late_s = self._behind_s(t_s, count_wh, step_wh=usual_wh if pause_s > PAUSE_S else self._first_wh(power_w))
+        step_wh = usual_wh if pause_s > PAUSE_S else self._first_wh(power_w)
+        if moved_wh and not is_as_late:
+            step_wh += self._placed_wh
+        late_s = self._behind_s(t_s, count_wh, step_wh=step_wh)
         if not late_s or not self.late_s or abs(late_s - self.late_s) > JUMP_S:
             self.late_s = late_s
+            self._placed_wh = self._placed_wh + self._unsure_until_wh(t_s - late_s) if late_s else 0.0
         if moved_wh:  # one that stands was true when it was first read, or before: so is the very first
             self._changed(t_s, moved_wh)
             self._keep(t_s - self.late_s, count_wh, power_w=power_w)
@@ -147,6 +152,13 @@ class CounterClock:
         times, counts = self._line()
         late_s = t_s - float(np.interp(count_wh, counts, times))
         return late_s if late_s >= LATE_S_MIN else 0.0
+
+    def _unsure_until_wh(self, t_s: float) -> float:
+        """How much too high the line may be at that time, as far as it is believed."""
+        if not self._believed:
+            return 0.0
+        first_s, last_s = self._read[-1][0], self._believed[-1][0]
+        return self._unsure_wh * min(max((t_s - first_s) / (last_s - first_s), 0.0), 1.0)
 
     def _line(self) -> tuple[FloatArray, FloatArray]:
         line = np.array([*self._read, *self._believed])

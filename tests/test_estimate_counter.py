@@ -110,6 +110,18 @@ def test_in_time_after_a_silence_however_wrong_what_was_believed() -> None:
     assert all(said_s == 0.0 for _, said_s in found)
 
 
+def test_what_was_believed_wrongly_is_not_late_once_the_meter_is_in_time() -> None:
+    """A silence, 2 % believed too much, and late after it: all counts since stand 0.3 s too late on the line."""
+    found = run(
+        lambda t: 1.5 if 23.95 <= t < 29.95 else 0.0,
+        40.0,
+        is_silent=lambda t: 10.0 <= t < 23.95,
+        believed_w=1.02 * POWER_W,
+    )
+    assert all(said_s == pytest.approx(1.8, abs=0.1) for t_s, said_s in found if 24.05 < t_s < 29.95)
+    assert all(said_s == 0.0 for t_s, said_s in found if t_s > 30.05)
+
+
 def test_a_count_that_stands_while_energy_is_drawn_is_an_old_one() -> None:
     found = dict(run(lambda t: max(t - 10.0, 0.0), 15.0))
     assert found[10.0] == 0.0
