@@ -89,13 +89,15 @@ def _ttl_s(c: _Check, ttl_s: float, subject: str) -> float:
     return ttl_s
 
 
-def _window_bounds(v: t.EnvelopeView) -> tuple[float, float]:
+def _window_bounds(v: t.EnvelopeView, *, is_step: bool = False) -> tuple[float, float]:
     """Invariant 5: what the next grid power may be, from every entry of every window, by brute force."""
     low, high = np.float64(-np.inf), np.float64(np.inf)
     for row in v.windows:
         ring = row.ring
         n = max(1, min(len(ring.min_w), 1 + int((row.window_s - ring.head_s) / ring.step_s + SLACK)))
-        room = np.maximum(row.room_w, row.room_w_per_s * (ring.head_s + ring.step_s * np.arange(n)))
+        room = np.maximum(
+            row.room_w - is_step * row.kept_w, row.room_w_per_s * (ring.head_s + ring.step_s * np.arange(n))
+        )
         high = np.minimum(high, (ring.min_w[:n] + room).min()) if row.is_up else high
         low = np.maximum(low, (ring.max_w[:n] - room).max()) if row.is_down else low
     return float(np.minimum(low, high)), float(np.maximum(low, high))  # broken already: between them is least harm
@@ -260,12 +262,13 @@ def _bounds(c: _Check, caps: t.FloatArray) -> list[Bound]:
     every, floors = np.ones(len(f.gpu_ids), bool), both[: 1 + v.is_emergency]
     rows: list[Bound] = [(2, b.name, b.is_below, both, b.room_w, b.room_w) for b in v.feeders]
     hard_w = v.import_w_max - v.margin_w - v.unmanaged_w_max + supply_w
-    fall_w = np.inf if v.is_emergency or pcc is None else max(0.0, power_w - v.sag_w - c.window_w[0]) / STEEPNESS
+    low_w, high_w = _window_bounds(v, is_step=True)
+    fall_w = np.inf if v.is_emergency or pcc is None else max(0.0, power_w - v.sag_w - low_w) / STEEPNESS
     rows.append((3, "site", every, floors, max(hard_w, last_w.sum() - fall_w), hard_w))
     if (over_w := power_w - v.import_w_max) > 0:  # what the battery can still add need not come off the caps
         rows.append((4, "site", every, floors, last_w.sum() - min(fall_w, max(0.0, over_w - spare_w)), np.inf))
     if not (v.battery and v.is_held) and pcc is not None:  # where only caps soften a rise
-        room_w = max(0.0, c.window_w[1] - power_w - v.swell_w) / STEEPNESS
+        room_w = max(0.0, high_w - power_w - v.swell_w) / STEEPNESS
         rows.append((5, "rise", up := _draw_w(v, caps) > last_w, (c.state.caps[0],), last_w[up].sum() + room_w, np.inf))
     return rows
 

@@ -40,6 +40,7 @@ from controller.unheld import Drift
 METER_AGE_PERIODS = 3.0  # FAULTS: read t for T for the PCC meter and the battery
 VIOLATIONS_MAX = 20  # in 60 s: a violation a planner period for a third of them
 RESUMED_FRAC_PER_S = 0.5  # of the smallest row: how fast the windows may move the target after a pause
+STEP_SPARE_FRAC = 0.01  # of a row
 EDGE_FRAC = 0.001  # of the registered peak, or of the battery: what a meter's last digits are worth
 
 
@@ -160,20 +161,25 @@ def window_checks(limits: Iterable[Limit], rings: Rings, now_s: float) -> tuple[
         if isinstance(row, RampLimit):
             is_up, is_down = row.direction is not Direction.DOWN, row.direction is not Direction.UP
             ring = rings.at(row.mean_s, now_s)
-            found.append(WindowCheck(row.id, row.window_s, _room_w(row), 0.0, is_up, is_down, ring))
+            found.append(WindowCheck(row.id, row.window_s, _room_w(row), 0.0, _kept_w(row), is_up, is_down, ring))
         elif isinstance(row, SwingLimit) and row.band_hz is None:
             ring = rings.at(row.mean_s, now_s)
-            found.append(WindowCheck(row.id, row.window_s, _room_w(row), 0.0, True, True, ring))
+            found.append(WindowCheck(row.id, row.window_s, _room_w(row), 0.0, _kept_w(row), True, True, ring))
         elif isinstance(row, RateLimit):
             ring = rings.at(row.mean_s, now_s)
             room_w = row.above_w or row.max_w_per_s * row.mean_s  # what no mean tells from a slope
-            found.append(WindowCheck(row.id, row.horizon_s, room_w, row.max_w_per_s, True, True, ring))
+            found.append(WindowCheck(row.id, row.horizon_s, room_w, row.max_w_per_s, 0.0, True, True, ring))
     return tuple(found)
 
 
 def _room_w(row: RampLimit | SwingLimit) -> float:
     """The row's allowance, for the next power against past means: a mean lags a steady ramp by half its span."""
     return row.max_w * (1.0 + 0.5 * row.mean_s / row.window_s)
+
+
+def _kept_w(row: RampLimit | SwingLimit) -> float:
+    """What of that no step of caps may use, nor of the row its last hundredth: ripple may be told too small."""
+    return _room_w(row) - (1.0 - STEP_SPARE_FRAC) * row.max_w
 
 
 def ceiling_w(limits: Iterable[Limit], t_s: float) -> float:

@@ -74,9 +74,15 @@ def ring(power_w: float | list[float], *, head_s: float = 0.0) -> PccRing:
 
 
 def window(
-    max_w: float = 200.0, window_s: float = 60.0, *, past: PccRing | None = None, up: bool = True, down: bool = True
+    max_w: float = 200.0,
+    window_s: float = 60.0,
+    *,
+    past: PccRing | None = None,
+    up: bool = True,
+    down: bool = True,
+    kept_w: float = 0.0,
 ) -> WindowCheck:
-    return WindowCheck(LimitId("ramp"), window_s, max_w, 0.0, up, down, past or ring(1000.0))
+    return WindowCheck(LimitId("ramp"), window_s, max_w, 0.0, kept_w, up, down, past or ring(1000.0))
 
 
 BATTERY = EnvelopeBattery(

@@ -70,7 +70,7 @@ def test_5_a_one_way_row_binds_one_way(up: bool, down: bool, wish: float, result
 def test_5_a_rate_row_allows_more_with_age() -> None:
     """5 W/s beyond 20 W: ten seconds back lies 900 W, so 20..50 W above it is the most."""
     past = ring([1000.0] * 10 + [900.0] * 500)
-    row = WindowCheck(LimitId("rate"), 600.0, 20.0, 5.0, True, False, past)
+    row = WindowCheck(LimitId("rate"), 600.0, 20.0, 5.0, 0.0, True, False, past)
     assert target(check(view(windows=(row,)), command(power=battery(1500.0)))) == 950.0
 
 
@@ -108,6 +108,19 @@ def test_5_what_swells_by_itself_leaves_less_for_caps_to_rise() -> None:
     assert check(seen, proposal).violations == ()
     verdict = check(replace(seen, is_held=False), proposal)
     assert 5 in broken(verdict) and 1605.0 < sum(draw_w(c) for c in clocks(verdict).values()) <= 1600.0 + 30.0 / 3.3
+
+
+@pytest.mark.parametrize(("kept_w", "moved_w"), [(0.0, 60.0), (30.0, 30.0)])
+def test_5_what_a_ramp_may_use_beyond_the_row_no_step_of_caps_may(kept_w: float, moved_w: float) -> None:
+    row = window(60.0, kept_w=kept_w)
+    assert target(check(view(windows=(row,)), command(power=battery(1150.0)))) == 1060.0
+    out = clocks(
+        check(view(battery=None, windows=(row,)), command(node(NODES[0], 2000, 2000), node(NODES[1], 2000, 2000)))
+    )
+    assert 1600.0 + (moved_w - 10.0) / 3.3 < sum(draw_w(c) for c in out.values()) <= 1600.0 + moved_w / 3.3
+    seen = view(import_w_max=1500.0, unmanaged_w_max=1000.0, windows=(row,))
+    out = clocks(check(seen, command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000))))
+    assert 1600.0 - moved_w / 3.3 - 5.0 < sum(draw_w(c) for c in out.values()) <= 1600.0 - moved_w / 3.3
 
 
 def test_5_an_emergency_may_fall_below_the_windows_but_not_rise() -> None:

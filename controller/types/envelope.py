@@ -103,13 +103,15 @@ class WindowCheck:
     """One row on differences of power within a window, beside the ring it is checked on.
 
     Over every entry that lies wholly inside `window_s`: the next power may stand at most `room_w`, or `room_w_per_s`
-    times the entry's age where that is more, above its least (`is_up`) and below its greatest (`is_down`).
+    times the entry's age where that is more, above its least (`is_up`) and below its greatest (`is_down`). Of that a
+    step may not use `kept_w`: a mean lags a ramp, and no step that stays.
     """
 
     limit_id: LimitId
     window_s: float
     room_w: float
     room_w_per_s: float
+    kept_w: float
     is_up: bool
     is_down: bool
     ring: PccRing
