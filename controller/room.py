@@ -19,7 +19,14 @@ from controller.settings import SiteSettings
 from controller.situation import Situation
 from controller.tracker import Tracker
 from controller.types import EnvelopeState, EnvelopeView, FloatArray, Limit, RampLimit, SwingLimit
-from controller.view import ballast_w_max, battery_sample, ceiling_w, envelope_battery, unmanaged_w
+from controller.view import (
+    STEP_SPARE_FRAC,
+    ballast_w_max,
+    battery_sample,
+    ceiling_w,
+    envelope_battery,
+    unmanaged_w,
+)
 
 MARGIN_MEMORY_S = 60.0
 BISECTIONS = 12  # of a share of all falls: what is left is a clock step at most
@@ -79,13 +86,21 @@ def fall_w_max(site: SiteSettings, now: Situation, tracker: Tracker, *, view: En
     A ceiling that a lost battery no longer helps to keep is come down to inside the rows, as any other. What goes down
     by itself, or by the target in this cycle, is in the view and not there twice.
     """
+    if not view.is_held:  # nobody tracks a target, and what would be kept for that is the rows'
+        return max(0.0, now.estimate.grid_w - rows_low_w(now.in_force.limits, tracker) - view.sag_w) / STEEPNESS
     low_w = float(tracker.interval.project([now.now_s + site.planner_period_s])[0][0])
     left_w = now.estimate.grid_w - low_w - view.sag_w
-    if not view.is_held:
-        return max(0.0, left_w) / STEEPNESS
     sample = battery_sample(now.image)
     catch_w = max(0.0, tracker.battery_now(sample).charge_w_max + (sample.power_w if sample is not None else 0.0))
     return max(0.0, left_w) / STEEPNESS + min(catch_w, dip_w_max(now.in_force.limits, t_eff_s=now.estimate.t_eff_s))
+
+
+def rows_low_w(limits: Iterable[Limit], tracker: Tracker) -> float:
+    """How far down power may step by the rows alone, but for their last hundredth; -inf without a row."""
+    spent_w = tracker.interval.spent_down_w()
+    rows = (row for row in limits if isinstance(row, RampLimit | SwingLimit) and row.id in spent_w)
+    left_w = ((1.0 - STEP_SPARE_FRAC) * row.max_w - spent_w[row.id] for row in rows)
+    return tracker.g_ref_w - min(left_w, default=math.inf)
 
 
 def dip_w_max(limits: Iterable[Limit], *, t_eff_s: float) -> float:
@@ -95,11 +110,17 @@ def dip_w_max(limits: Iterable[Limit], *, t_eff_s: float) -> float:
 
 
 def softened(fleet: Fleet, caps: FloatArray, written: EnvelopeState, *, fall_w: float) -> FloatArray:
-    """`caps` (2, n) with all falls cut to one share, so that they come to `fall_w` at most; inf is free."""
+    """`caps` (2, n) with all falls cut to one share, so that they come to `fall_w`, to the next step; inf is free.
+
+    What falls short of it by a step the envelope would take off as well, and doubt the planner for it.
+    """
     table, last = fleet.table, written.caps
     if written.gpu_ids is not table.gpu_ids or caps.shape != last.shape:
         return caps
     most = np.stack((table.cap_max[0], table.peak_w))
+    # Where a limit binds it alone is lowered: a clock counts below it only, and takes work before.
+    binds = (last[1] < table.peak_w) & (caps[1] <= last[1])
+    caps = np.stack((np.where(binds, np.maximum(caps[0], last[0]), caps[0]), caps[1]))
     before, after = np.minimum(last, most), np.minimum(np.minimum(caps, last), most)
     if cap_fall_w(fleet, before, after) <= fall_w:
         return caps
@@ -108,5 +129,5 @@ def softened(fleet: Fleet, caps: FloatArray, written: EnvelopeState, *, fall_w: 
         if cap_fall_w(fleet, before, before + (share + step) * (after - before)) <= fall_w:
             share += step
         step *= 0.5
-    found = np.minimum(np.ceil(before + share * (after - before)), last)
+    found = np.minimum(np.floor(before + share * (after - before)), last)
     return np.where(caps < last, np.where(found < most, found, last), caps)

@@ -12,15 +12,16 @@ import pytest
 from controller.fleet import FleetBook
 from controller.glide import STEEPNESS
 from controller.node_orders import is_settled
-from controller.room import MARGIN_MEMORY_S, HeldMargin, dip_w_max, fall_w_max
+from controller.room import MARGIN_MEMORY_S, HeldMargin, dip_w_max, fall_w_max, softened
 from controller.settings import SiteSettings
-from controller.types import EnvelopeState, LimitId, Quality, Reading, SwingLimit
+from controller.types import CeilingLimit, EnvelopeState, LimitId, Quality, Reading, SwingLimit
 from controller.view import envelope_battery, ordered_w
 from tests.test_identify import TOP_MHZ, fleet_of
 from tests.test_jobs import report, site
 from tests.tracker_kit import HERE, sample_of, site_of
 
 __all__ = ["site"]  # the fixture
+CEILING = CeilingLimit(LimitId("ceiling"), 54e6, -np.inf, HERE)
 
 
 def test_a_rippling_margin_is_planned_with_at_its_top() -> None:
@@ -96,3 +97,40 @@ def test_what_the_target_took_of_the_rows_is_not_there_for_caps_as_well(
     battery = envelope_battery(site, now.image, now.mode.flags)
     view: Any = SimpleNamespace(is_held=True, sag_w=ordered_w(now.image, now.estimate, tracker, battery=battery))
     assert fall_w_max(site, now, tracker, view=view) == pytest.approx(left_w / STEEPNESS + 1e6)
+
+
+def test_where_nobody_holds_power_caps_have_what_the_rows_leave_and_no_margin_of_a_follower() -> None:
+    """Of 5 MW but for a hundredth 3.45 are spent and 0.5 sag by themselves: the meter stands 0.2 above the target."""
+    row = SwingLimit(LimitId("usual"), 5e6, 15.0, 1.0, HERE)
+    now: Any = SimpleNamespace(
+        now_s=0.0, estimate=SimpleNamespace(grid_w=60.2e6), in_force=SimpleNamespace(limits=(row, CEILING))
+    )
+    tracker: Any = SimpleNamespace(
+        interval=SimpleNamespace(spent_down_w=lambda: {row.id: 3.45e6, LimitId("rate"): 9e6}), g_ref_w=60e6
+    )
+    view: Any = SimpleNamespace(is_held=False, sag_w=0.5e6)
+    assert fall_w_max(site_of(), now, tracker, view=view) == pytest.approx(1.2e6 / STEEPNESS)
+    view = SimpleNamespace(is_held=False, sag_w=2e6)
+    assert fall_w_max(site_of(), now, tracker, view=view) == 0.0
+    now.in_force.limits = (CEILING,)
+    assert fall_w_max(site_of(), now, tracker, view=view) == np.inf
+
+
+def test_where_a_limit_binds_it_alone_comes_down_and_to_the_next_whole_watt() -> None:
+    """A plan's clock, made from a cautious curve, would take work below the limit that the ceiling asks for."""
+    fleet = fleet_of([0, 0])
+    table = fleet.table
+    low_w = float(table.peak_w[0]) - 100.0
+    written = EnvelopeState(gpu_ids=table.gpu_ids, caps=np.array([[1200.0, 1200.0], [low_w, np.inf]]))
+    asked = np.array([[1000.0, 1000.0], [low_w - 20.0, np.inf]])
+    by_clock_w = (float(table.peak_w[0]) - float(table.idle_w[0])) * 200.0 / TOP_MHZ
+    all_w = 10.0 * (20.0 + by_clock_w)  # each stands for ten
+    found = softened(fleet, asked, written, fall_w=all_w)
+    assert found.tolist() == [[1200.0, 1000.0], [low_w - 20.0, np.inf]]
+    half = softened(fleet, asked, written, fall_w=0.53 * all_w)
+    assert half[0].tolist() == [1200.0, np.floor(1200.0 - 0.53 * 200.0)]
+    assert half[1].tolist() == [np.floor(low_w - 0.53 * 20.0), np.inf]
+    free = softened(fleet, np.array([[1000.0, 1000.0], [np.inf, np.inf]]), written, fall_w=1e9)
+    assert free[0].tolist() == [1000.0, 1000.0], "no limit is left to bind"
+    raised = softened(fleet, np.array([[1300.0, 1200.0], [low_w - 20.0, np.inf]]), written, fall_w=1e9)
+    assert raised[0].tolist() == [1300.0, 1200.0]
