@@ -118,8 +118,8 @@ def softened(fleet: Fleet, caps: FloatArray, written: EnvelopeState, *, fall_w: 
     if written.gpu_ids is not table.gpu_ids or caps.shape != last.shape:
         return caps
     most = np.stack((table.cap_max[0], table.peak_w))
-    # Where a limit binds it alone is lowered: a clock counts below it only, and takes work before.
-    binds = (last[1] < table.peak_w) & (caps[1] <= last[1])
+    # Where a limit binds and must go lower it goes first, for the worst case is there. Then the clock follows.
+    binds = (last[1] < table.peak_w) & (caps[1] < last[1])
     caps = np.stack((np.where(binds, np.maximum(caps[0], last[0]), caps[0]), caps[1]))
     before, after = np.minimum(last, most), np.minimum(np.minimum(caps, last), most)
     if cap_fall_w(fleet, before, after) <= fall_w:

@@ -116,8 +116,8 @@ def test_where_nobody_holds_power_caps_have_what_the_rows_leave_and_no_margin_of
     assert fall_w_max(site_of(), now, tracker, view=view) == np.inf
 
 
-def test_where_a_limit_binds_it_alone_comes_down_and_to_the_next_whole_watt() -> None:
-    """A plan's clock, made from a cautious curve, would take work below the limit that the ceiling asks for."""
+def test_a_limit_that_binds_comes_down_before_its_clock_and_to_the_next_whole_watt() -> None:
+    """The worst case is at the limit; the clock bounds bursts that a limit lets through, and has time until then."""
     fleet = fleet_of([0, 0])
     table = fleet.table
     low_w = float(table.peak_w[0]) - 100.0
@@ -127,6 +127,7 @@ def test_where_a_limit_binds_it_alone_comes_down_and_to_the_next_whole_watt() ->
     all_w = 10.0 * (20.0 + by_clock_w)  # each stands for ten
     found = softened(fleet, asked, written, fall_w=all_w)
     assert found.tolist() == [[1200.0, 1000.0], [low_w - 20.0, np.inf]]
+    assert softened(fleet, asked, replace(written, caps=found), fall_w=10.0 * by_clock_w).tolist() == asked.tolist()
     half = softened(fleet, asked, written, fall_w=0.53 * all_w)
     assert half[0].tolist() == [1200.0, np.floor(1200.0 - 0.53 * 200.0)]
     assert half[1].tolist() == [np.floor(low_w - 0.53 * 20.0), np.inf]

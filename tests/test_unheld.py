@@ -118,7 +118,7 @@ def test_falls_are_cut_to_one_share_and_rises_left_alone() -> None:
     assert softened(fleet, asked, EnvelopeState(), fall_w=0.0) is asked, "another fleet: nothing is known of before"
     bound = replace(before, caps=np.array([[1800.0] * 3, [float(table.idle_w[0]) + 1.0] * 3]))
     asked = np.array([[1000.0] * 3, bound.caps[1]])
-    assert (softened(fleet, asked, bound, fall_w=0.0) == bound.caps).all(), "no clock goes below a limit that binds"
+    assert (softened(fleet, asked, bound, fall_w=0.0) == bound.caps).all(), "clocks count under a limit that binds"
 
 
 @pytest.mark.parametrize(("exchange_w", "ceiling_megawatt"), [(550.0, 56.0), (545.0, 50.0)])
