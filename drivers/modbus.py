@@ -66,6 +66,7 @@ class ModbusConnection:
         self._attempted = asyncio.Event()  # set unless an attempt to connect is under way
         self._lost = asyncio.Event()
         self._has_answered = False  # on the connection that stands
+        self._heard_count = 0  # bytes since the request in flight was sent
         self._is_owed = False  # an answer to a request that was given up may still come on it
         self._why = "not connected yet"
         self._is_closed = False
@@ -122,6 +123,7 @@ class ModbusConnection:
         return BadReply(device, what)
 
     async def _exchange(self, device: str, client: ModbusBaseClient, send: Send) -> Any:
+        self._heard_count = 0
         try:
             reply = await send(client)
         except asyncio.CancelledError:
@@ -135,6 +137,9 @@ class ModbusConnection:
         except ModbusIOException as error:
             self.timeout_count += 1
             self._drop("no answer in time")
+            if self._heard_count:  # of another unit, of another request, or no whole frame
+                what = f"{self._heard_count} bytes and no answer to us within {self.timeout_s:g} s"
+                raise BadReply(device, f"{self.endpoint}: {what}") from error
             raise DeviceTimeout(device, f"{self.endpoint}: no answer within {self.timeout_s:g} s") from error
         except (ModbusException, OSError, ValueError, struct.error, IndexError) as error:
             self._drop("garbled reply")
@@ -237,7 +242,7 @@ class ModbusConnection:
                 self._fail_pending(client)
 
         tls = self._tls.context() if self._tls is not None else None
-        client = make_client(self.endpoint, tls, timeout_s=self.timeout_s, on_change=on_change)
+        client = make_client(self.endpoint, tls, timeout_s=self.timeout_s, on_change=on_change, on_bytes=self._heard)
         create = client.ctx.call_create
 
         async def create_and_say_why() -> Any:
@@ -249,6 +254,9 @@ class ModbusConnection:
 
         client.ctx.call_create = create_and_say_why
         return client
+
+    def _heard(self, count: int) -> None:
+        self._heard_count += count
 
     def _fail_pending(self, client: ModbusBaseClient) -> None:
         """The connection ended: end the request in flight now, not at its deadline."""

@@ -21,6 +21,8 @@ from drivers.modbus_endpoint import Endpoint, Framing
 
 READS_BITS, READS_REGISTERS = (1, 2), (3, 4)
 
+Trace = Callable[[bool, bytes], bytes]  # whether it is sent, and the packet, which goes on as it is
+
 
 class Garbled(ModbusPDU):
     """A frame for us that is no answer. The library would raise in the reader, where nobody can catch it."""
@@ -43,16 +45,35 @@ def _is_exact(frame: bytes) -> bool:
 
 
 def make_client(
-    endpoint: Endpoint, tls: ssl.SSLContext | None, *, timeout_s: float, on_change: Callable[[bool], None]
+    endpoint: Endpoint,
+    tls: ssl.SSLContext | None,
+    *,
+    timeout_s: float,
+    on_change: Callable[[bool], None],
+    on_bytes: Callable[[int], None],
 ) -> ModbusBaseClient:
-    """A pymodbus client with its own retries and reconnect off, on the exact decoder."""
-    client = _plain_client(endpoint, tls, timeout_s=timeout_s, on_change=on_change)
+    """A pymodbus client with its own retries and reconnect off, on the exact decoder.
+
+    `on_bytes` hears how many bytes came: the library drops what is no answer to us without a word.
+    """
+
+    def trace(is_sent: bool, packet: bytes) -> bytes:
+        if not is_sent:
+            on_bytes(len(packet))
+        return packet
+
+    client = _plain_client(endpoint, tls, timeout_s=timeout_s, on_change=on_change, trace=trace)
     client.ctx.framer.decoder = _ExactDecoder(is_server=False)
     return client
 
 
 def _plain_client(
-    endpoint: Endpoint, tls: ssl.SSLContext | None, *, timeout_s: float, on_change: Callable[[bool], None]
+    endpoint: Endpoint,
+    tls: ssl.SSLContext | None,
+    *,
+    timeout_s: float,
+    on_change: Callable[[bool], None],
+    trace: Trace,
 ) -> ModbusBaseClient:
     if endpoint.framing is Framing.SERIAL:
         return AsyncModbusSerialClient(
@@ -65,9 +86,10 @@ def _plain_client(
             retries=0,
             reconnect_delay=0,
             trace_connect=on_change,
+            trace_packet=trace,
         )
     if tls is not None:
-        return _TlsClient(endpoint, tls, timeout_s=timeout_s, on_change=on_change)
+        return _TlsClient(endpoint, tls, timeout_s=timeout_s, on_change=on_change, trace=trace)
     return AsyncModbusTcpClient(
         endpoint.host,
         port=endpoint.port,
@@ -76,6 +98,7 @@ def _plain_client(
         retries=0,
         reconnect_delay=0,
         trace_connect=on_change,
+        trace_packet=trace,
     )
 
 
@@ -83,7 +106,13 @@ class _TlsClient(AsyncModbusTcpClient):
     """TLS with the framer of plain TCP: the frames are the same, and it joins a reply split over two records."""
 
     def __init__(
-        self, endpoint: Endpoint, tls: ssl.SSLContext, *, timeout_s: float, on_change: Callable[[bool], None]
+        self,
+        endpoint: Endpoint,
+        tls: ssl.SSLContext,
+        *,
+        timeout_s: float,
+        on_change: Callable[[bool], None],
+        trace: Trace,
     ) -> None:
         self.comm_params = CommParams(
             comm_type=CommType.TLS,
@@ -94,7 +123,14 @@ class _TlsClient(AsyncModbusTcpClient):
             reconnect_delay=0,
             timeout_connect=timeout_s,
         )
-        super().__init__(endpoint.host, framer=FramerType.SOCKET, timeout=timeout_s, retries=0, trace_connect=on_change)
+        super().__init__(
+            endpoint.host,
+            framer=FramerType.SOCKET,
+            timeout=timeout_s,
+            retries=0,
+            trace_connect=on_change,
+            trace_packet=trace,
+        )
 
 
 def refusal(device: str, code: int) -> DriverError:
