@@ -1,7 +1,8 @@
 """A Modbus TCP proxy that works on frames: it stands between client and device and does to frames what bad wires do.
 
 One fault at a time, on every connection, until it is taken away. It knows nothing of registers. Requests pass on to the
-device or not, replies pass back late, cut, twice, swapped, in pieces, together, under another unit, or as an exception.
+device or not, replies pass back late, cut, twice, swapped, in pieces, together, under another unit
+or function, or as an exception.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ class WireFault(StrEnum):
     COALESCE = "coalesce"  # held back until `value` replies are there, or the next second
     HALF_OPEN = "half_open"  # nothing passes, nothing is closed, new connections are taken
     WRONG_UNIT = "wrong_unit"
+    WRONG_FUNCTION = "wrong_function"  # the neighbour's: input for holding registers, one register for many
     EXCEPTION = "exception"  # exception code `value` instead of asking the device
     GARBAGE = "garbage"  # as many bytes, of anything
     REFUSED = "refused"  # connections are reset at once
 
 
+NEIGHBOUR = {3: 4, 4: 3, 16: 6, 6: 16, 1: 2, 2: 1}
 WIRE_VERBS = {"off": "half_open", "garbage": "garbage", "slow": "delay", "intermittent": "drop"}  # of a scenario
 
 
@@ -212,6 +215,9 @@ class _Link:
                     await self._release(self._held)
             case WireFault.WRONG_UNIT:
                 await self._send(frame[:6] + bytes(((frame[6] + 1) % 248,)) + frame[7:])
+            case WireFault.WRONG_FUNCTION:
+                at = MBAP.size
+                await self._send(frame[:at] + bytes((NEIGHBOUR.get(frame[at], frame[at]),)) + frame[at + 1 :])
             case WireFault.GARBAGE:
                 await self._send(self._proxy.noise(len(frame)))
             case WireFault.EXCEPTION | WireFault.REFUSED:

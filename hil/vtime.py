@@ -152,10 +152,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
     ) -> NoReturn:
         raise ForbiddenInVirtualTime(f"an executor, for {getattr(func, '__qualname__', func)!r}")
 
-    async def create_connection(self, *args: Any, **kwargs: Any) -> NoReturn:
+    async def create_connection(self, *args: Any, **kwargs: Any) -> Any:
         raise ForbiddenInVirtualTime("a connection")
 
-    async def create_server(self, *args: Any, **kwargs: Any) -> NoReturn:
+    async def create_server(self, *args: Any, **kwargs: Any) -> Any:
         raise ForbiddenInVirtualTime("a listening socket")
 
     async def create_datagram_endpoint(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -201,9 +201,9 @@ class VirtualClock:
             await self._loop.wake_at_ns(t_ns)
 
 
-def run(main: Coroutine[Any, Any, R]) -> R:
+def run(main: Coroutine[Any, Any, R], *, loop_factory: Callable[[], VirtualLoop] = VirtualLoop) -> R:
     """Run `main` to its end in a fresh virtual world that starts at 0 s."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(main)
 
 

@@ -97,6 +97,7 @@ async def test_a_delay_below_the_deadline_is_waited_for_and_one_above_is_not_tak
         WireFault.COALESCE,
         WireFault.HALF_OPEN,
         WireFault.WRONG_UNIT,
+        WireFault.WRONG_FUNCTION,
         WireFault.GARBAGE,
         WireFault.REFUSED,
     ],

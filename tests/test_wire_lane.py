@@ -29,6 +29,7 @@ SEQUENCE = (
     (WireFault.SPLIT, 0.0),
     (WireFault.COALESCE, 3),
     (WireFault.WRONG_UNIT, 0.0),
+    (WireFault.WRONG_FUNCTION, 0.0),
     (WireFault.GARBAGE, 0.0),
     (WireFault.EXCEPTION, 4),
     (WireFault.EXCEPTION, 6),
