@@ -111,6 +111,8 @@ class _Writer(Generic[C]):
         """Put the first request on the wire unless a write is under way; who takes it at once needs no timer."""
         self._wanted = command
         self._is_begun = self._task is None
+        if command is None and self._is_begun:
+            self._failures, self._fault = 0, None  # who is asked nothing refuses nothing
         if command is not None and self._is_begun:
             await self._start(command)
 

@@ -34,6 +34,8 @@ ADVICE: dict[Flag, str] = {
     Flag.DEVICE_PARTIAL_WRITE: "look at the battery's own limits and mode",
     Flag.DEVICE_BUSY: "keep other masters off it if it goes on",
     Flag.DEVICE_REFUSES: "look at its rights, mode and profile",
+    Flag.BATTERY_LOCKED_OUT: "look at its rights, mode and profile, then `rampart reset`",
+    Flag.LOAD_BANK_LOCKED_OUT: "look at its rights, mode and profile, then `rampart reset`",
     Flag.DEVICE_CHANGED: "if that is right, take it out of devices.json and restart",
     Flag.DEVICE_WRONG: "correct its address or profile",
     Flag.UPS_ON_BATTERY: "look at its supply; it is said when caps come down for it",

@@ -31,6 +31,7 @@ from controller.plan.plan import Plan, Planner
 from controller.plan_basis import PlanBasis
 from controller.planning import Planning
 from controller.proposal import Proposals
+from controller.refusals import Refusals
 from controller.respond import Responder
 from controller.settings import Policy, SiteSettings
 from controller.situation import Situation
@@ -72,6 +73,7 @@ class SiteCore:
         self._fleet = FleetWatch(site, epoch=epoch)
         self._above = AboveCap(period_s=site.planner_period_s)
         self._health = Health(site, epoch=epoch)
+        self._refusals = Refusals(period_s=site.planner_period_s)
         self._modes = ModeMachine(
             period_s=site.planner_period_s,
             holds_by_device=site.battery is None or site.following is Following.DEVICE,
@@ -123,7 +125,9 @@ class SiteCore:
     @property
     def reset_obstacles(self) -> frozenset[Flag]:
         """Flags that an operator's reset cannot clear now: their cause is still there, or only a restart ends them."""
-        over = {Flag.OPERATOR_LOCKOUT} | ({Flag.METER_UNIT_WRONG} if self._estimator.is_meter_sane else set())
+        over = {Flag.OPERATOR_LOCKOUT, Flag.BATTERY_LOCKED_OUT, Flag.LOAD_BANK_LOCKED_OUT} | (
+            {Flag.METER_UNIT_WRONG} if self._estimator.is_meter_sane else set()
+        )
         return frozenset(
             r.flag
             for r in self.reasons
@@ -183,10 +187,12 @@ class SiteCore:
         """What the wires took of the command."""
         command, ballast = checked.command.battery, checked.command.load_bank
         if battery and command is not None:
+            self._refusals.took("battery")
             self._arming.battery.took(image.t_mono_s, ttl_s=command.ttl_s)
             self._unheld.commanded(image.t_mono_s, command)
             self._estimator.commanded(image.t_mono_s, reference_w=command.reference_w, following=command.following)
         if load_bank and ballast is not None:
+            self._refusals.took("load_bank")
             self._ballast.acknowledged(image.t_mono_s, ballast)
 
     def plan_if_due(self, decision: Decision) -> bool:
@@ -225,6 +231,8 @@ class SiteCore:
         now_s, is_reset = image.t_mono_s, image.operator is not None and image.operator.is_reset
         if is_reset:
             self._estimator.unlock()
+            self._refusals.reset()
+        image = self._refusals.see(image)
         estimate = self._estimate(image)
         if estimate.battery is not image.battery:
             image = replace(image, battery=estimate.battery)
@@ -275,6 +283,7 @@ class SiteCore:
                 is_above_cap=self._above.is_found,
                 is_plan_blind=self._basis.is_blind,
                 is_ups_low=self._ups.is_low,
+                locked_out=self._refusals.locked_out,
             ),
         )
 

@@ -74,6 +74,7 @@ class HealthInput:
     is_plan_blind: bool = False  # the plan was made without a battery
     is_ups_low: bool = False  # GPUs are capped for a UPS on its battery
     is_above_cap: bool = False  # some GPU has been drawing more than its power limit lets it
+    locked_out: frozenset[str] = frozenset()  # devices that refused every order for too long
 
 
 @frozen
@@ -103,7 +104,7 @@ class Health:
         """Everything found at this image."""
         judged = [self._judge(reading.value) for reading in image.nodes]
         found = self._clocks(image) | self._gpus(image.nodes, judged) | self._restarted(image.nodes)
-        found |= self._battery(image, given) | _load_bank(image, is_disobeying=given.is_bank_disobeying)
+        found |= self._battery(image, given) | _load_bank(image, given)
         found |= self._power(image, given.estimate) | self._planner(given) | _nodes(image.nodes, judged)
         if given.is_above_cap:
             found.add(Flag.POWER_ABOVE_CAP)
@@ -152,8 +153,10 @@ class Health:
             found.add(Flag.BATTERY_MISREAD)
         if image.battery.quality is Quality.MISSING:
             found.add(Flag.BATTERY_LOST)
-        elif not sample.takes_orders:
+        elif "battery" not in given.locked_out and not sample.takes_orders:
             found.add(Flag.BATTERY_LIMITED)
+        if "battery" in given.locked_out:
+            found.add(Flag.BATTERY_LOCKED_OUT)
         late = {Flag.BATTERY_LATE} if given.estimate.dead_s >= DEAD_S_MAX else set()
         if self._watch is None:
             return found | late
@@ -230,16 +233,17 @@ def _ups(image: SiteImage) -> set[Flag]:
     return found | ({Flag.UPS_ON_BYPASS} if any(sample.is_on_bypass for sample in heard) else set())
 
 
-def _load_bank(image: SiteImage, *, is_disobeying: bool) -> set[Flag]:
+def _load_bank(image: SiteImage, given: HealthInput) -> set[Flag]:
     """The bank as it reports itself, and whether it draws what it is told."""
     if image.load_bank is None:
         return set()
+    found = {Flag.LOAD_BANK_LOCKED_OUT} if "load_bank" in given.locked_out else set()
     if image.load_bank.quality is Quality.MISSING:
-        return {Flag.LOAD_BANK_LOST}
-    sample, found = image.load_bank.value, set()
-    if not sample.is_remote or sample.state in (LoadBankState.OFF, LoadBankState.FAULT):
+        return found | {Flag.LOAD_BANK_LOST}
+    sample = image.load_bank.value
+    if not found and (not sample.is_remote or sample.state in (LoadBankState.OFF, LoadBankState.FAULT)):
         found.add(Flag.LOAD_BANK_LIMITED)
-    if is_disobeying:
+    if given.is_bank_disobeying:
         found.add(Flag.LOAD_BANK_NOT_OBEYING)
     return found
 

@@ -72,10 +72,12 @@ class Flag(StrEnum):
     BATTERY_LIMITED = "battery_limited"
     BATTERY_LOST = "battery_lost"
     BATTERY_MISREAD = "battery_misread"
+    BATTERY_LOCKED_OUT = "battery_locked_out"
     BATTERY_NOT_FOLLOWING = "battery_not_following"
     BATTERY_LATE = "battery_late"
     LOAD_BANK_LIMITED = "load_bank_limited"
     LOAD_BANK_LOST = "load_bank_lost"
+    LOAD_BANK_LOCKED_OUT = "load_bank_locked_out"
     LOAD_BANK_NOT_OBEYING = "load_bank_not_obeying"
     UPS_ON_BATTERY = "ups_on_battery"
     UPS_ON_BYPASS = "ups_on_bypass"
@@ -197,6 +199,7 @@ def _rows() -> dict[Flag, Reaction]:
         (f.NODES_ALL_LOST, "X7", hold, when, "no node agent answers: load cannot be moved"),
         (f.BATTERY_LIMITED, "B1", degraded, when, "the battery is off, faulted or in local control; not planned on"),
         (f.BATTERY_LOST, "B1", degraded, when, "the battery does not report; planned without it"),
+        (f.BATTERY_LOCKED_OUT, "M6", degraded, operator, "the battery refused every order for ten periods; locked out"),
         (
             f.BATTERY_MISREAD,
             "S4",
@@ -208,6 +211,13 @@ def _rows() -> dict[Flag, Reaction]:
         (f.BATTERY_LATE, "B2", degraded, when, "the battery acts late on its orders: unfit to follow load"),
         (f.LOAD_BANK_LIMITED, "B1", degraded, when, "the load bank is off, faulted, hot or in local control; no floor"),
         (f.LOAD_BANK_LOST, "B1", degraded, when, "the load bank does not report; its floor counts for nothing"),
+        (
+            f.LOAD_BANK_LOCKED_OUT,
+            "M6",
+            degraded,
+            operator,
+            "the load bank refused every order for ten periods; locked out",
+        ),
         (f.LOAD_BANK_NOT_OBEYING, "B2", degraded, when, "the load bank does not draw what it is told; no floor"),
         (
             f.UPS_ON_BATTERY,

@@ -21,7 +21,7 @@ from drivers.profile import Control, Dispatch, Source
 from drivers.registers import SCALE_FACTOR_MAX
 
 HEARTBEAT_MODULUS = 1 << 31
-REFUSED_S = 30.0  # a device that has no such register will hardly get one: so long before it is asked again
+REFUSED_S = 3.0  # a device that has no such register will hardly get one: so long before it is asked again
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ SENSING = ("meter", "ups", "grid")  # ports whose faults a controller with true 
 VERBS = ("off", "stuck", "garbage", "wrong", "slow", "delayed", "intermittent")
 CONTRACTS = (("ieso-ramp",), ("aeso",), ("southern",), ("atc-spp",), ("ieso-ramp", "aeso"))
 BATTERY_EVENTS = ("battery_local", "battery_derate", "battery_trip")
+UNTIL_AN_OPERATOR = {Flag.METER_UNIT_WRONG, Flag.BATTERY_LOCKED_OUT}
 CLOCK_STEP_MHZ = 15.0
 # How far beyond its reference a story may break a row: the reference knows at once what a controller finds out in the
 # time that detection takes. Of the twelve forced of seeds 1 to 232 eleven are within 6 %; 164 (a silent meter, reports
@@ -220,7 +221,7 @@ def _play(tale: Tale, blows: tuple[Blow, ...], *, recording: Path | None) -> tup
         lab.start()
         await lab.run(SAFETY_S)
         lab.plan.clear()
-        if any(Flag.METER_UNIT_WRONG in tick.flags for tick in lab.ticks[-1:]):
+        if any(tick.flags & UNTIL_AN_OPERATOR for tick in lab.ticks[-1:]):
             await lab.kill()  # locked out until an operator acts, and this is what an operator does
             await lab.restart()
         for k in range(round(HEALED_S)):

@@ -22,7 +22,7 @@ from controller.types import (
     SiteFault,
     Trouble,
 )
-from drivers.errors import DeviceBusy, DeviceChanged, NotApplied
+from drivers.errors import DeviceBusy, DeviceChanged, NotApplied, NotSupported
 
 
 class ScriptedBattery:
@@ -99,6 +99,18 @@ async def test_faults_become_missing_acknowledgements() -> None:
     battery.fault = None
     assert (await actuate.apply(command(3))).battery
     assert told == [("battery write", "battery: locked to local"), ("battery write", "")]
+
+
+async def test_who_is_asked_nothing_refuses_nothing() -> None:
+    """Refusals are told from the third on; once no order is given any more they are over, whatever would come now."""
+    battery, link, told = ScriptedBattery(), Link(), []
+    actuate = make(battery, link, told)
+    battery.fault = NotSupported("battery", "no such register")
+    for seq in (1, 2, 3):
+        assert not (await actuate.apply(command(seq))).battery
+    assert actuate.troubles == (Trouble(SiteFault.DEVICE_REFUSES, "battery"),)
+    await actuate.apply(replace(command(4), battery=None))
+    assert actuate.troubles == ()
 
 
 async def test_caps_leave_while_the_battery_is_still_being_written() -> None:

@@ -65,7 +65,11 @@ def battery(*, is_remote: bool = True, state: BatteryState = BatteryState.RUNNIN
 
 
 def found(
-    *nodes: Reading[NodeReport], is_clamped: bool = False, blind_ticks: int = 0, **image: object
+    *nodes: Reading[NodeReport],
+    is_clamped: bool = False,
+    blind_ticks: int = 0,
+    locked_out: frozenset[str] = frozenset(),
+    **image: object,
 ) -> frozenset[Flag]:
     """The flags at a first image of a site that is well but for what is given; blind: no power from anywhere."""
     pcc = Reading(MeterSample(60e6), 0.0, Quality.GOOD, "pcc")
@@ -85,6 +89,7 @@ def found(
         is_model_wrong=False,
         plan=None,
         written=EnvelopeState(),
+        locked_out=locked_out,
     )
     return Health(SITE, epoch=1).step(seen, given)
 

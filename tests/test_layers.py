@@ -103,6 +103,7 @@ CORE_TOP = {
         "decision",
         "view",
         "room",
+        "refusals",
         "unheld",
         "above_cap",
         "follow_watch",
