@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -244,3 +245,24 @@ def test_heat_and_power_brakes_are_told_and_our_own_caps_are_not(reasons: int, i
         assert newest(bench).faults == ()
 
     play_agent(tmp_path, story)
+
+
+def test_an_agent_that_starts_tells_of_no_gpu_that_it_has_not_asked_yet(tmp_path: Path) -> None:
+    """A GPU without a reading counts as one that hangs, and each restart would degrade the site; one that does hang is
+    told of once it had its time.
+    """
+
+    async def story(bench: Bench) -> None:
+        await bench.wait(1.0)
+
+    bench = play_agent(tmp_path / "well", story, settle_s=0.0)
+    assert len(bench.link.reports) >= 4
+    assert all(quality == Quality.GOOD for report in bench.link.reports for quality in report.quality)
+
+    def hang(bench: Bench) -> None:
+        bench.gpus[0].read = asyncio.Event().wait  # type: ignore[assignment,method-assign]
+
+    bench = play_agent(tmp_path / "ill", story, settle_s=0.0, prepare=hang)
+    assert not bench.link.reports
+    bench = play_agent(tmp_path / "iller", story, settle_s=2.0, prepare=hang)
+    assert newest(bench).quality.tolist() == [Quality.MISSING, Quality.GOOD]

@@ -74,6 +74,7 @@ class NodeAgent:
         self._told: dict[str, str] = {}
         self._log = EventLog(clock, say)  # of what others may repeat as often as they like
         self._cycle_s = math.nan
+        self._opened_s = math.inf
         self._heard = asyncio.Event()  # a command was taken: the dead-man is due at another time
         self.is_given_back = False  # True after a release that left nothing behind
 
@@ -129,6 +130,7 @@ class NodeAgent:
         )
         for gpu in sorted(gpus, key=lambda gpu: gpu.spec.gpu_id):
             self._start_worker(gpu, tasks)
+        self._opened_s = self._clock.now_s()
         while self._saved is None:
             try:
                 self._saved = self._file.save(how_to(self._settings), found, boot_id=self._boot_id)
@@ -326,10 +328,17 @@ class NodeAgent:
     # -------------------------------------------------------------------------------------------------------- reports
 
     async def _report(self, now_s: float) -> None:
+        if not self._has_looked(now_s):
+            return
         try:
             await self._link.publish(self.report(now_s))
         except DriverError:
             return  # the link tells of its own loss; the next report replaces this one
+
+    def _has_looked(self, now_s: float) -> bool:
+        """Every GPU was read once, or had its time for it: one that was not asked yet would be told as hanging."""
+        is_read = all(worker.status.reading is not None for worker in self._workers.values())
+        return is_read or now_s - self._opened_s >= MISSING_S
 
     def report(self, now_s: float) -> NodeReport:
         """Telemetry as of `now_s`; what was not read is NaN, a clock that is not locked too."""
