@@ -11,7 +11,7 @@ from hil.scenario import Overrides, Scenario, parse_scenario
 MW = 1e6
 TOP_MHZ = 1980.0  # of the lab's GPUs
 LIMIT_MEGAWATT = 54.0  # of the state "limit": more below the load of about 66 MW than the battery alone can give
-LIMIT_BY_S = 30.0
+LIMIT_FROM_S, LIMIT_BY_S = 1.0, 30.0
 SETTLE_S = {"cold": 0.0, "steady": 14.0, "limit": 34.0, "ramp": 17.0}
 RAMP_FROM_S = 14.0
 
@@ -97,8 +97,12 @@ def lab_scenario(
     battery_plant: Mapping[str, Any] | None = None,
     facility: Mapping[str, Any] | None = None,
     meter_plant: Mapping[str, Any] | None = None,
+    limit_from_s: float = LIMIT_FROM_S,
 ) -> Scenario:
-    """The site of the matrix on its way into `state`, or what `site`, `fleet`, `facility` and the like make of it."""
+    """The site of the matrix on its way into `state`, or what `site`, `fleet`, `facility` and the like make of it.
+
+    `limit_from_s`: when the ceiling of the state "limit" becomes known.
+    """
     settings = copy.deepcopy(SITE | dict(site or {}))
     settings["controller"] = policy
     if settings.get("battery"):
@@ -119,7 +123,8 @@ def lab_scenario(
     if facility is not None:
         raw["plant"]["facility"] = dict(facility)
     if state == "limit":
-        raw["signals"].append({"t_s": 1.0, "kind": "load_target", "megawatt": LIMIT_MEGAWATT, "by_s": LIMIT_BY_S})
+        by_s = LIMIT_BY_S + limit_from_s - LIMIT_FROM_S
+        raw["signals"].append({"t_s": limit_from_s, "kind": "load_target", "megawatt": LIMIT_MEGAWATT, "by_s": by_s})
     if state == "ramp":
         raw["events"].append({"kind": "drop", "t_s": RAMP_FROM_S, "megawatt": 25, "within_s": 8.0})
     return parse_scenario(raw, Overrides(), origin="lab.yaml")

@@ -20,7 +20,7 @@ from controller.audit.referee import Referee
 from controller.audit.verdicts import RowResult, Verdicts
 from controller.cycle import TickTrace
 from controller.modes import Flag
-from controller.ports import GridSource, OperatorSource, Recorder
+from controller.ports import GridSource, NodeLink, OperatorSource, Recorder
 from controller.settings import SiteSettings
 from controller.types import Mode, NodeCommand, RowVerdict, frozen
 from hil import vtime
@@ -29,11 +29,13 @@ from hil.factories import make_factories
 from hil.faults import DEFAULT_VALUE, Fault, FaultPlan
 from hil.lab_ports import HookedBattery, HookedLink, HookedMeter, Hooks, LabLease, LabSync
 from hil.lab_site import MW, TOP_MHZ
+from hil.lab_wire import LabWire
 from hil.nodes import SimNodeLink
 from hil.plant import events
 from hil.plant.site import NS_PER_S, TruthBlock
 from hil.ports import NoRecorder
 from hil.scenario import Scenario
+from hil.vnet import NetworkedLoop
 from hil.vtime import VirtualClock
 from hil.world import World, build_world
 
@@ -69,12 +71,15 @@ class Lab:
     recorder: Recorder = field(default_factory=NoRecorder)
     operator: OperatorSource | None = None
     make_grid: Callable[[], GridSource] | None = None
+    make_link: Callable[[Lab, NodeLink], NodeLink] | None = None  # stands in for some of the bench's nodes
+    is_wired: bool = False  # meter and battery behind Modbus, by the drivers that ship
     ticks: list[Tick] = field(default_factory=list)
     traces: list[TickTrace] = field(default_factory=list)
     kicks: list[float] = field(default_factory=list)
     daemon: Daemon | None = None
     grid: GridSource | None = None
     link: SimNodeLink = field(init=False)
+    wire: LabWire = field(init=False)
     world: World = field(init=False)
     site: SiteSettings = field(init=False)
     _referee: Referee = field(init=False)
@@ -95,6 +100,15 @@ class Lab:
         assert isinstance(factories.node_link, SimNodeLink)
         self.link = factories.node_link
         self._factories = factories
+        self.wire = LabWire(self.scenario, self.world, self.clock)
+
+    async def open(self) -> None:
+        """What must stand before the first daemon."""
+        if self.is_wired:
+            await self.wire.open()
+            self._factories = replace(self._factories, meter=self.wire.meter, battery=self.wire.battery)
+        if self.make_link is not None:
+            self._factories = replace(self._factories, node_link=self.make_link(self, self.link))
 
     # -- life
 
@@ -152,6 +166,7 @@ class Lab:
     async def stop(self) -> None:
         if self._task is not None:
             await self.kill()
+        await self.wire.close()
 
     # -- faults
 
@@ -164,6 +179,7 @@ class Lab:
     def heal(self) -> None:
         """Everything that `fault` or a hook began is over."""
         self.plan.clear()
+        self.wire.heal()
         for name in Hooks.__dataclass_fields__:
             setattr(self.hooks, name, Hooks.__dataclass_fields__[name].default)
 
@@ -281,10 +297,11 @@ def in_lab(story: Story, scenario: Scenario, **options: Any) -> Lab:
     async def main() -> Lab:
         clock = VirtualClock(vtime.running_loop(), start_utc_s=START_UTC_S)
         lab = Lab(scenario, clock, **options)
+        await lab.open()
         try:
             await story(lab)
         finally:
             await lab.stop()
         return lab
 
-    return vtime.run(main())
+    return vtime.run(main(), loop_factory=NetworkedLoop)

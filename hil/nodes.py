@@ -55,14 +55,14 @@ class SimNode:
         self._gpus = gpus_per_node
         self.stands_for = plant.fleet.groups[group].count // gpus_per_node
         ids = tuple(GpuId(f"GPU-{node_id}-{k}") for k in range(gpus_per_node))
-        self._specs = tuple(
+        self.specs = tuple(
             GpuSpec(g, kind.key, kind.idle_w, kind.limit_w_min, kind.limit_w_max, kind.limit_w_max, kind.clocks_mhz())
             for g in ids
         )
         self._ids = ids
-        self._fallback_mhz = float(fallback_clock_mhz)
+        self.fallback_clock_mhz = fallback_clock_mhz
         self._deadman = Deadman(  # of one GPU: those of a node share their cap
-            self._specs[:1], fallback_clock_mhz=fallback_clock_mhz, fallback_power_limit_w=None, is_inherited=False
+            self.specs[:1], fallback_clock_mhz=fallback_clock_mhz, fallback_power_limit_w=None, is_inherited=False
         )
         self.clock_cap_mhz = math.nan  # not locked
         self._epoch = self._seq = 0
@@ -90,7 +90,7 @@ class SimNode:
         slope = command.release_w_per_s / self._gpus
         self._deadman.accept(replace(command, caps=caps, release_w_per_s=slope), now_s=now_s)
         if caps:
-            self._apply(caps[0])
+            self.set_cap(caps[0])
 
     @property
     def due_s(self) -> float:
@@ -104,9 +104,9 @@ class SimNode:
         if now_s - self._written_s < CLOCK_WRITE_S:
             return
         if orders.gives_back:
-            self._apply(self._free_cap)
+            self.set_cap(self._free_cap)
         elif orders.caps:
-            self._apply(orders.caps[self._ids[0]])
+            self.set_cap(orders.caps[self._ids[0]])
 
     @property
     def state(self) -> AgentState:
@@ -119,7 +119,6 @@ class SimNode:
     def report(self, *, arrives_s: float) -> NodeReport:
         """Telemetry as of now; times are the receiver's, so a report is as old as its arrival."""
         plant = self._plant
-        clock_mhz = float(plant.fleet.clock_frac[self._group]) * self._kind.clock_mhz_max
         return NodeReport(
             node_id=self.node_id,
             boot_id="hil",
@@ -127,9 +126,9 @@ class SimNode:
             state=self.state,
             stands_for=self.stands_for,
             gpu_ids=self._ids,
-            power_w=self._power_w(self._doc.power_window_s),
-            instant_w=self._power_w(self._doc.sensor_period_s),
-            clock_mhz=self._shared("clock", clock_mhz),
+            power_w=self._array(self.power_w(self._doc.power_window_s)),
+            instant_w=self._array(self.power_w(self._doc.sensor_period_s)),
+            clock_mhz=self._shared("clock", self.clock_mhz),
             clock_cap_mhz=self._shared("cap", self.clock_cap_mhz),
             power_limit_w=self._shared("limit", plant.fleet.power_limit_w(self._group)),
             quality=self._free,
@@ -137,17 +136,31 @@ class SimNode:
             other_w=plant.now(OTHER) / self._site_gpus * self._gpus,
             acked_epoch=self._epoch,
             acked_seq=self._seq,
-            specs=self._specs,
-            fallback_clock_mhz=self._fallback_mhz,
+            specs=self.specs,
+            fallback_clock_mhz=float(self.fallback_clock_mhz),
         )
 
-    # -- inside
+    # -- its GPUs, which share their cap
 
-    def _power_w(self, window_s: float) -> FloatArray:
-        """What each GPU reads of its mean over the last `window_s`."""
+    @property
+    def clock_mhz(self) -> float:
+        """What they run at."""
+        return float(self._plant.fleet.clock_frac[self._group]) * self._kind.clock_mhz_max
+
+    def power_w(self, window_s: float) -> float:
+        """What each reads of its mean over the last `window_s`."""
         plant, to_s = self._plant, self._plant.now_s
         group_w = plant.mean(GROUP_0 + self._group, from_s=to_s - window_s, to_s=to_s)
-        return self._array(group_w / plant.fleet.groups[self._group].count * self._doc.gain)
+        return group_w / plant.fleet.groups[self._group].count * self._doc.gain
+
+    def set_cap(self, cap: GpuCap) -> None:
+        """Clock lock and power limit of all of them."""
+        self._lock(math.nan if cap.clock_mhz is None else float(cap.clock_mhz))
+        limit_w = self._kind.limit_w_max if cap.power_limit_w is None else cap.power_limit_w
+        if limit_w != self._plant.fleet.power_limit_w(self._group):
+            self._plant.fleet.limit_power(self._group, limit_w)
+
+    # -- inside
 
     def _array(self, value: float) -> FloatArray:
         return self._ones * value
@@ -166,12 +179,6 @@ class SimNode:
         limits = [limit if c.power_limit_w is None else c.power_limit_w for c in command.caps]
         free = all(c.clock_mhz is None for c in command.caps)
         return GpuCap(self._ids[0], None if free else round(_mean(clocks)), _mean(limits))
-
-    def _apply(self, cap: GpuCap) -> None:
-        self._lock(math.nan if cap.clock_mhz is None else float(cap.clock_mhz))
-        limit_w = self._kind.limit_w_max if cap.power_limit_w is None else cap.power_limit_w
-        if limit_w != self._plant.fleet.power_limit_w(self._group):
-            self._plant.fleet.limit_power(self._group, limit_w)
 
     def _lock(self, clock_mhz: float) -> None:
         """Order a clock; it begins to move after its dead time, unless a newer order comes first."""

@@ -11,8 +11,8 @@ import numpy as np
 
 from controller.audit.referee import Referee
 from controller.modes import Flag
-from controller.types import FloatArray, Mode, RampLimit, RowVerdict, SwingLimit
-from hil.lab_site import LIMIT_MEGAWATT, MW, RAMP_FROM_S, SETTLE_S, lab_scenario
+from controller.types import FloatArray, Mode, OperatorOrder, RampLimit, RowVerdict, SwingLimit
+from hil.lab_site import LIMIT_FROM_S, LIMIT_MEGAWATT, MW, RAMP_FROM_S, SETTLE_S, lab_scenario
 from hil.matrix_lab import Lab, in_lab
 
 RECOVER_S = 30.0  # NORMAL within 30 T after the last dwell of 10 T
@@ -39,6 +39,8 @@ def play(
     stays_s: float = 2.0,
     forgets_s: float = 0.0,
     ceiling_slack: float = CEILING_SLACK,
+    limit_from_s: float = LIMIT_FROM_S,
+    limit_settle_s: float = SETTLE_S["limit"],
     options: dict[str, Any] | None = None,
     **scenario: Any,
 ) -> Lab:
@@ -47,7 +49,8 @@ def play(
     `reference` makes the part of the fault that no knowledge could avoid: the same site with true readings and that
     part alone decides whether a broken limit was forced. `loss`: it is when it is no more than what the battery took
     with it, by truth. `stays_s`: what is judged of NORMAL, once it is back; `forgets_s`: the memory of
-    what finds it. At the limit the ceiling is judged as well.
+    what finds it; `limit_from_s`, `limit_settle_s`: when the ceiling is told, and the fault made there. At the limit
+    the ceiling is judged as well.
     """
 
     def story_of(begin_now: Begin, react_now: React, *, is_reference: bool) -> Callable[[Lab], Awaitable[None]]:
@@ -55,7 +58,7 @@ def play(
             if state == "cold" and not after_start:
                 begin_now(lab)
             lab.start()
-            await lab.run(SETTLE_S[state])
+            await lab.run(settle_s)
             if state != "cold" or after_start:
                 begin_now(lab)
             began_s.append(lab.now_s)
@@ -65,11 +68,13 @@ def play(
                 await recovered(lab, forgets_s=forgets_s)
                 await lab.run(stays_s)
             if not is_reference and state == "limit":
-                await lab.run(max(0.0, SETTLE_S[state] + COMES_DOWN_S + 4.0 - lab.now_s))
+                await lab.run(max(0.0, settle_s + COMES_DOWN_S + 4.0 - lab.now_s))
 
         return story
 
     began_s: list[float] = []
+    settle_s = limit_settle_s if state == "limit" else SETTLE_S[state]
+    scenario["limit_from_s"] = limit_from_s
     lab = in_lab(story_of(begin, react, is_reference=False), lab_scenario(state, **scenario), **(options or {}))
     if is_judged and loss is not None:
         assert not (broken := beyond_loss(lab, began_s[0], loss)), broken
@@ -218,3 +223,14 @@ def _for(seconds: float) -> React:
 def battery(lab: Lab) -> Any:
     """The plant's own, to be made ill."""
     return lab.world.plant.battery
+
+
+class Person:
+    """An operator who resets once when told to."""
+
+    resets = False
+    troubles = ()
+
+    def order(self) -> OperatorOrder | None:
+        asked, self.resets = self.resets, False
+        return OperatorOrder(None, is_reset=True) if asked else None

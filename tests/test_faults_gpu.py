@@ -20,13 +20,12 @@ from controller.types import (
     Mode,
     NodeFault,
     NodeReport,
-    OperatorOrder,
     Quality,
     Reading,
 )
 from hil.matrix import row
 from hil.matrix_lab import Lab
-from tests.faults_kit import flagged
+from tests.faults_kit import Person, flagged
 from tests.faults_kit import play as play_site
 from tests.node_kit import FALLBACK_MHZ, Bench, newest, play_agent
 
@@ -279,17 +278,6 @@ def test_another_tool_changes_caps(state: str, tmp_path: Path) -> None:
         return replace(report, is_controllable=none, faults=(NodeFault.FOREIGN_WRITER, NodeFault.FOREIGN_WRITER_WON))
 
     play_site(state, begin=reports(taken, node="*"), react=react, options={"operator": person})
-
-
-class Person:
-    """An operator who resets once when told to."""
-
-    resets = False
-    troubles = ()
-
-    def order(self) -> OperatorOrder | None:
-        asked, self.resets = self.resets, False
-        return OperatorOrder(None, is_reset=True) if asked else None
 
 
 @row("G7")

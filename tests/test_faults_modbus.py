@@ -1,5 +1,7 @@
 """Rows M of the fault catalogue: the drivers over loopback against a sick wire, and the site that loses the device.
 
+M3 to M6, M8 and M9 on the whole site, by the same drivers, are in `test_faults_wire`.
+
 On the wire the four states are: a fault before the first connection, between reads, with the battery at its full
 set-point, and while the set-point moves with every write.
 """
@@ -225,7 +227,7 @@ async def test_exception_codes(state: str, code: ExceptionCode) -> None:
 
 @row("M6")
 async def test_a_battery_without_the_register_is_left_alone(state: str) -> None:
-    """A device that has no place for an order is asked again twice a minute; over another connection, at once."""
+    """A device that has no place for an order is asked again every few seconds; over another connection, at once."""
 
     class Lacks(Rig):
         is_sick = False
