@@ -6,12 +6,10 @@ on beyond its limit gets a lower one, step by step, and its own back the same wa
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from controller.fleet import Fleet, FleetReadings
-from controller.types import FloatArray
+from controller.types import FloatArray, replace
 
 FOUND_PERIODS = 5.0  # FAULTS G7: an averaging window explains less
 STEP_PERIODS = 5.0  # between two steps of one limit: until the last has shown

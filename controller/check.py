@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from controller.ballast import declared_floor
 from controller.check_death import battery_away, death_step, direction_of, megawatt
@@ -32,6 +31,7 @@ from controller.types import (
     RideThroughLimit,
     SwingLimit,
     frozen,
+    replace,
 )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import TypeGuard
 
 import numpy as np
@@ -30,6 +29,7 @@ from controller.types import (
     RateLimit,
     SwingLimit,
     frozen,
+    replace,
 )
 
 # A row keeps this share of its allowance however large residual and dip are: a target that may not move at all could

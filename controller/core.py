@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 from controller import envelope, envelope_bank, room
 from controller.above_cap import AboveCap
@@ -47,6 +46,7 @@ from controller.types import (
     SiteFault,
     SiteImage,
     Trouble,
+    replace,
 )
 from controller.unheld import Drift, Unheld
 from controller.ups_watch import UpsWatch

@@ -8,7 +8,7 @@ Caps are arrays of shape (2, n), clocks in MHz over power limits in W; inf is fr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def check(view: t.EnvelopeView, proposal: t.SiteCommand) -> t.EnvelopeVerdict:
     now_s, most = view.image.t_mono_s, view.violations_max  # invariant 12: only the newest most + 1 times matter
     times = (view.state.violation_times_s + (now_s,) * len(c.found))[-most - 1 :]
     is_distrusted = len(times) > most and times[0] > now_s - VIOLATION_WINDOW_S
-    c.state = replace(c.state, violation_times_s=times, is_distrusted=is_distrusted)
+    c.state = t.replace(c.state, violation_times_s=times, is_distrusted=is_distrusted)
     return t.EnvelopeVerdict(command, tuple(c.found), c.state)
 
 
@@ -68,7 +68,7 @@ def _narrow(c: _Check, p: t.SiteCommand) -> t.SiteCommand:
     c.window_w = _window_bounds(c.view)
     battery = None if p.battery is None else _battery(c, p.battery)
     nodes = _nodes(c, p.nodes) if p.nodes else ()
-    c.state = replace(c.state, epoch=p.epoch, seq=p.seq, t_s=c.view.image.t_mono_s)
+    c.state = t.replace(c.state, epoch=p.epoch, seq=p.seq, t_s=c.view.image.t_mono_s)
     return t.SiteCommand(p.epoch, p.seq, battery, nodes)
 
 
@@ -118,8 +118,8 @@ def _battery(c: _Check, command: t.BatteryCommand) -> t.BatteryCommand | None:
     if ramp != command.ramp_w_per_s:
         c.say(8, "battery", f"ramp {command.ramp_w_per_s} W/s")
     since_s = c.state.reference_t_s if reference_w == c.state.reference_w else v.image.t_mono_s
-    c.state = replace(c.state, target_w=target_w, reference_w=reference_w, reference_t_s=since_s)
-    return replace(command, reference_w=reference_w, ramp_w_per_s=ramp, ttl_s=_ttl_s(c, command.ttl_s, "battery"))
+    c.state = t.replace(c.state, target_w=target_w, reference_w=reference_w, reference_t_s=since_s)
+    return t.replace(command, reference_w=reference_w, ramp_w_per_s=ramp, ttl_s=_ttl_s(c, command.ttl_s, "battery"))
 
 
 def _target(c: _Check, w: float) -> float:
@@ -163,7 +163,7 @@ def _nodes(c: _Check, nodes: tuple[t.NodeCommand, ...]) -> tuple[t.NodeCommand, 
     v, f, acks, now_s = c.view, c.view.fleet, c.view.acks, c.view.image.t_mono_s
     acked, never_s = np.where(acks.caps < f.cap_max, acks.caps, np.inf), np.full(len(f.gpu_ids), -np.inf)
     if c.state.gpu_ids is not f.gpu_ids:  # another fleet: what was read back is what is in force
-        c.state = replace(c.state, gpu_ids=f.gpu_ids, caps=acked, clock_written_s=never_s)
+        c.state = t.replace(c.state, gpu_ids=f.gpu_ids, caps=acked, clock_written_s=never_s)
     last = c.state.caps
     known, asked, released, is_asked = _parsed(c, nodes)
     caps = _held(c, _clamped(c, asked), ~released & ~(acks.is_fresh & c.may_raise), 6, "raised without leave")
@@ -186,7 +186,7 @@ def _nodes(c: _Check, nodes: tuple[t.NodeCommand, ...]) -> tuple[t.NodeCommand, 
         final = np.minimum(final, narrowed)
     final = np.where(is_asked, final, last)
     written_s = np.where(final[0] != last[0], now_s, c.state.clock_written_s)
-    c.state = replace(c.state, caps=final, clock_written_s=written_s)
+    c.state = t.replace(c.state, caps=final, clock_written_s=written_s)
     return tuple(_rebuilt(c, node, final, (final != asked).any(axis=0)) for node in known)
 
 
@@ -202,7 +202,7 @@ def _parsed(c: _Check, nodes: tuple[t.NodeCommand, ...]) -> tuple[list[t.NodeCom
         if mine is None or not (is_number and {cap.gpu_id for cap in node.caps} <= set(f.gpu_ids[mine])):
             c.say(1, node.node_id, "unknown node or GPU, or a slot, slope or ceiling that is no number")
             continue
-        known.append(replace(node, caps=()) if node.is_release else node)  # caps beside a release mean nothing
+        known.append(t.replace(node, caps=()) if node.is_release else node)  # caps beside a release mean nothing
         is_asked[mine] = True
         for cap in node.caps:
             # An infinite number becomes NaN: only None is free. Another node may name the same GPU: its own place.
@@ -275,9 +275,9 @@ def _bounds(c: _Check, caps: t.FloatArray) -> list[Bound]:
 
 def _rebuilt(c: _Check, node: t.NodeCommand, final: t.FloatArray, is_changed: t.BoolArray) -> t.NodeCommand:
     f, mine, ttl_s = c.view.fleet, c.view.fleet.spans[node.node_id], _ttl_s(c, node.ttl_s, node.node_id)
-    node = node if ttl_s == node.ttl_s else replace(node, ttl_s=ttl_s)
+    node = node if ttl_s == node.ttl_s else t.replace(node, ttl_s=ttl_s)
     if not is_changed[mine].any():
         return node
     found = zip(f.gpu_ids[mine], *final[:, mine].tolist(), strict=True)
     caps = tuple(t.GpuCap(g, None if x == np.inf else int(x), None if w == np.inf else w) for g, x, w in found)
-    return replace(node, caps=caps, is_release=False)
+    return t.replace(node, caps=caps, is_release=False)

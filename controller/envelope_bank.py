@@ -7,7 +7,6 @@ windows. Shares no code with planner, reserve or ballast. Pure; never raises; it
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
@@ -21,7 +20,7 @@ SLACK = 1e-6  # of a ring's step, likewise
 def check(view: t.EnvelopeView, proposal: t.SiteCommand, verdict: t.EnvelopeVerdict) -> t.EnvelopeVerdict:
     """`verdict` of the first envelope, with the part of the proposed bank command that may be written now."""
     if proposal.load_bank is None:
-        return t.EnvelopeVerdict(verdict.command, verdict.violations, replace(verdict.state, ballast_w=0.0))
+        return t.EnvelopeVerdict(verdict.command, verdict.violations, t.replace(verdict.state, ballast_w=0.0))
     found: list[t.Violation] = []
     try:
         command = _narrow(view, proposal, proposal.load_bank, found)
@@ -30,14 +29,14 @@ def check(view: t.EnvelopeView, proposal: t.SiteCommand, verdict: t.EnvelopeVerd
         command = None
     times = (verdict.state.violation_times_s + (view.image.t_mono_s,) * len(found))[-view.violations_max - 1 :]
     is_full = len(times) > view.violations_max and times[0] > view.image.t_mono_s - VIOLATION_WINDOW_S
-    state = replace(
+    state = t.replace(
         verdict.state,
         ballast_w=command.setpoint_w if command is not None else 0.0,
         violation_times_s=times,
         is_distrusted=verdict.state.is_distrusted or is_full,
     )
     violations = (*verdict.violations, *found)
-    return t.EnvelopeVerdict(replace(verdict.command, load_bank=command), violations, state)
+    return t.EnvelopeVerdict(t.replace(verdict.command, load_bank=command), violations, state)
 
 
 def _narrow(
@@ -77,7 +76,7 @@ def _narrow(
     if not v.planner_period_s < ttl_s <= TTL_PERIODS_MAX * v.planner_period_s:
         say(9, f"ttl {ttl_s} s")
         ttl_s = (TTL_PERIODS_MAX if ttl_s > v.planner_period_s else 2.0) * v.planner_period_s
-    return replace(c, setpoint_w=wish_w, ramp_w_per_s=slopes[0], expiry_w_per_s=slopes[1], ttl_s=ttl_s)
+    return t.replace(c, setpoint_w=wish_w, ramp_w_per_s=slopes[0], expiry_w_per_s=slopes[1], ttl_s=ttl_s)
 
 
 def _slopes(c: t.LoadBankCommand) -> tuple[float, float]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
-from controller.types import GpuCap, GpuId, GpuSpec, NodeCommand, NodeId, Violation, frozen
+from controller.types import GpuCap, GpuId, GpuSpec, NodeCommand, NodeId, Violation, frozen, replace
 
 TTL_S_MAX = 100.0  # ten periods of the slowest planner (0.1 Hz)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from enum import StrEnum, unique
 
 from controller.estimate_bank import BankHistory
@@ -33,6 +32,7 @@ from controller.types import (
     Quality,
     Reading,
     frozen,
+    replace,
 )
 
 HISTORY_S = KEPT_S  # of battery power: what a late meter is held against

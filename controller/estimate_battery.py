@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import replace
 
 from controller.estimate_checks import METERS_DIFFER_FRAC
 from controller.estimate_lag import LagEstimate
 from controller.estimate_witness import AccountWitness
 from controller.settings import SiteSettings
-from controller.types import BatterySample, Following, Quality, Reading
+from controller.types import BatterySample, Following, Quality, Reading, replace
 
 KNOWN_TICKS = 2.5
 ACKED_TICKS = 3.5  # what took no order for longer is no account of what it gives

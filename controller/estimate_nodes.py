@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
-from controller.types import WORST_READ, BoolArray, FloatArray, NodeId, NodeReport, Quality, Reading, frozen
+from controller.types import WORST_READ, BoolArray, FloatArray, NodeId, NodeReport, Quality, Reading, frozen, replace
 
 PERIOD_S = 0.1  # reports come at a few hertz; thousands of them are not added up on every tick
 PERIOD_S_PER_NODE = 1e-4

@@ -12,9 +12,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
-from controller.types import MeterSample, Quality, Reading
+from controller.types import MeterSample, Quality, Reading, replace
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the time between two readings, that a value may have stood at the second
 OLDER = (1.5, 2.0)  # no refresh makes a value so old: where these fit best the meter is late, which others find

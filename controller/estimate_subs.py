@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 from controller.estimate_checks import MeterCheck, MeterView
 from controller.settings import SiteSettings
-from controller.types import Following, MeterSample, Quality, Reading
+from controller.types import Following, MeterSample, Quality, Reading, replace
 
 KEPT_S = 10.0  # of what the meter at the PCC showed: no sub-meter is believed that is older
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -41,7 +41,7 @@ ABOVE_CAP_FRAC = 1.05  # FAULTS G7: of the power limit in force
 LOST_S = 60.0  # FAULTS G2: a GPU that fell off the bus counts at its last cap for so long, then as idle
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Fleet:
     """The table the envelope checks against, and what the planner adds: classes and models. Arrays of length n."""
 

@@ -8,14 +8,13 @@ until its listing is too old; then the next one decides, and that is told once. 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
 
 from controller.ports import JobFeed
 from controller.settings import JobClassSettings, SiteSettings
-from controller.types import BoolArray, ClassId, GpuId, IntArray, Job, NodeId, NodeReport, Reading, frozen
+from controller.types import BoolArray, ClassId, GpuId, IntArray, Job, NodeId, NodeReport, Reading, frozen, replace
 
 JOBS_MAX = 20_000  # of all sources together; the rest is left to the node patterns
 NONE = -1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from controller.settings import (
 )
 from controller.signal_memory import SignalMemory
 from controller.signals import AcceptanceRules, bounds_of
-from controller.types import Acceptance, SignalOutcome, frozen
+from controller.types import Acceptance, SignalOutcome, frozen, replace
 from drivers.battery import open_battery
 from drivers.clock_sync import KernelSync
 from drivers.dsx import DsxGridSource

@@ -8,7 +8,7 @@ or writes to a device.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from enum import StrEnum, unique
 
 from controller.types import MeterFlag, Mode, NodeFault, SiteFault, frozen
@@ -258,7 +258,7 @@ class Reason:
     clears: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ModeState:
     """The mode and every flag that counts, the gravest first."""
 

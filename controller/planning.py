@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -41,7 +40,7 @@ from controller.settings import ContingencyKind, JobClassSettings, SiteSettings,
 from controller.swing import SwingWatch, limits_of_swing
 from controller.tier_watch import TierState, TierWatch
 from controller.tracker_io import Watch
-from controller.types import CeilingLimit, Feeder, FloatArray, Mode, frozen
+from controller.types import CeilingLimit, Feeder, FloatArray, Mode, frozen, replace
 from controller.unheld import Drift
 from controller.view import ceiling_w
 

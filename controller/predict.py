@@ -7,13 +7,12 @@ check` prints it before energisation, and a bench run can be held against it.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
 from controller.follow import LEAD_SHARE
 from controller.settings import BatterySettings, SiteSettings
-from controller.types import FloatArray, Following, frozen
+from controller.types import FloatArray, Following, frozen, replace
 
 # A drop is over in 100 s at its slowest and parts most from the target by then; a battery that takes longer to make up
 # for it only comes back later.

@@ -5,11 +5,9 @@ Pure; powers in watts, energies in joules.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from controller.reserve import NO_BATTERY, BatteryBounds, battery_bounds
 from controller.settings import BatterySettings
-from controller.types import BatterySample
+from controller.types import BatterySample, replace
 
 STALE_SOC_S = 1.0  # how much older than the limits beside it a state of charge may be: devices renew it slowly
 

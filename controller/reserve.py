@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from controller.settings import BatterySettings
-from controller.types import Contract, Direction, LimitId, RampLimit, RateLimit, SwingLimit, frozen
+from controller.types import Contract, Direction, LimitId, RampLimit, RateLimit, SwingLimit, frozen, replace
 
 # A step D through the auditor's filter (4th-order Butterworth band pass, run both ways) reads 1.16 D peak to peak.
 FILTERED_STEP_GAIN = 1.16

@@ -6,7 +6,6 @@ Holds the state of a response between two cycles and nothing else. Pure; knows n
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from controller.emergency import (
 from controller.estimate import Estimate
 from controller.reserve import BatteryBounds
 from controller.settings import SiteSettings
-from controller.types import BatterySample, EnvelopeState, FloatArray, Following
+from controller.types import BatterySample, EnvelopeState, FloatArray, Following, replace
 
 GIVEN_BACK_S = 5.0  # after its end, caps that rise are those of the response
 RISE_S = 0.8  # V100 record: within 1 % of its end 0.53 s after a limit was raised, and the driver takes GPUs in turn

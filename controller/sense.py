@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import Generic, TypeVar
 
 from controller.ports import (
@@ -37,6 +36,7 @@ from controller.types import (
     SiteFault,
     SiteImage,
     Trouble,
+    replace,
 )
 
 T = TypeVar("T")

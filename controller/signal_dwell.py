@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from controller.signal_schedule import Dwell, Schedule, as_strict
-from controller.types import GridSignal
+from controller.types import GridSignal, replace
 
 
 class InForce:

@@ -5,10 +5,8 @@ Times are kept in UTC, because the monotonic clock begins anew with every boot.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from controller.signal_schedule import Layer
-from controller.types import CeilingLimit, FloorLimit, Limit, SignalKind, frozen
+from controller.types import CeilingLimit, FloorLimit, Limit, SignalKind, frozen, replace
 
 
 @frozen

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from controller.types import (
     BandLimit,
@@ -27,6 +26,7 @@ from controller.types import (
     SignalKind,
     SwingLimit,
     frozen,
+    replace,
 )
 
 RAISES_BEFORE_DWELL = 2  # after so many raises within the dwell time, the next waits

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from controller.settings import GridSettings, IssuerSettings, SiteSettings
 from controller.signal_clock import WallClock
@@ -37,6 +37,7 @@ from controller.types import (
     SignalOffer,
     SignalOutcome,
     SwingLimit,
+    replace,
 )
 
 TRANSIT_S_MAX = 10.0  # a message older than skew plus this is stale: no broker path of ours takes longer

@@ -7,7 +7,6 @@ metered power with the contract's full allowances: residual and dip are the trac
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from controller.decision import Decision
 from controller.estimate import Estimate, LoadSource
@@ -34,6 +33,7 @@ from controller.types import (
     SiteImage,
     SwingLimit,
     WindowCheck,
+    replace,
 )
 from controller.unheld import Drift
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from controller.ports import Clock
-from controller.types import NodeCommand, NodeFault, NodeId, NodeReport, Quality, Reading
+from controller.types import NodeCommand, NodeFault, NodeId, NodeReport, Quality, Reading, replace
 from drivers.mqtt import Incoming, Keep, MqttSession
 from drivers.node_messages import (
     TOPIC_ROOT,

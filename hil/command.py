@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -13,6 +12,7 @@ from rich.console import Console
 from controller.errors import BadInput
 from controller.logs import set_up_logs
 from controller.terminal import open_console
+from controller.types import replace
 from hil.bench import RunRecord, run
 from hil.console import LiveLine, print_beyond, print_result
 from hil.declared import beyond_declared

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Generic, TypeVar
 
@@ -29,6 +28,7 @@ from controller.types import (
     Reading,
     UpsSample,
     frozen,
+    replace,
 )
 from drivers.errors import BadReply, DeviceGone, DeviceTimeout
 from hil.scenario_documents import FaultDoc, Verb

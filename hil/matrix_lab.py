@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +22,7 @@ from controller.cycle import TickTrace
 from controller.modes import Flag
 from controller.ports import GridSource, NodeLink, OperatorSource, Recorder
 from controller.settings import SiteSettings
-from controller.types import Mode, NodeCommand, RowVerdict, frozen
+from controller.types import Mode, NodeCommand, RowVerdict, frozen, replace
 from hil import vtime
 from hil.bench import START_UTC_S
 from hil.factories import make_factories

@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -28,6 +27,7 @@ from controller.types import (
     NodeReport,
     Quality,
     Reading,
+    replace,
 )
 from hil.faults import Fault, FaultPlan
 from hil.plant.gpu_models import GpuModel

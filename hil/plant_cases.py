@@ -7,10 +7,9 @@ bench fails where a promise is not kept. Rows without one are measured and shown
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
-from controller.types import frozen
+from controller.types import frozen, replace
 
 TARGET_FRAC = 0.75  # of the record's mean load: a quarter less
 TARGET_FROM_S = 300.0

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
-from dataclasses import replace
 from enum import StrEnum, unique
 
 import numpy as np
 
-from controller.types import FloatArray, frozen
+from controller.types import FloatArray, frozen, replace
 from hil.oracle import Oracle, OracleCase
 from hil.regret_cases import case_named, make_world, oracle_case
 from hil.regret_run import World

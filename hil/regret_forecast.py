@@ -8,12 +8,10 @@ their waves put them, noise below that, and, blind, a pause that any one job may
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from controller.plan.plan import OFFSET_S, STEPS
-from controller.types import FloatArray, frozen
+from controller.types import FloatArray, frozen, replace
 from hil.regret_trace import LOW_PHASE_FRAC, STEP_S, ReferenceTrace
 from hil.regret_wave import DEEP_FRAC, Wave, fit_wave
 

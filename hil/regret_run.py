@@ -7,7 +7,7 @@ the rest within its limits. What it cannot take shows as power beside the target
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from controller.plan.shape import planner_shape
 from controller.plan.tier import TierLedger
 from controller.planner_start import mpc_planner
 from controller.reserve import Contingency, CrashReserve
-from controller.types import ClassId, FloatArray, Limit, frozen
+from controller.types import ClassId, FloatArray, Limit, frozen, replace
 from hil.oracle import Slack
 from hil.regret_forecast import LIFT_S, Forecaster
 from hil.regret_trace import STEP_S, EventKind, ReferenceTrace

@@ -6,8 +6,8 @@ Greedy and deterministic; the answer fails like the first, and no single step of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
+from controller.types import replace
 from hil.swarm import Tale
 
 STEPS_MAX = 60

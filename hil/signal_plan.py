@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from controller.audit.referee import Referee
 from controller.config.contract import load_contract, with_local_rows
@@ -16,6 +16,7 @@ from controller.types import (
     LimitStatus,
     Provenance,
     SignalKind,
+    replace,
 )
 from hil.scenario import Scenario
 from hil.scenario_documents import SignalDoc

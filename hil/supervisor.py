@@ -17,10 +17,9 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
-from controller.types import frozen
+from controller.types import frozen, replace
 from hil.wire_children import BYTES_PER_KIB, clean_environment, die_with_parent
 
 POLL_S = 0.05

@@ -14,7 +14,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,7 +21,7 @@ import numpy as np
 
 from controller.control_socket import fetch
 from controller.settings import SiteSettings
-from controller.types import GridSignal, frozen
+from controller.types import GridSignal, frozen, replace
 from hil.bench import Bench, Progress, RunRecord
 from hil.broker import EmbeddedBroker, check_bindable, free_port
 from hil.fake_nvml.build import environment

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from controller.config.load import data_root
 from controller.control_socket import fetch
 from controller.errors import BadInput
 from controller.lease import EPOCH_NAME
-from controller.types import FloatArray
+from controller.types import FloatArray, replace
 from hil.bench import RunRecord
 from hil.plant.site import NS_PER_S
 from hil.scenario import Scenario

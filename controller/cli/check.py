@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import typer
+
+from controller.types import replace
 
 if TYPE_CHECKING:
     from controller.check import CheckFindings

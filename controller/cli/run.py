@@ -9,11 +9,12 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from controller.types import replace
 
 if TYPE_CHECKING:
     from controller.ports import AgentLink, NodeLink

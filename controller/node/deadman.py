@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from controller.glide import STEEPNESS
-from controller.types import AgentState, GpuCap, GpuId, GpuSpec, NodeCommand, frozen
+from controller.types import AgentState, GpuCap, GpuId, GpuSpec, NodeCommand, frozen, replace
 
 GLIDE_S_MAX = 1.0  # a pause of the process buys no larger step than one clock write's worth
 

@@ -14,7 +14,6 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 from controller.codec import decode, encode
 from controller.files import overwrite, read_file, sync_folder, write_whole
 from controller.settings import NodeSettings
-from controller.types import GpuId, GpuOriginals, GpuSpec, SmoothingFound, frozen
+from controller.types import GpuId, GpuOriginals, GpuSpec, SmoothingFound, frozen, replace
 
 SERVICE_STATE = Path("/var/lib/rampart-node")  # StateDirectory= of systemd/rampart-node.service
 FILE_NAME = "originals.json"

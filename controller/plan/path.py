@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
 from controller.plan.plan import OFFSET_S, STEP_S, Plan, PlanInput, PlanStatus
-from controller.types import FloatArray
+from controller.types import FloatArray, replace
 
 
 def reachable(given: PlanInput) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import piqp
@@ -22,7 +21,7 @@ from controller.plan.plan import OFFSET_S, STEP_S, Plan, PlanInput, PlanStatus, 
 from controller.plan.rule import RulePlanner, Sharing, class_peaks_w
 from controller.plan.shape import CHORDS, RISE_CHORDS, PlannerShape
 from controller.reserve import CrashReserve
-from controller.types import BoolArray, FloatArray, frozen
+from controller.types import BoolArray, FloatArray, frozen, replace
 
 FAR = 1e3  # stands for infinity in scaled units: a site and its battery are about 10
 BOX_MIN = 1e-4  # scaled: an interior point needs room between bounds; a cut this small is no cap

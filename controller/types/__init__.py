@@ -82,6 +82,7 @@ from controller.types.readings import Quality as Quality
 from controller.types.readings import Reading as Reading
 from controller.types.readings import UpsSample as UpsSample
 from controller.types.records import frozen as frozen
+from controller.types.records import replace as replace
 from controller.types.scalars import BoolArray as BoolArray
 from controller.types.scalars import ClassId as ClassId
 from controller.types.scalars import FloatArray as FloatArray
