@@ -99,8 +99,9 @@ class LagEstimate:
 
     def moved_on(self, power_w: float, from_s: float, to_s: float) -> float:
         """Battery power at `to_s`, after its newest sample, under the commands given since."""
-        pieces = self._pieces(from_s, to_s) if self._commands and to_s > from_s else []
-        return _answer(power_w, pieces, max(self.lag_s, LAG_S_MIN))
+        if not self._commands or to_s <= from_s:
+            return power_w
+        return _answer(power_w, self._pieces(from_s, to_s), max(self.lag_s, LAG_S_MIN))
 
     def between(self, before_w: float, before_s: float, after_w: float, after_s: float, t_s: float) -> float:
         """Battery power between two samples: the model's way from the first, corrected to end at the second."""
