@@ -116,6 +116,35 @@ def test_it_refuses_what_does_not_fit(given: tuple[object, ...]) -> None:
 
 
 def test_nobody_derives_from_it() -> None:
-    """What is made through a derived class would turn into the class itself."""
+    """What a record is, its own class says: the next reader need not look further."""
     with pytest.raises(TypeError, match="Nearer: a frozen record is not derived from"):
         type("Nearer", (Point,), {})
+
+
+def test_what_is_made_from_another_is_checked_as_well() -> None:
+    """A record that its own check refuses cannot be had by `replace` either, nor one with a field that is none."""
+    with pytest.raises(AssertionError):
+        Cheap(1, scale=-1.0)
+    with pytest.raises(AssertionError):
+        replace(Cheap(1), scale=-1.0)
+    with pytest.raises(TypeError):
+        replace(Cheap(1), weight=1.0)  # type: ignore[call-arg]
+
+
+def test_not_even_the_back_door_writes_to_it() -> None:
+    """What `object.__setattr__` does to a frozen dataclass it does not do here."""
+    made = Point(1.0, 2.0)
+    with pytest.raises(TypeError):
+        object.__setattr__(made, "x", 3.0)
+    assert made == Point(1.0, 2.0)
+
+
+def test_a_field_that_is_worked_out_is_refused() -> None:
+    """A field that nobody gives would be one that stays unset."""
+
+    class Derived:
+        x: float
+        doubled: float = field(init=False)
+
+    with pytest.raises(AssertionError, match="doubled: not handled"):
+        frozen(Derived)
