@@ -8,10 +8,8 @@ back when that is over. A device that is locked out is shown to control as one t
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from controller.modes import DWELL_CYCLES
-from controller.types import LoadBankState, SiteFault, SiteImage
+from controller.types import LoadBankState, SiteFault, SiteImage, replace
 
 
 class Refusals:
