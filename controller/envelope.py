@@ -93,11 +93,9 @@ def _window_bounds(v: t.EnvelopeView, *, is_step: bool = False) -> tuple[float, 
     """Invariant 5: what the next grid power may be, from every entry of every window, by brute force."""
     low, high = np.float64(-np.inf), np.float64(np.inf)
     for row in v.windows:
-        ring = row.ring
+        ring, kept_w = row.ring, row.kept_w if is_step else 0.0
         n = max(1, min(len(ring.min_w), 1 + int((row.window_s - ring.head_s) / ring.step_s + SLACK)))
-        room = np.maximum(
-            row.room_w - is_step * row.kept_w, row.room_w_per_s * (ring.head_s + ring.step_s * np.arange(n))
-        )
+        room = np.maximum(row.room_w - kept_w, row.room_w_per_s * (ring.head_s + ring.step_s * np.arange(n)))
         high = np.minimum(high, (ring.min_w[:n] + room).min()) if row.is_up else high
         low = np.maximum(low, (ring.max_w[:n] - room).max()) if row.is_down else low
     return float(np.minimum(low, high)), float(np.maximum(low, high))  # broken already: between them is least harm

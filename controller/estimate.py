@@ -366,7 +366,13 @@ class LoadEstimator:
         )
         if self._bridge.is_taught and not found.missing_count:
             means = self._bridge.means
-            self._late.reported(now_s, load_w=means.load_w, delay_s=means.delay_s, is_usual=is_proven)
+            self._late.reported(
+                now_s,
+                load_w=means.load_w,
+                delay_s=means.delay_s,
+                is_usual=is_proven,
+                battery_stood_s=self._battery.stood_s,
+            )
             self._battery.reported(now_s, load_w=means.load_w, delay_s=means.delay_s)
 
     def _learn_delay(self, age_s: float, *, elapsed_s: float) -> None:

@@ -46,6 +46,7 @@ class BatteryAccount:
         self.is_misread = False  # and is not what it says
         self._takes_orders = self._is_silent = False
         self._turn_count = 0
+        self._changed_s = -math.inf  # when it last read another power
         self._acked_s = -math.inf
         self._now_s = -math.inf
         self._soc_frac, self._given_j = math.nan, 0.0  # the state of charge as last renewed, and what was given since
@@ -63,6 +64,11 @@ class BatteryAccount:
     def is_doubtful(self) -> bool:
         """It says something else than it was told, and nobody knows yet which is true."""
         return not self.is_told and self._witness.are_apart(self._now_s)
+
+    @property
+    def stood_s(self) -> float:
+        """For how long it has read the same power, to the last digit."""
+        return self._read[-1][0] - self._changed_s if self._read else 0.0
 
     @property
     def margin_w(self) -> float:
@@ -100,6 +106,8 @@ class BatteryAccount:
         if t_s <= before_s:
             return
         self._read.append((t_s, power_w))
+        if power_w != before_w:
+            self._changed_s = t_s
         if self._takes_orders:
             self._witness.compared(t_s, read_w=power_w, told_w=self._lag.as_told(t_s))
         # A value that is repeated is no answer, and one that meter and nodes gainsay teaches nothing.

@@ -133,8 +133,13 @@ class MeterDelay:
         self._quick.clear()
         self._echo_count = 0
 
-    def reported(self, now_s: float, *, load_w: float, delay_s: float, is_usual: bool = True) -> None:
-        """What nodes make of the load of `delay_s` ago: hold the meter against it; in doubt nothing is `is_usual`."""
+    def reported(
+        self, now_s: float, *, load_w: float, delay_s: float, is_usual: bool = True, battery_stood_s: float = 0.0
+    ) -> None:
+        """What nodes make of the load of `delay_s` ago: hold the meter against it; in doubt nothing is `is_usual`.
+
+        `battery_stood_s`: for how long the battery has read the same to the last digit.
+        """
         half_s, t_s = min(HALF_WINDOW_S, delay_s), now_s - delay_s
         self._reported_s = now_s
         if t_s - half_s <= self._forgot_s:
@@ -147,11 +152,11 @@ class MeterDelay:
         self._means.append((t_s, metered_w, load_w - battery_w, load_w))
         while self._means[0][0] < t_s - KEPT_S:
             self._means.popleft()
-        self._judge(now_s, is_usual=is_usual)
+        self._judge(now_s, is_usual=is_usual, is_witness=battery_stood_s <= TRIED_S)
 
     # ------------------------------------------------------------------------------------------------------ private
 
-    def _judge(self, now_s: float, *, is_usual: bool) -> None:
+    def _judge(self, now_s: float, *, is_usual: bool, is_witness: bool) -> None:
         """Which time explains what the meter shows, as stamped or another; neither: as stamped."""
         times, metered, due, load = np.fromiter(chain.from_iterable(self._means), np.float64).reshape(-1, 4).T
         tried = times > times[-1] - TRIED_S
@@ -167,8 +172,9 @@ class MeterDelay:
             self._look_back_at_echo(misfit, float(late.mean()))
             return
         if self._counter.late_s:
-            if times[-1] - TRIED_S - HALF_WINDOW_S < self._told_s:
-                return  # the counter was not at its word yet
+            if times[-1] - TRIED_S - HALF_WINDOW_S < self._told_s or not is_witness:
+                # The counter was not at its word yet; or the battery rests, and no loop hangs on that word, or is stuck.
+                return
             # All of what is tried: load that repeats itself looks in time for a moment, an edge apart.
             apart = float(_as_late(times, metered, due, tried)[_index_of(self._counter.late_s)].mean())
             if limit < apart < math.inf and float(stamped.mean()) < MATCH * apart:  # stamps explain it, that word not

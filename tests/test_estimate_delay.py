@@ -37,6 +37,7 @@ class Loop:
     watch: MeterDelay = field(default_factory=lambda: MeterDelay(scale_w=100e6))
     battery_w: list[float] = field(default_factory=lambda: [0.0])
     found: list[tuple[float, float]] = field(default_factory=list)
+    battery_stood_s: float = 0.0
 
     def grid_w(self, t_s: float) -> float:
         k = min(max(round(t_s / TICK_S), 0), len(self.battery_w) - 1)
@@ -53,7 +54,7 @@ class Loop:
             if self.has_nodes and k % 2 == 0:
                 times = [now_s - NODES_S + j * TICK_S for j in range(-5, 6)]
                 mean_w = sum(self.load_w(t) for t in times) / len(times)
-                self.watch.reported(now_s, load_w=mean_w, delay_s=NODES_S)
+                self.watch.reported(now_s, load_w=mean_w, delay_s=NODES_S, battery_stood_s=self.battery_stood_s)
             if self.watch.late_s != (self.found[-1][1] if self.found else 0.0):
                 self.found.append((now_s, self.watch.late_s))
             believed_w = power_w + battery_w
@@ -124,17 +125,27 @@ def test_without_nodes_the_echo_of_our_own_moves_tells(late_s: float) -> None:
 # ------------------------------------------------------------------------------------------------ the counter
 
 
-def test_the_counter_is_overruled_when_stamps_explain_what_its_word_does_not() -> None:
-    """A count from before comes by mistake, and everything else goes on in time."""
+@pytest.mark.parametrize("battery_stood_s", [0.0, 10.0])
+def test_the_counter_is_overruled_when_stamps_explain_what_its_word_does_not(battery_stood_s: float) -> None:
+    """A count from before comes by mistake, and everything else goes on in time.
+
+    A battery that reads the same for long rests, so that no loop hangs on that word, or is stuck: then it is no witness
+    (seed 1001061: 3.4 s late was dropped for a chance, 26 of 5 MW).
+    """
     loop = Loop(calm_w).run(20.0)
     assert not loop.found
     for k in range(1, 60):
         loop.watch.counted(10.0 + k * TICK_S, 1e6 + 16_000.0 * k * TICK_S, power_w=57.6e6)
     loop.watch.counted(16.0, 1e6 + 16_000.0 * 4.0, power_w=57.6e6)
     assert loop.watch.late_s > 1.9
-    moving = Loop(lambda t: calm_w(t) + 4e6 * math.sin(t), watch=loop.watch, battery_w=loop.battery_w)
+    moving = Loop(
+        lambda t: calm_w(t) + 4e6 * math.sin(t),
+        watch=loop.watch,
+        battery_w=loop.battery_w,
+        battery_stood_s=battery_stood_s,
+    )
     moving.run_on(20.0, 26.0)
-    assert loop.watch.late_s == 0.0
+    assert (loop.watch.late_s > 0.0) == (battery_stood_s > 0.0)
 
 
 def test_what_was_before_the_counter_spoke_does_not_overrule_it() -> None:
