@@ -173,7 +173,7 @@ class MeterDelay:
             return
         if self._counter.late_s:
             if times[-1] - TRIED_S - HALF_WINDOW_S < self._told_s or not is_witness:
-                # The counter was not at its word yet; or the battery rests, and no loop hangs on that word, or is stuck.
+                # The counter was not at its word yet; or the battery rests, and no loop hangs on it, or is stuck.
                 return
             # All of what is tried: load that repeats itself looks in time for a moment, an edge apart.
             apart = float(_as_late(times, metered, due, tried)[_index_of(self._counter.late_s)].mean())
