@@ -68,6 +68,7 @@ ADVICE: dict[Flag, str] = {
     Flag.NODE_TWINS: "give one of them a node_id of its own: until then commands reach either",
     Flag.ORIGINALS_CORRUPT: "set what these GPUs had by hand, then `rampart reset`",
     Flag.NODE_LOST: "look at rampart-node there, and at the broker",
+    Flag.NODE_LATE: "look at its link to the broker, and at how busy both are",
     Flag.NODES_ALL_LOST: "look at the broker first",
     Flag.BATTERY_LIMITED: "give it back to remote control",
     Flag.BATTERY_LOST: "look at its wire, gateway and address",

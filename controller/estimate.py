@@ -28,6 +28,7 @@ from controller.types import (
     LoadBankSample,
     MeterFlag,
     MeterSample,
+    NodeId,
     NodeReport,
     Quality,
     Reading,
@@ -88,6 +89,7 @@ class Estimate:
     is_battery_misread: bool = False  # what it was told counts, and is not what it says
     dead_s: float = 0.0  # that the battery lets pass before it acts on an order
     refresh_s: float = 0.0  # for how long the site meter's values stand, as seen or declared
+    late_nodes: tuple[NodeId, ...] = ()  # whose reports come later than they use to
 
     @property
     def own_load_w(self) -> float:
@@ -326,6 +328,7 @@ class LoadEstimator:
             battery=battery,
             is_battery_misread=self._battery.is_misread,
             refresh_s=self._clock.refresh_s,
+            late_nodes=self._book.late.told,
         )
 
     def _grid_w(self) -> float:

@@ -2,7 +2,8 @@
 
 A GPU that gives no number counts at its last one. When it is read again the sum moves by all that it did meanwhile,
 which the meter may have shown already. Reports that repeat themselves to the bit while the metered load moves come from
-nobody who looks: they tell nothing of now. Pure; powers in watts.
+nobody who looks: they tell nothing of now. A node whose last word is old counts at what its peers make of it
+(`controller/estimate_late_nodes.py`). Pure; powers in watts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from controller.types import WORST_READ, BoolArray, FloatArray, NodeId, NodeReport, Quality, Reading, frozen, replace
+from controller.estimate_late_nodes import LateNodes, is_read
+from controller.types import WORST_READ, FloatArray, NodeId, NodeReport, Quality, Reading, frozen, replace
 
 PERIOD_S = 0.1  # reports come at a few hertz; thousands of them are not added up on every tick
 PERIOD_S_PER_NODE = 1e-4
@@ -35,6 +37,7 @@ class NodePower:
     missing_count: int
     gpu_count: int
     t_s: float  # of the oldest report that counts
+    node_w: FloatArray  # of `gpu_w` and of `sample_w`, each node's share, (2, n)
     is_still: bool = False  # nodes repeat themselves while the load moves
 
     @property
@@ -64,6 +67,7 @@ class NodeBook:
         self._said_s, self._said_load_w = -math.inf, math.nan
         self._last: dict[NodeId, Reading[NodeReport]] = {}  # with the last power of each GPU
         self._away_s: dict[NodeId, float] = {}  # nodes of which some GPU is not read, and since when
+        self.late = LateNodes()
         self.power = sum_nodes((), gpu_peak_w=gpu_peak_w)
         self.returned: tuple[Returned, ...] = ()  # with the newest sum
 
@@ -77,6 +81,7 @@ class NodeBook:
         if now_s - self._taken_s < period_s and len(nodes) == self._count:
             return False
         self._taken_s, self._count = now_s, len(nodes)
+        nodes = self.late.newest(nodes)
         said = tuple((r.value.node_id, r.quality, r.value.power_w.tobytes(), _sampled(r.value)) for r in nodes)
         key = (said, tuple(reading.value.t_mono_s for reading in nodes))
         if key == self._key:
@@ -86,10 +91,11 @@ class NodeBook:
         if found.missing_count:
             nodes = [_with_last_power(reading, self._last) for reading in nodes]
             found = sum_nodes(nodes, gpu_peak_w=self._gpu_peak_w)
-        self.power = replace(found, is_still=self._is_still(now_s, said, metered_w))
         self.returned = tuple(back for reading in nodes if (back := self._back(reading)) is not None)
+        found = _moved_on(found, self.late.beyond(now_s, found.node_w, is_all_read=not found.missing_count))
+        self.power = replace(found, is_still=self._is_still(now_s, said, metered_w))
         if found.missing_count or self._away_s:
-            away = (r.value.node_id for r in nodes if not _is_read(r).all())
+            away = (r.value.node_id for r in nodes if not is_read(r).all())
             self._away_s = {node_id: self._away_s.get(node_id, now_s) for node_id in away}
         self._last = {reading.value.node_id: reading for reading in nodes}
         return True
@@ -112,20 +118,22 @@ class NodeBook:
         since_s, last = self._away_s.get(report.node_id), self._last.get(report.node_id)
         if since_s is None or last is None or last.value.gpu_ids != report.gpu_ids:
             return None
-        back = _is_read(reading) & ~_is_read(last)
+        back = is_read(reading) & ~is_read(last)
         if not back.any():
             return None
         samples_w = report.power_w if report.instant_w is None else report.instant_w
         samples_w = np.where(np.isfinite(samples_w), samples_w, report.power_w)
         counted_w = last.value.power_w
         mean_w, sample_w = (float((power_w - counted_w)[back].sum()) for power_w in (report.power_w, samples_w))
-        return Returned(since_s, report.stands_for * mean_w, report.stands_for * sample_w)
+        beyond_mean_w, beyond_sample_w = self.late.before_w(report.node_id)
+        mean_w, sample_w = report.stands_for * mean_w - beyond_mean_w, report.stands_for * sample_w - beyond_sample_w
+        return Returned(since_s, mean_w, sample_w)
 
 
 def sum_nodes(nodes: Sequence[Reading[NodeReport]], *, gpu_peak_w: float) -> NodePower:
     """Add up node reports; sampled nodes count for all they stand for. Without any node the peak is the bound."""
     if not nodes:
-        return NodePower(0.0, 0.0, gpu_peak_w, 0.0, 0, 0, -math.inf)
+        return NodePower(0.0, 0.0, gpu_peak_w, 0.0, 0, 0, -math.inf, np.zeros((2, 0)))
     reports = [reading.value for reading in nodes]
     live = [reading.quality <= WORST_READ for reading in nodes]
     counts = [len(report.gpu_ids) for report in reports]
@@ -147,16 +155,25 @@ def sum_nodes(nodes: Sequence[Reading[NodeReport]], *, gpu_peak_w: float) -> Nod
         gpu_w_max = float(share @ np.where(is_known, last_w, np.maximum(last_w, caps_w)))
         missing_count = round(float(share @ ~is_known))
         power_w = last_w
-    is_sampled = is_known & np.isfinite(sample_w)
+    sample_w = np.where(is_known & np.isfinite(sample_w), sample_w, power_w)
     return NodePower(
         gpu_w=gpu_w,
-        sample_w=float(share @ np.where(is_sampled, sample_w, power_w)),
+        sample_w=float(share @ sample_w),
         gpu_w_max=gpu_w_max,
         other_w=sum(report.stands_for * report.other_w for report in reports),
         missing_count=missing_count,
         gpu_count=sum(report.stands_for * count for report, count in zip(reports, counts, strict=True)),
         t_s=min((r.t_mono_s for r, is_live in zip(nodes, live, strict=True) if is_live), default=-math.inf),
+        node_w=_by_node(share * power_w, share * sample_w, counts=counts),
     )
+
+
+def _by_node(*gpus_w: FloatArray, counts: Sequence[int]) -> FloatArray:
+    """Sums of each node's GPUs, for each of `gpus_w`, (k, n); a node may have none."""
+    stops = np.cumsum(counts)
+    before_w = np.zeros((len(gpus_w), int(stops[-1]) + 1))
+    np.cumsum(gpus_w, axis=1, out=before_w[:, 1:])
+    return before_w[:, stops] - before_w[:, stops - counts]
 
 
 @lru_cache(maxsize=4)
@@ -169,12 +186,13 @@ def _sampled(report: NodeReport) -> bytes | None:
     return report.instant_w.tobytes() if report.instant_w is not None else None
 
 
-def _is_read(reading: Reading[NodeReport]) -> BoolArray:
-    """Which GPUs of it gave a number, and lately, (n,)."""
-    if reading.quality > WORST_READ:
-        return np.zeros(len(reading.value.gpu_ids), dtype=np.bool_)
-    found: BoolArray = (reading.value.quality <= WORST_READ) & np.isfinite(reading.value.power_w)
-    return found
+def _moved_on(power: NodePower, beyond_w: FloatArray | None) -> NodePower:
+    """The sum with what nodes count at beyond their last word; the higher of the two is their bound."""
+    if beyond_w is None:
+        return power
+    mean_w, sample_w = beyond_w.sum(axis=1).tolist()
+    highest_w = max(power.gpu_w_max, power.gpu_w) + float(np.maximum(beyond_w[0], 0.0).sum())
+    return replace(power, gpu_w=power.gpu_w + mean_w, sample_w=power.sample_w + sample_w, gpu_w_max=highest_w)
 
 
 def _with_last_power(reading: Reading[NodeReport], before: Mapping[NodeId, Reading[NodeReport]]) -> Reading[NodeReport]:

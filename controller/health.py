@@ -128,6 +128,8 @@ class Health:
     def _power(image: SiteImage, estimate: Estimate) -> set[Flag]:
         """Where the site's power comes from, and what the estimator found against its meter."""
         found = {Flag(flag.value) for flag in estimate.flags}
+        if estimate.late_nodes:
+            found.add(Flag.NODE_LATE)
         is_lost = estimate.source is LoadSource.LOST
         if is_lost or (image.pcc is None and estimate.source is LoadSource.HELD):
             found.add(Flag.IMAGE_LOST)

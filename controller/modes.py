@@ -61,6 +61,7 @@ class Flag(StrEnum):
     GPU_THROTTLED = NodeFault.GPU_THROTTLED
     NODE_LOST = "node_lost"
     NODES_ALL_LOST = "nodes_all_lost"
+    NODE_LATE = "node_late"
     # Modbus devices
     DEVICE_TIMEOUT = SiteFault.DEVICE_TIMEOUT
     DEVICE_GARBAGE = SiteFault.DEVICE_GARBAGE
@@ -197,6 +198,7 @@ def _rows() -> dict[Flag, Reaction]:
         (f.ORIGINALS_CORRUPT, "X6", normal, operator, "saved GPU settings were damaged; device defaults stand in"),
         (f.NODE_LOST, "X7", degraded, when, "a node agent is silent; its node counts at nameplate"),
         (f.NODES_ALL_LOST, "X7", hold, when, "no node agent answers: load cannot be moved"),
+        (f.NODE_LATE, "-", normal, when, "a node's reports come late; its peers tell what it draws by now"),
         (f.BATTERY_LIMITED, "B1", degraded, when, "the battery is off, faulted or in local control; not planned on"),
         (f.BATTERY_LOST, "B1", degraded, when, "the battery does not report; planned without it"),
         (f.BATTERY_LOCKED_OUT, "M6", degraded, operator, "the battery refused every order for ten periods; locked out"),

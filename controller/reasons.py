@@ -5,7 +5,7 @@ For status, the log and the list of events. Reads the image only to name who is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from controller.advice import ADVICE
 from controller.fleet import ABOVE_CAP_FRAC
@@ -25,12 +25,20 @@ MEANS: dict[Mode, str] = {
 }
 
 
-def said(reason: Reason, image: SiteImage, *, epoch: int, seconds: Mapping[Flag, float] | None = None) -> str:
+def said(
+    reason: Reason,
+    image: SiteImage,
+    *,
+    epoch: int,
+    seconds: Mapping[Flag, float] | None = None,
+    late_nodes: Sequence[str] = (),
+) -> str:
     """The sentence; who is meant is named as long as the cause is there.
 
     `epoch` is this controller's; `seconds`: how long a flag says that something takes, as seen.
     """
-    who = _named(_subjects(reason.flag, image, epoch)) if reason.is_set else "over"
+    subjects = late_nodes if reason.flag is Flag.NODE_LATE else _subjects(reason.flag, image, epoch)
+    who = _named(subjects) if reason.is_set else "over"
     if reason.is_set and seconds is not None and reason.flag in seconds:
         who = f"{seconds[reason.flag]:.2g} s"
     about = f" ({who})" if who else ""

@@ -305,7 +305,10 @@ def _reasons(trace: TickTrace) -> list[str]:
         return [f"waiting: {words}; nothing is written before" for words in trace.decision.held_back]
     estimate, epoch = trace.decision.estimate, trace.checked.command.epoch
     seconds = {Flag.METER_REFRESH: estimate.refresh_s, Flag.BATTERY_LATE: estimate.dead_s}
-    return [said(reason, trace.image, epoch=epoch, seconds=seconds) for reason in trace.decision.mode.reasons]
+    return [
+        said(reason, trace.image, epoch=epoch, seconds=seconds, late_nodes=estimate.late_nodes)
+        for reason in trace.decision.mode.reasons
+    ]
 
 
 def _number(value: float | None) -> float | None:

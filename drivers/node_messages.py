@@ -97,6 +97,7 @@ class ReportWire(WireModel):
     age_s: Annotated[float, Field(ge=0, le=3600)]  # how old the telemetry was when it was sent
     floor: FloorWire | None = None  # not sent where there is none
     instant_w: list[Power] | None = None  # an older agent does not say
+    taken_s: Annotated[float, Field(ge=0, le=1e12)] | None = None  # on the agent's own monotonic clock; the same
 
     @model_validator(mode="after")
     def _arrays_agree(self) -> ReportWire:
@@ -188,9 +189,10 @@ def encode_report(report: NodeReport, *, age_s: float) -> bytes:
         if (floor := report.floor) is None
         else FloorWire.model_construct(power_w=floor.power_w, hold_s=floor.hold_s, down_w_per_s=floor.down_w_per_s),
         instant_w=None if report.instant_w is None else _to_wire(report.instant_w),
+        taken_s=report.taken_s,
     )
     optional = (("floor", wire.floor), ("faults", wire.faults), ("instant_w", wire.instant_w))
-    silent = {name for name, value in optional if not value}
+    silent = {name for name, value in optional if not value} | ({"taken_s"} if wire.taken_s is None else set())
     return wire.model_dump_json(exclude=silent).encode()  # what there is nothing to say of, an older site need not know
 
 
@@ -233,6 +235,7 @@ def decode_report(payload: bytes, *, t_mono_s: float) -> NodeReport | None:
         floor=None if (floor := wire.floor) is None else NodeFloor(floor.power_w, floor.hold_s, floor.down_w_per_s),
         faults=tuple(wire.faults),
         instant_w=None if wire.instant_w is None else _from_wire(wire.instant_w),
+        taken_s=wire.taken_s,
     )
 
 

@@ -35,6 +35,8 @@ from hil.plant.site import GROUP_0, NS_PER_S, OTHER, SitePlant
 from hil.scenario_documents import ClassPlantDoc, NodePlantDoc, node_ids
 from hil.world import World
 
+UP_S = 86_400.0  # between two nodes' boots: no clock of theirs is ours or another's
+
 
 class SimNode:
     """One reporting node and its agent."""
@@ -69,6 +71,7 @@ class SimNode:
         self._order_count = 0
         self._written_s = -math.inf
         self._site_gpus = plant.fleet.gpus
+        self._up_s = UP_S * (1 + group)
         self._ones = np.ones(gpus_per_node)
         self._free_cap = GpuCap(ids[0], None, None)
         self._free = self._array(0.0).astype(np.int8)
@@ -138,6 +141,7 @@ class SimNode:
             acked_seq=self._seq,
             specs=self.specs,
             fallback_clock_mhz=float(self.fallback_clock_mhz),
+            taken_s=self._up_s + plant.now_s,
         )
 
     # -- its GPUs, which share their cap
@@ -267,7 +271,7 @@ class SimNodeLink:
 
     def _ill(self, node: SimNode, report: NodeReport, fault: Fault) -> NodeReport:
         if fault.verb == "stuck":
-            return self._stuck.setdefault(node.node_id, report)
+            return replace(self._stuck.setdefault(node.node_id, report), taken_s=report.taken_s)
         if fault.verb == "garbage":
             return replace(report, power_w=report.power_w * math.nan, instant_w=report.power_w * math.nan)
         return report

@@ -87,7 +87,7 @@ def assert_same(a: NodeReport, b: NodeReport) -> None:
 
 def test_report_round_trip_and_age() -> None:
     """Every field survives the wire, NaN included; its time is put on the receiver's clock by the age it had."""
-    sent = report(gpus=8, instant_w=np.array([50.0, math.nan, *np.linspace(90.1, 710.0, 6)]))
+    sent = report(gpus=8, instant_w=np.array([50.0, math.nan, *np.linspace(90.1, 710.0, 6)]), taken_s=0.0)
     got = decode_report(encode_report(sent, age_s=0.25), t_mono_s=50.0)
     assert got is not None and got.t_mono_s == 49.75
     assert_same(sent, got)
@@ -96,9 +96,10 @@ def test_report_round_trip_and_age() -> None:
 def test_a_report_with_nothing_wrong_is_what_older_sites_and_agents_know() -> None:
     """Site and nodes are upgraded one after the other: what there is nothing to say of is not on the wire."""
     wire = json.loads(encode_report(report(), age_s=0.0))
-    assert not {"faults", "floor", "instant_w"} & set(wire)
+    assert not {"faults", "floor", "instant_w", "taken_s"} & set(wire)
     back = decode_report(json.dumps(wire).encode(), t_mono_s=5.0)
-    assert back is not None and back.faults == () and back.floor is None and back.instant_w is None
+    assert back is not None and back.faults == () and back.floor is None
+    assert back.instant_w is None and back.taken_s is None
 
 
 def test_samples_of_other_gpus_than_named_are_no_report() -> None:

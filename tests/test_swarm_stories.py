@@ -14,6 +14,7 @@ from hil.swarm import draw
     ("seed", "until_s"),
     [
         (1000054, 62.0),  # the target took what its row left, and caps the same in the same cycle: 10.3 of 10 MW
+        (5261, 76.0),  # one of four nodes 2.5 s late, a job that leaves in 0.9 s, no meter: 5.95 of 5 MW
         (6169, 71.5),  # nodes back one after the other, held against the last numbers of the rest: 12.4 of 10 MW
         (1000242, 95.0),  # a battery that tripped while a ceiling is met: caps took what the ripple needed, 31 of 20 MW
     ],

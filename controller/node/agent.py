@@ -365,6 +365,7 @@ class NodeAgent:
             floor=self._floor(workers, now_s),
             instant_w=_array([w.status.reading.value.instant_w if w.status.reading else math.nan for w in workers]),
             faults=self._faults(workers, now_s),
+            taken_s=now_s,
         )
 
     def _floor(self, workers: Sequence[GpuWorker], now_s: float) -> NodeFloor | None:

@@ -143,3 +143,4 @@ class NodeReport:
     floor: NodeFloor | None = None
     faults: tuple[NodeFault, ...] = ()
     instant_w: FloatArray | None = None
+    taken_s: float | None = None  # on its sender's own monotonic clock; None: an older agent does not say
