@@ -11,9 +11,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 
-from controller.types import NodeId, NodeReport, Reading, frozen
+from controller.types import NodeId, NodeReport, Reading, frozen, replace
 
 MEMORY_S = 300.0  # of the quickest: two crystals differ by 100 ppm at most, 0.03 s in that time
 BUCKET_S = 10.0  # of it, of which one report is kept
