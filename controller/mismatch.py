@@ -12,7 +12,8 @@ from collections import deque
 import numpy as np
 
 from controller.allocate import Curves
-from controller.fleet import Fleet, FleetReadings
+from controller.fleet import ABOVE_CAP_FRAC, Fleet, FleetReadings
+from controller.identify import LIMITED_SHARE
 from controller.types import BoolArray, FloatArray
 
 PERIOD_S = 0.5  # node telemetry comes at 5 Hz
@@ -67,6 +68,11 @@ class ModelWatch:
             return 0.0
         range_w = table.peak_w - table.idle_w
         most_w = table.idle_w + (1.0 + TOLERANCE_FRAC) * curves.power_share(fraction) * range_w
-        is_judged: BoolArray = readings.is_read & np.isfinite(readings.power_w) & (fraction < JUDGED_CLOCK_FRAC)
-        beyond_w = np.where(is_judged, np.maximum(readings.power_w - most_w, 0.0), 0.0)
+        # What a power limit holds the clock does not; under a ceiling the limit is counted, and nothing is missed.
+        limit_w, power_w = readings.acks.caps[1], readings.power_w
+        is_held = (
+            (power_w >= LIMITED_SHARE * limit_w) & (power_w <= ABOVE_CAP_FRAC * limit_w) & (limit_w < table.peak_w)
+        )
+        is_judged: BoolArray = readings.is_read & np.isfinite(power_w) & (fraction < JUDGED_CLOCK_FRAC) & ~is_held
+        beyond_w = np.where(is_judged, np.maximum(power_w - most_w, 0.0), 0.0)
         return float(beyond_w @ table.stands_for)
