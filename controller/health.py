@@ -21,7 +21,6 @@ from controller.types import (
     BatteryState,
     EnvelopeState,
     Following,
-    LoadBankState,
     Mode,
     NodeFault,
     NodeId,
@@ -243,7 +242,7 @@ def _load_bank(image: SiteImage, given: HealthInput) -> set[Flag]:
     if image.load_bank.quality is Quality.MISSING:
         return found | {Flag.LOAD_BANK_LOST}
     sample = image.load_bank.value
-    if not found and (not sample.is_remote or sample.state in (LoadBankState.OFF, LoadBankState.FAULT)):
+    if not found and not sample.takes_orders:
         found.add(Flag.LOAD_BANK_LIMITED)
     if given.is_bank_disobeying:
         found.add(Flag.LOAD_BANK_NOT_OBEYING)

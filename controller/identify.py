@@ -219,7 +219,7 @@ class Identifier:
         """Weight, power above idle as a share of the range, clock and its square: of each group their sums."""
         table, caps = fleet.table, readings.acks.caps
         per_w, idle_share, per_mhz, limit_w = self._scales
-        says = readings.is_read & ((readings.power_w < LIMITED_SHARE * caps[1]) | (caps[1] >= limit_w))
+        says = readings.is_read & ~at_limit(readings, peak_w=limit_w)
         weight = table.stands_for * says
         clock = np.minimum(caps[0] * per_mhz, 1.0)
         share = readings.power_w * per_w
@@ -249,6 +249,13 @@ class Identifier:
     def identified(self) -> tuple[Identified, ...]:
         """What is known, in the order of the groups."""
         return tuple(_identified(key, self._groups[key]) for key in self._keys)
+
+
+def at_limit(readings: FleetReadings, *, peak_w: FloatArray) -> BoolArray:
+    """Which GPUs, (n,), a power limit below their own `peak_w` may hold, and not their clock; NaN counts as held."""
+    limit_w = readings.acks.caps[1]
+    found: BoolArray = ~((readings.power_w < LIMITED_SHARE * limit_w) | (limit_w >= peak_w))
+    return found
 
 
 def _new(prior: GpuCurve) -> _Group:

@@ -13,7 +13,7 @@ import numpy as np
 
 from controller.allocate import Curves
 from controller.fleet import ABOVE_CAP_FRAC, Fleet, FleetReadings
-from controller.identify import LIMITED_SHARE
+from controller.identify import at_limit
 from controller.types import BoolArray, FloatArray
 
 PERIOD_S = 0.5  # node telemetry comes at 5 Hz
@@ -69,10 +69,8 @@ class ModelWatch:
         range_w = table.peak_w - table.idle_w
         most_w = table.idle_w + (1.0 + TOLERANCE_FRAC) * curves.power_share(fraction) * range_w
         # What a power limit holds the clock does not; under a ceiling the limit is counted, and nothing is missed.
-        limit_w, power_w = readings.acks.caps[1], readings.power_w
-        is_held = (
-            (power_w >= LIMITED_SHARE * limit_w) & (power_w <= ABOVE_CAP_FRAC * limit_w) & (limit_w < table.peak_w)
-        )
+        power_w = readings.power_w
+        is_held = at_limit(readings, peak_w=table.peak_w) & (power_w <= ABOVE_CAP_FRAC * readings.acks.caps[1])
         is_judged: BoolArray = readings.is_read & np.isfinite(power_w) & (fraction < JUDGED_CLOCK_FRAC) & ~is_held
         beyond_w = np.where(is_judged, np.maximum(power_w - most_w, 0.0), 0.0)
         return float(beyond_w @ table.stands_for)

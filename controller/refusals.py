@@ -9,7 +9,7 @@ back when that is over. A device that is locked out is shown to control as one t
 from __future__ import annotations
 
 from controller.modes import DWELL_CYCLES
-from controller.types import LoadBankState, SiteFault, SiteImage, replace
+from controller.types import SiteFault, SiteImage, replace
 
 
 class Refusals:
@@ -46,10 +46,9 @@ class Refusals:
 
 def _takes_orders(image: SiteImage, device: str) -> bool:
     """By its own word it should."""
-    if device == "battery":
-        return image.battery is not None and image.battery.value.takes_orders
-    bank = image.load_bank.value if device == "load_bank" and image.load_bank is not None else None
-    return bank is not None and bank.is_remote and bank.state not in (LoadBankState.OFF, LoadBankState.FAULT)
+    readings = {"battery": image.battery, "load_bank": image.load_bank}
+    reading = readings.get(device)
+    return reading is not None and reading.value.takes_orders
 
 
 def _without_orders(image: SiteImage, locked: frozenset[str]) -> SiteImage:

@@ -13,12 +13,13 @@ from typing import TypeVar
 from controller.live_profiles import load_profile
 from controller.ports import Battery, Clock, PowerMeter
 from controller.settings import ModbusSettings
-from controller.types import BatteryCommand, BatterySample, MeterSample, Reading
+from controller.types import Reading
 from drivers.battery import open_battery
 from drivers.identity import IdentityBook
 from drivers.meter import open_meter
 from drivers.modbus import ModbusConnection, ModbusPool
 from drivers.modbus_endpoint import parse_endpoint
+from hil.lab_ports import HookedBattery, HookedMeter, Hooks
 from hil.modbus_proxy import ModbusProxy
 from hil.modbus_server import ModbusServer, RegisterMap
 from hil.plant.site import BATTERY, NS_PER_S, PCC
@@ -94,7 +95,11 @@ class LabWire:
             pool=self._pool,
             identity=book.of("battery"),
         )
-        self.meter, self.battery = _WatchedMeter(meter, self._hear_meter), _WatchedBattery(battery, self._hear_battery)
+        compared = Hooks(
+            meter=lambda r: self._compared(r, r.value.power_w, PCC),
+            battery=lambda r: self._compared(r, r.value.power_w, BATTERY),
+        )
+        self.meter, self.battery = HookedMeter(meter, compared), HookedBattery(battery, compared)
         self._card = asyncio.ensure_future(self._run_card(device.tick))
 
     async def close(self) -> None:
@@ -135,40 +140,12 @@ class LabWire:
             due_ns += round(DEVICE_TICK_S * NS_PER_S)
             await self._clock.sleep_until_ns(due_ns)
 
-    def _hear_meter(self, reading: Reading[MeterSample]) -> None:
-        self._compare(reading, reading.value.power_w, PCC)
-
-    def _hear_battery(self, reading: Reading[BatterySample]) -> None:
-        self._compare(reading, reading.value.power_w, BATTERY)
-
-    def _compare(self, reading: Reading[V], power_w: float, row: int) -> None:
+    def _compared(self, reading: Reading[V], power_w: float, row: int) -> Reading[V]:
         """A good reading must be the plant at its stamp: never another request's answer, or another register's."""
         if not reading.is_good:
-            return
+            return reading
         truth_w = self._world.plant.value(row, reading.t_mono_s)
         if abs(power_w - truth_w) > HONEST_W:
             what = f"{reading.source} reads {power_w / 1e6:.2f} MW at {reading.t_mono_s:.2f} s"
             self.lies.append(f"{what}, in truth {truth_w / 1e6:.2f}")
-
-
-class _WatchedMeter:
-    def __init__(self, inner: PowerMeter, hear: Callable[[Reading[MeterSample]], None]) -> None:
-        self._inner, self._hear = inner, hear
-
-    async def read(self) -> Reading[MeterSample]:
-        reading = await self._inner.read()
-        self._hear(reading)
         return reading
-
-
-class _WatchedBattery:
-    def __init__(self, inner: Battery, hear: Callable[[Reading[BatterySample]], None]) -> None:
-        self._inner, self._hear = inner, hear
-
-    async def read(self) -> Reading[BatterySample]:
-        reading = await self._inner.read()
-        self._hear(reading)
-        return reading
-
-    async def write(self, command: BatteryCommand) -> None:
-        await self._inner.write(command)

@@ -119,6 +119,11 @@ class LoadBankSample:
     reversion_s_left: float | None = None
     energy_j_left: float | None = None
 
+    @property
+    def takes_orders(self) -> bool:
+        """By its own word: not in fault, not off, and not led from its own panel."""
+        return self.is_remote and self.state not in (LoadBankState.OFF, LoadBankState.FAULT)
+
 
 @frozen
 class UpsSample:
