@@ -13,6 +13,7 @@ import yaml
 from controller.cli.main import app
 from controller.config.contract import load_contract
 from controller.config.site import parse_site
+from controller.modes import TABLE, UNFLAGGED
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -43,6 +44,15 @@ def test_links_and_named_files_are_there(page: Path) -> None:
     linked = [page.parent / target for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)]
     named = [ROOT / name for name in NAMED.findall(text)]
     assert [path for path in (*linked, *named) if not path.exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_sections_are_there(page: Path) -> None:
+    for target, section in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+        text = (page.parent / target if target else page).read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert section in anchors, f"{page.name}: {target}#{section}"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +112,36 @@ def test_code_and_tests_that_a_rule_names_are_there() -> None:
             assert (ROOT / "tests" / f"{name}.py").exists(), name
         else:
             assert re.search(rf"\b{last}\b", source.get(owner, everything)), name
+
+
+def test_the_catalogue_says_flag_and_mode_of_every_row() -> None:
+    """As the table of modes has them; rows that need no flag are there, too."""
+    told: dict[str, tuple[set[str], str]] = {}
+    rows: set[str] = set()
+    for line in text_of("catalogue").splitlines():
+        if not re.match(r"\| (-|[A-Z]\d)", line):
+            continue
+        ids, *_, flags = (cell.strip() for cell in line.strip("|").split("|"))
+        of_line = _rows_of(ids)
+        rows |= of_line
+        told |= {name: (of_line, mode) for name, mode in _flags_of(flags)}
+    flagged = {f: r for f, r in TABLE.items() if not f.startswith("operator_")}
+    assert told == {f: (told[f][0], r.mode.name) for f, r in flagged.items()}
+    assert {f for f, r in flagged.items() if r.rows != "-" and not set(r.rows.split()) <= told[f][0]} == set()
+    assert len(rows - {"-"}) == 58 and rows >= set(UNFLAGGED)
+
+
+def _rows_of(ids: str) -> set[str]:
+    """`Q2 to Q8`, `M1, M4, M9` or one."""
+    if " to " not in ids:
+        return set(ids.split(", "))
+    first, last = ids.split(" to ")
+    return {f"{first[0]}{n}" for n in range(int(first[1:]), int(last[1:]) + 1)}
+
+
+def _flags_of(cell: str) -> list[tuple[str, str]]:
+    """Each flag with the mode that is named behind it."""
+    return re.findall(r"`([a-z_]+)`(?=[^A-Z]*([A-Z]+))", cell)
 
 
 def text_of(page: str) -> str:
