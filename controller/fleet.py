@@ -89,6 +89,7 @@ class FleetReadings:
     acks: FleetAcks
     is_read: BoolArray  # whether `power_w` was measured and is not old
     floor: NodeFloor | None = None  # what power smoothing holds when jobs stop, of nodes heard from lately
+    is_deaf: BoolArray | None = None  # which GPUs do not take their caps, as their node says; None: none
     above_s: FloatArray | None = None  # since when each draws more than its power limit lets it, else inf; None: none
 
 
@@ -193,6 +194,7 @@ class FleetReader:
         self._lost_s = np.full(n, np.inf)  # since when it is off the bus
         self._has_lost = False  # any
         self._is_gone = np.zeros(n, dtype=np.bool_)  # for longer than `LOST_S`
+        self._is_deaf = np.zeros(n, dtype=np.bool_)
         self._above_s: FloatArray | None = None
         self._most_w = np.full(n, np.inf)  # that their power limits let GPUs draw, and some more
         self._acks: FleetAcks | None = None  # as of the last reading that changed any of it
@@ -221,6 +223,7 @@ class FleetReader:
             is_read=is_measured,
             above_s=self._above_s,
             floor=sum_floors(floors),
+            is_deaf=self._is_deaf.copy() if self._is_deaf.any() else None,
         )
 
     def _take(self, reading: Reading[NodeReport], known: Reading[NodeReport] | None) -> None:
@@ -239,6 +242,7 @@ class FleetReader:
         self._most_w[span] = ABOVE_CAP_FRAC * report.power_limit_w
         self._is_live[span] = live
         self._is_read[span] = live & (report.quality <= WORST_READ)
+        self._is_deaf[span] = live & (report.quality <= WORST_READ) & ~report.is_controllable
         self._is_ours[span] = report.is_controllable & is_obeyed & (report.quality <= WORST_READ)
         self._acks = None
 

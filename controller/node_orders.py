@@ -4,7 +4,8 @@ A node's command carries all it needs if nothing more ever arrives: how long it 
 the node then goes to its fallback cap. The nodes of one job go together, jobs one after the other.
 
 Where nothing may rise no cap is asked for above what was last written: the envelope would refuse it, and refusals
-count. Pure; the envelope's books say what was written.
+count. A GPU that does not take its caps keeps those it was told last: it would take all that came since at once, when
+it takes any again. Pure; the envelope's books say what was written.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from controller.parting import Parting, job_groups
 from controller.settings import SiteSettings
 from controller.situation import Situation
 from controller.stagger import Stagger
-from controller.types import EnvelopeState, FloatArray, IntArray, Mode, NodeCommand, Stamp
+from controller.types import EnvelopeState, FleetAcks, FloatArray, IntArray, Mode, NodeCommand, Stamp
 
 
 class NodeOrders:
@@ -56,10 +57,12 @@ class NodeOrders:
         fleet, acked, written, mode = now.fleet, now.readings.acks.caps, now.written, now.mode.mode
         aim_frac = parting.ceiling(interval.limits)[0] if mode is Mode.FALLBACK else 1.0
         asked = self._asked(now, caps, interval, aim_frac=aim_frac)
+        if now.readings.is_deaf is not None and mode is not Mode.FALLBACK and written.caps.shape == asked.shape:
+            asked = np.where(now.readings.is_deaf, written.caps, asked)
         is_due = None
         is_release = mode is Mode.RELEASE
         if mode not in (Mode.RELEASE, Mode.FALLBACK):
-            may_rise = is_settled(fleet, asked, acked, written, gpu_w_max)
+            may_rise = is_settled(fleet, asked, now.readings.acks, written, gpu_w_max)
             found = self._stagger.due(now.now_s, fleet, asked, written, acked, may_rise=may_rise)
             if (self._waits is not parting.waits or parting.is_outgrown) and written.gpu_ids is fleet.table.gpu_ids:
                 # The battery's part has changed: all hear of it at once, whose turn it is not with the caps they have.
@@ -109,11 +112,11 @@ class NodeOrders:
         return lowest
 
 
-def is_settled(fleet: Fleet, asked: FloatArray, acked: FloatArray, written: EnvelopeState, gpu_w_max: float) -> bool:
+def is_settled(fleet: Fleet, asked: FloatArray, acks: FleetAcks, written: EnvelopeState, gpu_w_max: float) -> bool:
     """Raises fit beside lowers that are not read back yet: before that the envelope takes them back."""
     if gpu_w_max == np.inf:
         return True
-    in_force = np.where(acked < fleet.table.cap_max, acked, np.inf)
+    in_force = np.where(acks.caps < fleet.table.cap_max, acks.caps, np.inf)
     if written.gpu_ids is fleet.table.gpu_ids:
         in_force = np.maximum(in_force, written.caps)
-    return worst_case_w(fleet, np.maximum(asked, in_force)) <= gpu_w_max
+    return worst_case_w(fleet, np.maximum(asked, in_force), fixed_w=acks.fixed_w) <= gpu_w_max

@@ -189,11 +189,11 @@ class Planning:
         if swing is not None:  # a limit cuts the tops alone, where a clock would take the bottoms along
             limits_w, is_cut = limits_of_swing(known.fleet, swing, cap_w=plan.cap_w, peak_w=peaks_w)
             clocks_mhz = np.where(is_cut, np.inf, clocks_mhz)
-        hard_w = known.gpu_w_max - self.model_margin_w
-        self.caps = np.vstack(
-            fit_worst_case(known.fleet, curves, clock_mhz=clocks_mhz, limit_w=limits_w, hard_w=hard_w)
+        hard_w, fixed_w = known.gpu_w_max - self.model_margin_w, known.readings.acks.fixed_w
+        fitted = fit_worst_case(
+            known.fleet, curves, clock_mhz=clocks_mhz, limit_w=limits_w, hard_w=hard_w, fixed_w=fixed_w
         )
-        self.caps = fit_feeders(known.fleet, curves, self.caps, known.feeders, fixed_w=known.readings.acks.fixed_w)
+        self.caps = fit_feeders(known.fleet, curves, np.vstack(fitted), known.feeders, fixed_w=fixed_w)
         self._account(known.now_s, given, plan)
         self.armed = Armed.arm(
             known.fleet,

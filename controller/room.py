@@ -77,7 +77,7 @@ def under_ceilings_w(
     written = view.state
     if written.gpu_ids is not now.fleet.table.gpu_ids:
         return hard_w
-    return max(hard_w, worst_case_w(now.fleet, written.caps) - fall_w)
+    return max(hard_w, worst_case_w(now.fleet, written.caps, fixed_w=now.readings.acks.fixed_w) - fall_w)
 
 
 def fall_w_max(site: SiteSettings, now: Situation, tracker: Tracker, *, view: EnvelopeView) -> float:

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from controller.node.deadman import Deadman
-from controller.node.gpu_worker import CLOCK_WRITE_S
+from controller.node.gpu_worker import CLOCK_WRITE_S, REFUSED_S, RETRIES
 from controller.ports import Clock
 from controller.types import (
     AgentState,
@@ -23,6 +23,7 @@ from controller.types import (
     GpuId,
     GpuSpec,
     NodeCommand,
+    NodeFault,
     NodeId,
     NodeReport,
     Quality,
@@ -70,30 +71,53 @@ class SimNode:
         self._epoch = self._seq = 0
         self._order_count = 0
         self._written_s = -math.inf
+        self._ignored_s = math.inf  # since when its GPUs have not been what they were told
+        self._retry_s = -math.inf  # until then an agent whose GPUs ignored it does not try again
         self._site_gpus = plant.fleet.gpus
         self._up_s = UP_S * (1 + group)
         self._ones = np.ones(gpus_per_node)
         self._free_cap = GpuCap(ids[0], None, None)
         self._free = self._array(0.0).astype(np.int8)
         self._kept: dict[str, tuple[float, FloatArray]] = {}
-        self._yes = np.ones(gpus_per_node, dtype=np.bool_)
+        self._yes, self._no = np.ones(gpus_per_node, dtype=np.bool_), np.zeros(gpus_per_node, dtype=np.bool_)
 
     # -- commands
 
     def receive(self, command: NodeCommand, *, is_obeyed: bool = True) -> None:
         """Take a command as an agent does; older epochs and repeated sequences are ignored.
 
-        With `is_obeyed` False it is acknowledged and has no effect (a GPU that accepts a cap and ignores it).
+        With `is_obeyed` False it is acknowledged and has no effect (GPUs that accept a cap and ignore it): the agent
+        reads back, tries again, and says so, as the one that ships does.
         """
         if (command.epoch, command.seq) <= (self._epoch, self._seq):
             return
         self._epoch, self._seq = command.epoch, command.seq
         now_s = self._plant.now_s
-        caps = (self._shared_cap(command),) if is_obeyed and command.caps else ()
+        caps = (self._shared_cap(command),) if command.caps else ()
+        if caps and not self._takes(caps[0], is_obeyed=is_obeyed):
+            caps = ()
         slope = command.release_w_per_s / self._gpus
         self._deadman.accept(replace(command, caps=caps, release_w_per_s=slope), now_s=now_s)
         if caps:
             self.set_cap(caps[0])
+
+    def _takes(self, cap: GpuCap, *, is_obeyed: bool) -> bool:
+        """Whether `cap` is written now, and taken."""
+        now_s = self._plant.now_s
+        if is_obeyed and now_s >= self._retry_s:
+            self._ignored_s = math.inf
+            return True
+        if is_obeyed or self._has(cap):
+            return False
+        self._ignored_s = min(self._ignored_s, now_s)
+        if self.is_deaf and now_s >= self._retry_s:
+            self._retry_s = now_s + REFUSED_S
+        return False
+
+    @property
+    def is_deaf(self) -> bool:
+        """Its GPUs did not take a cap, nor again when it was written once more, and once more."""
+        return self._plant.now_s - self._ignored_s >= RETRIES * CLOCK_WRITE_S
 
     @property
     def due_s(self) -> float:
@@ -135,11 +159,12 @@ class SimNode:
             clock_cap_mhz=self._shared("cap", self.clock_cap_mhz),
             power_limit_w=self._shared("limit", plant.fleet.power_limit_w(self._group)),
             quality=self._free,
-            is_controllable=self._yes,
+            is_controllable=self._no if self.is_deaf else self._yes,
             other_w=plant.now(OTHER) / self._site_gpus * self._gpus,
             acked_epoch=self._epoch,
             acked_seq=self._seq,
             specs=self.specs,
+            faults=(NodeFault.GPU_IGNORES_CAPS,) if self.is_deaf else (),
             fallback_clock_mhz=float(self.fallback_clock_mhz),
             taken_s=self._up_s + plant.now_s,
         )
@@ -159,12 +184,22 @@ class SimNode:
 
     def set_cap(self, cap: GpuCap) -> None:
         """Clock lock and power limit of all of them."""
-        self._lock(math.nan if cap.clock_mhz is None else float(cap.clock_mhz))
-        limit_w = self._kind.limit_w_max if cap.power_limit_w is None else cap.power_limit_w
+        clock_mhz, limit_w = self._settings(cap)
+        self._lock(clock_mhz)
         if limit_w != self._plant.fleet.power_limit_w(self._group):
             self._plant.fleet.limit_power(self._group, limit_w)
 
     # -- inside
+
+    def _has(self, cap: GpuCap) -> bool:
+        clock_mhz, limit_w = self._settings(cap)
+        is_locked_alike = clock_mhz == self.clock_cap_mhz or (math.isnan(clock_mhz) and math.isnan(self.clock_cap_mhz))
+        return is_locked_alike and limit_w == self._plant.fleet.power_limit_w(self._group)
+
+    def _settings(self, cap: GpuCap) -> tuple[float, float]:
+        """Clock lock (MHz, NaN where free) and power limit (W)."""
+        clock_mhz = math.nan if cap.clock_mhz is None else float(cap.clock_mhz)
+        return clock_mhz, self._kind.limit_w_max if cap.power_limit_w is None else cap.power_limit_w
 
     def _array(self, value: float) -> FloatArray:
         return self._ones * value

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.allocate import CLOCK_STEP_MHZ, Curves, clocks_of_caps, held_back_w
+from controller.allocate import CLOCK_STEP_MHZ, Curves, clocks_of_caps, fit_worst_case, held_back_w, worst_case_w
 from controller.config.gpu import load_curves
 from controller.fleet import Fleet
 from controller.types import ClassId, FleetTable, GpuId
@@ -91,3 +91,12 @@ def test_an_uncapped_fleet_holds_nothing_back() -> None:
     curves = Curves.of(site.models, load_curves())
     held = held_back_w(site, curves, power_w=np.full(4, 500.0), clock_cap_mhz=np.full(4, np.inf))
     assert bool((held == 0.0).all())
+
+
+def test_gpus_that_obey_make_up_for_those_that_do_not() -> None:
+    """Two of four draw 650 W whatever they are told: the others come down to what is left."""
+    site = fleet(("NVIDIA H100",) * 4, (0, 0, 0, 0))
+    curves, free = Curves.of(site.models, load_curves()), np.full(4, np.inf)
+    fixed_w, hard_w = np.array([650.0, np.nan, 650.0, np.nan]), 2 * 650.0 + 2 * 400.0
+    caps = np.vstack(fit_worst_case(site, curves, clock_mhz=free, limit_w=free, hard_w=hard_w, fixed_w=fixed_w))
+    assert 0.99 * hard_w < worst_case_w(site, caps, fixed_w=fixed_w) <= hard_w

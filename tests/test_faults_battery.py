@@ -19,8 +19,8 @@ from tests.faults_kit import Loss, battery, flagged, left_of_drop_w, play
 def caps_w(lab: Lab) -> float:
     """What all GPUs may draw at their worst by the envelope's books."""
     assert lab.daemon is not None
-    core = lab.daemon.core
-    return worst_case_w(lab.traces[-1].decision.fleet, core._written.caps)
+    decision = lab.traces[-1].decision
+    return worst_case_w(decision.fleet, lab.daemon.core._written.caps, fixed_w=decision.readings.acks.fixed_w)
 
 
 @row("B1")

@@ -23,8 +23,10 @@ from controller.types import (
     Quality,
     Reading,
 )
+from hil.faults import Fault
+from hil.lab_site import lab_scenario
 from hil.matrix import row
-from hil.matrix_lab import Lab
+from hil.matrix_lab import Lab, in_lab
 from tests.faults_kit import Person, flagged
 from tests.faults_kit import play as play_site
 from tests.node_kit import FALLBACK_MHZ, Bench, newest, play_agent
@@ -79,9 +81,8 @@ def limits_w(lab: Lab, node: str = "training-0") -> FloatArray:
 
 def orders_w(lab: Lab, node: str = "training-0") -> FloatArray:
     """The power limits in force for the node by the envelope's books; inf is free."""
-    assert lab.daemon is not None
     decision = lab.traces[-1].decision
-    return lab.daemon.core._written.caps[1, decision.fleet.table.spans[node]]  # type: ignore[index]
+    return books(lab)[1, decision.fleet.table.spans[node]]  # type: ignore[index]
 
 
 def unread(*told: NodeFault) -> Callable[[NodeReport], NodeReport]:
@@ -229,6 +230,35 @@ def test_set_accepted_not_applied(state: str, tmp_path: Path) -> None:
         begin=reports(lambda r: replace(r, is_controllable=np.zeros(len(r.gpu_ids), dtype=np.bool_))),
         react=react,
     )
+
+
+def test_gpus_that_ignore_their_caps_come_back_without_a_step() -> None:
+    """All GPUs of the site, on the way down to a ceiling of 54 MW, which the battery then keeps alone.
+
+    Caps that nobody takes are not lowered further: who takes them again would take all of that at once. Nor is the
+    planner doubted for a bound that no order could keep.
+    """
+
+    async def story(lab: Lab) -> None:
+        lab.start()
+        await lab.run(24.0)
+        began_s = lab.now_s
+        lab.plan.add(Fault("deaf", "node:*", "wrong", began_s, began_s + 40.0, 1.0))
+        await flagged(lab, Flag.GPU_IGNORES_CAPS, since_s=began_s, within_s=5.0)
+        held = books(lab)
+        await lab.run(35.0)
+        assert np.isfinite(fixed_w(lab)).all() and (books(lab) == held).all()
+        await lab.run(REFUSED_S + 20.0)
+        assert np.isnan(fixed_w(lab)).all() and lab.last.mode is Mode.NORMAL
+        assert lab.worst_mode(began_s) is Mode.DEGRADED
+
+    assert not in_lab(story, lab_scenario("limit")).broken()
+
+
+def books(lab: Lab) -> FloatArray:
+    """Clocks and power limits in force by the envelope's books."""
+    assert lab.daemon is not None
+    return lab.daemon.core._written.caps
 
 
 @row("G5")

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controller.allocate import worst_case_w
+from controller.allocate import worst_case_w as site_worst_case_w
 from controller.demand import Stretch
+from controller.fleet import Fleet
 from controller.glide import STEEPNESS
 from controller.modes import Flag
 from controller.room import softened, under_ceilings_w
@@ -21,6 +22,7 @@ from controller.types import (
     BatteryState,
     CeilingLimit,
     EnvelopeState,
+    FloatArray,
     Following,
     LimitId,
     Quality,
@@ -45,6 +47,11 @@ def silent(power_w: float, quality: Quality = Quality.MISSING) -> Reading[Batter
 def drift(unheld: Unheld, now_s: float, battery: Reading[BatterySample] | None, **given: Any) -> Drift | None:
     estimate = replace(estimate_without_meter(load_w=60 * MW, grid_w=60 * MW), t_s=now_s)
     return unheld.drift(now_s, **({"estimate": estimate, "lately": LATELY, "battery": battery, "flags": LOST} | given))
+
+
+def worst_case_w(fleet: Fleet, caps: FloatArray) -> float:
+    """Where every GPU takes its caps."""
+    return site_worst_case_w(fleet, caps, fixed_w=np.full(fleet.count, np.nan))
 
 
 def test_a_battery_that_holds_leaves_nothing_adrift() -> None:
@@ -177,7 +184,10 @@ def test_under_a_ceiling_one_plan_takes_off_what_it_is_given_to_take_off() -> No
     image = SimpleNamespace(t_mono_s=0.0)
     view: Any = SimpleNamespace(image=image, battery=None, import_w_max=10e3, unmanaged_w_max=10e3, state=state)
     limit = CeilingLimit(LimitId("ceiling"), 10e3, -math.inf, HERE)
-    decision: Any = SimpleNamespace(fleet=fleet, in_force=SimpleNamespace(limits=(limit,)))
+    acks = SimpleNamespace(fixed_w=np.full(2, np.nan))
+    decision: Any = SimpleNamespace(
+        fleet=fleet, in_force=SimpleNamespace(limits=(limit,)), readings=SimpleNamespace(acks=acks)
+    )
     for fall_w in (0.0, 100.0, 0.5 * worst_w):
         found_w = under_ceilings_w(site, view, decision, tracker, margin_w=0.0, fall_w=fall_w)
         assert found_w == pytest.approx(worst_w - fall_w)
