@@ -12,7 +12,7 @@ COVERED_BY := actuate modes contract contract_due contract_rows contract_slopes 
   envelope envelope_bank envelope_battery envelope_caps envelope_node envelope_windows \
   signals signal_bounds signal_crowd signal_ids signal_memory signal_silence signal_times
 
-.PHONY: setup demo test check lint units configs faults swarm wire wire-slow process coverage mutation fuzz test-gpu tools benchmarks lock clean help
+.PHONY: setup demo test check lint units configs faults swarm wire wire-slow process machine coverage mutation fuzz test-gpu tools benchmarks lock clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
@@ -30,8 +30,8 @@ demo: setup ## a training site on real wires, about 90 s; writes out/demo/
 	$(BIN)/rampart hil run demo --wire --out out/demo
 
 test: setup ## the default suite: on every core, then what needs real wires and real time alone
-	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not wire and not slow and not process'
-	$(BIN)/python -m pytest -m 'wire and not slow and not process'
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not wire and not slow and not process and not machine'
+	$(BIN)/python -m pytest -m 'wire and not slow and not process and not machine'
 
 check: lint units configs ## lint, types, direction of imports, units, configs
 
@@ -66,6 +66,9 @@ wire-slow: setup ## of `wire`, what the default suite leaves out
 
 process: setup ## death of real processes under what plays systemd: kill -9, stops, full disk, split brain
 	$(BIN)/python -m pytest -m process
+
+machine: setup ## the shipped units on a Debian of its own, run by its systemd; root, debootstrap, systemd-container
+	$(BIN)/python -m pytest -m machine tests/test_machine_lane.py
 
 coverage: setup ## every line and branch of the safety-critical modules, by their own tests
 	@mkdir -p out

@@ -10,6 +10,7 @@ import pytest
 import structlog
 from hypothesis import settings
 
+from hil.machine import missing
 from tests.lane_kit import told_figures
 
 # The default suite repeats itself; `make fuzz` looks for what nobody has seen.
@@ -23,6 +24,7 @@ TRACES = SHARED / "traces"
 NO_SHARED = "not beside this checkout"  # measured traces, the specification of the grid interface
 NO_GPU = "needs a real NVIDIA GPU"
 NO_ROOT = "needs root"
+NO_MACHINE = "no machine of its own can be booted here"
 
 _skips: list[tuple[str, str]] = []
 
@@ -59,6 +61,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if hasattr(session.config, "workerinput"):
         return  # one of several processes: the one that hears them all judges
     excuses = {NO_SHARED: not SHARED.is_dir(), NO_GPU: not Path("/dev/nvidia0").exists(), NO_ROOT: os.geteuid() != 0}
+    excuses |= {NO_MACHINE: bool(missing())}
     unexcused = [(test, why) for test, why in _skips if not any(why.endswith(e) and ok for e, ok in excuses.items())]
     for test, why in unexcused:
         print(f"skipped though it could have run: {test}: {why}")

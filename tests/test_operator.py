@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -244,6 +246,40 @@ def test_members_of_the_sockets_group_may_order(tmp_path: Path) -> None:
     assert control_socket._may_order(Peer(1, 65534, 65534, (7, group)), path), "as PrivateUsers= shows a member"
     assert control_socket._may_order(Peer(1, os.geteuid(), 65533), path)
     assert not control_socket._may_order(Peer(1, 65533, 65533), path)
+
+
+def test_a_member_by_a_further_group_may_order(office: Office) -> None:
+    """As `usermod -aG rampart` leaves a person: neither user nor first group of theirs is the service's."""
+    if os.geteuid() != 0:
+        pytest.skip("becoming somebody else needs root")
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
+        path, member = Path(folder) / "site.sock", 54321
+        path.parent.chmod(0o755)
+        with served(path, office.desk):
+            os.chown(path, -1, member)
+            path.chmod(0o666)  # whom the file keeps out is asked for nothing
+            assert asked_by(path, groups=(54322, member))["ok"] is True
+            assert asked_by(path, groups=(54322,))["ok"] is False
+
+
+def asked_by(path: Path, *, groups: tuple[int, ...]) -> Any:
+    """The answer to an order of somebody in `groups`."""
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            os.setgroups(groups)
+            os.setgid(65533)
+            os.setuid(65533)
+            with socket.socket(socket.AF_UNIX) as wire:
+                wire.connect(str(path))
+                wire.sendall(b'{"order": "release"}\n')
+                os.write(writing, wire.makefile("rb").readline())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answer:
+        return json.loads(answer.read())
 
 
 def test_the_commands_say_what_became_of_the_order(office: Office, tmp_path: Path) -> None:
