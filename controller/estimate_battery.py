@@ -67,8 +67,8 @@ class BatteryAccount:
 
     @property
     def stood_s(self) -> float:
-        """For how long it has read the same power, to the last digit."""
-        return self._read[-1][0] - self._changed_s if self._read else 0.0
+        """For how long it has read the same power, to the last digit; 0 while orders tell what it gives."""
+        return self._read[-1][0] - self._changed_s if self._read and not self.is_told else 0.0
 
     @property
     def margin_w(self) -> float:

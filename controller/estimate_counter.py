@@ -48,6 +48,7 @@ class CounterClock:
         self._since_s = math.nan  # when the last count was first read
         self._usual: deque[tuple[float, float]] = deque(maxlen=CHANGES)  # (time it stood, step)
         self.late_s = 0.0
+        self._is_at_most = False  # what said so had stood for some time: a count that is new knows better
 
     @property
     def is_in_time(self) -> bool:
@@ -85,8 +86,9 @@ class CounterClock:
         if moved_wh and not is_as_late:
             step_wh += self._placed_wh
         late_s = self._behind_s(t_s, count_wh, step_wh=step_wh)
-        if not late_s or not self.late_s or abs(late_s - self.late_s) > JUMP_S:
-            self.late_s = late_s
+        is_better = self._is_at_most and moved_wh > 0.0
+        if not late_s or not self.late_s or is_better or abs(late_s - self.late_s) > JUMP_S:
+            self.late_s, self._is_at_most = late_s, moved_wh <= 0.0
             self._placed_wh = self._placed_wh + self._unsure_until_wh(t_s - late_s) if late_s else 0.0
         if moved_wh:  # one that stands was true when it was first read, or before: so is the very first
             self._changed(t_s, moved_wh)

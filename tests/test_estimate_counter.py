@@ -57,6 +57,27 @@ def test_it_tells_a_change() -> None:
     assert found[-1][1] == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.parametrize("began_s", [9.95, 10.05])
+@pytest.mark.parametrize("late_s", [0.25, 0.3, 0.4])
+def test_a_count_that_had_stood_says_at_most_how_late_and_the_next_new_one_how_late(
+    late_s: float, began_s: float
+) -> None:
+    """A register that is renewed every 0.2 s: the first late sample is older by as long as its value had stood.
+
+    Taken at that word for as long as it is late, it was 0.2 s late for good once it was in time again.
+    """
+
+    def age_s(t_s: float) -> float:
+        is_late = began_s <= t_s < began_s + 3.0
+        return t_s - 0.2 * math.floor((t_s - (late_s if is_late else 0.0) + 1e-6) / 0.2)
+
+    for t_s, said_s in run(age_s, 20.0):
+        if began_s + 0.4 <= t_s < began_s + 3.0:
+            assert said_s == pytest.approx(late_s, abs=0.11)
+        elif not began_s <= t_s < began_s + 3.2:
+            assert said_s == 0.0
+
+
 @pytest.mark.parametrize("low_w", [-30e6, 2e6])
 def test_power_that_falls_before_it_is_believed_is_no_late_meter(low_w: float) -> None:
     """Once in six seconds import falls for a second, to export too; a sample every 0.2 s, and belief 0.3 s behind."""
