@@ -113,23 +113,15 @@ def has_mixed_jobs(fleet: Fleet, curves: Curves) -> bool:
     return int(pairs.shape[1]) > len(fleet.job_names)
 
 
-def fit_worst_case(
-    fleet: Fleet, curves: Curves, *, clock_mhz: FloatArray, limit_w: FloatArray, hard_w: float, fixed_w: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Clocks and power limits (n,), no higher than those given, under which all GPUs draw at most `hard_w` together.
+def fit_worst_case(fleet: Fleet, curves: Curves, caps: FloatArray, *, among: BoolArray, hard_w: float) -> FloatArray:
+    """Caps (2, n), no higher than those given, under which the GPUs `among` (n,) draw at most `hard_w` together.
 
-    Inf is free. `fixed_w` (n,) is what a GPU draws whatever it is told, NaN where caps count: the others make up for
-    it, and it is told the same as they.
-
-    A clock alone bounds power only by the chord of its curve; where that is not enough every GPU gets the same share
-    of its range above idle as a power limit, and the clock that its curve draws there.
+    Inf is free. A clock alone bounds power only by the chord of its curve; where that is not enough every GPU gets the
+    same share of its range above idle as a power limit, and the clock that its curve draws there.
     """
-    if worst_case_w(fleet, np.vstack((clock_mhz, limit_w)), fixed_w=fixed_w) <= hard_w:
-        return clock_mhz, limit_w
-    told = np.isnan(fixed_w)
-    left_w = hard_w - float((np.where(told, 0.0, fixed_w) * fleet.table.stands_for).sum())
-    share = _share(fleet, told, left_w)
-    return _lowered(fleet, curves, clock_mhz, limit_w, among=np.ones(fleet.count, dtype=np.bool_), share=share)
+    if float((_drawn_w(fleet, caps) * fleet.table.stands_for)[among].sum()) <= hard_w:
+        return caps
+    return _shared(fleet, curves, caps, among=among, hard_w=hard_w)
 
 
 def fit_feeders(
@@ -146,32 +138,24 @@ def fit_feeders(
         if float(fixed[feeder.is_below].sum()) <= feeder.room_w:
             continue
         among = feeder.is_below & told
-        share = _share(fleet, among, feeder.room_w - float(fixed[feeder.is_below & ~told].sum()))
-        found = np.vstack(_lowered(fleet, curves, found[0], found[1], among=among, share=share))
+        hard_w = feeder.room_w - float(fixed[feeder.is_below & ~told].sum())
+        found = _shared(fleet, curves, found, among=among, hard_w=hard_w)
     if found is caps:
         return caps
     return np.vstack((np.minimum(found[0], one_clock_per_job(fleet, found[0])), found[1]))
 
 
-def _share(fleet: Fleet, among: BoolArray, hard_w: float) -> float:
-    """Of their range above idle, 0 to 1: where all of `among` together draw `hard_w`."""
-    table = fleet.table
-    idle_w, peak_w = ((w * table.stands_for)[among].sum() for w in (table.idle_w, table.peak_w))
-    return float(np.clip((hard_w - idle_w) / max(peak_w - idle_w, 1.0), 0.0, 1.0))
-
-
-def _lowered(
-    fleet: Fleet, curves: Curves, clock_mhz: FloatArray, limit_w: FloatArray, *, among: BoolArray, share: float
-) -> tuple[FloatArray, FloatArray]:
-    """`share` of its range above idle to each GPU of `among`, where it is less than it has."""
+def _shared(fleet: Fleet, curves: Curves, caps: FloatArray, *, among: BoolArray, hard_w: float) -> FloatArray:
+    """The same share of their range to each GPU of `among`, where it is less than it has."""
     table = fleet.table
     range_w = table.peak_w - table.idle_w
+    spare_w = hard_w - float((table.idle_w * table.stands_for)[among].sum())
+    share = np.clip(spare_w / max(float((range_w * table.stands_for)[among].sum()), 1.0), 0.0, 1.0)
     shared_w = np.maximum(np.floor((table.idle_w + range_w * share) * 10.0) / 10.0, table.cap_min[1])
     clock = curves.clock_of_group(np.array([share]), np.zeros(fleet.count, dtype=np.int64)) * table.cap_max[0]
     stepped = table.cap_min[0] + np.floor((clock - table.cap_min[0]) / CLOCK_STEP_MHZ) * CLOCK_STEP_MHZ
     bounded = np.clip(stepped, table.floor_mhz, table.cap_max[0])
-    clock_mhz = np.where(among, np.minimum(clock_mhz, bounded), clock_mhz)
-    return clock_mhz, np.where(among, np.minimum(limit_w, shared_w), limit_w)
+    return np.where(among, np.minimum(caps, (bounded, shared_w)), caps)
 
 
 def worst_case_w(fleet: Fleet, caps: FloatArray, *, fixed_w: FloatArray) -> float:

@@ -185,10 +185,8 @@ def caps_of(
     is_late = is_clock_fixed & (wish_mhz < last[0])
     clock_mhz = np.where(is_late, last[0], wish_mhz)
     limit_w = np.where(is_late, np.minimum(armed.limits_w(wish_mhz), last[1]), last[1])
-    free_w, told = np.full_like(clock_mhz, np.inf), np.full_like(clock_mhz, np.nan)  # the envelope counts who is deaf
-    _, worst_w = fit_worst_case(
-        armed.fleet, armed.curves, clock_mhz=clock_mhz, limit_w=free_w, hard_w=hard_w, fixed_w=told
-    )
+    unlimited, every = np.stack((clock_mhz, np.full_like(clock_mhz, np.inf))), np.ones_like(is_late)
+    worst_w = fit_worst_case(armed.fleet, armed.curves, unlimited, among=every, hard_w=hard_w)[1]
     return np.stack((clock_mhz, np.minimum(limit_w, worst_w))), armed.power_w(wish_mhz)
 
 

@@ -36,7 +36,8 @@ class PlanBasis:
         self.is_blind = bounds is NO_BATTERY
         margin_w = self._margin.step(now.now_s, view.margin_w)
         fall_w = room.fall_w_max(site, now, tracker, view=view)
-        self.gpu_w_max = room.under_ceilings_w(site, view, now, tracker, margin_w=margin_w, fall_w=fall_w)
+        bounds_w = room.under_ceilings_w(site, view, now, tracker, margin_w=margin_w, fall_w=fall_w)
+        self.gpu_w_max, told_w_max = bounds_w
         energy_j = 0.0  # what a battery that is lost or disobeys holds is nobody's to bring back to its middle
         if sample is not None and site.battery is not None and not self.is_blind:
             energy_j = sample.soc_frac * site.battery.energy_j
@@ -52,6 +53,7 @@ class PlanBasis:
             mode=now.mode.mode,
             is_planner_doubted=Flag.ENVELOPE_BUSY in now.mode.flags,
             gpu_w_max=self.gpu_w_max,
+            told_w_max=told_w_max,
             fall_w=fall_w,
             drift=drift,
             feeders=view.feeders,

@@ -65,6 +65,7 @@ class Known:
     mode: Mode
     is_planner_doubted: bool  # the envelope overruled it too often
     gpu_w_max: float  # what all GPUs together may draw at their worst under the ceilings in force; inf without any
+    told_w_max: float  # the same of those that take their caps, beside what the others draw whatever they are told
     fall_w: float = math.inf  # how far this plan may lower that worst case
     drift: Drift | None = None  # where no battery surely holds power on its target
     feeders: tuple[Feeder, ...] = ()
@@ -189,11 +190,7 @@ class Planning:
         if swing is not None:  # a limit cuts the tops alone, where a clock would take the bottoms along
             limits_w, is_cut = limits_of_swing(known.fleet, swing, cap_w=plan.cap_w, peak_w=peaks_w)
             clocks_mhz = np.where(is_cut, np.inf, clocks_mhz)
-        hard_w, fixed_w = known.gpu_w_max - self.model_margin_w, known.readings.acks.fixed_w
-        fitted = fit_worst_case(
-            known.fleet, curves, clock_mhz=clocks_mhz, limit_w=limits_w, hard_w=hard_w, fixed_w=fixed_w
-        )
-        self.caps = fit_feeders(known.fleet, curves, np.vstack(fitted), known.feeders, fixed_w=fixed_w)
+        self.caps = self._fitted(known, curves, np.vstack((clocks_mhz, limits_w)))
         self._account(known.now_s, given, plan)
         self.armed = Armed.arm(
             known.fleet,
@@ -206,6 +203,17 @@ class Planning:
         )
         self.plan = plan
         return plan
+
+    def _fitted(self, known: Known, curves: Curves, caps: FloatArray) -> FloatArray:
+        """Caps (2, n), no higher than `caps`, under which the worst case keeps ceilings and feeders.
+
+        What takes no caps may still hear: it is told what it would be if all took them, and the others make up for it.
+        """
+        fleet, fixed_w = known.fleet, known.readings.acks.fixed_w
+        told = np.isnan(fixed_w)
+        for among, most_w in ((np.ones_like(told), known.gpu_w_max), (told, known.told_w_max)):
+            caps = fit_worst_case(fleet, curves, caps, among=among, hard_w=most_w - self.model_margin_w)
+        return fit_feeders(fleet, curves, caps, known.feeders, fixed_w=fixed_w)
 
     def _raised_with_care(self, known: Known, given: PlanInput, plan: Plan, clocks_mhz: FloatArray) -> FloatArray:
         """Clocks (n,), raised no further than what is drawn now fits target and battery even by the steepest curve.

@@ -61,11 +61,12 @@ def under_target_w(site: SiteSettings, now: Situation, *, target_w: float) -> fl
 
 def under_ceilings_w(
     site: SiteSettings, view: EnvelopeView, now: Situation, tracker: Tracker, *, margin_w: float, fall_w: float
-) -> float:
+) -> tuple[float, float]:
     """The same under every ceiling, as it will stand when the next plan's caps arrive: a due ceiling comes nearer.
 
-    `margin_w` is the uncertainty of the site's power to plan with, no less than the view's; `fall_w` what one plan may
-    take off the worst case.
+    First of all GPUs as if all took their caps; then of those that do, beside what the others draw whatever they are
+    told. `margin_w` is the uncertainty of the site's power to plan with, no less than the view's; `fall_w` what one
+    plan may take off the worst case.
     """
     image = view.image
     supply_w = view.battery.supply_w if view.battery is not None else 0.0
@@ -74,10 +75,16 @@ def under_ceilings_w(
     nearer_w = tracker.interval.slope_down_w_per_s * ahead_s
     import_w = max(ceiling, view.import_w_max - nearer_w) if math.isfinite(nearer_w) else ceiling
     hard_w = import_w - margin_w - view.unmanaged_w_max + supply_w
-    written = view.state
-    if written.gpu_ids is not now.fleet.table.gpu_ids:
-        return hard_w
-    return max(hard_w, worst_case_w(now.fleet, written.caps, fixed_w=now.readings.acks.fixed_w) - fall_w)
+    written, table, fixed_w = view.state, now.fleet.table, now.readings.acks.fixed_w
+    told = np.isnan(fixed_w)
+    beside_w = float((np.where(told, 0.0, fixed_w) * table.stands_for).sum())
+    if written.gpu_ids is not table.gpu_ids:
+        return hard_w, hard_w - beside_w
+    told_w = worst_case_w(now.fleet, written.caps, fixed_w=np.where(told, np.nan, 0.0))
+    return (
+        max(hard_w, worst_case_w(now.fleet, written.caps, fixed_w=np.full_like(fixed_w, np.nan)) - fall_w),
+        max(hard_w - beside_w, told_w - fall_w),
+    )
 
 
 def fall_w_max(site: SiteSettings, now: Situation, tracker: Tracker, *, view: EnvelopeView) -> float:

@@ -96,7 +96,8 @@ def test_an_uncapped_fleet_holds_nothing_back() -> None:
 def test_gpus_that_obey_make_up_for_those_that_do_not() -> None:
     """Two of four draw 650 W whatever they are told: the others come down to what is left."""
     site = fleet(("NVIDIA H100",) * 4, (0, 0, 0, 0))
-    curves, free = Curves.of(site.models, load_curves()), np.full(4, np.inf)
+    curves, free = Curves.of(site.models, load_curves()), np.full((2, 4), np.inf)
     fixed_w, hard_w = np.array([650.0, np.nan, 650.0, np.nan]), 2 * 650.0 + 2 * 400.0
-    caps = np.vstack(fit_worst_case(site, curves, clock_mhz=free, limit_w=free, hard_w=hard_w, fixed_w=fixed_w))
+    caps = fit_worst_case(site, curves, free, among=np.isnan(fixed_w), hard_w=hard_w - 2 * 650.0)
+    assert np.isinf(caps[:, [0, 2]]).all()
     assert 0.99 * hard_w < worst_case_w(site, caps, fixed_w=fixed_w) <= hard_w

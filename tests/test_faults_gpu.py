@@ -255,6 +255,25 @@ def test_gpus_that_ignore_their_caps_come_back_without_a_step() -> None:
     assert not in_lab(story, lab_scenario("limit")).broken()
 
 
+def test_nodes_that_may_still_hear_are_told_no_less_than_if_all_took_their_caps() -> None:
+    """No meter, and every report 2.9 s late, at a ceiling: no GPU counts as one that takes caps, and all of them do.
+
+    What they may draw at most, all together, is no reason to tell each the least that there is.
+    """
+
+    async def story(lab: Lab) -> None:
+        lab.start()
+        await lab.run(45.0)
+        before = books(lab).copy()
+        lab.fault("meter", "off")
+        lab.fault("node:*", "slow", value=2.9)
+        for _ in range(11):
+            await lab.run(1.0)
+            assert (books(lab)[1] >= 0.9 * np.minimum(before[1], 700.0)).all()
+
+    in_lab(story, lab_scenario("limit"))
+
+
 def books(lab: Lab) -> FloatArray:
     """Clocks and power limits in force by the envelope's books."""
     assert lab.daemon is not None
