@@ -203,7 +203,7 @@ class LoadEstimator:
             return 0.0  # power on the meter does not hang on what the meter says
         if pcc is not None and pcc.quality is not Quality.MISSING and math.isfinite(pcc.value.power_w):
             sample, t_s = pcc.value, pcc.t_mono_s
-            self._late.counted(t_s, sample.import_wh, power_w=sample.power_w)
+            self._late.counted(t_s, sample.import_wh, power_w=sample.power_w, refresh_s=self._clock.refresh_s)
             if self._battery.knows(t_s):
                 self._late.sampled(t_s, sample.power_w, battery_w=self._battery.at(t_s))
         late_s = self._late.late_s

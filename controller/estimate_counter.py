@@ -23,6 +23,7 @@ PAUSE_S = 0.5  # without a read: how long a count has stood is not known
 CHANGES = 5  # the last ones tell for how long a count stands and by how much it moves then,
 FIRST_S = 1.0  # before the first count nothing may have been counted for as long as a count may stand
 STAND_GAIN = 1.5  # ...the most of either, and half as much again
+HELD_GAIN = 1.1  # of a refresh: clocks of ours and the meter's
 JUMP_S = 0.3  # of the counter's clock against ours: less is what two registers of one meter differ by
 GOES_ON = 0.75, 1.25  # times what the samples' own powers make of the time between them, at least and at most
 NET_GAIN = 2.0  # what a net counter may run back by, as a multiple of the power it shows
@@ -64,8 +65,8 @@ class CounterClock:
         self._believed.append((t_s, end[1] + max(power_w, 0.0) * hours))
         self._unsure_wh += (self._error_w + margin_w) * hours
 
-    def read(self, t_s: float, count_wh: float, *, power_w: float) -> None:
-        """A count in a sample of `power_w` stamped `t_s`."""
+    def read(self, t_s: float, count_wh: float, *, power_w: float, refresh_s: float = 0.0) -> None:
+        """A count in a sample of `power_w` stamped `t_s`; it may have stood for `refresh_s` more than another."""
         if not math.isfinite(count_wh) or t_s <= self._heard_s:
             return
         if self._is_other(t_s, count_wh, power_w=power_w):
@@ -86,6 +87,8 @@ class CounterClock:
         if moved_wh and not is_as_late:
             step_wh += self._placed_wh
         late_s = self._behind_s(t_s, count_wh, step_wh=step_wh)
+        if late_s < max(LATE_S_MIN, HELD_GAIN * min(refresh_s, JUMP_S)):
+            late_s = 0.0
         is_better = self._is_at_most and moved_wh > 0.0
         if not late_s or not self.late_s or is_better or abs(late_s - self.late_s) > JUMP_S:
             self.late_s, self._is_at_most = late_s, moved_wh <= 0.0
@@ -152,8 +155,7 @@ class CounterClock:
         if self._due_wh(t_s) <= count_wh + step_wh:
             return 0.0
         times, counts = self._line()
-        late_s = t_s - float(np.interp(count_wh, counts, times))
-        return late_s if late_s >= LATE_S_MIN else 0.0
+        return t_s - float(np.interp(count_wh, counts, times))
 
     def _unsure_until_wh(self, t_s: float) -> float:
         """How much too high the line may be at that time, as far as it is believed."""

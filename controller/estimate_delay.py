@@ -96,13 +96,14 @@ class MeterDelay:
         """What the site imports, for all that is known: the counter is held against it while it is not in time."""
         self._counter.believed(now_s, power_w, margin_w=margin_w)
 
-    def counted(self, t_s: float, import_wh: float | None, *, power_w: float) -> None:
-        """The meter's energy counter in a sample of `power_w` stamped `t_s`, if it has one."""
+    def counted(self, t_s: float, import_wh: float | None, *, power_w: float, refresh_s: float = 0.0) -> None:
+        """The meter's energy counter, if any, in a sample of `power_w` stamped `t_s`; its values stand `refresh_s`."""
         if import_wh is None:
             self._is_proven = False
             return
         before_s = self._counter.late_s
-        self._counter.read(t_s, import_wh, power_w=min(max(power_w, -self._scale_w), self._scale_w))
+        shown_w = min(max(power_w, -self._scale_w), self._scale_w)
+        self._counter.read(t_s, import_wh, power_w=shown_w, refresh_s=refresh_s)
         if self._counter.late_s != before_s:  # it knows better, and what moved until now was shown at another time
             self._told_s, self._echoed_s = t_s, 0.0
             self.forget_moves()

@@ -27,6 +27,7 @@ def run(
     shown_w: Callable[[float], float] = lambda _: POWER_W,
     step_wh: float = 0.0,
     believed_w: float = POWER_W,
+    refresh_s: float = 0.0,
 ) -> list[tuple[float, float]]:
     """(time, how late it was said to be) of every tick of a site that draws the same all the time."""
     clock = CounterClock(error_w=3e6)
@@ -36,7 +37,7 @@ def run(
         if not is_silent(t_s):
             count_wh = 5e6 + WH_PER_S * (t_s - late_s(t_s))
             count_wh = math.floor(count_wh / step_wh) * step_wh if step_wh else count_wh
-            clock.read(t_s, count_wh, power_w=shown_w(t_s))
+            clock.read(t_s, count_wh, power_w=shown_w(t_s), refresh_s=refresh_s)
         clock.believed(t_s, believed_w, margin_w=0.5e6)
         found.append((t_s, clock.late_s))
     return found
@@ -76,6 +77,14 @@ def test_a_count_that_had_stood_says_at_most_how_late_and_the_next_new_one_how_l
             assert said_s == pytest.approx(late_s, abs=0.11)
         elif not began_s <= t_s < began_s + 3.2:
             assert said_s == 0.0
+
+
+@pytest.mark.parametrize(("refresh_s", "said_s"), [(0.02, 0.16), (0.2, 0.0)])
+def test_a_count_may_be_older_than_another_by_as_long_as_values_stand(refresh_s: float, said_s: float) -> None:
+    """After a silence the loop reads at another phase of the meter's refresh: its age is reckoned with elsewhere."""
+    found = run(lambda t: 0.16 if t >= 9.95 else 0.0, 20.0, refresh_s=refresh_s)
+    assert found[-1][1] == pytest.approx(said_s, abs=0.01)
+    assert run(lambda t: 0.3 if t >= 9.95 else 0.0, 20.0, refresh_s=refresh_s)[-1][1] == pytest.approx(0.3, abs=0.01)
 
 
 @pytest.mark.parametrize("low_w", [-30e6, 2e6])
