@@ -171,7 +171,9 @@ class LoadEstimator:
         if self._clock.is_slower:
             flags.add(MeterFlag.METER_REFRESH)
         self._last_s = now_s
-        if late_s := self._lateness(pcc):
+        late_s = self._lateness(pcc)
+        is_held = self._late.is_echoed and late_s <= self._clock.refresh_s  # as old as values may be: used, not told of
+        if late_s and not is_held:
             flags |= {MeterFlag.METER_LATE, MeterFlag.METER_MISSING} if late_s > OLD_S else {MeterFlag.METER_LATE}
         role = self._trust.role(
             now_s,
