@@ -14,7 +14,7 @@ from controller.glide import STEEPNESS
 from controller.node_orders import is_settled
 from controller.room import MARGIN_MEMORY_S, HeldMargin, dip_w_max, fall_w_max, softened
 from controller.settings import SiteSettings
-from controller.types import CeilingLimit, EnvelopeState, LimitId, Quality, Reading, SwingLimit
+from controller.types import CeilingLimit, EnvelopeState, FleetAcks, FloatArray, LimitId, Quality, Reading, SwingLimit
 from controller.view import envelope_battery, ordered_w
 from tests.test_identify import TOP_MHZ, fleet_of
 from tests.test_jobs import report, site
@@ -49,12 +49,17 @@ def test_raises_wait_for_lowers_where_a_ceiling_needs_them() -> None:
     before = EnvelopeState(gpu_ids=table.gpu_ids, caps=np.array([[1200.0, 600.0], [np.inf, np.inf]]))
     range_w = float(table.peak_w[0] - table.idle_w[0])
     fits_w = 10.0 * (2.0 * float(table.idle_w[0]) + range_w * (600.0 + 1200.0) / TOP_MHZ) + 1.0  # each for ten
-    acked = np.minimum(before.caps, table.cap_max)
+
+    def read_back(caps: FloatArray, fixed_w: float = np.nan) -> FleetAcks:
+        return FleetAcks(np.minimum(caps, table.cap_max), np.ones(2, bool), np.array([fixed_w, np.nan]))
+
+    acked = read_back(before.caps)
     assert not is_settled(fleet, asked, acked, before, fits_w)
     assert is_settled(fleet, asked, acked, before, np.inf), "nobody needs to wait where nothing is due"
     written = replace(before, caps=asked)
     assert not is_settled(fleet, asked, acked, written, fits_w), "written, and not read back"
-    assert is_settled(fleet, asked, np.minimum(asked, table.cap_max), written, fits_w)
+    assert is_settled(fleet, asked, read_back(asked), written, fits_w)
+    assert not is_settled(fleet, asked, read_back(asked, 700.0), written, fits_w), "the other draws what it likes"
 
 
 def test_what_caps_let_go_at_once_fits_the_row_with_the_shortest_mean() -> None:
