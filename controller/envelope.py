@@ -172,15 +172,15 @@ def _nodes(c: _Check, nodes: tuple[t.NodeCommand, ...]) -> tuple[t.NodeCommand, 
     movable, final, last_w = may_write & np.isnan(acks.fixed_w) & ~released, caps, _draw_w(v, last)
     still_w = _draw_w(v, np.maximum.reduce((caps, last, acked)))
     for invariant, name, among, floors, aim_w, hard_w in _bounds(c, caps):
-        narrowed, fall_w, mine = caps, max(0.0, last_w[among].sum() - aim_w), among & movable & is_asked
+        narrowed, fall_w = caps, max(0.0, last_w[among].sum() - aim_w)
         if not still_w[among].sum() <= hard_w + SLACK * abs(hard_w):
             narrowed = _held(c, narrowed, among & ~released, 7, f"raised before {name} saw lowers acknowledged")
-        for floor in floors if mine.any() else ():  # else no command at hand could mend it
+        for floor in floors:
             room_w = (last_w - _draw_w(v, np.stack((np.minimum(np.ceil(floor), last[0]), last[1])))) * (among & movable)
             later_w = np.fmin(fall_w / room_w.sum(), 1.0) * room_w[~is_asked].sum()
             if not (total_w := _draw_w(v, narrowed)[among].sum()) <= aim_w + later_w + SLACK * abs(aim_w):
                 c.say(invariant, name, f"worst case {total_w:.0f} W above {aim_w:.0f} W")
-                narrowed = _lowered(v, narrowed, mine, total_w - aim_w - later_w, floor)
+                narrowed = _lowered(v, narrowed, among & movable & is_asked, total_w - aim_w - later_w, floor)
         final = np.minimum(final, narrowed)
     final = np.where(is_asked, final, last)
     written_s = np.where(final[0] != last[0], now_s, c.state.clock_written_s)

@@ -92,6 +92,15 @@ class FleetReadings:
     is_deaf: BoolArray | None = None  # which GPUs do not take their caps, as their node says; None: none
     above_s: FloatArray | None = None  # since when each draws more than its power limit lets it, else inf; None: none
 
+    @property
+    def deaf_w(self) -> FloatArray:
+        """What each GPU that takes no caps may draw whatever it is told, (n,); NaN for all others.
+
+        A GPU that is not heard is none of these: it may hear, and is planned for as if it took its caps.
+        """
+        fixed_w = self.acks.fixed_w
+        return np.full_like(fixed_w, np.nan) if self.is_deaf is None else np.where(self.is_deaf, fixed_w, np.nan)
+
 
 class FleetBook:
     """Keeps the table current. Jobs that come and go change classes and jobs only, the table stays the same object."""

@@ -14,14 +14,14 @@ import numpy as np
 
 from controller.allocate import worst_case_w
 from controller.contract import AdmissibleInterval
-from controller.fleet import Fleet
+from controller.fleet import Fleet, FleetReadings
 from controller.glide import FallbackGlide
 from controller.node_commands import node_commands
 from controller.parting import Parting, job_groups
 from controller.settings import SiteSettings
 from controller.situation import Situation
 from controller.stagger import Stagger
-from controller.types import EnvelopeState, FleetAcks, FloatArray, IntArray, Mode, NodeCommand, Stamp
+from controller.types import EnvelopeState, FloatArray, IntArray, Mode, NodeCommand, Stamp
 
 
 class NodeOrders:
@@ -62,7 +62,7 @@ class NodeOrders:
         is_due = None
         is_release = mode is Mode.RELEASE
         if mode not in (Mode.RELEASE, Mode.FALLBACK):
-            may_rise = is_settled(fleet, asked, now.readings.acks, written, gpu_w_max)
+            may_rise = is_settled(fleet, asked, now.readings, written, gpu_w_max)
             found = self._stagger.due(now.now_s, fleet, asked, written, acked, may_rise=may_rise)
             if (self._waits is not parting.waits or parting.is_outgrown) and written.gpu_ids is fleet.table.gpu_ids:
                 # The battery's part has changed: all hear of it at once, whose turn it is not with the caps they have.
@@ -112,11 +112,14 @@ class NodeOrders:
         return lowest
 
 
-def is_settled(fleet: Fleet, asked: FloatArray, acks: FleetAcks, written: EnvelopeState, gpu_w_max: float) -> bool:
+def is_settled(
+    fleet: Fleet, asked: FloatArray, readings: FleetReadings, written: EnvelopeState, gpu_w_max: float
+) -> bool:
     """Raises fit beside lowers that are not read back yet: before that the envelope takes them back."""
     if gpu_w_max == np.inf:
         return True
-    in_force = np.where(acks.caps < fleet.table.cap_max, acks.caps, np.inf)
+    acked = readings.acks.caps
+    in_force = np.where(acked < fleet.table.cap_max, acked, np.inf)
     if written.gpu_ids is fleet.table.gpu_ids:
         in_force = np.maximum(in_force, written.caps)
-    return worst_case_w(fleet, np.maximum(asked, in_force), fixed_w=acks.fixed_w) <= gpu_w_max
+    return worst_case_w(fleet, np.maximum(asked, in_force), fixed_w=readings.deaf_w) <= gpu_w_max

@@ -207,10 +207,10 @@ class Planning:
     def _fitted(self, known: Known, curves: Curves, caps: FloatArray) -> FloatArray:
         """Caps (2, n), no higher than `caps`, under which the worst case keeps ceilings and feeders.
 
-        What takes no caps may still hear: it is told what it would be if all took them, and the others make up for it.
+        What takes no caps is told what it would be if all took them, and the others make up for it.
         """
         fleet, fixed_w = known.fleet, known.readings.acks.fixed_w
-        told = np.isnan(fixed_w)
+        told = np.isnan(known.readings.deaf_w)
         for among, most_w in ((np.ones_like(told), known.gpu_w_max), (told, known.told_w_max)):
             caps = fit_worst_case(fleet, curves, caps, among=among, hard_w=most_w - self.model_margin_w)
         return fit_feeders(fleet, curves, caps, known.feeders, fixed_w=fixed_w)

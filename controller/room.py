@@ -75,7 +75,7 @@ def under_ceilings_w(
     nearer_w = tracker.interval.slope_down_w_per_s * ahead_s
     import_w = max(ceiling, view.import_w_max - nearer_w) if math.isfinite(nearer_w) else ceiling
     hard_w = import_w - margin_w - view.unmanaged_w_max + supply_w
-    written, table, fixed_w = view.state, now.fleet.table, now.readings.acks.fixed_w
+    written, table, fixed_w = view.state, now.fleet.table, now.readings.deaf_w
     told = np.isnan(fixed_w)
     beside_w = float((np.where(told, 0.0, fixed_w) * table.stands_for).sum())
     if written.gpu_ids is not table.gpu_ids:

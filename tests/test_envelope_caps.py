@@ -66,15 +66,6 @@ def test_2_a_feeder_goes_below_the_service_floor_when_it_must() -> None:
     assert sum(draw_w(out[g]) for g in GPUS[:2]) <= 400.0 and all((out[g] or 0) < FLOOR for g in GPUS[:2])
 
 
-def test_3_gpus_that_take_no_caps_are_not_held_against_who_asked() -> None:
-    """Nothing that could be asked of them would bring the site below its bound: the planner is not doubted for it."""
-    seen = view(import_w_max=1500.0)
-    asked = command(node(NODES[0], 1000, 1000), node(NODES[1], 1000, 1000))
-    assert 3 in broken(check(seen, asked))
-    deaf = replace(seen, acks=acks(fixed_w=np.full(4, PEAK_W)))
-    assert 3 not in broken(check(deaf, asked)) and clocks(check(deaf, asked)) == dict.fromkeys(GPUS, 1000)
-
-
 def test_2_an_uncontrolled_gpu_counts_at_its_nameplate() -> None:
     seen = view(feeders=feeder(1000.0), acks=acks(fixed_w=np.array([PEAK_W, np.nan, np.nan, np.nan])))
     out = clocks(check(seen, command(node(NODES[0], 1000, 1000))))

@@ -235,8 +235,7 @@ def test_set_accepted_not_applied(state: str, tmp_path: Path) -> None:
 def test_gpus_that_ignore_their_caps_come_back_without_a_step() -> None:
     """All GPUs of the site, on the way down to a ceiling of 54 MW, which the battery then keeps alone.
 
-    Caps that nobody takes are not lowered further: who takes them again would take all of that at once. Nor is the
-    planner doubted for a bound that no order could keep.
+    Caps that nobody takes are not lowered further: who takes them again would take all of that at once.
     """
 
     async def story(lab: Lab) -> None:
@@ -249,8 +248,7 @@ def test_gpus_that_ignore_their_caps_come_back_without_a_step() -> None:
         await lab.run(35.0)
         assert np.isfinite(fixed_w(lab)).all() and (books(lab) == held).all()
         await lab.run(REFUSED_S + 20.0)
-        assert np.isnan(fixed_w(lab)).all() and lab.last.mode is Mode.NORMAL
-        assert lab.worst_mode(began_s) is Mode.DEGRADED
+        assert np.isnan(fixed_w(lab)).all() and lab.worst_mode(began_s) <= Mode.SHED
 
     assert not in_lab(story, lab_scenario("limit")).broken()
 

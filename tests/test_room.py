@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controller.fleet import FleetBook
+from controller.fleet import FleetBook, FleetReadings
 from controller.glide import STEEPNESS
 from controller.node_orders import is_settled
 from controller.room import MARGIN_MEMORY_S, HeldMargin, dip_w_max, fall_w_max, softened
@@ -50,8 +50,9 @@ def test_raises_wait_for_lowers_where_a_ceiling_needs_them() -> None:
     range_w = float(table.peak_w[0] - table.idle_w[0])
     fits_w = 10.0 * (2.0 * float(table.idle_w[0]) + range_w * (600.0 + 1200.0) / TOP_MHZ) + 1.0  # each for ten
 
-    def read_back(caps: FloatArray, fixed_w: float = np.nan) -> FleetAcks:
-        return FleetAcks(np.minimum(caps, table.cap_max), np.ones(2, bool), np.array([fixed_w, np.nan]))
+    def read_back(caps: FloatArray, fixed_w: float = np.nan, *, is_deaf: bool = False) -> FleetReadings:
+        acks = FleetAcks(np.minimum(caps, table.cap_max), np.ones(2, bool), np.array([fixed_w, np.nan]))
+        return FleetReadings(np.zeros(2), acks, np.ones(2, bool), is_deaf=np.array([is_deaf, False]))
 
     acked = read_back(before.caps)
     assert not is_settled(fleet, asked, acked, before, fits_w)
@@ -59,7 +60,8 @@ def test_raises_wait_for_lowers_where_a_ceiling_needs_them() -> None:
     written = replace(before, caps=asked)
     assert not is_settled(fleet, asked, acked, written, fits_w), "written, and not read back"
     assert is_settled(fleet, asked, read_back(asked), written, fits_w)
-    assert not is_settled(fleet, asked, read_back(asked, 700.0), written, fits_w), "the other draws what it likes"
+    assert is_settled(fleet, asked, read_back(asked, 700.0), written, fits_w), "not heard, and it may hear"
+    assert not is_settled(fleet, asked, read_back(asked, 700.0, is_deaf=True), written, fits_w), "draws what it likes"
 
 
 def test_what_caps_let_go_at_once_fits_the_row_with_the_shortest_mean() -> None:

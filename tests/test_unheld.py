@@ -184,10 +184,8 @@ def test_under_a_ceiling_one_plan_takes_off_what_it_is_given_to_take_off() -> No
     image = SimpleNamespace(t_mono_s=0.0)
     view: Any = SimpleNamespace(image=image, battery=None, import_w_max=10e3, unmanaged_w_max=10e3, state=state)
     limit = CeilingLimit(LimitId("ceiling"), 10e3, -math.inf, HERE)
-    acks = SimpleNamespace(fixed_w=np.full(2, np.nan))
-    decision: Any = SimpleNamespace(
-        fleet=fleet, in_force=SimpleNamespace(limits=(limit,)), readings=SimpleNamespace(acks=acks)
-    )
+    readings = SimpleNamespace(deaf_w=np.full(2, np.nan))
+    decision: Any = SimpleNamespace(fleet=fleet, in_force=SimpleNamespace(limits=(limit,)), readings=readings)
     for fall_w in (0.0, 100.0, 0.5 * worst_w):
         found_w = under_ceilings_w(site, view, decision, tracker, margin_w=0.0, fall_w=fall_w)
         assert found_w == pytest.approx((worst_w - fall_w,) * 2)
