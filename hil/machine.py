@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from controller.config.load import data_root
+from hil.wire_children import with_variable
 
 RELEASE = "bookworm"  # its Python is 3.11, the oldest that Rampart takes
 PYTHON = "3.11"
@@ -189,14 +190,10 @@ class SystemdUnit:
 
 def _leader_of(name: str) -> int:
     """The first process of the machine, in our own count; 0 before there is one."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError):
-            status = (entry / "status").read_text(encoding="ascii", errors="replace")
+    for pid in with_variable(f"{VARIABLE}={name}"):
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
             own = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
-            if own[-1] == "1" and len(own) > 2 and f"{VARIABLE}={name}".encode() in _variables(entry):
-                return int(entry.name)
+            if own[-1] == "1" and len(own) > 2:
+                return pid
     return 0
-
-
-def _variables(entry: Path) -> list[bytes]:
-    return (entry / "environ").read_bytes().split(b"\0")

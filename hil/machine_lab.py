@@ -1,7 +1,7 @@
 """The wire bench around a machine of its own: the shipped units, run by systemd, against our devices and GPUs.
 
-Files lie where the units look for them, owned as the README's commands own them. What the bench adds is one drop-in of
-the node's unit: where the simulated NVML library is, in place of the vendor's.
+Files lie where the units look for them, owned as the README's commands own them. What the bench adds is a drop-in of
+the units that open GPUs: where the simulated NVML library is, in place of the vendor's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NAMES = ("rampart-site", "rampart-node", "rampart-restore")
 
 
 class MachineLab(WireLab):
-    """One story on one machine; `machine`, `units` are there once it runs."""
+    """One story on one machine; `machine` is there once it runs."""
 
     def __init__(self, scenario: Scenario, *, root: Path, out: Path, story: Story) -> None:
         async def told(_: WireLab) -> None:
@@ -106,7 +106,6 @@ class MachineLab(WireLab):
             key.chmod(0o640)
         for name in ("site", "node"):
             self.put(name, self.document(name))
-        drop_in = self._root / "etc/systemd/system/rampart-node.service.d/bench.conf"
         for name in ("rampart-node", "rampart-restore"):
             drop_in = self._root / f"etc/systemd/system/{name}.service.d/bench.conf"
             drop_in.parent.mkdir(exist_ok=True)
@@ -127,7 +126,6 @@ class MachineLab(WireLab):
 
 def in_machine(story: Story, scenario: Scenario, root: Path, out: Path) -> MachineLab:
     """Tell the story; the lab is closed when this returns."""
-
     out.mkdir(parents=True, exist_ok=True)
 
     async def main() -> MachineLab:

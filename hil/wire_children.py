@@ -141,7 +141,7 @@ async def left_of(gpu_state: str) -> int:
     Returns how many had to be killed. Only processes that inherited `gpu_state` in their environment are touched.
     """
     deadline = asyncio.get_running_loop().time() + GUARD_S_MAX
-    while pids := _with_variable(f"{STATE_VARIABLE}={gpu_state}"):
+    while pids := with_variable(f"{STATE_VARIABLE}={gpu_state}"):
         if asyncio.get_running_loop().time() > deadline:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -151,7 +151,8 @@ async def left_of(gpu_state: str) -> int:
     return 0
 
 
-def _with_variable(assignment: str) -> list[int]:
+def with_variable(assignment: str) -> list[int]:
+    """Living processes that have `NAME=VALUE` in the environment they began with."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

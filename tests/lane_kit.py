@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from controller.config.load import data_root
 from hil.scenario import Overrides, Scenario, parse_scenario
+from hil.wire_lab import WireLab
 
 NEEDS_COMPILER = pytest.mark.skipif(
     shutil.which("cc") is None and shutil.which("gcc") is None, reason="needs a C compiler"
@@ -23,6 +25,7 @@ TRACKER_HZ = 5  # what two busy cores can keep beside bench, broker and devices
 NORMAL_S = 20.0  # from restart, DESIGN and FAULTS
 CAPS_S = 5.0  # from the controller's death to bounded caps
 BATTERY_S = 30.0
+FALLBACK_MHZ = 1200.0
 FIGURES_FILE = Path("out/process/figures.json")
 FIGURES: list[dict[str, Any]] = []
 DEATH_STEP_W = 5 * MW  # per second: what the 15 s row lets go at once
@@ -49,6 +52,15 @@ def lane_scenario(
         "wire": {"node": str(configs / "demo" / "node.yaml"), "start_s_max": 60},
     }
     return parse_scenario(raw, Overrides(controller="rule", follow=follow), origin=str(configs / "lane.yaml"))
+
+
+def are_bounded(lab: WireLab) -> bool:
+    """No GPU is free any more: its node holds it, and brings it down at the contract's slope."""
+    return bool(np.isfinite(lab.caps_mhz()).all())
+
+
+def are_at_fallback(lab: WireLab) -> bool:
+    return bool((np.nan_to_num(lab.caps_mhz(), nan=1e9) <= FALLBACK_MHZ).all())
 
 
 def fake_clock(folder: Path, apart: Path) -> dict[str, str]:

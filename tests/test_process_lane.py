@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
@@ -26,9 +25,12 @@ from tests.lane_kit import (
     BATTERY_S,
     CAPS_S,
     DEATH_STEP_W,
+    FALLBACK_MHZ,
     MW,
     NEEDS_COMPILER,
     NORMAL_S,
+    are_at_fallback,
+    are_bounded,
     fake_clock,
     figure,
     lane_scenario,
@@ -37,7 +39,7 @@ from tests.lane_kit import (
 
 pytestmark = [pytest.mark.process, NEEDS_COMPILER]
 
-FALLBACK_MHZ, TOP_MHZ = 1200.0, 1980.0
+TOP_MHZ = 1980.0
 SLOT_S = 120.0  # nodes wait until 13 MW of battery are surely back at nothing
 RESTART_S = 2.0  # RestartSec of both units
 SEEN_S = 0.3  # what lies between a lock at the driver and this story's look at it, on cores that others use too
@@ -53,15 +55,6 @@ def told(story: Story, tmp_path: Path, *, environment: dict[str, str] | None = N
 async def settled(lab: WireLab) -> None:
     await lab.until_mode("NORMAL", within_s=NORMAL_S + 10.0)
     await lab.run(3.0)
-
-
-def are_bounded(lab: WireLab) -> bool:
-    """No GPU is free any more: its node holds it, and brings it down at the contract's slope."""
-    return bool(np.isfinite(lab.caps_mhz()).all())
-
-
-def are_at_fallback(lab: WireLab) -> bool:
-    return bool((np.nan_to_num(lab.caps_mhz(), nan=1e9) <= FALLBACK_MHZ).all())
 
 
 def is_away(lab: WireLab) -> bool:
