@@ -119,7 +119,7 @@ def fit_worst_case(fleet: Fleet, curves: Curves, caps: FloatArray, *, among: Boo
     Inf is free. A clock alone bounds power only by the chord of its curve; where that is not enough every GPU gets the
     same share of its range above idle as a power limit, and the clock that its curve draws there.
     """
-    if float((_drawn_w(fleet, caps) * fleet.table.stands_for)[among].sum()) <= hard_w:
+    if float((drawn_w(fleet, caps) * fleet.table.stands_for)[among].sum()) <= hard_w:
         return caps
     return _shared(fleet, curves, caps, among=among, hard_w=hard_w)
 
@@ -134,7 +134,7 @@ def fit_feeders(
     """
     found, told = caps, np.isnan(fixed_w)
     for feeder in feeders:
-        fixed = np.where(told, _drawn_w(fleet, found), fixed_w) * fleet.table.stands_for
+        fixed = np.where(told, drawn_w(fleet, found), fixed_w) * fleet.table.stands_for
         if float(fixed[feeder.is_below].sum()) <= feeder.room_w:
             continue
         among = feeder.is_below & told
@@ -163,27 +163,35 @@ def worst_case_w(fleet: Fleet, caps: FloatArray, *, fixed_w: FloatArray) -> floa
 
     `fixed_w` (n,) is what a GPU draws whatever it is told, NaN where caps count.
     """
-    drawn_w = np.where(np.isnan(fixed_w), _drawn_w(fleet, caps), fixed_w)
-    return float((drawn_w * fleet.table.stands_for).sum())
+    each_w = np.where(np.isnan(fixed_w), drawn_w(fleet, caps), fixed_w)
+    return float((each_w * fleet.table.stands_for).sum())
 
 
-def _drawn_w(fleet: Fleet, caps: FloatArray) -> FloatArray:
+def drawn_w(fleet: Fleet, caps: FloatArray) -> FloatArray:
+    """What each GPU (n,) may draw by itself under `caps` (2, n), if it takes them; inf is free."""
     table = fleet.table
     chord_w = table.idle_w + (table.peak_w - table.idle_w) * np.minimum(caps[0] / table.cap_max[0], 1.0)
     drawn_w: FloatArray = np.minimum(chord_w, np.minimum(caps[1], table.peak_w))
     return drawn_w
 
 
-def cap_fall_w(fleet: Fleet, before: FloatArray, after: FloatArray) -> float:
-    """How far caps (2, n) come down, by clock or by limit, whichever is more, W; a rise of one GPU makes up for none.
+def cap_fall_w(fleet: Fleet, before: FloatArray, after: FloatArray, *, steepness: float) -> float:
+    """The most that true power may fall when caps go from `before` to `after` (2, n), W; a rise makes up for none.
 
-    A clock that goes lower under a limit that binds leaves the worst case where it was, and takes from what is drawn.
+    By clock or by limit, whichever is more: a limit takes off what it goes down by, a clock its part of the chord times
+    `steepness`, under a limit that binds as well.
     """
     table = fleet.table
     shares = [np.minimum(caps[0] / table.cap_max[0], 1.0) for caps in (before, after)]
     limits = [np.minimum(caps[1], table.peak_w) for caps in (before, after)]
-    by_clock_w = (table.peak_w - table.idle_w) * (shares[0] - shares[1])
+    by_clock_w = steepness * (table.peak_w - table.idle_w) * (shares[0] - shares[1])
     return float((np.maximum(np.maximum(by_clock_w, limits[0] - limits[1]), 0.0) * table.stands_for).sum())
+
+
+def draw_rise_w(fleet: Fleet, before: FloatArray, after: FloatArray) -> float:
+    """How far the worst case of GPUs that may draw more under `after` (2, n) goes up, W; a fall makes up for none."""
+    rise_w = np.maximum(drawn_w(fleet, after) - drawn_w(fleet, before), 0.0)
+    return float((rise_w * fleet.table.stands_for).sum())
 
 
 def held_back_w(fleet: Fleet, curves: Curves, *, power_w: FloatArray, clock_cap_mhz: FloatArray) -> FloatArray:

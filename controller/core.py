@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
 from controller import envelope, envelope_bank, room
 from controller.above_cap import AboveCap
 from controller.arming import ARRIVAL_S, Arming, holds_back
@@ -40,6 +42,7 @@ from controller.tracker_io import TrackerOutput
 from controller.types import (
     EnvelopeState,
     EnvelopeView,
+    FloatArray,
     Following,
     Mode,
     Outlook,
@@ -149,6 +152,7 @@ class SiteCore:
             track=track,
             ballast=self._ballast,
             planning=self.planning,
+            caps=self._caps_now(now, track),
             gpu_w_max=self._basis.gpu_w_max,
         )
         return Decision(
@@ -165,7 +169,7 @@ class SiteCore:
         now_s, track, tracker = decision.image.t_mono_s, decision.track, self.tracker
         if track is None or tracker is None:
             return Checked(decision.proposal, ())
-        view = self._view(decision, tracker)
+        view = self._view(decision.situation, track, tracker)
         verdict = envelope_bank.check(view, decision.proposal, envelope.check(view, decision.proposal))
         moves_until_s = self._responder.moves_until_s(now_s, self._written.caps, verdict.state.caps)
         self.planning.begin_anew(moves_until_s)
@@ -206,7 +210,7 @@ class SiteCore:
             return False
         self._planned_s = now_s
         if self.site.policy is not Policy.NONE:
-            self._plan(decision, tracker, is_urgent=is_urgent)
+            self._plan(decision.situation, track, tracker, is_urgent=is_urgent)
         return True
 
     def outlook(self, decision: Decision) -> Outlook | None:
@@ -351,32 +355,46 @@ class SiteCore:
             estimate=now.estimate,
             lately=self.planning.stretch,
             battery=now.image.battery,
+            acks=now.readings.acks,
             flags=now.mode.flags,
         )
         self.planning.read(now.now_s, now.fleet, now.readings, line=track.line if track is not None else None)
 
     # ------------------------------------------------------------------------------------------------ plan, and views
 
-    def _plan(self, decision: Decision, tracker: Tracker, *, is_urgent: bool) -> None:
+    def _plan(self, now: Situation, track: TrackerOutput, tracker: Tracker, *, is_urgent: bool) -> None:
         """Make a plan and its caps; what a ceiling needs goes lower at once, for the envelope counts every moment."""
-        now_s, planning = decision.image.t_mono_s, self.planning
+        planning = self.planning
         # What falls with time is planned as it will stand when the next plan's caps arrive.
-        view = self._view(decision, tracker, ahead_s=2.0 * self.site.planner_period_s)
-        known = self._basis.known(decision.situation, view=view, tracker=tracker, drift=self._drift)
+        view = self._view(now, track, tracker, ahead_s=2.0 * self.site.planner_period_s)
+        known = self._basis.known(now, view=view, tracker=tracker, drift=self._drift)
         is_over = self._basis.load_rise_w - known.estimate.other_w > known.gpu_w_max
-        self._orders.planned(now_s, is_urgent=is_urgent or is_over)
+        self._orders.planned(now.now_s, is_urgent=is_urgent or is_over)
         self._steering.follow(planning.decide(known))
-        planning.caps = self._above.lowered(now_s, decision.readings, planning.caps)
-        if known.drift is not None and decision.in_force.exempt_target_w is None:
-            planning.caps = room.softened(decision.fleet, planning.caps, self._written, fall_w=known.fall_w)
+        planning.caps = self._above.lowered(now.now_s, now.readings, planning.caps)
 
-    def _view(self, decision: Decision, tracker: Tracker, *, ahead_s: float = 0.0) -> EnvelopeView:
-        table, at_s = decision.fleet.table, decision.image.t_mono_s + ahead_s
-        low = self._ups.at(table, at_s, slope_w_per_s=tracker.interval.slope_down_w_per_s)
+    def _caps_now(self, now: Situation, track: TrackerOutput | None) -> FloatArray:
+        """The plan's caps (2, n); where they may not go at once, as far as they may at this tick."""
+        caps, tracker, table = self.planning.caps, self.tracker, now.fleet.table
+        is_stepped = self._basis.is_stepped or self._drift is not None
+        if tracker is None or track is None or caps.shape[1] != len(table.gpu_ids):
+            return caps
+        if not is_stepped or now.in_force.exempt_target_w is not None:
+            return caps
+        acked = now.readings.acks.caps
+        in_force = np.where(acked < table.cap_max, acked, np.inf)
+        last = self._written.caps if self._written.gpu_ids is table.gpu_ids else in_force
+        steps = room.steps_now(self._view(now, track, tracker), now, self._drift)
+        return room.softened(now.fleet, caps, last, steps=steps)
+
+    def _view(self, now: Situation, track: TrackerOutput, tracker: Tracker, *, ahead_s: float = 0.0) -> EnvelopeView:
+        table = now.fleet.table
+        slope = tracker.interval.slope_down_w_per_s
+        low = self._ups.at(table, now.now_s + ahead_s, slope_w_per_s=slope)
         return envelope_view(
             self.site,
-            decision.image,
-            decision,
+            now,
+            track,
             tracker,
             rings=self._steering.rings,
             state=self._written,

@@ -26,6 +26,7 @@ class PlanBasis:
         self._site = site
         self._margin = room.HeldMargin()
         self.is_blind = False  # made without a battery
+        self.is_stepped = False  # says where to, and not how far at once
         self.gpu_w_max = math.inf  # what all GPUs may draw at their worst
         self.load_rise_w = site.gpu_peak_w + site.other_load_w_max  # what load may jump to under the caps in force
 
@@ -35,7 +36,9 @@ class PlanBasis:
         bounds = tracker.battery_now(sample)
         self.is_blind = bounds is NO_BATTERY
         margin_w = self._margin.step(now.now_s, view.margin_w)
-        fall_w = room.fall_w_max(site, now, tracker, view=view)
+        # Where nobody holds power a plan says where to, and each tick how far: what rows leave is another at each.
+        self.is_stepped = drift is not None
+        fall_w = math.inf if self.is_stepped else room.fall_w_max(site, now, tracker, view=view)
         bounds_w = room.under_ceilings_w(site, view, now, tracker, margin_w=margin_w, fall_w=fall_w)
         self.gpu_w_max, told_w_max = bounds_w
         energy_j = 0.0  # what a battery that is lost or disobeys holds is nobody's to bring back to its middle
@@ -54,7 +57,6 @@ class PlanBasis:
             is_planner_doubted=Flag.ENVELOPE_BUSY in now.mode.flags,
             gpu_w_max=self.gpu_w_max,
             told_w_max=told_w_max,
-            fall_w=fall_w,
             drift=drift,
             feeders=view.feeders,
         )

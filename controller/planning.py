@@ -66,7 +66,6 @@ class Known:
     is_planner_doubted: bool  # the envelope overruled it too often
     gpu_w_max: float  # what all GPUs together may draw at their worst under the ceilings in force; inf without any
     told_w_max: float  # the same of those that take their caps, beside what the others draw whatever they are told
-    fall_w: float = math.inf  # how far this plan may lower that worst case
     drift: Drift | None = None  # where no battery surely holds power on its target
     feeders: tuple[Feeder, ...] = ()
 

@@ -7,29 +7,25 @@ will stand when its caps arrive, and no less than what may be let go at once wit
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 
-from controller.allocate import cap_fall_w, worst_case_w
+from controller.allocate import cap_fall_w, draw_rise_w, drawn_w, worst_case_w
 from controller.allowances import UNSEEN_FRAC
 from controller.fleet import Fleet
 from controller.glide import STEEPNESS
 from controller.settings import SiteSettings
 from controller.situation import Situation
 from controller.tracker import Tracker
-from controller.types import EnvelopeState, EnvelopeView, FloatArray, Limit, RampLimit, SwingLimit
-from controller.view import (
-    STEP_SPARE_FRAC,
-    ballast_w_max,
-    battery_sample,
-    ceiling_w,
-    envelope_battery,
-    unmanaged_w,
-)
+from controller.types import EnvelopeView, FloatArray, Limit, RampLimit, SwingLimit, WindowCheck, frozen
+from controller.unheld import Drift
+from controller.view import ballast_w_max, battery_sample, ceiling_w, envelope_battery, unmanaged_w
 
 MARGIN_MEMORY_S = 60.0
-BISECTIONS = 12  # of a share of all falls: what is left is a clock step at most
+BISECTIONS = 24  # of a share of all steps: what is left of the whole is a watt
+ROUNDING = 1e-6  # of a second of a window: one that is reached to rounding is reached
 
 
 class HeldMargin:
@@ -88,13 +84,10 @@ def under_ceilings_w(
 
 
 def fall_w_max(site: SiteSettings, now: Situation, tracker: Tracker, *, view: EnvelopeView) -> float:
-    """How far one plan may lower what all GPUs may draw at their worst: what is let go must be caught by someone.
+    """How far one plan may lower what all GPUs may draw at their worst: what is let go must be caught by the battery.
 
-    A ceiling that a lost battery no longer helps to keep is come down to inside the rows, as any other. What goes down
-    by itself, or by the target in this cycle, is in the view and not there twice.
+    What goes down by itself, or by the target in this cycle, is in the view and not there twice.
     """
-    if not view.is_held:  # nobody tracks a target, and what would be kept for that is the rows'
-        return max(0.0, now.estimate.grid_w - rows_low_w(now.in_force.limits, tracker) - view.sag_w) / STEEPNESS
     low_w = float(tracker.interval.project([now.now_s + site.planner_period_s])[0][0])
     left_w = now.estimate.grid_w - low_w - view.sag_w
     sample = battery_sample(now.image)
@@ -102,12 +95,54 @@ def fall_w_max(site: SiteSettings, now: Situation, tracker: Tracker, *, view: En
     return max(0.0, left_w) / STEEPNESS + min(catch_w, dip_w_max(now.in_force.limits, t_eff_s=now.estimate.t_eff_s))
 
 
-def rows_low_w(limits: Iterable[Limit], tracker: Tracker) -> float:
-    """How far down power may step by the rows alone, but for their last hundredth; -inf without a row."""
-    spent_w = tracker.interval.spent_down_w()
-    rows = (row for row in limits if isinstance(row, RampLimit | SwingLimit) and row.id in spent_w)
-    left_w = ((1.0 - STEP_SPARE_FRAC) * row.max_w - spent_w[row.id] for row in rows)
-    return tracker.g_ref_w - min(left_w, default=math.inf)
+@frozen
+class Steps:
+    """How far all caps together may go at one instant, W, >= 0.
+
+    `fall_w` of true power, where a clock takes off `steepness` times its part of the chord; `rise_w` of the worst case.
+    """
+
+    fall_w: float
+    steepness: float
+    rise_w: float
+
+
+def steps_now(view: EnvelopeView, now: Situation, drift: Drift | None) -> Steps:
+    """What rows leave beside what power does by itself, but for their last hundredth; nothing is kept for a target.
+
+    No less than the envelope asks for under a ceiling at this very instant, for a window lets go of its oldest second
+    at any tick; and what is above the ceiling by limits alone, which take off no more than they go down by, where rows
+    leave it until all of that second is outside. With `drift` None a battery holds power again, and rises are the
+    plan's own.
+    """
+    (low_w, high_w), power_w = step_range_w(view.windows), now.estimate.grid_w
+    over_w = power_w + view.swell_w - ceiling_w(now.in_force.limits, now.now_s)
+    surely_w = power_w - view.sag_w - step_range_w(view.windows, more=1)[0]
+    asked_w = max(0.0, power_w - view.sag_w - low_w) / STEEPNESS
+    fall_w = max(asked_w, min(surely_w, over_w))
+    return Steps(
+        fall_w=fall_w,
+        steepness=fall_w / asked_w if 0.0 < asked_w < math.inf else STEEPNESS,
+        rise_w=math.inf if drift is None else max(0.0, high_w - power_w - drift.swell_w) / STEEPNESS,
+    )
+
+
+def step_range_w(windows: Iterable[WindowCheck], *, more: int = 0) -> tuple[float, float]:
+    """How far down and up power may step by every second that lies whole in each row's window, and `more` before them.
+
+    Infinite without a row.
+    """
+    low_w, high_w = -math.inf, math.inf
+    for row in windows:
+        ring = row.ring
+        count = max(1, 1 + int((row.window_s - ring.head_s) / ring.step_s + ROUNDING)) + more
+        ages_s = ring.head_s + ring.step_s * np.arange(len(ring.max_w[:count]))
+        left_w = np.maximum(row.room_w - row.kept_w, row.room_w_per_s * ages_s)
+        if row.is_down:
+            low_w = max(low_w, float((ring.max_w[:count] - left_w).max()))
+        if row.is_up:
+            high_w = min(high_w, float((ring.min_w[:count] + left_w).min()))
+    return low_w, high_w
 
 
 def dip_w_max(limits: Iterable[Limit], *, t_eff_s: float) -> float:
@@ -116,25 +151,35 @@ def dip_w_max(limits: Iterable[Limit], *, t_eff_s: float) -> float:
     return min((UNSEEN_FRAC * row.max_w * max(1.0, row.mean_s / max(t_eff_s, 1e-3)) for row in rows), default=math.inf)
 
 
-def softened(fleet: Fleet, caps: FloatArray, written: EnvelopeState, *, fall_w: float) -> FloatArray:
-    """`caps` (2, n) with all falls cut to one share, so that they come to `fall_w`, to the next step; inf is free.
+def softened(fleet: Fleet, caps: FloatArray, last: FloatArray, *, steps: Steps) -> FloatArray:
+    """`caps` (2, n) with all falls from `last` (2, n) cut to one share and all rises to another, to come to `steps`.
 
-    What falls short of it by a step the envelope would take off as well, and doubt the planner for it.
+    Inf is free. To the next whole step down: what falls short by one the envelope would take off as well, and doubt the
+    planner for it.
     """
-    table, last = fleet.table, written.caps
-    if written.gpu_ids is not table.gpu_ids or caps.shape != last.shape:
-        return caps
+    table = fleet.table
     most = np.stack((table.cap_max[0], table.peak_w))
     # Where a limit binds and must go lower it goes first, for the worst case is there. Then the clock follows.
     binds = (last[1] < table.peak_w) & (caps[1] < last[1])
     caps = np.stack((np.where(binds, np.maximum(caps[0], last[0]), caps[0]), caps[1]))
-    before, after = np.minimum(last, most), np.minimum(np.minimum(caps, last), most)
-    if cap_fall_w(fleet, before, after) <= fall_w:
-        return caps
+    before, lower, higher = (np.minimum(x, most) for x in (last, np.minimum(caps, last), np.maximum(caps, last)))
+    held = np.stack((before[0], drawn_w(fleet, last)))  # a limit that is above what the clock allows holds nothing
+    fall_w = partial(cap_fall_w, fleet, held, steepness=steps.steepness)
+    if fall_w(lower) > steps.fall_w:
+        part = _share(held, lower, lambda some: fall_w(some) <= steps.fall_w)
+        caps = np.where(caps < last, np.maximum(np.where(part < most, np.minimum(part, last), last), caps), caps)
+    if draw_rise_w(fleet, before, higher) > steps.rise_w:
+        part = _share(before, higher, lambda some: draw_rise_w(fleet, before, some) <= steps.rise_w)
+        caps = np.where(caps > last, np.maximum(part, last), caps)
+    return caps
+
+
+def _share(before: FloatArray, after: FloatArray, fits: Callable[[FloatArray], bool]) -> FloatArray:
+    """As far from `before` to `after` (2, n) as fits, to the next whole step down."""
     share, step = 0.0, 0.5
     for _ in range(BISECTIONS):
-        if cap_fall_w(fleet, before, before + (share + step) * (after - before)) <= fall_w:
+        if fits(before + (share + step) * (after - before)):
             share += step
         step *= 0.5
-    found = np.minimum(np.floor(before + share * (after - before)), last)
-    return np.where(caps < last, np.where(found < most, found, last), caps)
+    found: FloatArray = np.floor(before + share * (after - before))
+    return found

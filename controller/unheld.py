@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections import deque
 
+import numpy as np
+
 from controller.allocate import cap_fall_w
 from controller.demand import Stretch
 from controller.estimate import Estimate
 from controller.fleet import Fleet
 from controller.glide import STEEPNESS
 from controller.modes import Flag
-from controller.types import BatteryCommand, BatterySample, FloatArray, Quality, Reading, frozen
+from controller.types import BatteryCommand, BatterySample, FleetAcks, FloatArray, Quality, Reading, frozen
 
 CAPS_S = 0.8  # V100 record: within 1 % of its end 0.53 s after a limit was raised, and the driver takes GPUs in turn
 NOBODY_HOLDS = frozenset({Flag.BATTERY_LOST, Flag.BATTERY_NOT_FOLLOWING})
@@ -60,32 +62,33 @@ class Unheld:
         estimate: Estimate,
         lately: Stretch,
         battery: Reading[BatterySample] | None,
+        acks: FleetAcks,
         flags: frozenset[Flag],
     ) -> Drift | None:
         """None while a battery holds power on its target.
 
-        `lately` is the range of the site's own load, `flags` are those of the mode.
+        `lately` is the range of the site's own load, `acks` what nodes last read back, `flags` are those of the mode.
         """
-        late_s = CAPS_S + max(0.0, now_s - estimate.t_s)
+        falling_w, rising_w = self._under_way(now_s - CAPS_S - max(0.0, now_s - estimate.t_s), acks)
+        load_w = estimate.own_load_w
+        down_w, up_w = max(0.0, load_w - lately.bottom_w), max(0.0, lately.top_w - load_w)
+        sag_w, swell_w = down_w + falling_w, up_w + rising_w
         is_there = battery is not None and battery.quality is not Quality.MISSING and battery.value.takes_orders
         if is_there and not flags & NOBODY_HOLDS:
             return None
         held_w = self._held_w(now_s, battery) if battery is not None else 0.0
-        falling_w, rising_w = self._under_way(now_s - late_s)
-        load_w = estimate.own_load_w
-        return Drift(
-            sag_w=max(0.0, load_w - lately.bottom_w) + STEEPNESS * falling_w + max(0.0, -held_w),
-            swell_w=max(0.0, lately.top_w - load_w) + STEEPNESS * rising_w + max(0.0, held_w),
-        )
+        return Drift(sag_w + max(0.0, -held_w), swell_w + max(0.0, held_w))
 
-    def _under_way(self, since_s: float) -> tuple[float, float]:
-        """How far caps in force since then are above and below the newest."""
+    def _under_way(self, since_s: float, acks: FleetAcks) -> tuple[float, float]:
+        """How far caps in force since then, and those not read back yet, are above and below the newest."""
         self._forget(since_s)
         if self._fleet is None or not self._caps:
             return 0.0, 0.0
-        now = self._caps[-1][1]
-        falling_w = max(cap_fall_w(self._fleet, caps, now) for _, caps in self._caps)
-        return falling_w, max(cap_fall_w(self._fleet, now, caps) for _, caps in self._caps)
+        now, before = self._caps[-1][1], [caps for _, caps in self._caps]
+        if acks.caps.shape == now.shape:
+            before.append(np.where(acks.is_fresh & np.isnan(acks.fixed_w), acks.caps, now))
+        falling_w = max(cap_fall_w(self._fleet, caps, now, steepness=STEEPNESS) for caps in before)
+        return falling_w, max(cap_fall_w(self._fleet, now, caps, steepness=STEEPNESS) for caps in before)
 
     def _forget(self, before_s: float) -> None:
         while len(self._caps) > 1 and self._caps[1][0] <= before_s:

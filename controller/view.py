@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from controller.decision import Decision
 from controller.estimate import Estimate, LoadSource
 from controller.fleet import Fleet
 from controller.modes import Flag
 from controller.rings import Rings
 from controller.settings import SiteSettings, Stance
+from controller.situation import Situation
 from controller.tracker import Tracker
+from controller.tracker_io import TrackerOutput
 from controller.types import (
     BatterySample,
     CeilingLimit,
@@ -46,8 +47,8 @@ EDGE_FRAC = 0.001  # of the registered peak, or of the battery: what a meter's l
 
 def envelope_view(
     site: SiteSettings,
-    image: SiteImage,
-    decision: Decision,
+    now: Situation,
+    track: TrackerOutput,
     tracker: Tracker,
     *,
     rings: Rings,
@@ -55,15 +56,14 @@ def envelope_view(
     feeders: tuple[Feeder, ...] = (),
     drift: Drift | None = None,
 ) -> EnvelopeView:
-    """Everything the envelope judges the decision's proposal by; `state` is what it returned last.
+    """Everything the envelope judges a proposal by; `state` is what it returned last.
 
     `feeders` are the site's breakers laid on its fleet; `drift` is how far power goes by itself while no battery surely
     holds it.
     """
-    track, limits, flags = decision.track, decision.in_force.limits, decision.mode.flags
-    assert track is not None
-    is_emergency = decision.in_force.exempt_target_w is not None
-    load_w = decision.estimate.load_w
+    image, limits, flags = now.image, now.in_force.limits, now.mode.flags
+    is_emergency = now.in_force.exempt_target_w is not None
+    load_w = now.estimate.load_w
     if track.aim is not None and track.aim.following is Following.SOFTWARE:
         # The load the follower chose to answer, as far as the battery reaches: the command means the target.
         load_w = track.aim.reference_w + track.g_ref_w
@@ -74,21 +74,21 @@ def envelope_view(
     meter_s = site.meter.delay_s + site.meter.update_s if site.meter is not None else 0.0
     battery = envelope_battery(site, image, flags)
     return EnvelopeView(
-        image=believed(image, decision.estimate),
-        fleet=decision.fleet.table,
-        acks=decision.readings.acks,
+        image=believed(image, now.estimate),
+        fleet=now.fleet.table,
+        acks=now.readings.acks,
         feeders=feeders,
         windows=() if is_emergency else window_checks(limits, rings, image.t_mono_s),
         target_step_w=step_w,
         import_w_max=max(ceiling_w(limits, image.t_mono_s), track.low_w),
-        margin_w=decision.estimate.margin_w,
-        unmanaged_w_max=unmanaged_w(decision.fleet, other_w_max=site.other_load_w_max, gpu_peak_w=site.gpu_peak_w)
+        margin_w=now.estimate.margin_w,
+        unmanaged_w_max=unmanaged_w(now.fleet, other_w_max=site.other_load_w_max, gpu_peak_w=site.gpu_peak_w)
         + ballast_w_max(site, image, written_w=state.ballast_w),
         load_w=load_w,
         battery=battery,
         drop_safe_target_w=max(track.g_safe_w, tracker.g_ref_w),
         margins=() if track.is_riding_down else _margins(site, track.margins),
-        mode=decision.mode.mode,
+        mode=now.mode.mode,
         is_leader=Flag.LEADERSHIP_LOST not in flags,
         is_clock_sane=Flag.CLOCK_STEPPED not in flags,
         is_emergency=is_emergency,
@@ -99,7 +99,7 @@ def envelope_view(
         state=state,
         load_bank=_envelope_load_bank(site, image, flags),
         is_held=drift is None,
-        sag_w=drift.sag_w if drift is not None else ordered_w(image, decision.estimate, tracker, battery=battery),
+        sag_w=drift.sag_w if drift is not None else ordered_w(image, now.estimate, tracker, battery=battery),
         swell_w=drift.swell_w if drift is not None else 0.0,
     )
 

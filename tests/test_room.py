@@ -9,19 +9,31 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controller.fleet import FleetBook, FleetReadings
+from controller.allocate import drawn_w
+from controller.fleet import Fleet, FleetBook, FleetReadings
 from controller.glide import STEEPNESS
 from controller.node_orders import is_settled
-from controller.room import MARGIN_MEMORY_S, HeldMargin, dip_w_max, fall_w_max, softened
+from controller.room import MARGIN_MEMORY_S, HeldMargin, Steps, dip_w_max, fall_w_max, softened, step_range_w, steps_now
 from controller.settings import SiteSettings
-from controller.types import CeilingLimit, EnvelopeState, FleetAcks, FloatArray, LimitId, Quality, Reading, SwingLimit
+from controller.types import (
+    CeilingLimit,
+    EnvelopeState,
+    FleetAcks,
+    FloatArray,
+    LimitId,
+    PccRing,
+    Quality,
+    Reading,
+    SwingLimit,
+    WindowCheck,
+)
+from controller.unheld import Drift
 from controller.view import envelope_battery, ordered_w
 from tests.test_identify import TOP_MHZ, fleet_of
 from tests.test_jobs import report, site
 from tests.tracker_kit import HERE, sample_of, site_of
 
 __all__ = ["site"]  # the fixture
-CEILING = CeilingLimit(LimitId("ceiling"), 54e6, -np.inf, HERE)
 
 
 def test_a_rippling_margin_is_planned_with_at_its_top() -> None:
@@ -102,43 +114,109 @@ def test_what_the_target_took_of_the_rows_is_not_there_for_caps_as_well(
     bounds = SimpleNamespace(charge_w_max=30e6)
     tracker: Any = SimpleNamespace(interval=interval, g_ref_w=target_w, battery_now=lambda sample: bounds)
     battery = envelope_battery(site, now.image, now.mode.flags)
-    view: Any = SimpleNamespace(is_held=True, sag_w=ordered_w(now.image, now.estimate, tracker, battery=battery))
+    view: Any = SimpleNamespace(sag_w=ordered_w(now.image, now.estimate, tracker, battery=battery))
     assert fall_w_max(site, now, tracker, view=view) == pytest.approx(left_w / STEEPNESS + 1e6)
 
 
-def test_where_nobody_holds_power_caps_have_what_the_rows_leave_and_no_margin_of_a_follower() -> None:
-    """Of 5 MW but for a hundredth 3.45 are spent and 0.5 sag by themselves: the meter stands 0.2 above the target."""
-    row = SwingLimit(LimitId("usual"), 5e6, 15.0, 1.0, HERE)
+def ring_of(greatest_w: list[float], least_w: list[float]) -> PccRing:
+    return PccRing(1.0, 0.4, 1.0, np.array(least_w), np.array(greatest_w))
+
+
+def window_of(ring: PccRing, *, up: bool = True, down: bool = True, window_s: float = 2.0) -> WindowCheck:
+    return WindowCheck(LimitId("row"), window_s, 5.1e6, 0.0, 0.15e6, up, down, ring)
+
+
+def steps_under(ceiling_w: float, *, sag_w: float = 0.5e6, drift: Drift | None = None) -> Steps:
+    """A meter at 60.2 MW in a window whose last two seconds reach to 61 MW; the one before, half outside, to 62 MW."""
+    ring = ring_of([60e6, 61e6, 62e6], [59e6, 58e6, 40e6])
+    limits = (CeilingLimit(LimitId("ceiling"), ceiling_w, -np.inf, HERE),)
     now: Any = SimpleNamespace(
-        now_s=0.0, estimate=SimpleNamespace(grid_w=60.2e6), in_force=SimpleNamespace(limits=(row, CEILING))
+        now_s=0.0, estimate=SimpleNamespace(grid_w=60.2e6), in_force=SimpleNamespace(limits=limits)
     )
-    tracker: Any = SimpleNamespace(
-        interval=SimpleNamespace(spent_down_w=lambda: {row.id: 3.45e6, LimitId("rate"): 9e6}), g_ref_w=60e6
-    )
-    view: Any = SimpleNamespace(is_held=False, sag_w=0.5e6)
-    assert fall_w_max(site_of(), now, tracker, view=view) == pytest.approx(1.2e6 / STEEPNESS)
-    view = SimpleNamespace(is_held=False, sag_w=2e6)
-    assert fall_w_max(site_of(), now, tracker, view=view) == 0.0
-    now.in_force.limits = (CEILING,)
-    assert fall_w_max(site_of(), now, tracker, view=view) == np.inf
+    view: Any = SimpleNamespace(windows=(window_of(ring),), sag_w=sag_w, swell_w=0.3e6)
+    return steps_now(view, now, drift)
+
+
+def test_where_nobody_holds_power_caps_have_what_the_rows_leave_and_no_margin_of_a_follower() -> None:
+    """Of 5 MW but for a hundredth; by as much of a clock's chord as the envelope asks for, with its own steepness."""
+    asked_w = (60.2e6 - 0.5e6 - (61e6 - 4.95e6)) / STEEPNESS
+    steps = steps_under(61e6, drift=Drift(0.5e6, 1e6))
+    assert (steps.fall_w, steps.steepness) == (pytest.approx(asked_w), 1.0)
+    assert steps.rise_w == pytest.approx((58e6 + 4.95e6 - 60.2e6 - 1e6) / STEEPNESS)
+    assert steps_under(61e6).rise_w == np.inf, "a battery holds it: rises are the plan's own"
+    assert steps_under(61e6, sag_w=5e6, drift=Drift(5e6, 5e6)) == Steps(0.0, STEEPNESS, 0.0)
+    assert step_range_w(()) == (-np.inf, np.inf)
+
+
+def test_what_is_above_a_ceiling_goes_by_limits_at_once_where_the_rows_surely_leave_it() -> None:
+    """A limit takes off what it goes down by and no more; a clock is still held to its steepest."""
+    asked_w = (60.2e6 - 0.5e6 - (61e6 - 4.95e6)) / STEEPNESS
+    over = steps_under(59e6)
+    assert over.fall_w == pytest.approx(1.5e6) and over.fall_w / over.steepness == pytest.approx(asked_w)
+    surely = steps_under(50e6)
+    assert surely.fall_w == pytest.approx(60.2e6 - 0.5e6 - (62e6 - 4.95e6))
+    assert surely.fall_w / surely.steepness == pytest.approx(asked_w)
+
+
+def test_each_way_is_bound_by_the_rows_that_judge_it_and_a_slope_has_more_room_the_older_it_is() -> None:
+    ring = ring_of([60e6, 61e6, 70e6], [59e6, 58e6, 40e6])
+    assert step_range_w((window_of(ring, up=False),)) == (pytest.approx(56.05e6), np.inf)
+    assert step_range_w((window_of(ring, down=False),)) == (-np.inf, pytest.approx(62.95e6))
+    assert step_range_w((window_of(ring, window_s=0.1),)) == (pytest.approx(55.05e6), pytest.approx(63.95e6))
+    assert step_range_w((window_of(ring, window_s=60.0),)) == (pytest.approx(65.05e6), pytest.approx(44.95e6))
+    slope = WindowCheck(LimitId("rate"), 60.0, 1e6, 5e6, 0.0, True, True, ring)
+    assert step_range_w((slope,)) == (pytest.approx(58e6), pytest.approx(52e6)), "5 MW a second, as old as each is"
 
 
 def test_a_limit_that_binds_comes_down_before_its_clock_and_to_the_next_whole_watt() -> None:
     """The worst case is at the limit; the clock bounds bursts that a limit lets through, and has time until then."""
     fleet = fleet_of([0, 0])
-    table = fleet.table
-    low_w = float(table.peak_w[0]) - 100.0
-    written = EnvelopeState(gpu_ids=table.gpu_ids, caps=np.array([[1200.0, 1200.0], [low_w, np.inf]]))
+    low_w, written, by_clock_w = limited(fleet)
     asked = np.array([[1000.0, 1000.0], [low_w - 20.0, np.inf]])
-    by_clock_w = (float(table.peak_w[0]) - float(table.idle_w[0])) * 200.0 / TOP_MHZ
     all_w = 10.0 * (20.0 + by_clock_w)  # each stands for ten
-    found = softened(fleet, asked, written, fall_w=all_w)
+    found = softened(fleet, asked, written, steps=Steps(all_w, 1.0, 0.0))
     assert found.tolist() == [[1200.0, 1000.0], [low_w - 20.0, np.inf]]
-    assert softened(fleet, asked, replace(written, caps=found), fall_w=10.0 * by_clock_w).tolist() == asked.tolist()
-    half = softened(fleet, asked, written, fall_w=0.53 * all_w)
+    assert softened(fleet, asked, found, steps=Steps(10.0 * by_clock_w, 1.0, 0.0)).tolist() == asked.tolist()
+    half = softened(fleet, asked, written, steps=Steps(0.53 * all_w, 1.0, 0.0))
     assert half[0].tolist() == [1200.0, np.floor(1200.0 - 0.53 * 200.0)]
     assert half[1].tolist() == [np.floor(low_w - 0.53 * 20.0), np.inf]
-    free = softened(fleet, np.array([[1000.0, 1000.0], [np.inf, np.inf]]), written, fall_w=1e9)
+    least = softened(fleet, asked, written, steps=Steps(1.0, 1.0, 0.0))
+    assert least.tolist() == [[1200.0, 1199.0], [low_w - 1.0, np.inf]], "to the next whole step, however little falls"
+    steep = softened(fleet, asked, found, steps=Steps(10.0 * by_clock_w, 2.0, 0.0))
+    assert steep[0].tolist() == [1100.0, 1000.0], "what a clock takes off is more than its part of the chord"
+    free = softened(fleet, np.array([[1000.0, 1000.0], [np.inf, np.inf]]), written, steps=Steps(1e9, 1.0, 1e9))
     assert free[0].tolist() == [1000.0, 1000.0], "no limit is left to bind"
-    raised = softened(fleet, np.array([[1300.0, 1200.0], [low_w - 20.0, np.inf]]), written, fall_w=1e9)
-    assert raised[0].tolist() == [1300.0, 1200.0]
+
+
+def test_a_limit_above_what_its_clock_allows_holds_nothing_yet_and_spends_nothing() -> None:
+    """Free and at 990 MHz a GPU draws half of its range at most: a limit there is the first watt that counts."""
+    fleet = fleet_of([0])
+    table = fleet.table
+    chord_w = float(table.idle_w[0]) + 0.5 * float(table.peak_w[0] - table.idle_w[0])
+    last = np.array([[0.5 * TOP_MHZ], [np.inf]])
+    found = softened(fleet, np.array([[0.5 * TOP_MHZ], [chord_w - 20.0]]), last, steps=Steps(10.0 * 5.0, 1.0, 0.0))
+    assert found[1, 0] == np.floor(chord_w - 5.0)
+    above = np.array([[0.5 * TOP_MHZ - 30.0], [chord_w + 10.0]])
+    found = softened(fleet, above, last, steps=Steps(0.0, 1.0, 0.0))
+    assert found.tolist() == [[0.5 * TOP_MHZ], [chord_w + 10.0]], "what holds nothing may be told at once"
+
+
+def test_rises_are_cut_to_one_share_by_what_the_gpus_may_draw_then() -> None:
+    """A limit that was released at once let 11.7 of 5 MW come where clocks had not followed it down yet."""
+    fleet = fleet_of([0, 0])
+    low_w, written, _ = limited(fleet)
+    asked = np.array([[1200.0, 1000.0], [np.inf, np.inf]])
+    found = softened(fleet, asked, written, steps=Steps(1e9, 1.0, 10.0 * 50.0))
+    assert found[0].tolist() == [1200.0, 1000.0] and low_w + 49.0 <= found[1, 0] <= low_w + 50.0
+    assert softened(fleet, asked, written, steps=Steps(0.0, 1.0, 1e9))[1].tolist() == [np.inf, np.inf]
+    still = softened(fleet, np.array([[1500.0, 1200.0], [low_w, np.inf]]), written, steps=Steps(0.0, 1.0, 0.0))
+    assert still[0].tolist() == [1500.0, 1200.0], "under a limit that binds a clock lets nothing more be drawn"
+
+
+def limited(fleet: Fleet) -> tuple[float, FloatArray, float]:
+    """Caps of two GPUs at 1200 MHz, the first under a limit that binds, and what 200 MHz are worth."""
+    table = fleet.table
+    low_w = float(table.idle_w[0]) + 100.0
+    assert low_w < float(drawn_w(fleet, np.array([[1000.0, 1000.0], [np.inf, np.inf]]))[0])
+    by_clock_w = (float(table.peak_w[0]) - float(table.idle_w[0])) * 200.0 / TOP_MHZ
+    return low_w, np.array([[1200.0, 1200.0], [low_w, np.inf]]), by_clock_w
