@@ -69,15 +69,16 @@ class Unheld:
 
         `lately` is the range of the site's own load, `acks` what nodes last read back, `flags` are those of the mode.
         """
-        falling_w, rising_w = self._under_way(now_s - CAPS_S - max(0.0, now_s - estimate.t_s), acks)
-        load_w = estimate.own_load_w
-        down_w, up_w = max(0.0, load_w - lately.bottom_w), max(0.0, lately.top_w - load_w)
-        sag_w, swell_w = down_w + falling_w, up_w + rising_w
         is_there = battery is not None and battery.quality is not Quality.MISSING and battery.value.takes_orders
         if is_there and not flags & NOBODY_HOLDS:
             return None
         held_w = self._held_w(now_s, battery) if battery is not None else 0.0
-        return Drift(sag_w + max(0.0, -held_w), swell_w + max(0.0, held_w))
+        falling_w, rising_w = self._under_way(now_s - CAPS_S - max(0.0, now_s - estimate.t_s), acks)
+        load_w = estimate.own_load_w
+        return Drift(
+            sag_w=max(0.0, load_w - lately.bottom_w) + falling_w + max(0.0, -held_w),
+            swell_w=max(0.0, lately.top_w - load_w) + rising_w + max(0.0, held_w),
+        )
 
     def _under_way(self, since_s: float, acks: FleetAcks) -> tuple[float, float]:
         """How far caps in force since then, and those not read back yet, are above and below the newest."""
