@@ -70,6 +70,11 @@ class BatteryProof:
         self.is_given = False
         self._took: tuple[float, float] | None = None  # when it took the last command, and how long that lives
 
+    @property
+    def is_awaited(self) -> bool:
+        """It took a command and was not seen to count down yet: it stands where it is told to stand."""
+        return not self.is_given and self._took is not None
+
     def took(self, now_s: float, *, ttl_s: float) -> None:
         """A command was acknowledged."""
         self._took = now_s, ttl_s

@@ -174,7 +174,7 @@ class SiteCore:
         moves_until_s = self._responder.moves_until_s(now_s, self._written.caps, verdict.state.caps)
         self.planning.begin_anew(moves_until_s)
         self._written = verdict.state
-        if track.aim is None:  # nobody holds the target: it is what the meter says
+        if track.aim is None or self._is_unproven:  # nobody holds the target: it is what the meter says
             self._written = replace(verdict.state, target_w=track.g_ref_w)
         target_w = verdict.state.target_w
         is_narrowed = any(v.subject == "target" for v in verdict.violations)
@@ -346,7 +346,13 @@ class SiteCore:
             watches=self.planning.watches(now.estimate),
             load_rise_w=self._basis.load_rise_w,
             set_point_w=set_point_w,
+            is_unproven=self._is_unproven,
         )
+
+    @property
+    def _is_unproven(self) -> bool:
+        """The battery is held where it stands until its timer was seen to run; one that follows by itself follows."""
+        return self.site.following is Following.SOFTWARE and self._arming.battery.is_awaited
 
     def _learn(self, now: Situation, track: TrackerOutput | None) -> None:
         """How far power drifts where nobody holds it, and what the GPUs' readings teach."""
@@ -357,6 +363,7 @@ class SiteCore:
             battery=now.image.battery,
             acks=now.readings.acks,
             flags=now.mode.flags,
+            is_unproven=self._is_unproven,
         )
         self.planning.read(now.now_s, now.fleet, now.readings, line=track.line if track is not None else None)
 

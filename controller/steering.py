@@ -88,9 +88,15 @@ class Steering:
         self._plan, self._plan_start_w = plan, self.tracker.g_ref_w
 
     def step(
-        self, now: Situation, *, watches: tuple[Watch, ...], load_rise_w: float, set_point_w: float | None
+        self,
+        now: Situation,
+        *,
+        watches: tuple[Watch, ...],
+        load_rise_w: float,
+        set_point_w: float | None,
+        is_unproven: bool,
     ) -> TrackerOutput | None:
-        """One tick of the tracker; None before control began."""
+        """One tick of the tracker; None before control began. `is_unproven`: the battery stands still until it is."""
         tracker, estimate, flags = self.tracker, now.estimate, now.mode.flags
         if tracker is None:
             return None
@@ -114,6 +120,7 @@ class Steering:
                 set_point_w=set_point_w,
                 may_raise=now.mode.mode > Mode.HOLD or now.may_raise,
                 is_disobeyed=Flag.BATTERY_NOT_FOLLOWING in flags,
+                is_unproven=is_unproven,
             )
         )
 

@@ -170,6 +170,8 @@ class Tracker:
 
     def _next_w(self, given: TrackerInput, allowed: Interval, bounds: BatteryBounds, clamps: Clamps) -> float:
         """The next target: what the meter says, what is ordered, or the way to what is wanted."""
+        if given.is_unproven:  # not its mean: rows must know of the tops that nobody took off
+            return given.estimate.grid_w
         if given.battery is None or not bounds.can_move:
             metered_w = self._metered_w(given)
             # Disobeyed, a command goes out, and the envelope holds its target against the rows.

@@ -44,6 +44,7 @@ class TrackerInput:
     set_point_w: float | None = None
     may_raise: bool = True  # the envelope lets the target rise
     is_disobeyed: bool = False  # the battery takes commands and does not do what they say
+    is_unproven: bool = False  # it is held where it stands, until its timer was seen to count down
 
 
 @frozen

@@ -64,13 +64,15 @@ class Unheld:
         battery: Reading[BatterySample] | None,
         acks: FleetAcks,
         flags: frozenset[Flag],
+        is_unproven: bool = False,
     ) -> Drift | None:
         """None while a battery holds power on its target.
 
         `lately` is the range of the site's own load, `acks` what nodes last read back, `flags` are those of the mode.
+        `is_unproven`: the battery is held where it stands.
         """
         is_there = battery is not None and battery.quality is not Quality.MISSING and battery.value.takes_orders
-        if is_there and not flags & NOBODY_HOLDS:
+        if is_there and not is_unproven and not flags & NOBODY_HOLDS:
             return None
         held_w = self._held_w(now_s, battery) if battery is not None else 0.0
         falling_w, rising_w = self._under_way(now_s - CAPS_S - max(0.0, now_s - estimate.t_s), acks)

@@ -12,7 +12,7 @@ import pytest
 
 from controller.arming import ArmingFacts, holds_back, is_clock_trusted, unmet, unready
 from controller.types import AgentState, BatterySample, Mode, NodeId, NodeReport, Quality, Reading, SiteImage
-from hil.lab_site import lab_scenario
+from hil.lab_site import MW, lab_scenario
 from hil.matrix_lab import Lab, in_lab
 
 GOOD = ArmingFacts(
@@ -132,6 +132,28 @@ def test_a_timer_of_whole_seconds_is_waited_for_and_none_at_all_is_not(
         assert lab.world.plant.battery.is_following is False and lab.world.plant.battery.power_w != 0.0
 
     in_lab(story, lab_scenario("steady"))
+
+
+@pytest.mark.parametrize("told_s", [0.3, 1.0])
+def test_a_ceiling_that_is_told_before_the_battery_is_proven_is_come_down_to_from_where_the_meter_stands(
+    told_s: float,
+) -> None:
+    """For a second nobody follows the load: the target went down from 65.4 MW while the meter stood at 67.6.
+
+    The rows' 5 MW were taken from there, 5.3 of them, and the envelope refused that tick after tick (SHED).
+    """
+    corrections: list[str] = []
+
+    async def story(lab: Lab) -> None:
+        telling(lambda s: s and float(math.ceil(s)))(lab)
+        lab.start()
+        assert lab.daemon is not None
+        lab.daemon.observe(lambda trace: corrections.extend(v.detail for v in trace.checked.violations))
+        await lab.run(20.0)
+
+    lab = in_lab(story, lab_scenario("limit", limit_from_s=told_s))
+    assert lab.broken() == [] and corrections == []
+    assert lab.ticks[-1].ref_w < 64.0 * MW, "it is on its way"
 
 
 def wrote(lab: Lab) -> bool:

@@ -37,6 +37,20 @@ def test_the_target_goes_with_the_meter_while_the_battery_does_not_follow() -> N
     assert abs(found[True].g_ref_w - 60e6) < 0.7e6
 
 
+def test_the_target_is_what_the_meter_reads_while_the_battery_is_held_where_it_stands() -> None:
+    """Not its mean: the rows must know of the top that a ripple had in that second, and the way down begins there."""
+    site, known = site_of(), estimate_without_meter(load_w=60e6, grid_w=60e6)
+    tracker = Tracker(site, start_s=0.0, start_w=60e6)
+    for tick in range(10):
+        metered_w = 60e6 + tick * 0.2e6
+        estimate = replace(known, source=LoadSource.METER, t_s=tick * TICK_S, grid_w=metered_w, is_fresh=True)
+        sample = sample_of(site, 0.0, 17e6 * 3600.0, 0.0)
+        given = quiet_input(tick * TICK_S, estimate, battery=sample, target_w=50e6, mode=Mode.NORMAL)
+        assert tracker.step(replace(given, is_unproven=True)).g_ref_w == metered_w
+    assert tracker.step(given).g_ref_w == pytest.approx(metered_w, abs=0.1e6), "from there on as planned"
+    assert tracker.interval.spent_down_w()[LimitId("swing")] == pytest.approx(0.0, abs=0.1e6)
+
+
 def test_rows_keep_free_what_nodes_say_that_following_leaves() -> None:
     """No meter; by the nodes power goes 1.5 MW up and down around the target: a row of 5 MW has 2 left, not 4.8."""
     site, known = site_of(), estimate_without_meter(load_w=60e6, grid_w=60e6)

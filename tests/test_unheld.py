@@ -66,6 +66,12 @@ def test_a_battery_that_holds_leaves_nothing_adrift() -> None:
     assert drift(unheld, 1.0, silent(0.0, Quality.GOOD)) == Drift(sag_w=2 * MW, swell_w=1 * MW)
 
 
+def test_a_battery_that_is_held_where_it_stands_holds_nothing_on_a_target() -> None:
+    """Until its timer was seen to count down it is asked for nothing."""
+    found = drift(Unheld(), 1.0, silent(0.0, Quality.GOOD), flags=frozenset(), is_unproven=True)
+    assert found == Drift(sag_w=2 * MW, swell_w=1 * MW)
+
+
 @pytest.mark.parametrize("changes", [{"state": BatteryState.FAULT}, {"state": BatteryState.OFF}, {"is_remote": False}])
 def test_a_battery_that_answers_and_does_not_take_orders_holds_nothing(changes: dict[str, Any]) -> None:
     """Tripped, off, or led from its own panel: it says so at once, and nobody holds the ripple from then on."""
