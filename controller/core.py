@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import numpy as np
-
 from controller import envelope, envelope_bank, room
 from controller.above_cap import AboveCap
 from controller.arming import ARRIVAL_S, Arming, holds_back
@@ -382,17 +380,10 @@ class SiteCore:
 
     def _caps_now(self, now: Situation, track: TrackerOutput | None) -> FloatArray:
         """The plan's caps (2, n); where they may not go at once, as far as they may at this tick."""
-        caps, tracker, table = self.planning.caps, self.tracker, now.fleet.table
-        is_stepped = self._basis.is_stepped or self._drift is not None
-        if tracker is None or track is None or caps.shape[1] != len(table.gpu_ids):
+        caps, tracker, is_stepped = self.planning.caps, self.tracker, self._basis.is_stepped or self._drift is not None
+        if tracker is None or track is None or not is_stepped or now.in_force.exempt_target_w is not None:
             return caps
-        if not is_stepped or now.in_force.exempt_target_w is not None:
-            return caps
-        acked = now.readings.acks.caps
-        in_force = np.where(acked < table.cap_max, acked, np.inf)
-        last = self._written.caps if self._written.gpu_ids is table.gpu_ids else in_force
-        steps = room.steps_now(self._view(now, track, tracker), now, self._drift)
-        return room.softened(now.fleet, caps, last, steps=steps)
+        return room.stepped(caps, now, view=self._view(now, track, tracker), drift=self._drift)
 
     def _view(self, now: Situation, track: TrackerOutput, tracker: Tracker, *, ahead_s: float = 0.0) -> EnvelopeView:
         table = now.fleet.table

@@ -1,7 +1,8 @@
 """How much all GPUs together may draw at their worst: under a ceiling, and how fast that may come down.
 
 The envelope counts the worst case of every cap against the ceiling that is due. The plan is given the same sum, as it
-will stand when its caps arrive, and no less than what may be let go at once without breaking a row. Pure.
+will stand when its caps arrive, and no less than what may be let go at once without breaking a row. Where nobody holds
+power a plan says where to, and each tick how far: by the windows that the envelope is shown. Pure.
 """
 
 from __future__ import annotations
@@ -93,6 +94,15 @@ def fall_w_max(site: SiteSettings, now: Situation, tracker: Tracker, *, view: En
     sample = battery_sample(now.image)
     catch_w = max(0.0, tracker.battery_now(sample).charge_w_max + (sample.power_w if sample is not None else 0.0))
     return max(0.0, left_w) / STEEPNESS + min(catch_w, dip_w_max(now.in_force.limits, t_eff_s=now.estimate.t_eff_s))
+
+
+def stepped(caps: FloatArray, now: Situation, *, view: EnvelopeView, drift: Drift | None) -> FloatArray:
+    """The plan's caps (2, n), as far as they may go from what is in force at this tick."""
+    table, acked = view.fleet, view.acks.caps
+    if caps.shape != acked.shape:  # none for this fleet yet
+        return caps
+    last = view.state.caps if view.state.gpu_ids is table.gpu_ids else np.where(acked < table.cap_max, acked, np.inf)
+    return softened(now.fleet, caps, last, steps=steps_now(view, now, drift))
 
 
 @frozen

@@ -13,7 +13,17 @@ from controller.allocate import drawn_w
 from controller.fleet import Fleet, FleetBook, FleetReadings
 from controller.glide import STEEPNESS
 from controller.node_orders import is_settled
-from controller.room import MARGIN_MEMORY_S, HeldMargin, Steps, dip_w_max, fall_w_max, softened, step_range_w, steps_now
+from controller.room import (
+    MARGIN_MEMORY_S,
+    HeldMargin,
+    Steps,
+    dip_w_max,
+    fall_w_max,
+    softened,
+    step_range_w,
+    stepped,
+    steps_now,
+)
 from controller.settings import SiteSettings
 from controller.types import (
     CeilingLimit,
@@ -211,6 +221,31 @@ def test_rises_are_cut_to_one_share_by_what_the_gpus_may_draw_then() -> None:
     assert softened(fleet, asked, written, steps=Steps(0.0, 1.0, 1e9))[1].tolist() == [np.inf, np.inf]
     still = softened(fleet, np.array([[1500.0, 1200.0], [low_w, np.inf]]), written, steps=Steps(0.0, 1.0, 0.0))
     assert still[0].tolist() == [1500.0, 1200.0], "under a limit that binds a clock lets nothing more be drawn"
+
+
+def test_caps_of_another_fleet_go_from_what_was_read_back() -> None:
+    """A controller that starts at a ceiling has written nothing yet: its first plan is no step from free GPUs."""
+    fleet = fleet_of([0, 0])
+    table = fleet.table
+    acks = FleetAcks(
+        np.array([[1200.0, float(table.cap_max[0, 1])], table.cap_max[1]]), np.ones(2, bool), np.full(2, np.nan)
+    )
+    window = window_of(ring_of([60e6], [59e6]))
+    pcc = SimpleNamespace(grid_w=55.1e6)
+    now: Any = SimpleNamespace(now_s=0.0, fleet=fleet, estimate=pcc, in_force=SimpleNamespace(limits=()))
+    view: Any = SimpleNamespace(
+        fleet=table, acks=acks, windows=(window,), sag_w=0.0, swell_w=0.0, state=EnvelopeState()
+    )
+    asked = np.array([[1000.0, 1000.0], [np.inf, np.inf]])
+    by_clock_w = float(((table.peak_w - table.idle_w) * table.stands_for / table.cap_max[0])[0])
+    found = stepped(asked, now, view=view, drift=None)
+    assert found.tolist() == asked.tolist(), "50 kW are room for all of it"
+    pcc.grid_w = 55.05e6 + STEEPNESS * by_clock_w * 100.0
+    found = stepped(asked, now, view=view, drift=None)
+    assert 1000.0 < found[0, 0] < 1200.0 and 1000.0 < found[0, 1] < table.cap_max[0, 1] and found[1, 0] == np.inf
+    view.state = EnvelopeState(gpu_ids=table.gpu_ids, caps=np.array([[1000.0, 1000.0], [np.inf, np.inf]]))
+    assert stepped(asked, now, view=view, drift=None).tolist() == asked.tolist(), "written already"
+    assert stepped(np.empty((2, 0)), now, view=view, drift=None).size == 0, "before the first plan"
 
 
 def limited(fleet: Fleet) -> tuple[float, FloatArray, float]:
