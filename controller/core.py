@@ -85,7 +85,7 @@ class SiteCore:
         self._responder = Responder(site)
         self._ballast = Ballast(site)
         self._steering = Steering(site)
-        self._unheld = Unheld()
+        self._unheld = Unheld(charge_w_max=site.battery.charge_w_max if site.battery is not None else 0.0)
         self.planning = Planning(site, planner=planner, curves=curves)
         self._basis = PlanBasis(site)
         self._feeders = FeederTree(site.feeders)

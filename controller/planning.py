@@ -226,9 +226,10 @@ class Planning:
         idle_w = float((table.idle_w * table.stands_for).sum())
         drawn_w = float((known.readings.power_w * table.stands_for).sum()) + float(given.ripple_up_w[0]) - idle_w
         room_w = float(plan.target_w[0]) + given.cover_w(given.energy_j) - float(given.other_w[0]) - idle_w
-        is_covered = given.reserve.battery.discharge_w_max > 0.0 and known.drift is None
-        if known.drift is not None:
-            at_once_w = max(0.0, float(given.high_w[0]) - known.estimate.grid_w - known.drift.swell_w)
+        adrift = known.drift if known.drift is not None and not known.drift.is_followed else None
+        is_covered = given.reserve.battery.discharge_w_max > 0.0 and adrift is None
+        if adrift is not None:
+            at_once_w = max(0.0, float(given.high_w[0]) - known.estimate.grid_w - adrift.swell_w)
         else:
             at_once_w = at_once_w_max(given, target_w=known.target_w, t_eff_s=known.estimate.t_eff_s)
         room_w = min(room_w, drawn_w + at_once_w) if is_covered else drawn_w + at_once_w

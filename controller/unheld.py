@@ -23,22 +23,31 @@ from controller.types import BatteryCommand, BatterySample, FleetAcks, FloatArra
 CAPS_S = 0.8  # V100 record: within 1 % of its end 0.53 s after a limit was raised, and the driver takes GPUs in turn
 NOBODY_HOLDS = frozenset({Flag.BATTERY_LOST, Flag.BATTERY_NOT_FOLLOWING})
 FORGET_S = 5.0  # no estimate that caps wait for is older
+WEAK_S = 60.0  # between two steps of caps: as long as the longest window of a shipped row may be spent
+DERATED_FRAC = 0.9  # of what a battery takes when nothing ails it: readings are rounded
 GONE_SPARE = 1.5  # a battery may let go at a slope of its own, slower than told
 
 
 @frozen
 class Drift:
-    """How far below and above what the meter shows now power may go by itself, W, both >= 0."""
+    """How far below and above what the meter shows now power may go by itself, W.
+
+    `is_followed`: a battery keeps to its orders, and cannot take all that may go. Then `swell_w` is negative where it
+    could give more than may come.
+    """
 
     sag_w: float
     swell_w: float
+    is_followed: bool = False
 
 
 class Unheld:
     """One per site; `commanded` and `wrote` after every write, `drift` once per cycle."""
 
-    def __init__(self) -> None:
-        self._command_s = -math.inf
+    def __init__(self, *, charge_w_max: float = 0.0) -> None:
+        """`charge_w_max` is the battery's own when nothing ails it, W."""
+        self._charge_w_max = charge_w_max
+        self._command_s = self._weak_s = -math.inf
         self._command: BatteryCommand | None = None
         self._fleet: Fleet | None = None
         self._caps: deque[tuple[float, FloatArray]] = deque()  # since when they are written
@@ -66,21 +75,32 @@ class Unheld:
         flags: frozenset[Flag],
         is_unproven: bool = False,
     ) -> Drift | None:
-        """None while a battery holds power on its target.
+        """None while a battery holds power on its target, and can take what of the load may go.
 
         `lately` is the range of the site's own load, `acks` what nodes last read back, `flags` are those of the mode.
         `is_unproven`: the battery is held where it stands.
         """
-        is_there = battery is not None and battery.quality is not Quality.MISSING and battery.value.takes_orders
-        if is_there and not is_unproven and not flags & NOBODY_HOLDS:
-            return None
-        held_w = self._held_w(now_s, battery) if battery is not None else 0.0
-        falling_w, rising_w = self._under_way(now_s - CAPS_S - max(0.0, now_s - estimate.t_s), acks)
         load_w = estimate.own_load_w
-        return Drift(
-            sag_w=max(0.0, load_w - lately.bottom_w) + falling_w + max(0.0, -held_w),
-            swell_w=max(0.0, lately.top_w - load_w) + rising_w + max(0.0, held_w),
-        )
+        down_w, up_w = max(0.0, load_w - lately.bottom_w), max(0.0, lately.top_w - load_w)
+        is_led = battery is not None and battery.quality is not Quality.MISSING and battery.value.takes_orders
+        is_led = is_led and not is_unproven and not flags & NOBODY_HOLDS
+        if battery is not None and is_led and not self._is_weak(now_s, battery.value, lately, down_w=down_w):
+            return None
+        falling_w, rising_w = self._under_way(now_s - CAPS_S - max(0.0, now_s - estimate.t_s), acks)
+        sag_w, swell_w = down_w + falling_w, up_w + rising_w
+        if battery is not None and is_led:
+            takes_w, gives_w = _spare_w(battery.value)
+            return Drift(max(0.0, sag_w - takes_w), swell_w - gives_w, is_followed=True)
+        held_w = self._held_w(now_s, battery) if battery is not None else 0.0
+        return Drift(sag_w + max(0.0, -held_w), swell_w + max(0.0, held_w))
+
+    def _is_weak(self, now_s: float, battery: BatterySample, lately: Stretch, *, down_w: float) -> bool:
+        """Derated, and just now or within a window without room for what of the load may go, W."""
+        is_derated = battery.charge_w_max < DERATED_FRAC * self._charge_w_max
+        is_seen = lately.top_w > 0.0  # by the first plan
+        if is_derated and is_seen and down_w > _spare_w(battery)[0]:
+            self._weak_s = now_s
+        return is_derated and now_s - self._weak_s <= WEAK_S
 
     def _under_way(self, since_s: float, acks: FleetAcks) -> tuple[float, float]:
         """How far caps in force since then, and those not read back yet, are above and below the newest."""
@@ -108,3 +128,11 @@ class Unheld:
         slope = command.expiry_w_per_s or command.ramp_w_per_s
         gone_s = self._command_s + command.ttl_s + GONE_SPARE * abs(power_w) / max(slope, 1.0)
         return power_w if now_s < gone_s else 0.0
+
+
+def _spare_w(battery: BatterySample) -> tuple[float, float]:
+    """How much more it can take, and give, than it does now, W."""
+    return (
+        max(0.0, battery.charge_w_max + battery.power_w),
+        max(0.0, battery.discharge_w_max - battery.power_w),
+    )

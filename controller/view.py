@@ -73,6 +73,8 @@ def envelope_view(
         step_w = min(step_w, RESUMED_FRAC_PER_S * smallest_row_w(limits) * two_ticks_s)
     meter_s = site.meter.delay_s + site.meter.update_s if site.meter is not None else 0.0
     battery = envelope_battery(site, image, flags)
+    is_followed = drift is None or drift.is_followed
+    ordered = ordered_w(image, now.estimate, tracker, battery=battery) if is_followed else 0.0
     return EnvelopeView(
         image=believed(image, now.estimate),
         fleet=now.fleet.table,
@@ -98,9 +100,9 @@ def envelope_view(
         violations_max=VIOLATIONS_MAX,
         state=state,
         load_bank=_envelope_load_bank(site, image, flags),
-        is_held=drift is None,
-        sag_w=drift.sag_w if drift is not None else ordered_w(image, now.estimate, tracker, battery=battery),
-        swell_w=drift.swell_w if drift is not None else 0.0,
+        is_held=is_followed,
+        sag_w=ordered + (drift.sag_w if drift is not None else 0.0),
+        swell_w=max(0.0, drift.swell_w) if drift is not None else 0.0,
     )
 
 

@@ -61,8 +61,7 @@ def test_battery_limited(state: str, kind: str) -> None:
         assert shown is not None and shown.supply_w <= 0.05 * 12 * MW + 1.0, "no credit for what is gone"
         await lab.run(14.0 if state != "limit" else 29.0)
         assert state != "limit" or caps_w(lab) < before_w - 2.5 * MW, "caps take over, as fast as the rows let them"
-        is_busy = lab.saw(Flag.ENVELOPE_BUSY, since_s=since_s)
-        assert not is_busy or kind == "derate", "where nobody holds power planner and envelope mean the same caps"
+        assert not lab.saw(Flag.ENVELOPE_BUSY, since_s=since_s), "planner and envelope mean the same caps"
 
     forced = Loss(left_of_drop_w(state, SETTLE_S[state])) if state in ("limit", "ramp") else None
     play(state, begin=begin, react=react, heal=heal, loss=forced)

@@ -154,6 +154,8 @@ def test_where_nobody_holds_power_caps_have_what_the_rows_leave_and_no_margin_of
     assert (steps.fall_w, steps.steepness) == (pytest.approx(asked_w), 1.0)
     assert steps.rise_w == pytest.approx((58e6 + 4.95e6 - 60.2e6 - 1e6) / STEEPNESS)
     assert steps_under(61e6).rise_w == np.inf, "a battery holds it: rises are the plan's own"
+    given = steps_under(61e6, drift=Drift(0.5e6, -6e6, is_followed=True))
+    assert given.rise_w == pytest.approx(steps.rise_w + 7e6 / STEEPNESS), "a battery that can give softens a rise"
     assert steps_under(61e6, sag_w=5e6, drift=Drift(5e6, 5e6)) == Steps(0.0, STEEPNESS, 0.0)
     assert step_range_w(()) == (-np.inf, np.inf)
 

@@ -29,8 +29,8 @@ from controller.types import (
     Quality,
     Reading,
 )
-from controller.unheld import CAPS_S, Drift, Unheld
-from hil.lab_site import lab_scenario
+from controller.unheld import CAPS_S, WEAK_S, Drift, Unheld
+from hil.lab_site import SETTLE_S, lab_scenario
 from hil.matrix_lab import Lab, in_lab
 from tests.faults_kit import highest_w
 from tests.test_identify import fleet_of
@@ -78,6 +78,50 @@ def test_a_battery_that_answers_and_does_not_take_orders_holds_nothing(changes: 
     found = silent(0.0, Quality.GOOD)
     battery = replace(found, value=replace(found.value, **changes))
     assert drift(Unheld(), 1.0, battery, flags=frozenset()) == Drift(sag_w=2 * MW, swell_w=1 * MW)
+
+
+@pytest.mark.parametrize(
+    ("power_w", "takes_w", "found"),
+    [
+        (0.0, 30 * MW, None),
+        (-1.5 * MW, 3.5 * MW, None),  # the 2 MW that load may fall by it can take
+        (-1.5 * MW, 1.5 * MW, Drift(2 * MW, 1 * MW - 13.5 * MW, is_followed=True)),
+        (0.0, 1.5 * MW, Drift(0.5 * MW, 1 * MW - 12 * MW, is_followed=True)),
+    ],
+)
+def test_a_battery_that_cannot_take_what_of_the_load_may_go_holds_what_it_can(
+    power_w: float, takes_w: float, found: Drift | None
+) -> None:
+    """Derated, or full: it follows, and what it has no room for is on the meter."""
+    battery = silent(power_w, Quality.GOOD)
+    battery = replace(battery, value=replace(battery.value, charge_w_max=takes_w))
+    unheld = Unheld(charge_w_max=30 * MW)
+    assert drift(unheld, 1.0, battery, flags=frozenset()) == found
+    unseen = Stretch(0.0, 0.0, 0.0)
+    assert drift(Unheld(charge_w_max=30 * MW), 1.0, battery, flags=frozenset(), lately=unseen) is None, (
+        "before the first plan"
+    )
+
+
+def test_what_such_a_battery_leaves_counts_for_a_window_longer() -> None:
+    """Between two steps of caps it has room for a moment: the next step would be as deep as a whole battery takes."""
+    unheld, weak = Unheld(charge_w_max=30 * MW), silent(0.0, Quality.GOOD)
+    weak = replace(weak, value=replace(weak.value, charge_w_max=1 * MW))
+    steady = Stretch(60 * MW, 60.5 * MW, 59.5 * MW)
+    assert drift(unheld, 0.5, weak, flags=frozenset(), lately=steady) is None
+    assert drift(unheld, 1.0, weak, flags=frozenset()) is not None
+    later = drift(unheld, 1.0 + WEAK_S, weak, flags=frozenset(), lately=steady)
+    assert later == Drift(0.0, -11.5 * MW, is_followed=True)
+    assert drift(unheld, 1.1 + WEAK_S, weak, flags=frozenset(), lately=steady) is None
+    assert drift(unheld, 2.0 + WEAK_S, weak, flags=frozenset()) is not None
+    assert drift(unheld, 2.1 + WEAK_S, silent(0.0, Quality.GOOD), flags=frozenset()) is None, "whole again"
+
+
+def test_a_small_battery_is_no_derated_one() -> None:
+    """What it cannot take it never could: the contract was judged feasible with it, and rows keep its margin."""
+    small = silent(0.0, Quality.GOOD)
+    small = replace(small, value=replace(small.value, charge_w_max=1 * MW))
+    assert drift(Unheld(charge_w_max=1 * MW), 1.0, small, flags=frozenset()) is None
 
 
 @pytest.mark.parametrize(("power_w", "sag_w", "swell_w"), [(5 * MW, 2 * MW, 6 * MW), (-5 * MW, 7 * MW, 1 * MW)])
@@ -188,6 +232,26 @@ def test_without_a_battery_caps_come_down_to_a_ceiling_inside_the_rows(
     assert all(row.worst < 1.05 * row.limit for row in lab.broken_rows())
     assert highest_w(lab, from_s=90.0, to_s=109.0) < ceiling_megawatt * MW
     assert len(corrections) <= 2, corrections
+
+
+def test_a_battery_derated_while_a_ceiling_is_met_leaves_planner_and_envelope_of_one_mind() -> None:
+    """To a fifth: caps follow it down inside the rows, and the envelope finds nothing to correct (5.75 of 5 MW before).
+
+    Load ripples by more than the 6 MW that it may take, less what it takes already.
+    """
+    corrections: list[str] = []
+
+    async def story(lab: Lab) -> None:
+        lab.start()
+        assert lab.daemon is not None
+        await lab.run(SETTLE_S["limit"])
+        lab.daemon.observe(lambda trace: corrections.extend(v.detail for v in trace.checked.violations))
+        lab.world.plant.battery.derate_frac = 0.2
+        await lab.run(40.0)
+        assert not lab.saw(Flag.ENVELOPE_BUSY)
+
+    lab = in_lab(story, lab_scenario("limit"))
+    assert lab.broken() == [] and len(corrections) <= 4, corrections
 
 
 def test_an_unreliable_battery_is_not_counted_on_by_caps() -> None:
