@@ -24,7 +24,7 @@ from controller.health import Health, HealthInput
 from controller.jobs import Placement
 from controller.limits import LimitBook
 from controller.modes import TABLE, Clear, Flag, ModeMachine, ModeState, Reason
-from controller.node_orders import NodeOrders
+from controller.node_orders import CapsNow, NodeOrders
 from controller.outlook import outlook_of
 from controller.plan.plan import Plan, Planner
 from controller.plan_basis import PlanBasis
@@ -40,7 +40,6 @@ from controller.tracker_io import TrackerOutput
 from controller.types import (
     EnvelopeState,
     EnvelopeView,
-    FloatArray,
     Following,
     Mode,
     Outlook,
@@ -151,7 +150,6 @@ class SiteCore:
             ballast=self._ballast,
             planning=self.planning,
             caps=self._caps_now(now, track),
-            gpu_w_max=self._basis.gpu_w_max,
         )
         return Decision(
             now,
@@ -378,12 +376,16 @@ class SiteCore:
         self._steering.follow(planning.decide(known))
         planning.caps = self._above.lowered(now.now_s, now.readings, planning.caps)
 
-    def _caps_now(self, now: Situation, track: TrackerOutput | None) -> FloatArray:
-        """The plan's caps (2, n); where they may not go at once, as far as they may at this tick."""
-        caps, tracker, is_stepped = self.planning.caps, self.tracker, self._basis.is_stepped or self._drift is not None
+    def _caps_now(self, now: Situation, track: TrackerOutput | None) -> CapsNow:
+        """The plan's caps; where they may not go at once, as far as they may at this tick."""
+        basis, tracker = self._basis, self.tracker
+        found = CapsNow(self.planning.caps, basis.gpu_w_max, basis.fall_w)
+        is_stepped = basis.is_stepped or self._drift is not None
         if tracker is None or track is None or not is_stepped or now.in_force.exempt_target_w is not None:
-            return caps
-        return room.stepped(caps, now, view=self._view(now, track, tracker), drift=self._drift)
+            return found
+        view = self._view(now, track, tracker)
+        steps = room.steps_now(view, now, self._drift)
+        return replace(found, caps=room.stepped(found.caps, now, view=view, steps=steps), fall_w=steps.chord_w)
 
     def _view(self, now: Situation, track: TrackerOutput, tracker: Tracker, *, ahead_s: float = 0.0) -> EnvelopeView:
         table = now.fleet.table

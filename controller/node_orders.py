@@ -21,7 +21,20 @@ from controller.parting import Parting, job_groups
 from controller.settings import SiteSettings
 from controller.situation import Situation
 from controller.stagger import Stagger
-from controller.types import EnvelopeState, FloatArray, IntArray, Mode, NodeCommand, Stamp
+from controller.types import EnvelopeState, FloatArray, IntArray, Mode, NodeCommand, Stamp, frozen
+
+
+@frozen
+class CapsNow:
+    """What is asked of the GPUs at this tick.
+
+    `caps` (2, n) are the plan's, as far as they may go now; `gpu_w_max` (W) is what all GPUs may draw at their worst, inf
+    without a ceiling; `fall_w` (W) how far that may go lower now, inf without a row.
+    """
+
+    caps: FloatArray
+    gpu_w_max: float
+    fall_w: float
 
 
 class NodeOrders:
@@ -46,23 +59,25 @@ class NodeOrders:
     def commands(
         self,
         now: Situation,
+        given: CapsNow,
         *,
-        caps: FloatArray,
         interval: AdmissibleInterval,
         parting: Parting,
-        gpu_w_max: float,
         stamp: Stamp,
     ) -> tuple[NodeCommand, ...]:
-        """`caps` (2, n) are the plan's; `gpu_w_max` is what all GPUs may draw at their worst, inf without a ceiling."""
+        """Nothing where it is nobody's turn."""
         fleet, acked, written, mode = now.fleet, now.readings.acks.caps, now.written, now.mode.mode
+        is_at_once = mode in (Mode.RELEASE, Mode.FALLBACK)  # all nodes together, as often as plans are made
+        if is_at_once and not self._has_new_caps:
+            return ()
         aim_frac = parting.ceiling(interval.limits)[0] if mode is Mode.FALLBACK else 1.0
-        asked = self._asked(now, caps, interval, aim_frac=aim_frac)
+        asked = self._asked(now, given, interval, aim_frac=aim_frac)
         if now.readings.is_deaf is not None and mode is not Mode.FALLBACK and written.caps.shape == asked.shape:
             asked = np.where(now.readings.is_deaf, written.caps, asked)
         is_due = None
         is_release = mode is Mode.RELEASE
-        if mode not in (Mode.RELEASE, Mode.FALLBACK):
-            may_rise = is_settled(fleet, asked, now.readings, written, gpu_w_max)
+        if not is_at_once:
+            may_rise = is_settled(fleet, asked, now.readings, written, given.gpu_w_max)
             found = self._stagger.due(now.now_s, fleet, asked, written, acked, may_rise=may_rise)
             if (self._waits is not parting.waits or parting.is_outgrown) and written.gpu_ids is fleet.table.gpu_ids:
                 # The battery's part has changed: all hear of it at once, whose turn it is not with the caps they have.
@@ -70,8 +85,6 @@ class NodeOrders:
             if found is None:
                 return ()
             asked, is_due = found
-        elif not self._has_new_caps:
-            return ()
         told = parting.nodes(interval, is_release=is_release)
         parting.told(told, stamp, is_release=is_release)
         self._waits = parting.waits
@@ -91,9 +104,9 @@ class NodeOrders:
             self._groups = fleet, job_groups(fleet)
         return self._groups[1]
 
-    def _asked(self, now: Situation, caps: FloatArray, interval: AdmissibleInterval, *, aim_frac: float) -> FloatArray:
+    def _asked(self, now: Situation, given: CapsNow, interval: AdmissibleInterval, *, aim_frac: float) -> FloatArray:
         """The plan's caps; where nothing may rise, none above what was last written; in FALLBACK, the way there."""
-        mode, table, written, nodes = now.mode.mode, now.fleet.table, now.written, now.image.nodes
+        caps, mode, table, written, nodes = given.caps, now.mode.mode, now.fleet.table, now.written, now.image.nodes
         if mode is not Mode.FALLBACK:
             self._glide.stop()
         if now.may_raise or written.gpu_ids is not table.gpu_ids or written.caps.shape != caps.shape:
@@ -107,6 +120,7 @@ class NodeOrders:
                     [aim_frac * r.value.fallback_clock_mhz for r in nodes], [len(r.value.gpu_ids) for r in nodes]
                 ),
                 slope_w_per_s=interval.slope_down_w_per_s,
+                fall_w=given.fall_w,
             )
         lowest: FloatArray = np.minimum(caps, written.caps)
         return lowest

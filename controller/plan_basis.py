@@ -28,6 +28,7 @@ class PlanBasis:
         self.is_blind = False  # made without a battery
         self.is_stepped = False  # says where to, and not how far at once
         self.gpu_w_max = math.inf  # what all GPUs may draw at their worst
+        self.fall_w = math.inf  # how far they may go lower at once
         self.load_rise_w = site.gpu_peak_w + site.other_load_w_max  # what load may jump to under the caps in force
 
     def known(self, now: Situation, *, view: EnvelopeView, tracker: Tracker, drift: Drift | None) -> Known:
@@ -36,9 +37,10 @@ class PlanBasis:
         bounds = tracker.battery_now(sample)
         self.is_blind = bounds is NO_BATTERY
         margin_w = self._margin.step(now.now_s, view.margin_w)
+        self.fall_w = room.fall_w_max(site, now, tracker, view=view)
         # Where nobody holds power a plan says where to, and each tick how far: what rows leave is another at each.
         self.is_stepped = drift is not None
-        fall_w = math.inf if self.is_stepped else room.fall_w_max(site, now, tracker, view=view)
+        fall_w = math.inf if self.is_stepped else self.fall_w
         bounds_w = room.under_ceilings_w(site, view, now, tracker, margin_w=margin_w, fall_w=fall_w)
         self.gpu_w_max, told_w_max = bounds_w
         energy_j = 0.0  # what a battery that is lost or disobeys holds is nobody's to bring back to its middle

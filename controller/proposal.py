@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from controller.arming import BatteryProof
 from controller.ballast import Ballast, expiry_share
-from controller.node_orders import NodeOrders
+from controller.node_orders import CapsNow, NodeOrders
 from controller.parting import Parting, finite_slope
 from controller.planning import Planning
 from controller.settings import Policy, SiteSettings
 from controller.situation import Situation
 from controller.tracker import Tracker
 from controller.tracker_io import BatteryAim, TrackerOutput
-from controller.types import BatteryCommand, FloatArray, Following, Mode, NodeCommand, SiteCommand, Stamp
+from controller.types import BatteryCommand, Following, Mode, NodeCommand, SiteCommand, Stamp
 from controller.view import battery_sample
 
 
@@ -38,13 +38,9 @@ class Proposals:
         track: TrackerOutput | None,
         ballast: Ballast,
         planning: Planning,
-        caps: FloatArray,
-        gpu_w_max: float,
+        caps: CapsNow,
     ) -> SiteCommand:
-        """`caps` (2, n) are the plan's, as far as they may go now.
-
-        `gpu_w_max` is what all GPUs may draw at their worst, inf without a ceiling.
-        """
+        """What this cycle asks for; `caps` are the plan's, as far as they may go now."""
         self._seq += 1
         stamp = Stamp(self._epoch, self._seq, self._site.ttl_periods * self._site.planner_period_s)
         may_write = now.is_leader and now.mode.mode is not Mode.LOCKOUT and self._site.policy is not Policy.NONE
@@ -61,7 +57,7 @@ class Proposals:
         ballast_w = bank.setpoint_w if bank is not None else 0.0
         self._see_what_parts(now, track.aim, ballast_w)
         battery = self._battery(now, track.aim, ballast_w, stamp) if track.aim is not None else None
-        nodes = self._nodes(now, tracker, caps, gpu_w_max, stamp)
+        nodes = self._nodes(now, tracker, caps, stamp)
         return SiteCommand(stamp.epoch, stamp.seq, battery, nodes, bank)
 
     def _see_what_parts(self, now: Situation, aim: BatteryAim | None, ballast_w: float) -> None:
@@ -92,20 +88,11 @@ class Proposals:
         is_device = self._site.following is Following.DEVICE
         return now.estimate.grid_w if is_device else now.image.battery.value.power_w
 
-    def _nodes(
-        self, now: Situation, tracker: Tracker, caps: FloatArray, gpu_w_max: float, stamp: Stamp
-    ) -> tuple[NodeCommand, ...]:
+    def _nodes(self, now: Situation, tracker: Tracker, caps: CapsNow, stamp: Stamp) -> tuple[NodeCommand, ...]:
         """None before the first plan for this fleet."""
-        if now.fleet.count == 0 or caps.shape != (2, now.fleet.count):
+        if now.fleet.count == 0 or caps.caps.shape != (2, now.fleet.count):
             return ()
-        return self._orders.commands(
-            now,
-            caps=caps,
-            interval=tracker.interval,
-            parting=self._parting,
-            gpu_w_max=gpu_w_max,
-            stamp=stamp,
-        )
+        return self._orders.commands(now, caps, interval=tracker.interval, parting=self._parting, stamp=stamp)
 
 
 def _set_point_w(now: Situation, aim: BatteryAim | None) -> float | None:

@@ -96,15 +96,6 @@ def fall_w_max(site: SiteSettings, now: Situation, tracker: Tracker, *, view: En
     return max(0.0, left_w) / STEEPNESS + min(catch_w, dip_w_max(now.in_force.limits, t_eff_s=now.estimate.t_eff_s))
 
 
-def stepped(caps: FloatArray, now: Situation, *, view: EnvelopeView, drift: Drift | None) -> FloatArray:
-    """The plan's caps (2, n), as far as they may go from what is in force at this tick."""
-    table, acked = view.fleet, view.acks.caps
-    if caps.shape != acked.shape:  # none for this fleet yet
-        return caps
-    last = view.state.caps if view.state.gpu_ids is table.gpu_ids else np.where(acked < table.cap_max, acked, np.inf)
-    return softened(now.fleet, caps, last, steps=steps_now(view, now, drift))
-
-
 @frozen
 class Steps:
     """How far all caps together may go at one instant, W, >= 0.
@@ -115,6 +106,20 @@ class Steps:
     fall_w: float
     steepness: float
     rise_w: float
+
+    @property
+    def chord_w(self) -> float:
+        """By clocks alone, of their chords."""
+        return self.fall_w / self.steepness
+
+
+def stepped(caps: FloatArray, now: Situation, *, view: EnvelopeView, steps: Steps) -> FloatArray:
+    """The plan's caps (2, n), as far as they may go from what is in force at this tick."""
+    table, acked = view.fleet, view.acks.caps
+    if caps.shape != acked.shape:  # none for this fleet yet
+        return caps
+    last = view.state.caps if view.state.gpu_ids is table.gpu_ids else np.where(acked < table.cap_max, acked, np.inf)
+    return softened(now.fleet, caps, last, steps=steps)
 
 
 def steps_now(view: EnvelopeView, now: Situation, drift: Drift | None) -> Steps:

@@ -10,9 +10,9 @@ import numpy as np
 from controller.app import make_core
 from controller.modes import Flag
 from controller.replay import replay
-from controller.types import AgentState, MeterSample, Mode, OperatorOrder, Reading, Trouble
+from controller.types import AgentState, MeterSample, Mode, OperatorOrder, Reading, Trouble, Violation
 from drivers.recorder import FileRecorder
-from hil.lab_site import lab_scenario
+from hil.lab_site import TOP_MHZ, lab_scenario
 from hil.matrix_lab import Lab, in_lab
 from tests.faults_kit import flagged
 
@@ -118,6 +118,24 @@ def test_fallback_and_lockout_do_what_they_say_and_are_left() -> None:
         await lab.until(lambda: lab.last.mode <= Mode.DEGRADED, within_s=5.0)
 
     in_lab(story, lab_scenario("steady"))
+
+
+def test_the_way_to_fallback_is_asked_for_as_the_envelope_lets_it_go() -> None:
+    """Without a battery plans are urgent: a clock asked for twice a second was refused, and SHED stood for a minute."""
+    orders, refused = Orders(), list[Violation]()
+
+    async def story(lab: Lab) -> None:
+        lab.operator = orders
+        lab.start()
+        assert lab.daemon is not None
+        lab.daemon.observe(lambda trace: refused.extend(trace.checked.violations))
+        await lab.run(14.0)
+        orders.mode = Mode.FALLBACK
+        await lab.run(8.0)
+        assert lab.last.mode is Mode.FALLBACK and lab.caps_mhz()[0] < TOP_MHZ
+
+    in_lab(story, lab_scenario("steady", site={"battery": None}))
+    assert refused == []
 
 
 def test_orders_are_in_the_image_so_a_replay_sees_them_at_the_same_cycles(tmp_path: Path) -> None:

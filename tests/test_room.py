@@ -240,14 +240,18 @@ def test_caps_of_another_fleet_go_from_what_was_read_back() -> None:
     )
     asked = np.array([[1000.0, 1000.0], [np.inf, np.inf]])
     by_clock_w = float(((table.peak_w - table.idle_w) * table.stands_for / table.cap_max[0])[0])
-    found = stepped(asked, now, view=view, drift=None)
+    found = stepped(asked, now, view=view, steps=steps_now(view, now, None))
     assert found.tolist() == asked.tolist(), "50 kW are room for all of it"
     pcc.grid_w = 55.05e6 + STEEPNESS * by_clock_w * 100.0
-    found = stepped(asked, now, view=view, drift=None)
+    found = stepped(asked, now, view=view, steps=steps_now(view, now, None))
     assert 1000.0 < found[0, 0] < 1200.0 and 1000.0 < found[0, 1] < table.cap_max[0, 1] and found[1, 0] == np.inf
     view.state = EnvelopeState(gpu_ids=table.gpu_ids, caps=np.array([[1000.0, 1000.0], [np.inf, np.inf]]))
-    assert stepped(asked, now, view=view, drift=None).tolist() == asked.tolist(), "written already"
-    assert stepped(np.empty((2, 0)), now, view=view, drift=None).size == 0, "before the first plan"
+    assert stepped(asked, now, view=view, steps=steps_now(view, now, None)).tolist() == asked.tolist(), (
+        "written already"
+    )
+    assert stepped(np.empty((2, 0)), now, view=view, steps=steps_now(view, now, None)).size == 0, (
+        "before the first plan"
+    )
 
 
 def limited(fleet: Fleet) -> tuple[float, FloatArray, float]:
