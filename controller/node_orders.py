@@ -28,7 +28,7 @@ from controller.types import EnvelopeState, FloatArray, IntArray, Mode, NodeComm
 class CapsNow:
     """What is asked of the GPUs at this tick.
 
-    `caps` (2, n) are the plan's, as far as they may go now; `gpu_w_max` (W) is what all GPUs may draw at their worst, inf
+    `caps` (2, n) are the plan's, as far as they may go now; `gpu_w_max` (W) is what all may draw at their worst, inf
     without a ceiling; `fall_w` (W) how far that may go lower now, inf without a row.
     """
 
