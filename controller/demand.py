@@ -18,6 +18,7 @@ WINDOW_S = 8.0  # longer than two of the longest usual iterations: the mean does
 SETTLED_S = 0.5  # load that stays beyond the window's range for so long has changed state
 JUMP_FRAC = 0.02  # of the registered peak: less is ripple, however long it lasts
 JUMP_RANGE_FRAC = 0.25  # of the range seen so far
+TOP_FRAC = 0.1  # of the range: as near to its top the load is still there
 
 
 @frozen
@@ -36,11 +37,12 @@ class Demand:
 
 @frozen
 class Stretch:
-    """The load over the last stretch of one state."""
+    """The load over the last stretch of one state, and when it was last at its top."""
 
     mean_w: float
     top_w: float
     bottom_w: float
+    top_s: float
 
 
 class DemandWindow:
@@ -90,9 +92,11 @@ class DemandWindow:
     def seen(self) -> Stretch:
         """The same, and nothing is changed by looking."""
         if not self._samples:
-            return Stretch(0.0, 0.0, 0.0)
+            return Stretch(0.0, 0.0, 0.0, math.inf)
         values = np.array([power_w for _, power_w in self._samples])
-        return Stretch(float(values.mean()), float(values.max()), float(values.min()))
+        top_w, bottom_w = float(values.max()), float(values.min())
+        last = np.flatnonzero(values >= top_w - TOP_FRAC * (top_w - bottom_w))[-1]
+        return Stretch(float(values.mean()), top_w, bottom_w, self._samples[last][0])
 
     def _forget_before(self, t_s: float) -> None:
         while self._samples[0][0] < t_s:

@@ -104,7 +104,7 @@ class Planning:
         self._other_w = self._other_w_now = site.other_load_w
         self._demand_top_w = 0.0
         self._demand = Demand(np.zeros(len(self._classes)), 0.0, 0.0, 0.0)
-        self.stretch = Stretch(0.0, 0.0, 0.0)  # the site's own load lately, as of the last plan
+        self.stretch = Stretch(0.0, 0.0, 0.0, math.inf)  # the site's own load lately, as of the last plan
         self.caps: FloatArray = np.empty((2, 0))  # clock in MHz over power limit in W, per GPU; inf is free
         self.plan: Plan | None = None
         self.armed: Armed | None = None  # the response to an emergency, as of the last plan

@@ -13,7 +13,7 @@ from collections import deque
 import numpy as np
 
 from controller.allocate import cap_fall_w
-from controller.demand import Stretch
+from controller.demand import WINDOW_S, Stretch
 from controller.estimate import Estimate
 from controller.fleet import Fleet
 from controller.glide import STEEPNESS
@@ -22,7 +22,7 @@ from controller.types import BatteryCommand, BatterySample, FleetAcks, FloatArra
 
 CAPS_S = 0.8  # V100 record: within 1 % of its end 0.53 s after a limit was raised, and the driver takes GPUs in turn
 NOBODY_HOLDS = frozenset({Flag.BATTERY_LOST, Flag.BATTERY_NOT_FOLLOWING})
-FORGET_S = 5.0  # no estimate that caps wait for is older
+FORGET_S = WINDOW_S + 2.0  # no estimate that caps wait for is older, nor any top of the load
 WEAK_S = 60.0  # between two steps of caps: as long as the longest window of a shipped row may be spent
 DERATED_FRAC = 0.9  # of what a battery takes when nothing ails it: readings are rounded
 GONE_SPARE = 1.5  # a battery may let go at a slope of its own, slower than told
@@ -86,7 +86,8 @@ class Unheld:
         is_led = is_led and not is_unproven and not flags & NOBODY_HOLDS
         if battery is not None and is_led and not self._is_weak(now_s, battery.value, lately, down_w=down_w):
             return None
-        falling_w, rising_w = self._under_way(now_s - CAPS_S - max(0.0, now_s - estimate.t_s), acks)
+        late_s = CAPS_S + max(0.0, now_s - estimate.t_s)
+        falling_w, rising_w = self._under_way_w(now_s - late_s, lately.top_s, acks)
         sag_w, swell_w = down_w + falling_w, up_w + rising_w
         if battery is not None and is_led:
             takes_w, gives_w = _spare_w(battery.value)
@@ -102,16 +103,27 @@ class Unheld:
             self._weak_s = now_s
         return is_derated and now_s - self._weak_s <= WEAK_S
 
-    def _under_way(self, since_s: float, acks: FleetAcks) -> tuple[float, float]:
-        """How far caps in force since then, and those not read back yet, are above and below the newest."""
-        self._forget(since_s)
-        if self._fleet is None or not self._caps:
+    def _under_way_w(self, since_s: float, top_s: float, acks: FleetAcks) -> tuple[float, float]:
+        """How far the newest caps are below and above those in force since `since_s`, or not read back yet.
+
+        What they rose by since the load was last at its top is not in it, and will be in the next one. Falls have no
+        such care: a ceiling waits for them.
+        """
+        fleet = self._fleet
+        if fleet is None or not self._caps:
             return 0.0, 0.0
-        now, before = self._caps[-1][1], [caps for _, caps in self._caps]
+        now, unread = self._caps[-1][1], list[FloatArray]()
         if acks.caps.shape == now.shape:
-            before.append(np.where(acks.is_fresh & np.isnan(acks.fixed_w), acks.caps, now))
-        falling_w = max(cap_fall_w(self._fleet, caps, now, steepness=STEEPNESS) for caps in before)
-        return falling_w, max(cap_fall_w(self._fleet, now, caps, steepness=STEEPNESS) for caps in before)
+            unread = [np.where(acks.is_fresh & np.isnan(acks.fixed_w), acks.caps, now)]
+        falls = (cap_fall_w(fleet, caps, now, steepness=STEEPNESS) for caps in self._in_force(since_s) + unread)
+        risen_s = min(since_s, top_s - CAPS_S)
+        rises = (cap_fall_w(fleet, now, caps, steepness=STEEPNESS) for caps in self._in_force(risen_s) + unread)
+        return max(falls), max(rises)
+
+    def _in_force(self, since_s: float) -> list[FloatArray]:
+        """The caps at that instant and all since then, the newest last."""
+        before = [caps for written_s, caps in self._caps if written_s <= since_s]
+        return [*before[-1:], *(caps for written_s, caps in self._caps if written_s > since_s)]
 
     def _forget(self, before_s: float) -> None:
         while len(self._caps) > 1 and self._caps[1][0] <= before_s:

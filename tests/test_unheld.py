@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from controller.allocate import worst_case_w as site_worst_case_w
-from controller.demand import Stretch
+from controller.demand import DemandWindow, Stretch
 from controller.fleet import Fleet
 from controller.glide import STEEPNESS
 from controller.modes import Flag
@@ -39,7 +39,7 @@ from tests.tracker_kit import HERE, estimate_without_meter
 MW = 1e6
 LOST = frozenset({Flag.BATTERY_LOST})
 NO_ACKS = FleetAcks(np.empty((2, 0)), np.empty(0, dtype=np.bool_), np.empty(0))
-LATELY = Stretch(mean_w=60 * MW, top_w=61 * MW, bottom_w=58 * MW)
+LATELY = Stretch(mean_w=60 * MW, top_w=61 * MW, bottom_w=58 * MW, top_s=math.inf)
 
 
 def silent(power_w: float, quality: Quality = Quality.MISSING) -> Reading[BatterySample]:
@@ -97,7 +97,7 @@ def test_a_battery_that_cannot_take_what_of_the_load_may_go_holds_what_it_can(
     battery = replace(battery, value=replace(battery.value, charge_w_max=takes_w))
     unheld = Unheld(charge_w_max=30 * MW)
     assert drift(unheld, 1.0, battery, flags=frozenset()) == found
-    unseen = Stretch(0.0, 0.0, 0.0)
+    unseen = Stretch(0.0, 0.0, 0.0, math.inf)
     assert drift(Unheld(charge_w_max=30 * MW), 1.0, battery, flags=frozenset(), lately=unseen) is None, (
         "before the first plan"
     )
@@ -107,7 +107,7 @@ def test_what_such_a_battery_leaves_counts_for_a_window_longer() -> None:
     """Between two steps of caps it has room for a moment: the next step would be as deep as a whole battery takes."""
     unheld, weak = Unheld(charge_w_max=30 * MW), silent(0.0, Quality.GOOD)
     weak = replace(weak, value=replace(weak.value, charge_w_max=1 * MW))
-    steady = Stretch(60 * MW, 60.5 * MW, 59.5 * MW)
+    steady = Stretch(60 * MW, 60.5 * MW, 59.5 * MW, math.inf)
     assert drift(unheld, 0.5, weak, flags=frozenset(), lately=steady) is None
     assert drift(unheld, 1.0, weak, flags=frozenset()) is not None
     later = drift(unheld, 1.0 + WEAK_S, weak, flags=frozenset(), lately=steady)
@@ -177,6 +177,28 @@ def test_caps_that_no_node_has_read_back_are_on_their_way_however_long_that_take
     assert drift(unheld, 13.0, silent(0.0), acks=heard) == Drift(2 * MW, 1 * MW)
     for deaf in (replace(acks, is_fresh=np.zeros(2, dtype=np.bool_)), replace(acks, fixed_w=np.full(2, 700.0))):
         assert drift(unheld, 13.0, silent(0.0), acks=deaf) == Drift(2 * MW, 1 * MW)
+
+
+def test_what_caps_rose_by_since_the_load_was_last_at_its_top_is_still_to_come() -> None:
+    """In the ripple's trough a raise of seconds ago shows nowhere yet: the row read 5.3 of 5 MW without a battery."""
+    fleet, unheld = fleet_of([0, 0]), Unheld()
+    table = fleet.table
+    low, mid, high = (np.array([[mhz, mhz], [np.inf] * 2]) for mhz in (1200.0, 1300.0, 1500.0))
+    step_w = float(((table.peak_w - table.idle_w) * 100.0 / table.cap_max[0] * table.stands_for).sum())
+    for now_s, caps in ((0.0, low), (10.0, mid), (12.0, high)):
+        unheld.wrote(now_s, fleet, caps)
+    for top_s, steps in ((9.0, 3.0), (10.0 + 0.9 * CAPS_S, 3.0), (10.0 + 1.1 * CAPS_S, 2.0), (14.0, 0.0)):
+        found = drift(unheld, 15.0, silent(0.0), lately=replace(LATELY, top_s=top_s))
+        assert found is not None and found.swell_w == pytest.approx(1 * MW + steps * STEEPNESS * step_w)
+        assert found.sag_w == 2 * MW
+
+
+def test_the_load_is_at_its_top_for_as_long_as_it_is_near_it() -> None:
+    window = DemandWindow(peak_w=100.0)
+    assert window.seen().top_s == math.inf, "nothing was seen: nothing rose since then"
+    for t_s, load_w in enumerate((50.0, 51.5, 51.4, 50.3, 50.0)):
+        window.add(float(t_s), load_w)
+    assert window.seen() == Stretch(pytest.approx(50.64), 51.5, 50.0, 2.0)
 
 
 def test_falls_are_cut_to_one_share_and_rises_left_alone() -> None:
