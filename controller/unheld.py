@@ -82,15 +82,14 @@ class Unheld:
         """
         load_w = estimate.own_load_w
         down_w, up_w = max(0.0, load_w - lately.bottom_w), max(0.0, lately.top_w - load_w)
-        is_led = battery is not None and battery.quality is not Quality.MISSING and battery.value.takes_orders
-        is_led = is_led and not is_unproven and not flags & NOBODY_HOLDS
-        if battery is not None and is_led and not self._is_weak(now_s, battery.value, lately, down_w=down_w):
+        led = _led(battery, flags, is_unproven=is_unproven)
+        if led is not None and not self._is_weak(now_s, led, lately, down_w=down_w):
             return None
         late_s = CAPS_S + max(0.0, now_s - estimate.t_s)
         falling_w, rising_w = self._under_way_w(now_s - late_s, lately.top_s, acks)
         sag_w, swell_w = down_w + falling_w, up_w + rising_w
-        if battery is not None and is_led:
-            takes_w, gives_w = _spare_w(battery.value)
+        if led is not None:
+            takes_w, gives_w = _spare_w(led)
             return Drift(max(0.0, sag_w - takes_w), swell_w - gives_w, is_followed=True)
         held_w = self._held_w(now_s, battery) if battery is not None else 0.0
         return Drift(sag_w + max(0.0, -held_w), swell_w + max(0.0, held_w))
@@ -140,6 +139,13 @@ class Unheld:
         slope = command.expiry_w_per_s or command.ramp_w_per_s
         gone_s = self._command_s + command.ttl_s + GONE_SPARE * abs(power_w) / max(slope, 1.0)
         return power_w if now_s < gone_s else 0.0
+
+
+def _led(battery: Reading[BatterySample] | None, flags: frozenset[Flag], *, is_unproven: bool) -> BatterySample | None:
+    """The battery, where it is there and keeps to its orders."""
+    if battery is None or battery.quality is Quality.MISSING or is_unproven or flags & NOBODY_HOLDS:
+        return None
+    return battery.value if battery.value.takes_orders else None
 
 
 def _spare_w(battery: BatterySample) -> tuple[float, float]:

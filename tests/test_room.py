@@ -246,12 +246,9 @@ def test_caps_of_another_fleet_go_from_what_was_read_back() -> None:
     found = stepped(asked, now, view=view, steps=steps_now(view, now, None))
     assert 1000.0 < found[0, 0] < 1200.0 and 1000.0 < found[0, 1] < table.cap_max[0, 1] and found[1, 0] == np.inf
     view.state = EnvelopeState(gpu_ids=table.gpu_ids, caps=np.array([[1000.0, 1000.0], [np.inf, np.inf]]))
-    assert stepped(asked, now, view=view, steps=steps_now(view, now, None)).tolist() == asked.tolist(), (
-        "written already"
-    )
-    assert stepped(np.empty((2, 0)), now, view=view, steps=steps_now(view, now, None)).size == 0, (
-        "before the first plan"
-    )
+    steps = steps_now(view, now, None)
+    assert stepped(asked, now, view=view, steps=steps).tolist() == asked.tolist(), "written already"
+    assert stepped(np.empty((2, 0)), now, view=view, steps=steps).size == 0, "before the first plan"
 
 
 def limited(fleet: Fleet) -> tuple[float, FloatArray, float]:
