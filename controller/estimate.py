@@ -156,7 +156,7 @@ class LoadEstimator:
         `is_another_battery`: another device than was armed answers in its place.
         """
         self._battery.take(now_s, battery, is_another=is_another_battery)
-        pcc = self._clock.stamped(pcc, battery_at=self._battery.at) if pcc is not None else None
+        pcc = self._clock.stamped(pcc, battery_at=self._battery_then) if pcc is not None else None
         self._bank.take(load_bank)
         self._take_nodes(now_s, nodes)
         view = MeterView(
@@ -194,6 +194,13 @@ class LoadEstimator:
         return found
 
     # ------------------------------------------------------------------------------------------------------ private
+
+    def _battery_then(self, t_s: float) -> float:
+        """What the battery gave when a sample stamped `t_s` was true, for all that is known of the meter's lateness.
+
+        Our own moves say it to a tenth of a second only, and of the samples as they are stamped.
+        """
+        return self._battery.at(t_s - (0.0 if self._late.is_echoed else self._late_s))
 
     def _correct_nodes(self, t_s: float) -> None:
         own_w = self._meter.power_w + self._battery.at(t_s) - self._bank.at_w(t_s)
