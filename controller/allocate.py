@@ -106,6 +106,25 @@ def one_clock_per_job(fleet: Fleet, clock_mhz: FloatArray) -> FloatArray:
     return np.where(wanted >= table.cap_max[0], np.inf, bounded)
 
 
+def lowered(
+    fleet: Fleet, curves: Curves, clock_mhz: FloatArray, *, before_mhz: FloatArray, power_w: FloatArray, fall_w: float
+) -> FloatArray:
+    """`clock_mhz` (n,), no further below `before_mhz` (n,) than takes off `fall_w` of what is drawn, `power_w` (n,).
+
+    Every clock that goes lower goes by the same share of its way, in whole steps and by one at least. Inf is free.
+    """
+    table = fleet.table
+    before = np.minimum(before_mhz, table.cap_max[0])
+    way_mhz = before - np.minimum(clock_mhz, before)
+    shares = (curves.power_share(c / table.cap_max[0]) for c in (before - way_mhz, before))
+    kept = np.divide(*shares)
+    off_w = float((np.maximum(power_w - table.idle_w, 0.0) * (1.0 - kept) * table.stands_for).sum())
+    if off_w <= fall_w:
+        return clock_mhz
+    steps = np.maximum(np.floor(fall_w / off_w * way_mhz / CLOCK_STEP_MHZ), 1.0)
+    return np.where(way_mhz > 0.0, np.maximum(clock_mhz, before - steps * CLOCK_STEP_MHZ), clock_mhz)
+
+
 def has_mixed_jobs(fleet: Fleet, curves: Curves) -> bool:
     """Whether any job has GPUs that would get clocks of their own: of several classes or curves."""
     kinds = fleet.class_index * len(curves.known) + curves.index

@@ -59,6 +59,7 @@ class PlanBasis:
             is_planner_doubted=Flag.ENVELOPE_BUSY in now.mode.flags,
             gpu_w_max=self.gpu_w_max,
             told_w_max=told_w_max,
+            let_go_w=room.let_go_w_max(site, now, tracker),
             drift=drift,
             feeders=view.feeders,
         )

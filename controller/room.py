@@ -25,6 +25,7 @@ from controller.unheld import Drift
 from controller.view import ballast_w_max, battery_sample, ceiling_w, envelope_battery, unmanaged_w
 
 MARGIN_MEMORY_S = 60.0
+STEP_FRAC = 0.08  # of a row: what load that is let go may come to on it before the battery has answered
 BISECTIONS = 24  # of a share of all steps: what is left of the whole is a watt
 ROUNDING = 1e-6  # of a second of a window: one that is reached to rounding is reached
 
@@ -89,11 +90,28 @@ def fall_w_max(site: SiteSettings, now: Situation, tracker: Tracker, *, view: En
 
     What goes down by itself, or by the target in this cycle, is in the view and not there twice.
     """
-    low_w = float(tracker.interval.project([now.now_s + site.planner_period_s])[0][0])
-    left_w = now.estimate.grid_w - low_w - view.sag_w
+    left_w = now.estimate.grid_w - _low_w(site, now, tracker) - view.sag_w
     sample = battery_sample(now.image)
     catch_w = max(0.0, tracker.battery_now(sample).charge_w_max + (sample.power_w if sample is not None else 0.0))
-    return max(0.0, left_w) / STEEPNESS + min(catch_w, dip_w_max(now.in_force.limits, t_eff_s=now.estimate.t_eff_s))
+    dip_w = dip_w_max(now.in_force.limits, t_eff_s=now.estimate.t_eff_s)
+    return max(0.0, left_w) / STEEPNESS + min(catch_w, dip_w)
+
+
+def let_go_w_max(site: SiteSettings, now: Situation, tracker: Tracker) -> float:
+    """How much of the load a plan may let go that no ceiling asks for yet, W.
+
+    What stands above the target, for no battery carries it; of what rows leave below the target what it will not take
+    itself on its way to a ceiling; and what is on a row only until the battery has answered.
+    """
+    above_w = max(0.0, now.estimate.grid_w - tracker.g_ref_w)
+    left_w = min(tracker.g_ref_w, ceiling_w(now.in_force.limits, now.now_s)) - _low_w(site, now, tracker)
+    dip_w = dip_w_max(now.in_force.limits, t_eff_s=now.estimate.t_eff_s, frac=STEP_FRAC)
+    return above_w + max(0.0, left_w) + dip_w
+
+
+def _low_w(site: SiteSettings, now: Situation, tracker: Tracker) -> float:
+    """The lowest target that rows leave when the next plan is made."""
+    return float(tracker.interval.project([now.now_s + site.planner_period_s])[0][0])
 
 
 @frozen
@@ -160,10 +178,10 @@ def step_range_w(windows: Iterable[WindowCheck], *, more: int = 0) -> tuple[floa
     return low_w, high_w
 
 
-def dip_w_max(limits: Iterable[Limit], *, t_eff_s: float) -> float:
-    """What may be let go at once beside what rows leave: it is on the meter for T_eff, and each row judges its mean."""
+def dip_w_max(limits: Iterable[Limit], *, t_eff_s: float, frac: float = UNSEEN_FRAC) -> float:
+    """What may be let go at once and come to `frac` of any row: it is on the meter for T_eff, and rows judge means."""
     rows = (row for row in limits if isinstance(row, RampLimit | SwingLimit))
-    return min((UNSEEN_FRAC * row.max_w * max(1.0, row.mean_s / max(t_eff_s, 1e-3)) for row in rows), default=math.inf)
+    return min((frac * row.max_w * max(1.0, row.mean_s / max(t_eff_s, 1e-3)) for row in rows), default=math.inf)
 
 
 def softened(fleet: Fleet, caps: FloatArray, last: FloatArray, *, steps: Steps) -> FloatArray:

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.allocate import CLOCK_STEP_MHZ, Curves, clocks_of_caps, fit_worst_case, held_back_w, worst_case_w
+from controller.allocate import (
+    CLOCK_STEP_MHZ,
+    Curves,
+    clocks_of_caps,
+    fit_worst_case,
+    held_back_w,
+    lowered,
+    worst_case_w,
+)
 from controller.config.gpu import load_curves
 from controller.fleet import Fleet
 from controller.types import ClassId, FleetTable, GpuId
@@ -101,3 +109,21 @@ def test_gpus_that_obey_make_up_for_those_that_do_not() -> None:
     caps = fit_worst_case(site, curves, free, among=np.isnan(fixed_w), hard_w=hard_w - 2 * 650.0)
     assert np.isinf(caps[:, [0, 2]]).all()
     assert 0.99 * hard_w < worst_case_w(site, caps, fixed_w=fixed_w) <= hard_w
+
+
+@pytest.mark.parametrize(
+    ("fall_w", "clocks_mhz"),
+    [
+        (np.inf, (1845.0, 1935.0)),
+        (31.0, (1935.0, 1965.0)),  # a third of the 91 W, in steps of a GPU
+        (1.0, (1965.0, 1965.0)),  # one step at least: what a plan asks for is not put off for ever
+    ],
+)
+def test_clocks_go_no_lower_at_once_than_takes_off_what_may_go(fall_w: float, clocks_mhz: tuple[float, ...]) -> None:
+    """Two GPUs of 600 W go 135 and 45 MHz lower, and two are free; those that rise do."""
+    site = fleet(("NVIDIA H100",) * 4, (0, 0, 1, 1))
+    curves, wanted = Curves.of(site.models, load_curves()), np.array([1845.0, 1935.0, np.inf, 1500.0])
+    before = np.array([np.inf, np.inf, np.inf, 1200.0])
+    power_w = np.full(4, 600.0)
+    found = lowered(site, curves, wanted, before_mhz=before, power_w=power_w, fall_w=fall_w)
+    assert found[:2] == pytest.approx(clocks_mhz) and found[2] == np.inf and found[3] == 1500.0

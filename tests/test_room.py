@@ -19,6 +19,7 @@ from controller.room import (
     Steps,
     dip_w_max,
     fall_w_max,
+    let_go_w_max,
     softened,
     step_range_w,
     stepped,
@@ -126,6 +127,32 @@ def test_what_the_target_took_of_the_rows_is_not_there_for_caps_as_well(
     battery = envelope_battery(site, now.image, now.mode.flags)
     view: Any = SimpleNamespace(sag_w=ordered_w(now.image, now.estimate, tracker, battery=battery))
     assert fall_w_max(site, now, tracker, view=view) == pytest.approx(left_w / STEEPNESS + 1e6)
+
+
+@pytest.mark.parametrize(
+    ("grid_w", "target_w", "ceiling_w", "let_go_w"),
+    [
+        (60e6, 60e6, 70e6, 8e6),
+        (60e6, 60e6, 50e6, 0.0),  # the target will take all of it itself
+        (60e6, 60e6, 55e6, 3e6),
+        (63e6, 60e6, 50e6, 3e6),  # no battery carries what stands above the target
+        (59e6, 60e6, 70e6, 8e6),
+    ],
+)
+def test_a_plan_lets_go_what_the_target_does_not_take_itself(
+    grid_w: float, target_w: float, ceiling_w: float, let_go_w: float
+) -> None:
+    """Rows leave the target 52 MW, and a follower of 0.2 s has 8 % of 10 MW on a row that judges means of 0.2 s."""
+    row = SwingLimit(LimitId("brief"), 10e6, 6.0, 0.2, HERE)
+    ceiling = CeilingLimit(LimitId("ceiling"), ceiling_w, -np.inf, HERE)
+    now: Any = SimpleNamespace(
+        now_s=0.0,
+        estimate=SimpleNamespace(grid_w=grid_w, t_eff_s=0.2),
+        in_force=SimpleNamespace(limits=(row, ceiling)),
+    )
+    interval = SimpleNamespace(project=lambda times_s: (np.array([52e6]), np.array([70e6])))
+    tracker: Any = SimpleNamespace(interval=interval, g_ref_w=target_w)
+    assert let_go_w_max(site_of(), now, tracker) == pytest.approx(let_go_w + 0.8e6)
 
 
 def ring_of(greatest_w: list[float], least_w: list[float]) -> PccRing:
