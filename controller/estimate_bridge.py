@@ -24,6 +24,9 @@ DELAY_S_DECLARED = 0.6  # as of means; until the load has moved enough to tell
 YOUNGER_S = 0.2  # samples that gain less than this are means themselves, as on GPUs that have nothing else
 SCATTER_FRAC = 0.005  # of the registered peak, as a root mean square: what samples may be off by
 MOVED_FRAC = 0.001  # of the registered peak: a misfit, as a root mean square, that tells one delay from another
+# Of the largest misfit, as mean squares: delays that part by less fit alike. A job that repeats itself leaves 1 to 4 %
+# of it at one of its periods more (measured), and in its first seconds no more than the true delay does.
+ALIKE_FRAC = 0.05
 OFFSET_MEMORY_S = 20.0  # of what reports leave out: other load, cooling, losses
 GAP_S_MAX = 0.5  # metered samples further apart than this say nothing of the load between them
 LATELY_S = 1.0  # of what meter and reports differ by when the meter goes
@@ -243,11 +246,17 @@ class _Fit:
         self._find_delay()
 
     def _find_delay(self) -> None:
-        """The least misfit, refined by a parabola, where the load moved enough to tell one delay from another."""
+        """The least misfit, refined by a parabola, where the load moved enough to tell one delay from another.
+
+        Of valleys that are alike the first: load that repeats itself fits as well a period later.
+        """
         misfits = self._misfits
-        if float(misfits.max()) < (MOVED_FRAC * self._scale_w) ** 2:
+        most, least = float(misfits.max()), float(misfits.min())
+        if most < (MOVED_FRAC * self._scale_w) ** 2:
             return
-        best = int(misfits.argmin())
+        best = int((misfits <= least + ALIKE_FRAC * (most - least)).argmax())
+        while best < len(misfits) - 1 and misfits[best + 1] <= misfits[best]:
+            best += 1
         shift = 0.0
         if 0 < best < len(misfits) - 1:
             left, middle, right = misfits[best - 1 : best + 2].tolist()
