@@ -19,6 +19,7 @@ from controller.estimate_checks import METERS_DIFFER_FRAC, MeterCheck, MeterView
 from controller.estimate_delay import KEPT_S, MeterDelay
 from controller.estimate_nodes import NodeBook
 from controller.estimate_stamp import SampleClock
+from controller.estimate_still import Standstill
 from controller.estimate_subs import SubMeters
 from controller.estimate_trust import OLD_S, MeterRole, MeterTrust
 from controller.settings import SiteSettings
@@ -107,6 +108,7 @@ class LoadEstimator:
         self._meter = MeterCheck(site)
         update_s = site.meter.update_s if site.meter is not None else 0.0
         self._clock = SampleClock(update_s, tick_s=site.tracker_period_s, scale_w=site.registered_peak_w)
+        self._still = Standstill(site)
         self._late = MeterDelay(scale_w=site.registered_peak_w)
         self._late_s, self._load_delay_s = 0.0, self._delay_s
         self._is_revised = False
@@ -156,7 +158,9 @@ class LoadEstimator:
         `is_another_battery`: another device than was armed answers in its place.
         """
         self._battery.take(now_s, battery, is_another=is_another_battery)
-        pcc = self._clock.stamped(pcc, battery_at=self._battery_then) if pcc is not None else None
+        if pcc is not None:
+            self._still.take(pcc)
+            pcc = self._clock.stamped(pcc, battery_at=self._battery_then)
         self._bank.take(load_bank)
         self._take_nodes(now_s, nodes)
         view = MeterView(
@@ -168,6 +172,8 @@ class LoadEstimator:
         if meters:
             view = replace(view, others_w=self._subs.take(view, meters=meters, pcc=pcc))
         flags = set(self._meter.check(pcc, view, held_s=self._clock.held_s)) if pcc is not None else set()
+        if MeterFlag.METER_STUCK in flags:
+            self._still.stuck()
         if self._clock.is_slower:
             flags.add(MeterFlag.METER_REFRESH)
         self._last_s = now_s
@@ -179,6 +185,7 @@ class LoadEstimator:
             now_s,
             frozenset(flags),
             is_usable=pcc is not None and self._meter.is_usable,
+            is_still=self._still.is_new,
             served_s=self._good_s,
             late=self._late,
             nodes=self._bridge if self._nodes.is_known else None,
@@ -226,7 +233,8 @@ class LoadEstimator:
         self, now_s: float, pcc: Reading[MeterSample], view: MeterView, flags: frozenset[MeterFlag]
     ) -> Estimate:
         t_s = pcc.t_mono_s
-        is_fresh = t_s > self._load_s and MeterFlag.METER_SPIKE not in flags  # an ignored sample is none
+        is_news = MeterFlag.METER_SPIKE not in flags and not self._still.is_new  # an ignored sample is none
+        is_fresh = t_s > self._load_s and is_news
         power_w = self._meter.power_w
         if view.others_w is not None and MeterFlag.METERS_DISAGREE in flags:
             power_w = max(power_w, view.others_w)  # the higher import is the careful one

@@ -2,9 +2,9 @@
 
 In this order. A meter without a word, with one that cannot be, or with one that is too old is good for nothing.
 Without nodes to ask, or where the battery follows by itself and nothing hangs on the meter, what makes sense is
-believed. Samples that are late are believed at their real time while nodes know nothing younger. A meter that was away
-or wrong may have become late meanwhile: it is held against the nodes first. One that speaks too seldom only corrects
-the nodes. Pure.
+believed. One that stands still as it never did is good for nothing. Samples that are late are believed at their real
+time while nodes know nothing younger. A meter that was away or wrong may have become late meanwhile: it is held against
+the nodes first. One that speaks too seldom only corrects the nodes. Pure.
 """
 
 from __future__ import annotations
@@ -59,11 +59,15 @@ class MeterTrust:
         flags: frozenset[MeterFlag],
         *,
         is_usable: bool,
+        is_still: bool,
         served_s: float,
         late: MeterDelay,
         nodes: NodeBridge | None,
     ) -> MeterRole:
-        """`is_usable`: it says something that can be. `served_s`: when load was last what it said."""
+        """`is_usable`: it says something that can be; `is_still`: and has begun to repeat it.
+
+        `served_s`: when load was last what it said.
+        """
         if not is_usable:
             is_wrong = bool(flags & WRONG) or flags >= IMPOSSIBLE
             if is_wrong or (now_s - served_s > AWAY_S and not self._is_slow):
@@ -73,6 +77,8 @@ class MeterTrust:
         if self._is_loop_ours and late.late_s > OLD_S:
             return MeterRole.NOTHING
         if self._is_loop_ours and nodes is not None and nodes.is_heard(now_s):
+            if is_still and nodes.is_taught:
+                return MeterRole.NOTHING
             if late.late_s:
                 if late.is_echoed:
                     return MeterRole.LOAD if late.late_s <= nodes.means.delay_s else MeterRole.CORRECTION
