@@ -160,7 +160,7 @@ class LoadEstimator:
         self._battery.take(now_s, battery, is_another=is_another_battery)
         if pcc is not None:
             self._still.take(pcc)
-            pcc = self._clock.stamped(pcc, battery_at=self._battery_then)
+            pcc = self._clock.stamped(pcc, battery_at=self._battery_then, is_still=self._still.is_new)
         self._bank.take(load_bank)
         self._take_nodes(now_s, nodes)
         view = MeterView(

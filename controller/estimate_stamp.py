@@ -66,18 +66,25 @@ class SampleClock:
         is_sure = len(self._runs) == RUNS and min(count for count, _ in self._runs) > 1
         return is_sure and self._repeated_s > SLOWER * max(self._update_s, self._tick_s)
 
-    def stamped(self, reading: Reading[MeterSample], *, battery_at: Callable[[float], float]) -> Reading[MeterSample]:
-        """The reading with the time at which its value was true. `battery_at`: what the battery gave at an instant."""
+    def stamped(
+        self, reading: Reading[MeterSample], *, battery_at: Callable[[float], float], is_still: bool = False
+    ) -> Reading[MeterSample]:
+        """The reading with the time at which its value was true. `battery_at`: what the battery gave at an instant.
+
+        `is_still`: the meter begins to stick, or is stuck, and shows our moves at no age.
+        """
         sample, read_s = reading.value, reading.t_mono_s
         if reading.quality is Quality.MISSING or not math.isfinite(sample.power_w):
             return reading
         if read_s > self._read_s:
-            self._take(sample, read_s, battery_at)
+            self._take(sample, read_s, battery_at, is_still=is_still)
         return replace(reading, t_mono_s=self._true_s)
 
     # ------------------------------------------------------------------------------------------------------ private
 
-    def _take(self, sample: MeterSample, read_s: float, battery_at: Callable[[float], float]) -> None:
+    def _take(
+        self, sample: MeterSample, read_s: float, battery_at: Callable[[float], float], *, is_still: bool
+    ) -> None:
         """One new reading: of the same value, or of another."""
         said, since_s = (sample.power_w, sample.import_wh), read_s - self._read_s
         is_same_power = self._said is not None and said[0] == self._said[0]
@@ -89,7 +96,10 @@ class SampleClock:
         if is_same and len(self._runs) < RUNS_MIN:
             self._stands_s = self._update_s  # nothing refreshes so seldom: it stands still, or load does
         stood_s = min(since_s, max(self._update_s, self._tick_s))
-        self._try(tuple(sample.power_w + battery_at(read_s - share * stood_s) for share in (*SHARES, *OLDER)))
+        if is_still:
+            self._loads_w = ()
+        else:
+            self._try(tuple(sample.power_w + battery_at(read_s - share * stood_s) for share in (*SHARES, *OLDER)))
         self._said, self._first_s, self._true_s = said, read_s, read_s - SHARES[self._age] * stood_s
 
     def _count(self, read_s: float, *, is_same_power: bool, is_pause: bool) -> None:
