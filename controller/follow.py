@@ -30,6 +30,7 @@ DWELL_S = 2.0
 BETTER = 0.8  # another way is taken when its score is below this share of the present one's
 SNAP_GAIN = 1.5  # load further off than this many usual ripples is a step, not ripple
 LEARN_GAIN = 1.3  # of the usual ripple per step seen: a sharp wave is known as ripple after ten edges, a drop is not
+DOUBT_S = 1.5  # load further off than usual counts as ripple only after this long: it may be how a drop begins
 MUTE_PERIODS = 4.0  # a step inside the forecast's window spoils it for this long
 
 
@@ -73,6 +74,7 @@ class SoftwareFollower:
         self._notch = _Notch()
         self._level_w = math.nan
         self._ripple_w = 0.0
+        self._doubtful: deque[tuple[float, float]] = deque()  # (when, deviation), not yet in it
         self._muted_until_s = -math.inf
         self._changed_s = -math.inf
         self._last_s = -math.inf
@@ -90,6 +92,7 @@ class SoftwareFollower:
         self._bench = _Bench(self._settings)
         self._slopes.clear()
         self._before.clear()
+        self._doubtful.clear()
         self._level_w = math.nan
         self._last_s = -math.inf
         self.way = Way.LEAD
@@ -131,8 +134,13 @@ class SoftwareFollower:
             line = self._forecast.line
             self._muted_until_s = sample_s + (MUTE_PERIODS * line.period_s if line else 0.0)
             self._level_w = load_w
-            off_w = LEARN_GAIN * max(self._ripple_w, self._ripple_w_min)  # what keeps coming back is ripple after all
-        self._ripple_w = max(off_w, self._ripple_w * keep)
+            self._doubtful.clear()
+            self._ripple_w = LEARN_GAIN * max(self._ripple_w, self._ripple_w_min)  # what keeps coming back is ripple
+            return
+        self._ripple_w *= keep
+        self._doubtful.append((sample_s, off_w))
+        while self._doubtful[0][0] <= sample_s - DOUBT_S:
+            self._ripple_w = max(self._ripple_w, self._doubtful.popleft()[1])
 
     def _commands(self, now_s: float, sample_s: float, load_w: float, *, is_fresh: bool) -> dict[Way, float]:
         snap_w = SNAP_GAIN * max(self._ripple_w, self._ripple_w_min)
