@@ -50,6 +50,7 @@ CORE_MID = {
         "estimate_peers",
         "estimate_sender",
         "estimate_stamp",
+        "estimate_still",
         "estimate_trust",
         "estimate_witness",
         "forecast",
