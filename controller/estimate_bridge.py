@@ -254,9 +254,10 @@ class _Fit:
         most, least = float(misfits.max()), float(misfits.min())
         if most < (MOVED_FRAC * self._scale_w) ** 2:
             return
-        best = int((misfits <= least + ALIKE_FRAC * (most - least)).argmax())
-        while best < len(misfits) - 1 and misfits[best + 1] <= misfits[best]:
-            best += 1
+        alike = misfits <= least + ALIKE_FRAC * (most - least)
+        first = int(alike.argmax())
+        width = int(alike[first:].argmin()) or len(misfits) - first
+        best = first + int(misfits[first : first + width].argmin())
         shift = 0.0
         if 0 < best < len(misfits) - 1:
             left, middle, right = misfits[best - 1 : best + 2].tolist()
