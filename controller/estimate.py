@@ -160,7 +160,8 @@ class LoadEstimator:
         self._battery.take(now_s, battery, is_another=is_another_battery)
         if pcc is not None:
             self._still.take(pcc)
-            pcc = self._clock.stamped(pcc, battery_at=self._battery_then, is_still=self._still.is_new)
+            late_s = 0.0 if self._late.is_echoed else self._late_s  # an echo is of the stamps, and coarse
+            pcc = self._clock.stamped(pcc, battery_at=self._battery.at, late_s=late_s, is_still=self._still.is_new)
         self._bank.take(load_bank)
         self._take_nodes(now_s, nodes)
         view = MeterView(
@@ -201,13 +202,6 @@ class LoadEstimator:
         return found
 
     # ------------------------------------------------------------------------------------------------------ private
-
-    def _battery_then(self, t_s: float) -> float:
-        """What the battery gave when a sample stamped `t_s` was true, for all that is known of the meter's lateness.
-
-        Our own moves say it to a tenth of a second only, and of the samples as they are stamped.
-        """
-        return self._battery.at(t_s - (0.0 if self._late.is_echoed else self._late_s))
 
     def _correct_nodes(self, t_s: float) -> None:
         own_w = self._meter.power_w + self._battery.at(t_s) - self._bank.at_w(t_s)

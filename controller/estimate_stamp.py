@@ -49,6 +49,7 @@ class SampleClock:
         self._left_w2 = [0.0] * len(SHARES + OLDER)
         declared = min(update_s / tick_s, 1.0) * (len(SHARES) - 1) if update_s > SHORT_S else 0.0
         self._declared_age, self._age = math.ceil(declared), round(USUAL * declared)
+        self._late_s, self._in_time = 0.0, (self._age, self._left_w2)
 
     @property
     def refresh_s(self) -> float:
@@ -67,12 +68,20 @@ class SampleClock:
         return is_sure and self._repeated_s > SLOWER * max(self._update_s, self._tick_s)
 
     def stamped(
-        self, reading: Reading[MeterSample], *, battery_at: Callable[[float], float], is_still: bool = False
+        self,
+        reading: Reading[MeterSample],
+        *,
+        battery_at: Callable[[float], float],
+        late_s: float = 0.0,
+        is_still: bool = False,
     ) -> Reading[MeterSample]:
         """The reading with the time at which its value was true. `battery_at`: what the battery gave at an instant.
 
-        `is_still`: the meter begins to stick, or is stuck, and shows our moves at no age.
+        `late_s`: how much later than by this clock the meter is said to be; `is_still`: it begins to stick, or is
+        stuck, and shows our moves at no age.
         """
+        if late_s != self._late_s:
+            self._beside(late_s)
         sample, read_s = reading.value, reading.t_mono_s
         if reading.quality is Quality.MISSING or not math.isfinite(sample.power_w):
             return reading
@@ -81,6 +90,14 @@ class SampleClock:
         return replace(reading, t_mono_s=self._true_s)
 
     # ------------------------------------------------------------------------------------------------------ private
+
+    def _beside(self, late_s: float) -> None:
+        """The meter is late by another time; what is known of it in time is kept until it is so again."""
+        if not self._late_s:
+            self._in_time = self._age, self._left_w2
+        elif not late_s:
+            self._age, self._left_w2 = self._in_time
+        self._late_s, self._loads_w = late_s, ()
 
     def _take(
         self, sample: MeterSample, read_s: float, battery_at: Callable[[float], float], *, is_still: bool
@@ -99,7 +116,8 @@ class SampleClock:
         if is_still:
             self._loads_w = ()
         else:
-            self._try(tuple(sample.power_w + battery_at(read_s - share * stood_s) for share in (*SHARES, *OLDER)))
+            true_s = read_s - self._late_s
+            self._try(tuple(sample.power_w + battery_at(true_s - share * stood_s) for share in (*SHARES, *OLDER)))
         self._said, self._first_s, self._true_s = said, read_s, read_s - SHARES[self._age] * stood_s
 
     def _count(self, read_s: float, *, is_same_power: bool, is_pause: bool) -> None:

@@ -22,6 +22,7 @@ from hil.swarm import draw
         (1001628, 76.0),  # the phase of a refresh counted twice, without a node to gainsay it: 5.5 of 5 MW
         (1001903, 78.0),  # clocks on their way to fallback, beside a battery that let go by itself: 5.2 of 5 MW
         (1002454, 30.0),  # of a late meter, ages tried beside the battery of another time: 21.8 of 10 MW
+        (1002748, 82.0),  # in time again, and still as old as its values were when it was late: 13.3 of 10 MW
         (1002462, 76.0),  # a target that stepped to the edge of its row, and a plan's clocks beside it: 10.6 of 10 MW
         (1000242, 95.0),  # a battery that tripped while a ceiling is met: caps took what the ripple needed, 31 of 20 MW
     ],
