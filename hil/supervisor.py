@@ -298,6 +298,8 @@ class Service:
             os.killpg(self.pid, signal.SIGKILL)
 
     def _rss(self) -> int:
+        if self._process is None:  # of one that was made anew, and is about to start
+            return 0
         with contextlib.suppress(OSError, ValueError, IndexError):
             text = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
             line = next((x for x in text.splitlines() if x.startswith("VmRSS:")), "VmRSS: 0 kB")

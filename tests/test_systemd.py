@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from controller.cli.main import app
 from controller.cli.systemd import _escaped, rendered
 from controller.sdnotify import Notifier
+from hil.supervisor import Service, Unit
 
 BIN = Path(sys.prefix) / "bin"
 NO_ANALYZE = "systemd-analyze is not on this machine"
@@ -151,3 +152,11 @@ def test_without_systemd_or_with_a_deaf_one_nothing_happens(tmp_path: Path) -> N
     assert not Notifier({}).is_supervised and Notifier({}).watchdog_s is None
     Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).feed_watchdog()
     assert Notifier({"NOTIFY_SOCKET": "x", "WATCHDOG_USEC": "5", "WATCHDOG_PID": "1"}).watchdog_s is None
+
+
+def test_a_service_that_was_not_started_yet_takes_no_memory(tmp_path: Path) -> None:
+    """The bench looks at it twice a second, also between making it anew and its start."""
+    unit = Unit.parse("site", "[Service]\nExecStart=/bin/true\n")
+    service = Service(unit, log=tmp_path / "log", socket_path=tmp_path / "notify", environment={}).anew()
+    service.measure()
+    assert service.rss_bytes_max == 0
