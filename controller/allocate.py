@@ -6,6 +6,7 @@ GPU has. Vectorised over GPUs; the planner's numbers are per class.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -115,9 +116,11 @@ def lowered(
     """
     table = fleet.table
     before = np.minimum(before_mhz, table.cap_max[0])
-    way_mhz = before - np.minimum(clock_mhz, before)
-    shares = (curves.power_share(c / table.cap_max[0]) for c in (before - way_mhz, before))
-    kept = np.divide(*shares)
+    after = np.minimum(clock_mhz, before)
+    way_mhz = before - after
+    if math.isinf(fall_w) or not bool((way_mhz > 0.0).any()):
+        return clock_mhz
+    kept = curves.power_share(after / table.cap_max[0]) / curves.power_share(before / table.cap_max[0])
     off_w = float((np.maximum(power_w - table.idle_w, 0.0) * (1.0 - kept) * table.stands_for).sum())
     if off_w <= fall_w:
         return clock_mhz

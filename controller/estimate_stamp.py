@@ -49,7 +49,7 @@ class SampleClock:
         self._left_w2 = [0.0] * len(SHARES + OLDER)
         declared = min(update_s / tick_s, 1.0) * (len(SHARES) - 1) if update_s > SHORT_S else 0.0
         self._declared_age, self._age = math.ceil(declared), round(USUAL * declared)
-        self._late_s, self._in_time = 0.0, (self._age, self._left_w2)
+        self._late_s, self._in_time = 0.0, (self._age, self._left_w2)  # what is known of it in time, while it is late
 
     @property
     def refresh_s(self) -> float:

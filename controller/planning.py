@@ -67,7 +67,7 @@ class Known:
     is_planner_doubted: bool  # the envelope overruled it too often
     gpu_w_max: float  # what all GPUs together may draw at their worst under the ceilings in force; inf without any
     told_w_max: float  # the same of those that take their caps, beside what the others draw whatever they are told
-    let_go_w: float = math.inf  # how much of the load this plan may let go beside what a ceiling needs
+    let_go_w: float = math.inf  # how much of the load this plan may let go beside what a ceiling needs; inf: all
     drift: Drift | None = None  # where no battery surely holds power on its target
     feeders: tuple[Feeder, ...] = ()
 
@@ -186,7 +186,10 @@ class Planning:
         clocks_mhz = clocks_of_caps(known.fleet, curves, cap_w=plan.cap_w, peak_w=peaks_w)
         if self._has_mixed_jobs:
             clocks_mhz = one_clock_per_job(known.fleet, clocks_mhz)
-        clocks_mhz = self._lowered_with_care(known, likely, clocks_mhz)
+        before_mhz, power_w = known.readings.acks.caps[0], known.readings.power_w
+        clocks_mhz = lowered(
+            known.fleet, likely, clocks_mhz, before_mhz=before_mhz, power_w=power_w, fall_w=known.let_go_w
+        )
         clocks_mhz = self._raised_with_care(known, given, plan, clocks_mhz)
         limits_w = np.full(known.fleet.count, np.inf)
         if swing is not None:  # a limit cuts the tops alone, where a clock would take the bottoms along
@@ -216,22 +219,6 @@ class Planning:
         for among, most_w in ((np.ones_like(told), known.gpu_w_max), (told, known.told_w_max)):
             caps = fit_worst_case(fleet, curves, caps, among=among, hard_w=most_w - self.model_margin_w)
         return fit_feeders(fleet, curves, caps, known.feeders, fixed_w=fixed_w)
-
-    def _lowered_with_care(self, known: Known, curves: Curves, clocks_mhz: FloatArray) -> FloatArray:
-        """Clocks (n,), lowered no further at once than the load that a plan may let go; where all may go, as they are.
-
-        A target that steps to the edge of a row leaves nothing for load that goes with it.
-        """
-        if known.drift is not None:
-            return clocks_mhz
-        return lowered(
-            known.fleet,
-            curves,
-            clocks_mhz,
-            before_mhz=known.readings.acks.caps[0],
-            power_w=known.readings.power_w,
-            fall_w=known.let_go_w,
-        )
 
     def _raised_with_care(self, known: Known, given: PlanInput, plan: Plan, clocks_mhz: FloatArray) -> FloatArray:
         """Clocks (n,), raised no further than what is drawn now fits target and battery even by the steepest curve.

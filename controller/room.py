@@ -85,33 +85,29 @@ def under_ceilings_w(
     )
 
 
-def fall_w_max(site: SiteSettings, now: Situation, tracker: Tracker, *, view: EnvelopeView) -> float:
+def fall_w_max(now: Situation, tracker: Tracker, *, view: EnvelopeView, low_w: float) -> float:
     """How far one plan may lower what all GPUs may draw at their worst: what is let go must be caught by the battery.
 
-    What goes down by itself, or by the target in this cycle, is in the view and not there twice.
+    `low_w` is the lowest target that rows leave when the next plan is made. What goes down by itself, or by the target
+    in this cycle, is in the view and not there twice.
     """
-    left_w = now.estimate.grid_w - _low_w(site, now, tracker) - view.sag_w
+    left_w = now.estimate.grid_w - low_w - view.sag_w
     sample = battery_sample(now.image)
     catch_w = max(0.0, tracker.battery_now(sample).charge_w_max + (sample.power_w if sample is not None else 0.0))
     dip_w = dip_w_max(now.in_force.limits, t_eff_s=now.estimate.t_eff_s)
     return max(0.0, left_w) / STEEPNESS + min(catch_w, dip_w)
 
 
-def let_go_w_max(site: SiteSettings, now: Situation, tracker: Tracker) -> float:
+def let_go_w_max(now: Situation, tracker: Tracker, *, low_w: float) -> float:
     """How much of the load a plan may let go that no ceiling asks for yet, W.
 
     What stands above the target, for no battery carries it; of what rows leave below the target what it will not take
     itself on its way to a ceiling; and what is on a row only until the battery has answered.
     """
     above_w = max(0.0, now.estimate.grid_w - tracker.g_ref_w)
-    left_w = min(tracker.g_ref_w, ceiling_w(now.in_force.limits, now.now_s)) - _low_w(site, now, tracker)
+    left_w = min(tracker.g_ref_w, ceiling_w(now.in_force.limits, now.now_s)) - low_w
     dip_w = dip_w_max(now.in_force.limits, t_eff_s=now.estimate.t_eff_s, frac=STEP_FRAC)
     return above_w + max(0.0, left_w) + dip_w
-
-
-def _low_w(site: SiteSettings, now: Situation, tracker: Tracker) -> float:
-    """The lowest target that rows leave when the next plan is made."""
-    return float(tracker.interval.project([now.now_s + site.planner_period_s])[0][0])
 
 
 @frozen

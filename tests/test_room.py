@@ -126,7 +126,7 @@ def test_what_the_target_took_of_the_rows_is_not_there_for_caps_as_well(
     tracker: Any = SimpleNamespace(interval=interval, g_ref_w=target_w, battery_now=lambda sample: bounds)
     battery = envelope_battery(site, now.image, now.mode.flags)
     view: Any = SimpleNamespace(sag_w=ordered_w(now.image, now.estimate, tracker, battery=battery))
-    assert fall_w_max(site, now, tracker, view=view) == pytest.approx(left_w / STEEPNESS + 1e6)
+    assert fall_w_max(now, tracker, view=view, low_w=52e6) == pytest.approx(left_w / STEEPNESS + 1e6)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +150,8 @@ def test_a_plan_lets_go_what_the_target_does_not_take_itself(
         estimate=SimpleNamespace(grid_w=grid_w, t_eff_s=0.2),
         in_force=SimpleNamespace(limits=(row, ceiling)),
     )
-    interval = SimpleNamespace(project=lambda times_s: (np.array([52e6]), np.array([70e6])))
-    tracker: Any = SimpleNamespace(interval=interval, g_ref_w=target_w)
-    assert let_go_w_max(site_of(), now, tracker) == pytest.approx(let_go_w + 0.8e6)
+    tracker: Any = SimpleNamespace(g_ref_w=target_w)
+    assert let_go_w_max(now, tracker, low_w=52e6) == pytest.approx(let_go_w + 0.8e6)
 
 
 def ring_of(greatest_w: list[float], least_w: list[float]) -> PccRing:

@@ -155,7 +155,7 @@ def test_without_systemd_or_with_a_deaf_one_nothing_happens(tmp_path: Path) -> N
 
 
 def test_a_service_that_was_not_started_yet_takes_no_memory(tmp_path: Path) -> None:
-    """The bench looks at it twice a second, also between making it anew and its start."""
+    """The bench looks at it ten times a second, also between making it anew and its start."""
     unit = Unit.parse("site", "[Service]\nExecStart=/bin/true\n")
     service = Service(unit, log=tmp_path / "log", socket_path=tmp_path / "notify", environment={}).anew()
     service.measure()
