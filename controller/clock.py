@@ -45,15 +45,15 @@ class Ticker:
         self.overrun_count = 0
         self.due_ns = 0  # when the tick in hand was due; lateness is now - due
 
-    async def tick(self) -> int:
-        """Wait for the next; its number, from 0. One is skipped for every deadline that passed unserved."""
-        now_ns = self._clock.now_ns()
+    async def tick(self, *, offset_s: float = 0.0) -> int:
+        """Wait for the next, `offset_s` after its time; its number, from 0. One is skipped for every one missed."""
+        now_ns, offset_ns = self._clock.now_ns(), round(offset_s * NS_PER_S)
         if self._start_ns is None:
             self._start_ns, skipped = now_ns, 0
         else:
-            skipped = max(0, (now_ns - self._start_ns) // self._period_ns - self._tick)
+            skipped = max(0, (now_ns - self._start_ns - offset_ns) // self._period_ns - self._tick)
         self.overrun_count += skipped
         self._tick += skipped + 1
-        self.due_ns = self._start_ns + self._tick * self._period_ns
+        self.due_ns = self._start_ns + self._tick * self._period_ns + offset_ns
         await self._clock.sleep_until_ns(self.due_ns)
         return self._tick

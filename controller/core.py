@@ -15,7 +15,7 @@ from controller.above_cap import AboveCap
 from controller.arming import ARRIVAL_S, Arming, holds_back
 from controller.ballast import Ballast
 from controller.decision import Checked, Decision
-from controller.estimate import Estimate, LoadEstimator
+from controller.estimate import Estimate, LoadEstimator, LoadSource
 from controller.feeders import FeederTree
 from controller.fleet import FleetWatch, is_any_commandable
 from controller.gpu_floor import steady_floor_w
@@ -35,6 +35,7 @@ from controller.respond import Responder
 from controller.settings import Policy, SiteSettings
 from controller.situation import Situation
 from controller.steering import Steering, obeying_battery
+from controller.tick_phase import TickPhase
 from controller.tracker import Tracker
 from controller.tracker_io import TrackerOutput
 from controller.types import (
@@ -70,6 +71,7 @@ class SiteCore:
         self.site = site
         # What looks.
         self._estimator = LoadEstimator(site)
+        self._phase = TickPhase(period_s=site.tracker_period_s)
         self._fleet = FleetWatch(site, epoch=epoch)
         self._above = AboveCap(period_s=site.planner_period_s)
         self._health = Health(site, epoch=epoch)
@@ -116,6 +118,11 @@ class SiteCore:
     def early_s(self) -> float:
         """When the next cycle should be, if that is before the next tick; inf: the tick will do."""
         return min(self._responder.early_s, self._limits.found.waits_s)
+
+    @property
+    def tick_offset_s(self) -> float:
+        """How much later than at its own time the next tick should be, at most half a period; less than 0: earlier."""
+        return self._phase.offset_s
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
@@ -255,7 +262,7 @@ class SiteCore:
         return Situation(image, estimate, fleet, readings, mode, arming, in_force, self._written, is_leader)
 
     def _estimate(self, image: SiteImage) -> Estimate:
-        return self._estimator.step(
+        found = self._estimator.step(
             image.t_mono_s,
             pcc=image.pcc,
             battery=image.battery,
@@ -263,7 +270,11 @@ class SiteCore:
             meters=image.meters,
             load_bank=image.load_bank,
             is_another_battery=ANOTHER_BATTERY in image.troubles,
+            younger_s=self._phase.younger_s,
         )
+        is_loop_ours = self.site.following is Following.SOFTWARE
+        self._phase.see(image, is_on_nodes=is_loop_ours and found.source is LoadSource.NODES)
+        return found
 
     def _flags(self, image: SiteImage, estimate: Estimate, *, is_leader: bool) -> frozenset[Flag]:
         self._arming.wake(image.t_mono_s)

@@ -88,7 +88,7 @@ class Cycle:
                 await self._until_due(due, tick=tick, overrun_count=ticker.overrun_count)
                 tick = await due
                 await self.step(tick, due_ns=ticker.due_ns, overrun_count=ticker.overrun_count)
-                due = self._waking(ticker.tick())
+                due = self._waking(ticker.tick(offset_s=self._core.tick_offset_s))
         finally:
             due.cancel()
             self._sense.close()

@@ -152,10 +152,12 @@ class LoadEstimator:
         meters: Mapping[str, Reading[MeterSample]],
         load_bank: Reading[LoadBankSample] | None = None,
         is_another_battery: bool = False,
+        younger_s: float = 0.0,
     ) -> Estimate:
         """The estimate at `now_s` from everything that was read.
 
-        `is_another_battery`: another device than was armed answers in its place.
+        `is_another_battery`: another device than was armed answers in its place. `younger_s`: how much less node
+        reports wait to be read than where the meter serves.
         """
         self._battery.take(now_s, battery, is_another=is_another_battery)
         if pcc is not None:
@@ -163,7 +165,7 @@ class LoadEstimator:
             late_s = 0.0 if self._late.is_echoed else self._late_s  # an echo is of the stamps, and coarse
             pcc = self._clock.stamped(pcc, battery_at=self._battery.at, late_s=late_s, is_still=self._still.is_new)
         self._bank.take(load_bank)
-        self._take_nodes(now_s, nodes)
+        self._take_nodes(now_s, nodes, younger_s=younger_s)
         view = MeterView(
             now_s=now_s,
             battery_w=self._battery.newest_w,
@@ -360,7 +362,7 @@ class LoadEstimator:
         has_room = -ROOM_FRAC * sample.charge_w_max < sample.power_w < ROOM_FRAC * sample.discharge_w_max
         self._held_w = sample.reference_w if sample.is_following and has_room and sample.takes_orders else None
 
-    def _take_nodes(self, now_s: float, nodes: Sequence[Reading[NodeReport]]) -> None:
+    def _take_nodes(self, now_s: float, nodes: Sequence[Reading[NodeReport]], *, younger_s: float) -> None:
         """Hold a new sum of the reports against the meter."""
         metered_w = self._load_w - self._ballast_w if self._source is LoadSource.METER else None
         if not self._book.take(now_s, nodes, metered_w=metered_w):
@@ -377,17 +379,18 @@ class LoadEstimator:
             other_w=found.other_w,
             returned=self._book.returned,
             is_learning=is_learning,
+            younger_s=younger_s,
         )
         if self._bridge.is_taught and not found.missing_count:
             means = self._bridge.means
             self._late.reported(
                 now_s,
                 load_w=means.load_w,
-                delay_s=means.delay_s,
+                delay_s=self._bridge.means_delay_s,
                 is_usual=is_proven,
                 battery_stood_s=self._battery.stood_s,
             )
-            self._battery.reported(now_s, load_w=means.load_w, delay_s=means.delay_s)
+            self._battery.reported(now_s, load_w=means.load_w, delay_s=self._bridge.means_delay_s)
 
     def _learn_delay(self, age_s: float, *, elapsed_s: float) -> None:
         gain = 1.0 - math.exp(-min(max(elapsed_s, 0.0), DELAY_MEMORY_S) / DELAY_MEMORY_S)

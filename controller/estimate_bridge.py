@@ -19,7 +19,8 @@ from controller.estimate_nodes import Returned
 from controller.types import FloatArray
 
 DELAYS_S = np.arange(0.1, 3.01, 0.1)  # reports of 1 s means at 5 Hz are 0.6 s late; slow links and large sites more
-DELAY_S_MAX, DELAY_STEP_S = float(DELAYS_S[-1]), float(DELAYS_S[1] - DELAYS_S[0])
+DELAY_S_MIN, DELAY_S_MAX = float(DELAYS_S[0]), float(DELAYS_S[-1])
+DELAY_STEP_S = float(DELAYS_S[1] - DELAYS_S[0])
 DELAY_S_DECLARED = 0.6  # as of means; until the load has moved enough to tell
 YOUNGER_S = 0.2  # samples that gain less than this are means themselves, as on GPUs that have nothing else
 SCATTER_FRAC = 0.005  # of the registered peak, as a root mean square: what samples may be off by
@@ -55,6 +56,7 @@ class NodeBridge:
         self._reported_s = -math.inf
         self._compared_s = -math.inf
         self._serving = self.means
+        self._younger_s = 0.0  # than learnt, by what reports wait less to be read
         self._scatter_w = SCATTER_FRAC * scale_w
         self._metered_s, self._metered_w = -math.inf, other_w
         self._apart_w: float | None = None
@@ -66,7 +68,15 @@ class NodeBridge:
     @property
     def delay_s(self) -> float:
         """The age of the load that reports would tell now."""
-        return self._serving.delay_s
+        return self._age_s(self._serving)
+
+    @property
+    def means_delay_s(self) -> float:
+        """The same of means, whichever serve."""
+        return self._age_s(self.means)
+
+    def _age_s(self, fit: _Fit) -> float:
+        return max(fit.delay_s - self._younger_s, DELAY_S_MIN)  # where load hardly moves, too short a delay is learnt
 
     def is_heard(self, now_s: float) -> bool:
         """New reports come; what is known of nodes that fell silent is no witness."""
@@ -118,11 +128,14 @@ class NodeBridge:
         other_w: float,
         returned: Iterable[Returned] = (),
         is_learning: bool = True,
+        younger_s: float = 0.0,
     ) -> None:
         """New sums of what nodes report of their GPUs and of themselves beside these, read at `now_s`.
 
-        `returned` is what of them was not read for a while. Nothing is learnt while the meter is in doubt.
+        `returned` is what of them was not read for a while. Nothing is learnt while the meter is in doubt, nor where
+        reports are read `younger_s` younger than they were learnt to be.
         """
+        self._younger_s = younger_s
         self.means.sum_w, self._samples.sum_w = mean_w + other_w, sample_w + other_w
         for back in returned:
             self._counted_before(now_s, back)
@@ -130,7 +143,7 @@ class NodeBridge:
         if not self.is_taught:
             for fit in (self.means, self._samples):
                 fit.declared(max(self._declared_w - other_w, 0.0))
-        if not is_learning:
+        if not is_learning or younger_s:
             return
         times = self._times_s
         is_whole = len(times) > 2 and now_s - times[-1] <= GAP_S_MAX and times[0] <= now_s - DELAY_S_MAX

@@ -61,6 +61,7 @@ CORE_MID = {
         "droop",
         "limits",
         "predict",
+        "tick_phase",
         "check",
         "check_death",
     )
