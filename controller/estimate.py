@@ -365,7 +365,8 @@ class LoadEstimator:
     def _take_nodes(self, now_s: float, nodes: Sequence[Reading[NodeReport]], *, younger_s: float) -> None:
         """Hold a new sum of the reports against the meter."""
         metered_w = self._load_w - self._ballast_w if self._source is LoadSource.METER else None
-        if not self._book.take(now_s, nodes, metered_w=metered_w):
+        is_served = self._source is LoadSource.NODES
+        if not self._book.take(now_s, nodes, metered_w=metered_w, is_served=is_served):
             return
         found = self._nodes = self._book.power
         if not found.is_known:

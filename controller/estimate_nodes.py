@@ -71,13 +71,15 @@ class NodeBook:
         self.power = sum_nodes((), gpu_peak_w=gpu_peak_w)
         self.returned: tuple[Returned, ...] = ()  # with the newest sum
 
-    def take(self, now_s: float, nodes: Sequence[Reading[NodeReport]], *, metered_w: float | None) -> bool:
+    def take(
+        self, now_s: float, nodes: Sequence[Reading[NodeReport]], *, metered_w: float | None, is_served: bool = False
+    ) -> bool:
         """Sum the reports when any of them is another than before; True when there is a new sum.
 
         A report is known by what it says, never by being the same object: a replay has none twice. `metered_w` is the
-        load as a meter that is believed shows it.
+        load as a meter that is believed shows it. `is_served`: the load rests on the sum, and no tick may pass one by.
         """
-        period_s = max(PERIOD_S, PERIOD_S_PER_NODE * len(nodes))
+        period_s = max(0.0 if is_served else PERIOD_S, PERIOD_S_PER_NODE * len(nodes))
         if now_s - self._taken_s < period_s and len(nodes) == self._count:
             return False
         self._taken_s, self._count = now_s, len(nodes)

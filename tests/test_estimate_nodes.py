@@ -68,6 +68,17 @@ def test_what_comes_back_is_told_with_what_it_counted_at_and_since_when() -> Non
     assert take(5.0, [600.0, 500.0]) == ()
 
 
+def test_a_report_that_the_load_rests_on_waits_for_no_second_tick() -> None:
+    """Ticks of 0.1 s are a little less apart by rounding; beside a meter one of them may pass without a sum."""
+
+    def seen(*, is_served: bool) -> list[bool]:
+        book = NodeBook(gpu_peak_w=1e6, scale_w=PEAK_W)
+        ticks = (round(1.0 + 0.1 * k, 1) for k in range(8))
+        return [book.take(t, (node([300.0 + t], t),), metered_w=None, is_served=is_served) for t in ticks]
+
+    assert all(seen(is_served=True)) and not all(seen(is_served=False))
+
+
 def test_a_node_that_fell_silent_is_away_as_well() -> None:
     """Its last report stands; another one with the same name and other GPUs is no return of anybody."""
     book = NodeBook(gpu_peak_w=1e6, scale_w=PEAK_W)
