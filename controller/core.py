@@ -272,8 +272,8 @@ class SiteCore:
             is_another_battery=ANOTHER_BATTERY in image.troubles,
             younger_s=self._phase.younger_s,
         )
-        is_loop_ours = self.site.following is Following.SOFTWARE
-        self._phase.see(image, is_on_nodes=is_loop_ours and found.source is LoadSource.NODES)
+        if self.site.following is Following.SOFTWARE:
+            self._phase.see(image, is_on_nodes=found.source is LoadSource.NODES)
         return found
 
     def _flags(self, image: SiteImage, estimate: Estimate, *, is_leader: bool) -> frozenset[Flag]:
