@@ -34,7 +34,7 @@ class MonotonicClock:
 
 
 class Ticker:
-    """Counts ticks of `period_s`, each at an absolute deadline on `clock`; the first is at once."""
+    """Counts ticks of `period_s`, each at an absolute deadline on `clock` or off it as asked; the first is at once."""
 
     def __init__(self, clock: Clock, *, period_s: float) -> None:
         assert period_s > 0

@@ -1,8 +1,9 @@
 """The loop: sense, decide, check, act, plan, record. Read `Cycle.step` first; everything else in Rampart serves it.
 
 A grid signal, or the core in an emergency, may ask for a cycle before its tick: the same cycle, only earlier, on what
-the devices said last. It has no branch on what is simulated or real. The watchdog is fed only by a completed cycle, and
-planning comes after acting, so that the tracker never waits for the planner.
+the devices said last. Ticks come off their own times by what the core says (`controller/tick_phase.py`). The loop has
+no branch on what is simulated or real. The watchdog is fed only by a completed cycle, and planning comes after acting,
+so that the tracker never waits for the planner.
 """
 
 from __future__ import annotations
