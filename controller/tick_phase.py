@@ -14,6 +14,7 @@ import numpy as np
 
 from controller.types import FloatArray, SiteImage
 
+NODES_MAX = 64  # reports of more come all over the period: nothing to gain, and much to look at
 BINS = 40  # of a period: 5 ms at 5 Hz
 MEMORY_S = 5.0  # of arrivals: what they scatter by counts, where they came before does not
 SLACK_S = 0.005  # after its arrival a report is read from its wire
@@ -47,6 +48,9 @@ class TickPhase:
 
     def see(self, image: SiteImage, *, is_on_nodes: bool) -> None:
         """`is_on_nodes`: the load rests on node reports, and its age counts."""
+        if len(image.nodes) > NODES_MAX:
+            self.offset_s = 0.0
+            return
         is_tick, self._tick = image.tick != self._tick, image.tick
         if math.isnan(self._first_s):
             self._first_s = self._last_s = image.t_mono_s

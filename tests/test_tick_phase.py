@@ -15,7 +15,7 @@ from controller.app import make_core
 from controller.clock import Ticker
 from controller.estimate import LoadSource
 from controller.replay import replay
-from controller.tick_phase import SLACK_S, TickPhase
+from controller.tick_phase import NODES_MAX, SLACK_S, TickPhase
 from controller.types import NodeId, NodeReport, Reading, SiteImage
 from hil import vtime
 from hil.lab_site import lab_scenario
@@ -105,6 +105,15 @@ def test_reports_that_come_at_all_times_or_never_move_no_tick(after_s: tuple[flo
     for _ in range(20):
         site.tick()
         assert (site.phase.offset_s, site.phase.younger_s) == (0.0, 0.0)
+
+
+def test_a_large_fleet_is_not_looked_at() -> None:
+    """Even where its reports come together: one that does is a bench's."""
+    few, many = Site(*(NODES_MAX * (0.02,))), Site(*((NODES_MAX + 1) * (0.02,)))
+    few.tick()
+    many.tick()
+    assert few.phase.offset_s > 0.0
+    assert (many.phase.offset_s, many.phase.younger_s) == (0.0, 0.0)
 
 
 def test_what_ticks_may_gain_is_little_where_they_are_quick() -> None:
