@@ -108,24 +108,34 @@ def one_clock_per_job(fleet: Fleet, clock_mhz: FloatArray) -> FloatArray:
 
 
 def lowered(
-    fleet: Fleet, curves: Curves, clock_mhz: FloatArray, *, before_mhz: FloatArray, power_w: FloatArray, fall_w: float
+    fleet: Fleet,
+    curves: Curves,
+    clock_mhz: FloatArray,
+    *,
+    among: BoolArray,
+    before_mhz: FloatArray,
+    power_w: FloatArray,
+    fall_w: float,
 ) -> FloatArray:
     """`clock_mhz` (n,), no further below `before_mhz` (n,) than takes off `fall_w` of what is drawn, `power_w` (n,).
 
-    Every clock that goes lower goes by the same share of its way, in whole steps and by one at least. Inf is free.
+    Every clock `among` (n,) that goes lower goes by the same share of its way, in whole steps and by one at least; the
+    others go all of it. Inf is free.
     """
     table = fleet.table
     before = np.minimum(before_mhz, table.cap_max[0])
     after = np.minimum(clock_mhz, before)
     way_mhz = before - after
-    if math.isinf(fall_w) or not bool((way_mhz > 0.0).any()):
+    moves = among & (way_mhz > 0.0)
+    if math.isinf(fall_w) or not bool(moves.any()):
         return clock_mhz
     kept = curves.power_share(after / table.cap_max[0]) / curves.power_share(before / table.cap_max[0])
-    off_w = float((np.maximum(power_w - table.idle_w, 0.0) * (1.0 - kept) * table.stands_for).sum())
-    if off_w <= fall_w:
+    off_w = np.maximum(power_w - table.idle_w, 0.0) * (1.0 - kept) * table.stands_for
+    left_w, some_w = max(0.0, fall_w - float(off_w[~moves].sum())), float(off_w[moves].sum())
+    if some_w <= left_w:
         return clock_mhz
-    steps = np.maximum(np.floor(fall_w / off_w * way_mhz / CLOCK_STEP_MHZ), 1.0)
-    return np.where(way_mhz > 0.0, np.maximum(clock_mhz, before - steps * CLOCK_STEP_MHZ), clock_mhz)
+    steps = np.maximum(np.floor(left_w / some_w * way_mhz / CLOCK_STEP_MHZ), 1.0)
+    return np.where(moves, np.maximum(clock_mhz, before - steps * CLOCK_STEP_MHZ), clock_mhz)
 
 
 def has_mixed_jobs(fleet: Fleet, curves: Curves) -> bool:

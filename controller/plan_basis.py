@@ -38,7 +38,9 @@ class PlanBasis:
         self.is_blind = bounds is NO_BATTERY
         margin_w = self._margin.step(now.now_s, view.margin_w)
         low_w = float(tracker.interval.project([now.now_s + site.planner_period_s])[0][0])
-        self.fall_w = room.fall_w_max(now, tracker, view=view, low_w=low_w)
+        caught_w, target_w = room.caught_w_max(now, tracker), tracker.g_ref_w
+        self.fall_w = room.fall_w_max(now, view=view, low_w=low_w, caught_w=caught_w)
+        let_go_w = room.let_go_w_max(now, target_w=target_w, low_w=low_w, caught_w=caught_w)
         # Where nobody holds power a plan says where to, and each tick how far: what rows leave is another at each.
         self.is_stepped = drift is not None
         fall_w = math.inf if self.is_stepped else self.fall_w
@@ -55,12 +57,12 @@ class PlanBasis:
             interval=tracker.interval,
             bounds=bounds,
             energy_j=energy_j,
-            target_w=tracker.g_ref_w,
+            target_w=target_w,
             mode=now.mode.mode,
             is_planner_doubted=Flag.ENVELOPE_BUSY in now.mode.flags,
             gpu_w_max=self.gpu_w_max,
             told_w_max=told_w_max,
-            let_go_w=math.inf if self.is_stepped else room.let_go_w_max(now, tracker, low_w=low_w),
+            let_go_w=math.inf if self.is_stepped else let_go_w,
             drift=drift,
             feeders=view.feeders,
         )

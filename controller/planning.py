@@ -14,6 +14,7 @@ import numpy as np
 from controller.allocate import (
     Curves,
     clocks_of_caps,
+    drawn_w,
     fit_feeders,
     fit_worst_case,
     has_mixed_jobs,
@@ -41,7 +42,7 @@ from controller.settings import ContingencyKind, JobClassSettings, SiteSettings,
 from controller.swing import SwingWatch, limits_of_swing
 from controller.tier_watch import TierState, TierWatch
 from controller.tracker_io import Watch
-from controller.types import CeilingLimit, Feeder, FloatArray, Mode, frozen, replace
+from controller.types import BoolArray, CeilingLimit, Feeder, FloatArray, Mode, frozen, replace
 from controller.unheld import Drift
 from controller.view import ceiling_w
 
@@ -67,7 +68,7 @@ class Known:
     is_planner_doubted: bool  # the envelope overruled it too often
     gpu_w_max: float  # what all GPUs together may draw at their worst under the ceilings in force; inf without any
     told_w_max: float  # the same of those that take their caps, beside what the others draw whatever they are told
-    let_go_w: float = math.inf  # how much of the load this plan may let go beside what a ceiling needs; inf: all
+    let_go_w: float = math.inf  # how much of the load the clocks of this plan may let go; inf: all
     drift: Drift | None = None  # where no battery surely holds power on its target
     feeders: tuple[Feeder, ...] = ()
 
@@ -186,16 +187,15 @@ class Planning:
         clocks_mhz = clocks_of_caps(known.fleet, curves, cap_w=plan.cap_w, peak_w=peaks_w)
         if self._has_mixed_jobs:
             clocks_mhz = one_clock_per_job(known.fleet, clocks_mhz)
-        before_mhz, power_w = known.readings.acks.caps[0], known.readings.power_w
-        clocks_mhz = lowered(
-            known.fleet, likely, clocks_mhz, before_mhz=before_mhz, power_w=power_w, fall_w=known.let_go_w
-        )
+        every = np.ones(known.fleet.count, dtype=bool)
+        clocks_mhz = self._lowered(known, likely, clocks_mhz, among=every, fall_w=known.let_go_w)
         clocks_mhz = self._raised_with_care(known, given, plan, clocks_mhz)
         limits_w = np.full(known.fleet.count, np.inf)
         if swing is not None:  # a limit cuts the tops alone, where a clock would take the bottoms along
             limits_w, is_cut = limits_of_swing(known.fleet, swing, cap_w=plan.cap_w, peak_w=peaks_w)
             clocks_mhz = np.where(is_cut, np.inf, clocks_mhz)
-        self.caps = self._fitted(known, curves, np.vstack((clocks_mhz, limits_w)))
+        caps = self._fitted(known, curves, np.vstack((clocks_mhz, limits_w)))
+        self.caps = np.stack((self._eased(known, likely, caps), caps[1]))
         self._account(known.now_s, given, plan)
         self.armed = Armed.arm(
             known.fleet,
@@ -208,6 +208,26 @@ class Planning:
         )
         self.plan = plan
         return plan
+
+    def _eased(self, known: Known, curves: Curves, caps: FloatArray) -> FloatArray:
+        """Clocks (n,) of `caps` (2, n); those beside a limit let go what the worst case falls by, and what all may.
+
+        The limit keeps the worst case by itself. Its clock is that of a job that draws all there is, by a curve that
+        may have been learnt anew: of one that draws less it may let go of much more.
+        """
+        before_w, after_w = drawn_w(known.fleet, known.readings.acks.caps), drawn_w(known.fleet, caps)
+        is_limited = caps[1] <= after_w
+        falls_w = (np.maximum(before_w - after_w, 0.0) * known.fleet.table.stands_for)[is_limited].sum()
+        return self._lowered(known, curves, caps[0], among=is_limited, fall_w=known.let_go_w + float(falls_w))
+
+    def _lowered(
+        self, known: Known, curves: Curves, clocks_mhz: FloatArray, *, among: BoolArray, fall_w: float
+    ) -> FloatArray:
+        """Clocks (n,), of which those `among` (n,) go no further below those in force than all may let go."""
+        before_mhz, power_w = known.readings.acks.caps[0], known.readings.power_w
+        return lowered(
+            known.fleet, curves, clocks_mhz, among=among, before_mhz=before_mhz, power_w=power_w, fall_w=fall_w
+        )
 
     def _fitted(self, known: Known, curves: Curves, caps: FloatArray) -> FloatArray:
         """Caps (2, n), no higher than `caps`, under which the worst case keeps ceilings and feeders.

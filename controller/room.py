@@ -25,7 +25,6 @@ from controller.unheld import Drift
 from controller.view import ballast_w_max, battery_sample, ceiling_w, envelope_battery, unmanaged_w
 
 MARGIN_MEMORY_S = 60.0
-STEP_FRAC = 0.08  # of a row: what load that is let go may come to on it before the battery has answered
 BISECTIONS = 24  # of a share of all steps: what is left of the whole is a watt
 ROUNDING = 1e-6  # of a second of a window: one that is reached to rounding is reached
 
@@ -85,29 +84,31 @@ def under_ceilings_w(
     )
 
 
-def fall_w_max(now: Situation, tracker: Tracker, *, view: EnvelopeView, low_w: float) -> float:
+def fall_w_max(now: Situation, *, view: EnvelopeView, low_w: float, caught_w: float) -> float:
     """How far one plan may lower what all GPUs may draw at their worst: what is let go must be caught by the battery.
 
-    `low_w` is the lowest target that rows leave when the next plan is made. What goes down by itself, or by the target
-    in this cycle, is in the view and not there twice.
+    `low_w` is the lowest target that rows leave when the next plan is made, `caught_w` what the battery takes over.
+    What goes down by itself, or by the target in this cycle, is in the view and not there twice.
     """
-    left_w = now.estimate.grid_w - low_w - view.sag_w
-    sample = battery_sample(now.image)
-    catch_w = max(0.0, tracker.battery_now(sample).charge_w_max + (sample.power_w if sample is not None else 0.0))
-    dip_w = dip_w_max(now.in_force.limits, t_eff_s=now.estimate.t_eff_s)
-    return max(0.0, left_w) / STEEPNESS + min(catch_w, dip_w)
+    return max(0.0, now.estimate.grid_w - view.sag_w - low_w) / STEEPNESS + caught_w
 
 
-def let_go_w_max(now: Situation, tracker: Tracker, *, low_w: float) -> float:
-    """How much of the load a plan may let go that no ceiling asks for yet, W.
+def let_go_w_max(now: Situation, *, target_w: float, low_w: float, caught_w: float) -> float:
+    """How much of the load a plan's clocks may let go, W; `low_w` and `caught_w` as above.
 
     What stands above the target, for no battery carries it; of what rows leave below the target what it will not take
-    itself on its way to a ceiling; and what is on a row only until the battery has answered.
+    itself on its way to a ceiling; and what the battery takes over.
     """
-    above_w = max(0.0, now.estimate.grid_w - tracker.g_ref_w)
-    left_w = min(tracker.g_ref_w, ceiling_w(now.in_force.limits, now.now_s)) - low_w
-    dip_w = dip_w_max(now.in_force.limits, t_eff_s=now.estimate.t_eff_s, frac=STEP_FRAC)
-    return above_w + max(0.0, left_w) + dip_w
+    above_w = now.estimate.grid_w - target_w
+    left_w = min(target_w, ceiling_w(now.in_force.limits, now.now_s)) - low_w
+    return max(0.0, above_w) + max(0.0, left_w) + caught_w
+
+
+def caught_w_max(now: Situation, tracker: Tracker) -> float:
+    """What load that is let go the battery takes over before any row has seen more of it than is kept, W."""
+    sample = battery_sample(now.image)
+    catch_w = max(0.0, tracker.battery_now(sample).charge_w_max + (sample.power_w if sample is not None else 0.0))
+    return min(catch_w, dip_w_max(now.in_force.limits, t_eff_s=now.estimate.t_eff_s))
 
 
 @frozen
@@ -174,10 +175,10 @@ def step_range_w(windows: Iterable[WindowCheck], *, more: int = 0) -> tuple[floa
     return low_w, high_w
 
 
-def dip_w_max(limits: Iterable[Limit], *, t_eff_s: float, frac: float = UNSEEN_FRAC) -> float:
-    """What may be let go at once and come to `frac` of any row: it is on the meter for T_eff, and rows judge means."""
+def dip_w_max(limits: Iterable[Limit], *, t_eff_s: float) -> float:
+    """What may be let go at once beside what rows leave: it is on the meter for T_eff, and each row judges its mean."""
     rows = (row for row in limits if isinstance(row, RampLimit | SwingLimit))
-    return min((frac * row.max_w * max(1.0, row.mean_s / max(t_eff_s, 1e-3)) for row in rows), default=math.inf)
+    return min((UNSEEN_FRAC * row.max_w * max(1.0, row.mean_s / max(t_eff_s, 1e-3)) for row in rows), default=math.inf)
 
 
 def softened(fleet: Fleet, caps: FloatArray, last: FloatArray, *, steps: Steps) -> FloatArray:

@@ -112,18 +112,22 @@ def test_gpus_that_obey_make_up_for_those_that_do_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fall_w", "clocks_mhz"),
+    ("fall_w", "among", "clocks_mhz"),
     [
-        (np.inf, (1845.0, 1935.0)),
-        (31.0, (1935.0, 1965.0)),  # a third of the 91 W, in steps of a GPU
-        (1.0, (1965.0, 1965.0)),  # one step at least: what a plan asks for is not put off for ever
+        (np.inf, (True, True), (1845.0, 1935.0)),
+        (31.0, (True, True), (1935.0, 1965.0)),  # a third of the 91 W, in steps of a GPU
+        (1.0, (True, True), (1965.0, 1965.0)),  # one step at least: what a plan asks for is not put off for ever
+        (31.0, (True, False), (1965.0, 1935.0)),  # the other's 23 W come first
+        (1.0, (False, False), (1845.0, 1935.0)),
     ],
 )
-def test_clocks_go_no_lower_at_once_than_takes_off_what_may_go(fall_w: float, clocks_mhz: tuple[float, ...]) -> None:
+def test_clocks_go_no_lower_at_once_than_takes_off_what_may_go(
+    fall_w: float, among: tuple[bool, ...], clocks_mhz: tuple[float, ...]
+) -> None:
     """Two GPUs of 600 W go 135 and 45 MHz lower, and two are free; those that rise do."""
     site = fleet(("NVIDIA H100",) * 4, (0, 0, 1, 1))
     curves, wanted = Curves.of(site.models, load_curves()), np.array([1845.0, 1935.0, np.inf, 1500.0])
     before = np.array([np.inf, np.inf, np.inf, 1200.0])
-    power_w = np.full(4, 600.0)
-    found = lowered(site, curves, wanted, before_mhz=before, power_w=power_w, fall_w=fall_w)
+    may_wait, power_w = np.array([*among, True, True]), np.full(4, 600.0)
+    found = lowered(site, curves, wanted, among=may_wait, before_mhz=before, power_w=power_w, fall_w=fall_w)
     assert found[:2] == pytest.approx(clocks_mhz) and found[2] == np.inf and found[3] == 1500.0

@@ -17,6 +17,7 @@ from controller.room import (
     MARGIN_MEMORY_S,
     HeldMargin,
     Steps,
+    caught_w_max,
     dip_w_max,
     fall_w_max,
     let_go_w_max,
@@ -126,7 +127,21 @@ def test_what_the_target_took_of_the_rows_is_not_there_for_caps_as_well(
     tracker: Any = SimpleNamespace(interval=interval, g_ref_w=target_w, battery_now=lambda sample: bounds)
     battery = envelope_battery(site, now.image, now.mode.flags)
     view: Any = SimpleNamespace(sag_w=ordered_w(now.image, now.estimate, tracker, battery=battery))
-    assert fall_w_max(now, tracker, view=view, low_w=52e6) == pytest.approx(left_w / STEEPNESS + 1e6)
+    caught_w = caught_w_max(now, tracker)
+    assert caught_w == pytest.approx(1e6), "3 % of the row for 0.15 s; the battery could take 28"
+    assert fall_w_max(now, view=view, low_w=52e6, caught_w=caught_w) == pytest.approx(left_w / STEEPNESS + 1e6)
+
+
+def test_a_battery_takes_over_no_more_than_it_still_can() -> None:
+    """It takes 30 MW and charges with 29.6: what else is let go is on the meter for good."""
+    row, sample = SwingLimit(LimitId("usual"), 5e6, 15.0, 1.0, HERE), sample_of(site_of(), -29.6e6, 5e10, 0.0)
+    now: Any = SimpleNamespace(
+        estimate=SimpleNamespace(t_eff_s=0.15),
+        image=SimpleNamespace(battery=Reading(sample, 0.0, Quality.GOOD, "battery")),
+        in_force=SimpleNamespace(limits=(row,)),
+    )
+    tracker: Any = SimpleNamespace(battery_now=lambda sample: SimpleNamespace(charge_w_max=30e6))
+    assert caught_w_max(now, tracker) == pytest.approx(0.4e6)
 
 
 @pytest.mark.parametrize(
@@ -142,16 +157,15 @@ def test_what_the_target_took_of_the_rows_is_not_there_for_caps_as_well(
 def test_a_plan_lets_go_what_the_target_does_not_take_itself(
     grid_w: float, target_w: float, ceiling_w: float, let_go_w: float
 ) -> None:
-    """Rows leave the target 52 MW, and a follower of 0.2 s has 8 % of 10 MW on a row that judges means of 0.2 s."""
-    row = SwingLimit(LimitId("brief"), 10e6, 6.0, 0.2, HERE)
+    """Rows leave the target 52 MW, and the battery takes over 0.3."""
     ceiling = CeilingLimit(LimitId("ceiling"), ceiling_w, -np.inf, HERE)
     now: Any = SimpleNamespace(
         now_s=0.0,
-        estimate=SimpleNamespace(grid_w=grid_w, t_eff_s=0.2),
-        in_force=SimpleNamespace(limits=(row, ceiling)),
+        estimate=SimpleNamespace(grid_w=grid_w),
+        in_force=SimpleNamespace(limits=(ceiling,)),
     )
-    tracker: Any = SimpleNamespace(g_ref_w=target_w)
-    assert let_go_w_max(now, tracker, low_w=52e6) == pytest.approx(let_go_w + 0.8e6)
+    found_w = let_go_w_max(now, target_w=target_w, low_w=52e6, caught_w=0.3e6)
+    assert found_w == pytest.approx(let_go_w + 0.3e6)
 
 
 def ring_of(greatest_w: list[float], least_w: list[float]) -> PccRing:

@@ -24,6 +24,8 @@ from hil.swarm import draw
         (1002454, 30.0),  # of a late meter, ages tried beside the battery of another time: 21.8 of 10 MW
         (1002748, 82.0),  # in time again, and still as old as its values were when it was late: 13.3 of 10 MW
         (1002462, 76.0),  # a target that stepped to the edge of its row, and a plan's clocks beside it: 10.6 of 10 MW
+        (1002419, 66.0),  # a clock that came down beside the limit that held power: 5.01 of 5 MW
+        (1002995, 72.0),  # the same with a limit that went lower, by a curve that was learnt anew: 5.004 of 5 MW
         (1000242, 95.0),  # a battery that tripped while a ceiling is met: caps took what the ripple needed, 31 of 20 MW
     ],
 )
