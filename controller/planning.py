@@ -14,6 +14,7 @@ import numpy as np
 from controller.allocate import (
     Curves,
     clocks_of_caps,
+    draw_rise_w,
     drawn_w,
     fit_feeders,
     fit_worst_case,
@@ -194,8 +195,7 @@ class Planning:
         if swing is not None:  # a limit cuts the tops alone, where a clock would take the bottoms along
             limits_w, is_cut = limits_of_swing(known.fleet, swing, cap_w=plan.cap_w, peak_w=peaks_w)
             clocks_mhz = np.where(is_cut, np.inf, clocks_mhz)
-        caps = self._fitted(known, curves, np.vstack((clocks_mhz, limits_w)))
-        self.caps = np.stack((self._eased(known, likely, caps), caps[1]))
+        self.caps = self._eased(known, likely, self._fitted(known, curves, np.vstack((clocks_mhz, limits_w))))
         self._account(known.now_s, given, plan)
         self.armed = Armed.arm(
             known.fleet,
@@ -210,15 +210,16 @@ class Planning:
         return plan
 
     def _eased(self, known: Known, curves: Curves, caps: FloatArray) -> FloatArray:
-        """Clocks (n,) of `caps` (2, n); those beside a limit let go what the worst case falls by, and what all may.
+        """`caps` (2, n), of which clocks beside a limit let go what the worst case falls by, and what all may.
 
         The limit keeps the worst case by itself. Its clock is that of a job that draws all there is, by a curve that
         may have been learnt anew: of one that draws less it may let go of much more.
         """
-        before_w, after_w = drawn_w(known.fleet, known.readings.acks.caps), drawn_w(known.fleet, caps)
-        is_limited = caps[1] <= after_w
-        falls_w = (np.maximum(before_w - after_w, 0.0) * known.fleet.table.stands_for)[is_limited].sum()
-        return self._lowered(known, curves, caps[0], among=is_limited, fall_w=known.let_go_w + float(falls_w))
+        fleet, before = known.fleet, known.readings.acks.caps
+        is_limited = caps[1] <= drawn_w(fleet, caps)
+        falls_w = draw_rise_w(fleet, caps, np.where(is_limited, before, caps))  # back to what is in force
+        clocks_mhz = self._lowered(known, curves, caps[0], among=is_limited, fall_w=known.let_go_w + falls_w)
+        return np.vstack((clocks_mhz, caps[1]))
 
     def _lowered(
         self, known: Known, curves: Curves, clocks_mhz: FloatArray, *, among: BoolArray, fall_w: float

@@ -57,7 +57,7 @@ class TickPhase:
         self._count(image)
         if is_tick:
             off_s = image.t_mono_s - self.offset_s - self._first_s - self._lag_s
-            self._lag_s += LAG_GAIN * self._wrapped(off_s)
+            self._lag_s += LAG_GAIN * math.remainder(off_s, self._period_s)
         if not is_on_nodes:
             self.offset_s = 0.0
         elif is_tick:
@@ -73,9 +73,8 @@ class TickPhase:
         missed_s = last_s - came_s if before_s else np.empty(0)
         late_s = float(missed_s.max(where=missed_s < 0.5 * self._period_s, initial=0.0))
         self._late_s = max(self._late_s * math.exp(-(now_s - last_s) / LATE_MEMORY_S), late_s)
-        parts = (
-            np.ceil((came_s + self._late_s + SLACK_S - self._first_s) / self._period_s * BINS).astype(np.int64) % BINS
-        )
+        since_s = came_s + self._late_s + SLACK_S - self._first_s
+        parts = np.ceil(since_s / self._period_s * BINS).astype(np.int64) % BINS
         self._arrivals *= math.exp(-(now_s - last_s) / MEMORY_S)
         self._arrivals += np.bincount(parts, minlength=BINS)
 
@@ -83,7 +82,7 @@ class TickPhase:
         waits_s = self._waits_s()
         best = int(waits_s.argmin())
         if waits_s[self._part(self._lag_s + self.offset_s)] - waits_s[best] >= GAIN_S_MIN:
-            self.offset_s = self._wrapped(best * self._period_s / BINS - self._lag_s)
+            self.offset_s = math.remainder(best * self._period_s / BINS - self._lag_s, self._period_s)
 
     def _part(self, t_s: float) -> int:
         return round(t_s / self._period_s * BINS) % BINS
@@ -92,6 +91,3 @@ class TickPhase:
         """How long reports wait on average where ticks come at the start of each part."""
         found: FloatArray = _WAITS @ self._arrivals * (self._period_s / max(float(self._arrivals.sum()), 1e-9))
         return found
-
-    def _wrapped(self, t_s: float) -> float:
-        return t_s - self._period_s * round(t_s / self._period_s)
